@@ -1,0 +1,94 @@
+//! The door for ingest: bounded in bytes.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::Durable;
+use crate::event::{Event, RouteId};
+
+/// One socket read's worth of work from one connection. Everything in it becomes durable in one commit.
+///
+/// `R` is the right to answer, which the buffer does not look at: it comes back inside a [`Durable`].
+#[derive(Debug)]
+pub struct Arrivals<R> {
+    /// In arrival order.
+    pub events: Vec<Event>,
+    /// QoS 2 packet ids, in the same transaction as the events.
+    pub sessions: Vec<SessionChange>,
+    /// QoS 0 events that found no room, by ledger line: booked as received and dropped.
+    pub dropped: Vec<(RouteId, u64)>,
+    /// What the sender may answer once this is durable.
+    pub receipt: R,
+    /// Where the answer goes. Unbounded in count, bounded by the bytes of `room`.
+    pub reply: mpsc::UnboundedSender<Durable<R>>,
+    /// The memory this occupies, given back after the commit. `None` for work without events.
+    pub room: Option<Room>,
+}
+
+/// Changes to one persistent MQTT session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionChange {
+    /// `broker:<name>` or `listen:<name>:<client id>`.
+    pub session: Arc<str>,
+    /// In order.
+    pub changes: Vec<IdChange>,
+}
+
+/// One change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdChange {
+    /// A QoS 2 packet id arrived.
+    Add(u16),
+    /// It was released (PUBREL); PUBCOMP follows when this is durable.
+    Remove(u16),
+    /// Remember this session and its expiry in seconds (`u32::MAX` = never), packet ids kept.
+    Keep(u32),
+    /// Forget the session and all its ids.
+    Forget,
+}
+
+/// Memory that was granted; dropping it gives it back.
+#[derive(Debug)]
+pub struct Room(pub(super) OwnedSemaphorePermit);
+
+/// The buffer has stopped; nothing is accepted any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the buffer has stopped")]
+pub struct Stopped;
+
+/// Ingest's end of the queue to the buffer thread. Cheap to clone.
+#[derive(Debug)]
+pub struct Intake<R> {
+    _todo: std::marker::PhantomData<R>,
+}
+
+impl<R> Clone for Intake<R> {
+    fn clone(&self) -> Self {
+        Self { _todo: std::marker::PhantomData }
+    }
+}
+
+impl<R> Intake<R> {
+    /// Room for that many bytes, if there is some now. More than the whole bound asks for the whole bound.
+    #[must_use]
+    pub fn try_reserve(&self, _bytes: usize) -> Option<Room> {
+        unimplemented!()
+    }
+
+    /// Waits for room; meanwhile the caller does not read its socket.
+    ///
+    /// # Errors
+    /// When the buffer has stopped.
+    pub async fn reserve(&self, _bytes: usize) -> Result<Room, Stopped> {
+        unimplemented!()
+    }
+
+    /// Queues work for the next commit. Never blocks: what it may occupy was reserved before.
+    ///
+    /// # Errors
+    /// When the buffer has stopped; nothing of it will be acknowledged.
+    pub fn store(&self, _arrivals: Arrivals<R>) -> Result<(), Stopped> {
+        unimplemented!()
+    }
+}

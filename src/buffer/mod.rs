@@ -1,0 +1,94 @@
+//! The buffer: where an event becomes durable, and where it stays until Kafka has it.
+
+mod commit;
+mod intake;
+mod outlet;
+
+pub use commit::Durable;
+pub use intake::{Arrivals, IdChange, Intake, Room, SessionChange, Stopped};
+pub use outlet::{DeadLetter, LaneChunk, Outlet, Parked, ReadError, Settlement, Settler, Ticket};
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::event::{RouteId, Sequence};
+
+/// A Kafka topic that is parked: its events wait in a lane of their own, in order, while all others flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LaneId(pub i64);
+
+/// What was on the disk when the buffer was opened.
+#[derive(Debug)]
+pub struct Recovered {
+    /// Identity of this buffer.
+    pub buffer_id: uuid::Uuid,
+    /// The ledger line of each name given to `open`, in the same order.
+    pub routes: Vec<RouteId>,
+    /// QoS 2 state by session key.
+    pub sessions: HashMap<Arc<str>, StoredSession>,
+    /// Sequences of the main lane above `released` that are already settled and must not be sent again.
+    pub settled: Vec<std::ops::RangeInclusive<Sequence>>,
+    /// Everything up to here is settled.
+    pub released: Sequence,
+    /// Lanes that hold events, with their Kafka topic.
+    pub lanes: Vec<(LaneId, Arc<str>)>,
+}
+
+/// A persistent MQTT session as the buffer keeps it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoredSession {
+    /// QoS 2 packet ids that arrived and were not released yet.
+    pub packet_ids: BTreeSet<u16>,
+    /// When it was last used, milliseconds since 1970.
+    pub used_ms: i64,
+    /// Session expiry in seconds, `u32::MAX` = never.
+    pub expiry_s: u32,
+}
+
+/// The books of one route. `received = delivered + dead_lettered + dropped + purged + held`, always.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LedgerLine {
+    /// The route's `from`, or `""` for events without one.
+    pub route: Arc<str>,
+    /// Events taken in (QoS 0 dropped at the memory bound included).
+    pub received: u64,
+    /// Confirmed by Kafka.
+    pub delivered: u64,
+    /// Moved to the dead letters.
+    pub dead_lettered: u64,
+    /// Dropped by a declared policy.
+    pub dropped: u64,
+    /// Purged by an operator.
+    pub purged: u64,
+    /// Still here.
+    pub held: u64,
+}
+
+/// What the buffer looks like from outside; published after commits, at most ten times a second, and when idle.
+#[derive(Debug, Clone, Default)]
+pub struct BufferStatus {
+    /// The books, by route, `RouteId` order.
+    pub ledger: Vec<(RouteId, LedgerLine)>,
+    /// The next sequence to be given out.
+    pub next_sequence: Sequence,
+    /// Everything up to here is settled.
+    pub released: Sequence,
+    /// Arrival time of the oldest held event, milliseconds since 1970.
+    pub oldest_ms: Option<i64>,
+    /// Bytes of the database that are in use (pages without the free ones, plus the write-ahead log).
+    pub used_bytes: u64,
+    /// The limit in force.
+    pub max_bytes: u64,
+    /// True while the limit stops the intake.
+    pub full: bool,
+    /// Parked lanes: Kafka topic and events in each.
+    pub lanes: Vec<(LaneId, Arc<str>, u64)>,
+    /// Commits since start.
+    pub commits: u64,
+    /// Events stored since start.
+    pub stored: u64,
+    /// Failed writes since start, each followed by a reopen.
+    pub write_failures: u64,
+    /// Seconds the commits since start took, all together.
+    pub commit_seconds: f64,
+}

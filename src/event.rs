@@ -1,0 +1,134 @@
+//! The words all stages share: what an event is and how it is named.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// One reading as it arrived, before the buffer has given it a sequence.
+///
+/// The payload is opaque: empty and non-UTF-8 payloads are ordinary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The MQTT topic it was published to; shared, because a sensor repeats its topic all day.
+    pub topic: Arc<str>,
+    /// The application message, byte for byte.
+    pub payload: Bytes,
+    /// The QoS of the hop that brought it here.
+    pub qos: Qos,
+    /// The MQTT retain flag as received.
+    pub retain: bool,
+    /// Wall clock at arrival, milliseconds since 1970 (may be wrong on a device without a clock battery: order is by sequence).
+    pub arrived_ms: i64,
+    /// The line of the ledger that answers for it.
+    pub route: RouteId,
+    /// MQTT 5 properties that travel on; `None` for most readings.
+    pub properties: Option<Box<Properties>>,
+}
+
+impl Event {
+    /// Bytes this event is charged with wherever memory is bounded: its contents plus the structs around them.
+    #[must_use]
+    pub fn cost_bytes(&self) -> usize {
+        let properties = self.properties.as_ref().map_or(0, |p| p.cost_bytes());
+        self.topic
+            .len()
+            .saturating_add(self.payload.len())
+            .saturating_add(properties)
+            .saturating_add(EVENT_OVERHEAD_BYTES)
+    }
+}
+
+/// `Event` itself (about 100 bytes), its slot in a receipt list and in the chunk being built.
+const EVENT_OVERHEAD_BYTES: usize = 160;
+
+/// MQTT 5 properties that travel to Kafka as headers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Properties {
+    /// MIME type of the payload, by the publisher's word.
+    pub content_type: Option<Box<str>>,
+    /// Correlation data, opaque.
+    pub correlation_data: Option<Bytes>,
+    /// User properties, in order, repeated names kept.
+    pub user: Vec<(Box<str>, Box<str>)>,
+}
+
+impl Properties {
+    /// True when nothing would travel.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.content_type.is_none() && self.correlation_data.is_none() && self.user.is_empty()
+    }
+
+    fn cost_bytes(&self) -> usize {
+        let fixed =
+            self.content_type.as_ref().map_or(0, |t| t.len()) + self.correlation_data.as_ref().map_or(0, Bytes::len);
+        self.user.iter().fold(fixed.saturating_add(size_of::<Self>()), |sum, (k, v)| {
+            sum.saturating_add(k.len()).saturating_add(v.len()).saturating_add(32)
+        })
+    }
+}
+
+/// MQTT quality of service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Qos {
+    /// At most once: nobody repeats it.
+    AtMostOnce,
+    /// At least once: PUBACK.
+    AtLeastOnce,
+    /// Exactly once: PUBREC, PUBREL, PUBCOMP.
+    ExactlyOnce,
+}
+
+impl Qos {
+    /// The number on the wire: 0, 1 or 2.
+    #[must_use]
+    pub fn level(self) -> u8 {
+        match self {
+            Self::AtMostOnce => 0,
+            Self::AtLeastOnce => 1,
+            Self::ExactlyOnce => 2,
+        }
+    }
+
+    /// The QoS with that number, if there is one.
+    #[must_use]
+    pub fn from_level(level: u8) -> Option<Self> {
+        match level {
+            0 => Some(Self::AtMostOnce),
+            1 => Some(Self::AtLeastOnce),
+            2 => Some(Self::ExactlyOnce),
+            _ => None,
+        }
+    }
+}
+
+/// Position of an event in its buffer: strictly increasing from 1, contiguous, never reused.
+///
+/// `buffer id:sequence` is the event's id for ever, in the Kafka header `tidegate-id`.
+pub type Sequence = u64;
+
+/// A line of the ledger. Ids are given out by the buffer and stay the same as long as the buffer lives,
+/// whatever happens to the order of `[[route]]` tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RouteId(pub u16);
+
+impl RouteId {
+    /// Events that no `[[route]]` matched when they arrived.
+    pub const UNROUTED: Self = Self(0);
+}
+
+impl fmt::Display for RouteId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// An event that the buffer holds, under the sequence it has for ever.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Its place in the buffer.
+    pub sequence: Sequence,
+    /// What arrived.
+    pub event: Event,
+}

@@ -1,0 +1,71 @@
+//! What one broker connection or one listener has done since start; read by metrics and status.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counters of one `[[mqtt]]` or `[[listen]]` table. Written by its tasks, read by anyone.
+#[derive(Debug)]
+pub struct LinkStatus {
+    /// The table's `name`.
+    pub name: String,
+    /// `broker` or `listener`.
+    pub kind: &'static str,
+    /// Sessions that are connected now (a broker: 0 or 1).
+    pub connected: AtomicU64,
+    /// PUBLISH packets received.
+    pub messages: AtomicU64,
+    /// Payload bytes received.
+    pub payload_bytes: AtomicU64,
+    /// PUBACK, PUBREC and PUBCOMP sent.
+    pub acknowledgements: AtomicU64,
+    /// QoS 0 events that found no room.
+    pub dropped: AtomicU64,
+    /// QoS 2 repeats recognised by their packet id.
+    pub repeats: AtomicU64,
+    /// Connections made (a broker: connects; a listener: accepts that passed CONNECT).
+    pub connects: AtomicU64,
+    /// Connections ended by an error of any kind.
+    pub failures: AtomicU64,
+    /// Connections or subscriptions refused (credentials, limits, SUBACK).
+    pub refusals: AtomicU64,
+    last_error: Mutex<String>,
+}
+
+impl LinkStatus {
+    /// All zero.
+    #[must_use]
+    pub fn new(name: &str, kind: &'static str) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind,
+            connected: AtomicU64::new(0),
+            messages: AtomicU64::new(0),
+            payload_bytes: AtomicU64::new(0),
+            acknowledgements: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            repeats: AtomicU64::new(0),
+            connects: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            refusals: AtomicU64::new(0),
+            last_error: Mutex::new(String::new()),
+        }
+    }
+
+    /// Adds to one of the counters above.
+    pub fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Remembers what went wrong last, for `status`. Counted by the caller.
+    pub fn failed(&self, error: &str) {
+        if let Ok(mut last) = self.last_error.lock() {
+            error.clone_into(&mut last);
+        }
+    }
+
+    /// What went wrong last; empty when nothing did.
+    #[must_use]
+    pub fn last_error(&self) -> String {
+        self.last_error.lock().map(|last| last.clone()).unwrap_or_default()
+    }
+}

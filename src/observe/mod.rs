@@ -1,0 +1,3 @@
+//! What the outside may see: logs, metrics, health, systemd's watchdog.
+
+pub mod pulse;
