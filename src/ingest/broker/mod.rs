@@ -26,4 +26,7 @@ mod subscriptions;
 mod task;
 mod version;
 
+#[cfg(test)]
+mod tests;
+
 pub use self::task::run;

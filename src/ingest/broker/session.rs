@@ -439,3 +439,16 @@ fn whole_seconds<T: TryFrom<u64> + Copy>(duration: Duration, most: T) -> T {
     let seconds = duration.as_secs().max(u64::from(!duration.is_zero()));
     T::try_from(seconds).unwrap_or(most)
 }
+
+#[cfg(test)]
+impl Session {
+    /// As [`Session::durable`], for tests that have no buffer to prove anything.
+    pub(super) fn durable_unproven(&mut self, now: Instant, receipts: Receipts) -> Result<u64, Ended> {
+        let acknowledged = self.acker.acknowledge_unproven(receipts, &mut self.out);
+        self.committed(now, acknowledged)
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.state
+    }
+}
