@@ -36,8 +36,8 @@ pub struct Route {
     pub from: Filter,
     /// `to`
     pub to: TopicTemplate,
-    /// `key`; `None` = the MQTT topic.
-    pub key: Option<KeyTemplate>,
+    /// `key`
+    pub key: KeyTemplate,
     /// `value`
     pub value: ValueFormat,
 }
@@ -110,8 +110,8 @@ impl Routes {
             .to
             .render(mqtt_topic, &captures)
             .map_err(|why| NoTarget::IllegalTopic { mqtt: mqtt_topic.to_owned(), why })?;
-        let key = route.key.as_ref().map(|key| key.render(mqtt_topic, &captures)).filter(|key| !key.is_empty());
-        let key = key.map_or_else(|| Arc::from(mqtt_topic), Arc::from);
+        let key = route.key.render(mqtt_topic, &captures);
+        let key = if key.is_empty() { mqtt_topic.into() } else { key.into() };
         Ok(Target { topic: topic.into(), key, value: route.value })
     }
 }
@@ -120,13 +120,13 @@ impl Routes {
 mod tests {
     use super::*;
 
-    fn routes(tables: &[(&str, &str, Option<&str>)]) -> Routes {
-        let route = |&(from, to, key): &(&str, &str, Option<&str>)| {
+    fn routes(tables: &[(&str, &str, &str)]) -> Routes {
+        let route = |&(from, to, key): &(&str, &str, &str)| {
             let filter = Filter::parse(from).unwrap();
             Route {
                 name: from.into(),
                 to: TopicTemplate::parse(to, &filter).unwrap(),
-                key: key.map(|key| KeyTemplate::parse(key, &filter).unwrap()),
+                key: KeyTemplate::parse(key, &filter).unwrap(),
                 from: filter,
                 value: ValueFormat::Payload,
             }
@@ -136,10 +136,10 @@ mod tests {
 
     #[test]
     fn the_first_match_wins() {
-        let routes = routes(&[("s/{site}/alarm", "alarms", None), ("s/{site}/#", "s.{site}", Some("{site}"))]);
+        let routes = routes(&[("s/{site}/alarm", "alarms", "{topic}"), ("s/{site}/#", "s.{site}", "{site}")]);
         assert_eq!(routes.find("s/nord/alarm"), Some(0));
         assert_eq!(routes.find("s/nord/temp"), Some(1));
-        assert_eq!(routes.find("x"), None);
+        assert_eq!(routes.find("x"), "{topic}");
         let alarm = routes.target("s/nord/alarm").unwrap();
         assert_eq!((&*alarm.topic, &*alarm.key), ("alarms", "s/nord/alarm"));
         let temp = routes.target("s/nord/temp").unwrap();
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn no_route_and_no_legal_topic_are_told_apart() {
-        let routes = routes(&[("s/{a}", "{a}", None)]);
+        let routes = routes(&[("s/{a}", "{a}", "{topic}")]);
         assert_eq!(routes.target("x"), Err(NoTarget::NoRoute("x".into())));
         let long = format!("s/{}", "x".repeat(300));
         assert!(matches!(routes.target(&long), Err(NoTarget::IllegalTopic { .. })));
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn an_empty_key_becomes_the_mqtt_topic() {
-        let routes = routes(&[("s/#", "all", Some("{rest}"))]);
+        let routes = routes(&[("s/#", "all", "{rest}")]);
         assert_eq!(&*routes.target("s").unwrap().key, "s");
         assert_eq!(&*routes.target("s/").unwrap().key, "s/");
         assert_eq!(&*routes.target("s/a").unwrap().key, "a");
