@@ -1,0 +1,3 @@
+//! The subcommands, one file each.
+
+pub mod demo; // everything embedded, an outage on stage, the books at the end
