@@ -10,8 +10,8 @@
 //!   after the sensor these are two events, with two ids. A QoS 2 reading under two ids is a failure.
 //! * **Ids**: one id never stands for two readings, and the sequences of each buffer run from 1 without a gap.
 
-use std::collections::{BTreeMap, HashMap};
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use uuid::Uuid;
 

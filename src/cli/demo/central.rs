@@ -237,7 +237,8 @@ fn record(fleet: &Fleet, message: &BorrowedMessage<'_>) -> Option<Record> {
     let topic = std::str::from_utf8(header("mqtt-topic")?).ok()?;
     let (sensor, n) = fleet.recognise(topic, message.payload()?)?;
     let site = topics().iter().position(|topic| topic == message.topic())?;
-    let partition = u32::try_from(site).ok()?.checked_mul(1000)?.checked_add(u32::try_from(message.partition()).ok()?)?;
+    let partition =
+        u32::try_from(site).ok()?.checked_mul(1000)?.checked_add(u32::try_from(message.partition()).ok()?)?;
     Some(Record { sensor, n, id, partition })
 }
 

@@ -175,8 +175,7 @@ impl Drop for Relay {
 }
 
 fn spawn(site: &Site) -> Result<Child, RelayError> {
-    let log: File =
-        OpenOptions::new().create(true).append(true).open(&site.log).map_err(os("open the relay's log"))?;
+    let log: File = OpenOptions::new().create(true).append(true).open(&site.log).map_err(os("open the relay's log"))?;
     let errors = log.try_clone().map_err(os("open the relay's log"))?;
     let program = std::env::current_exe().map_err(os("find this program's own file"))?;
     Command::new(program)

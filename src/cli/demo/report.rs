@@ -79,12 +79,19 @@ fn rows(books: &Books) -> Vec<(&'static str, u64, &'static str)> {
         ("out of order", books.out_of_order, "by MQTT topic, against the sensor's own counter"),
         ("repeated", books.repeated(), "the same reading in Kafka more than once, of these:"),
         ("  sent again by the relay", books.repeated_by_relay, "same tidegate-id as before, so a reader drops it"),
-        ("  sent again by a sensor (QoS 1)", books.repeated_by_sensor, "the kill took its PUBACK: a new event with a new id"),
+        (
+            "  sent again by a sensor (QoS 1)",
+            books.repeated_by_sensor,
+            "the kill took its PUBACK: a new event with a new id",
+        ),
         ("  for no good reason", books.repeated_unexplained, ""),
         ("  QoS 2 under two ids", books.qos_2_twice, "QoS 2 promises that there is none"),
     ];
     if books.unacknowledged() > 0 {
-        rows.insert(2, ("not acknowledged", books.unacknowledged(), "the sensors still hold these; nothing was promised"));
+        rows.insert(
+            2,
+            ("not acknowledged", books.unacknowledged(), "the sensors still hold these; nothing was promised"),
+        );
     }
     rows
 }

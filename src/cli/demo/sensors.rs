@@ -256,3 +256,154 @@ async fn receive(socket: &mut TcpStream, input: &mut BytesMut) -> Result<(), Wir
 fn lost(why: &impl ToString) -> WireError {
     WireError::Ended(why.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use rumqttc::mqttbytes::QoS;
+    use rumqttc::mqttbytes::v4::{ConnAck, ConnectReturnCode, Packet, PubAck, PubComp, PubRec};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::config::MqttVersion;
+    use crate::event::Qos;
+    use crate::stop::pair;
+
+    /// A relay for one MQTT 3.1.1 sensor, with the verbs that a test needs.
+    struct Peer {
+        listener: TcpListener,
+        socket: Option<TcpStream>,
+        input: BytesMut,
+    }
+
+    impl Peer {
+        async fn new() -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            Self { listener, socket: None, input: BytesMut::new() }
+        }
+
+        async fn accept(&mut self, session_present: bool) {
+            self.socket = Some(self.listener.accept().await.unwrap().0);
+            self.input.clear();
+            assert!(matches!(self.hear().await, Some(Packet::Connect(connect)) if !connect.clean_session));
+            self.say(Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, session_present))).await;
+        }
+
+        async fn hear(&mut self) -> Option<Packet> {
+            loop {
+                if let Ok(packet) = Packet::read(&mut self.input, 4096) {
+                    return Some(packet);
+                }
+                if self.socket.as_mut().unwrap().read_buf(&mut self.input).await.unwrap() == 0 {
+                    return None;
+                }
+            }
+        }
+
+        async fn say(&mut self, packet: Packet) {
+            let mut out = BytesMut::new();
+            packet.write(&mut out, 4096).unwrap();
+            self.socket.as_mut().unwrap().write_all(&out).await.unwrap();
+        }
+
+        fn hang_up(&mut self) {
+            self.socket = None;
+        }
+    }
+
+    /// Lets one sensor talk to a script; its journal.
+    fn with_a_sensor<F: Future<Output = ()>>(
+        index: usize,
+        script: impl FnOnce(Peer, crate::stop::Stopper) -> F,
+    ) -> Journal {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let peer = Peer::new().await;
+            let address = peer.listener.local_addr().unwrap();
+            let (stopper, stop) = pair();
+            let sensor = Fleet::new(index + 1).sensors()[index].clone();
+            assert_eq!(sensor.version, MqttVersion::V311);
+            let link = Link {
+                session: Session::new(sensor.qos),
+                pace: Pace { start: Instant::now(), per_second: 10_000, sensors: u64::try_from(index + 1).unwrap() },
+                sensor,
+                tally: Arc::new(Tally::default()),
+                stop,
+                told_to_stop: None,
+            };
+            let ((_, journal), ()) = tokio::join!(link.run(address), script(peer, stopper));
+            journal
+        })
+    }
+
+    #[test]
+    fn a_qos_1_sensor_sends_again_what_was_not_acknowledged_in_order_and_with_dup() {
+        let mut offered = Vec::new();
+        let journal = with_a_sensor(2, async |mut peer, stopper| {
+            peer.accept(false).await;
+            for expected in 1..=10 {
+                let Some(Packet::Publish(publish)) = peer.hear().await else { panic!("no publish") };
+                assert_eq!((publish.pkid, publish.dup, publish.qos), (expected, false, QoS::AtLeastOnce));
+                if expected <= 4 {
+                    peer.say(Packet::PubAck(PubAck::new(expected))).await;
+                }
+            }
+            peer.hang_up();
+            peer.accept(true).await;
+            stopper.stop();
+            while let Some(packet) = peer.hear().await {
+                let Packet::Publish(publish) = packet else { break };
+                peer.say(Packet::PubAck(PubAck::new(publish.pkid))).await;
+                offered.push((publish.pkid, publish.dup));
+            }
+        });
+        assert!(offered.is_sorted() && offered.len() >= 6, "{offered:?}");
+        assert!(offered.iter().take(6).all(|(_, dup)| *dup), "{offered:?}");
+        assert!(journal.acknowledged.iter().all(|acknowledged| *acknowledged));
+        assert!((5..=10).all(|n| journal.sent_again.contains(&n)));
+        assert_eq!((journal.refused, journal.stray), (0, 0));
+    }
+
+    #[test]
+    fn a_qos_2_sensor_goes_on_from_the_step_it_had_reached() {
+        let journal = with_a_sensor(3, async |mut peer, stopper| {
+            peer.accept(false).await;
+            for expected in 1..=2 {
+                let Some(Packet::Publish(publish)) = peer.hear().await else { panic!("no publish") };
+                assert_eq!((publish.pkid, publish.qos), (expected, QoS::ExactlyOnce));
+            }
+            stopper.stop();
+            peer.say(Packet::PubRec(PubRec::new(1))).await;
+            while !matches!(peer.hear().await, Some(Packet::PubRel(release)) if release.pkid == 1) {}
+            peer.hang_up();
+            peer.accept(true).await;
+            let Some(Packet::PubRel(first)) = peer.hear().await else { panic!("no release") };
+            let Some(Packet::Publish(second)) = peer.hear().await else { panic!("no publish") };
+            assert_eq!((first.pkid, second.pkid, second.dup), (1, 2, true));
+            peer.say(Packet::PubComp(PubComp::new(1))).await;
+            peer.say(Packet::PubRec(PubRec::new(2))).await;
+            while let Some(packet) = peer.hear().await {
+                match packet {
+                    Packet::Publish(publish) => peer.say(Packet::PubRec(PubRec::new(publish.pkid))).await,
+                    Packet::PubRel(release) => peer.say(Packet::PubComp(PubComp::new(release.pkid))).await,
+                    _ => break,
+                }
+            }
+        });
+        assert!(journal.acknowledged.iter().all(|acknowledged| *acknowledged));
+        assert!(!journal.sent_again.contains(&1) && journal.sent_again.contains(&2));
+    }
+
+    #[test]
+    fn the_fleet_publishes_what_is_due_evenly_and_no_more() {
+        let pace = Pace { start: Instant::now(), per_second: 10, sensors: 4 };
+        let due = |elapsed| [0, 1, 2, 3].map(|index| pace.due(index, elapsed));
+        assert_eq!(due(Duration::ZERO), [0, 0, 0, 0]);
+        assert_eq!(due(Duration::from_secs(1)), [3, 3, 2, 2]);
+        assert_eq!(due(Duration::from_secs(2)), [5, 5, 5, 5]);
+    }
+
+    #[test]
+    fn qos_1_and_qos_2_are_what_the_tests_above_take_them_for() {
+        let fleet = Fleet::new(4);
+        assert_eq!([2, 3].map(|index| fleet.sensors()[index].qos), [Qos::AtLeastOnce, Qos::ExactlyOnce]);
+    }
+}

@@ -135,10 +135,7 @@ impl Session {
                 None
             }
             (_, Incoming::Connected { .. } | Incoming::Pong) => None,
-            (
-                _,
-                Incoming::Acknowledged { .. } | Incoming::Received { .. } | Incoming::Completed { .. },
-            ) => {
+            (_, Incoming::Acknowledged { .. } | Incoming::Received { .. } | Incoming::Completed { .. }) => {
                 self.journal.stray = self.journal.stray.saturating_add(1);
                 None
             }
@@ -250,10 +247,8 @@ mod tests {
         session.next().unwrap();
         session.next().unwrap();
         let again = session.resume(true, None);
-        let expected = [
-            Say::Publish { packet_id: u16::MAX, n: 1, again: true },
-            Say::Publish { packet_id: 1, n: 2, again: true },
-        ];
+        let expected =
+            [Say::Publish { packet_id: u16::MAX, n: 1, again: true }, Say::Publish { packet_id: 1, n: 2, again: true }];
         assert_eq!(again, expected);
     }
 

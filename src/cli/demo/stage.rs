@@ -133,7 +133,9 @@ fn introduce(view: &View, options: &Options, site: &Site, kafka: &str) {
     view.line(format!("  relay    tidegate run --config {}", site.config.display()));
     view.line(format!("           takes MQTT at {}, answers for itself at http://{}/", site.mqtt, site.http));
     view.line(format!("  Kafka    a mock cluster inside this process, at {kafka}: the real protocol, no disk\n"));
-    view.line("A reading is acknowledged when its PUBACK (QoS 1) or PUBCOMP (QoS 2) has come. By then it is on the relay's");
+    view.line(
+        "A reading is acknowledged when its PUBACK (QoS 1) or PUBCOMP (QoS 2) has come. By then it is on the relay's",
+    );
     view.line("disk, and only Kafka's own confirmation takes it off. That is what this demo tries to prove wrong.\n");
 }
 
@@ -159,8 +161,7 @@ struct Act<'a> {
 
 impl Act<'_> {
     async fn perform(&self, fleet: &Fleet, mut relay: Relay) -> Result<Finale, StageError> {
-        let pace =
-            Pace { start: self.start, per_second: self.options.rate, sensors: u64::from(self.options.sensors) };
+        let pace = Pace { start: self.start, per_second: self.options.rate, sensors: u64::from(self.options.sensors) };
         let (stopper, stop) = pair();
         let tasks = sensors::start(fleet, self.site.mqtt, pace, &self.tally, &stop);
         self.view.scene("All is well: readings pass through to Kafka, and the buffer is almost empty.");
@@ -227,7 +228,10 @@ impl Act<'_> {
         while self.start.elapsed() < self.times.sensors_stop {
             self.pause(&mut relay).await?;
             if back.elapsed() > LOOK.saturating_mul(3) && self.held.get() <= almost_none {
-                self.view.scene(format!("The backlog is gone, {:.1} s after Kafka came back.", back.elapsed().as_secs_f64()));
+                self.view.scene(format!(
+                    "The backlog is gone, {:.1} s after Kafka came back.",
+                    back.elapsed().as_secs_f64()
+                ));
                 break;
             }
         }

@@ -42,7 +42,8 @@ impl View {
     /// `expected`: how many readings a full bar means.
     pub(super) fn new(expected: u64) -> Self {
         let said = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        let terminal = io::stdout().is_terminal() && io::stderr().is_terminal() && said("TERM").is_some_and(|t| t != "dumb");
+        let terminal =
+            io::stdout().is_terminal() && io::stderr().is_terminal() && said("TERM").is_some_and(|t| t != "dumb");
         let colour = terminal && said("NO_COLOR").is_none();
         let live = terminal.then(|| Live::new(expected, colour));
         Self { started: Instant::now(), live, colour, last_plain: Cell::new(None) }
@@ -121,7 +122,7 @@ impl Live {
             ProgressBar::new(expected.max(1)).with_style(style).with_prefix(name)
         };
         Self {
-            published: bar("published", "white"),
+            published: bar("published", "bold"),
             acknowledged: bar("acknowledged", "cyan"),
             held: bar("in the buffer", "yellow"),
             in_kafka: bar("in Kafka", "green"),
