@@ -9,6 +9,7 @@ pub mod batch;
 pub mod codec;
 pub mod door;
 pub mod inbox;
+pub mod listener;
 pub mod receipt;
 pub mod status;
 pub mod topics;
