@@ -6,6 +6,7 @@
 
 pub mod acker;
 pub mod batch;
+pub mod broker;
 pub mod codec;
 pub mod door;
 pub mod inbox;
