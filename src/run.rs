@@ -30,10 +30,10 @@ use crate::buffer::{self, Buffer, BufferThread, Recovered};
 use crate::config::{self, Config};
 use crate::forward::status::ForwardStatus;
 use crate::forward::{self, ForwardError};
-use crate::ingest::door::Entrance;
-use crate::ingest::status::LinkStatus;
-use crate::ingest::listener::{self, ListenError};
 use crate::ingest::broker;
+use crate::ingest::door::Entrance;
+use crate::ingest::listener::{self, ListenError};
+use crate::ingest::status::LinkStatus;
 use crate::observe::pulse::Pulse;
 use crate::observe::status::Sources;
 use crate::observe::{http, systemd};
@@ -143,7 +143,17 @@ impl Stages {
             let (outlet, settler, pulse) = (running.outlet, running.settler, watched.pulse("forward"));
             let recovery = forward::Recovery { buffer_id, settled, lanes };
             thread::Builder::new().name("forward".to_owned()).spawn(move || {
-                forward::run(&settings, &agent_id, routes, outlet, settler, recovery, forward_status, pulse, forward_stop)
+                forward::run(
+                    &settings,
+                    &agent_id,
+                    routes,
+                    outlet,
+                    settler,
+                    recovery,
+                    forward_status,
+                    pulse,
+                    forward_stop,
+                )
             })?
         };
 
