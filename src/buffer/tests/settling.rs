@@ -23,7 +23,7 @@ fn delivered_chunks_leave_the_disk_and_the_rest_is_known_exactly() {
     let mut bench = open(dir.path());
     assert_eq!((bench.recovered.released, &bench.recovered.settled), (35, &vec![41..=50, 97..=97]));
     assert_eq!(sequences(&bench.read_all()), (36..=100).collect::<Vec<_>>(), "settled ones are forward's to skip");
-    bench.deliver((36..=40).chain(51..=100));
+    bench.settle_alone(Settlement { delivered: delivered((36..=40).chain(51..=100)), ..Settlement::default() });
     let books = bench.totals(|status| status.released == 100);
     assert_eq!((books.delivered, books.held), (100, 0));
     assert_eq!(rows(dir.path(), "chunk"), 0);

@@ -199,7 +199,7 @@ fn a_commit_delay_brings_arrivals_into_one_commit() {
     assert!(bench.status().commits <= 2, "{} commits", bench.status().commits);
 }
 
-/// SQLite without HAVE_FDATASYNC syncs with fsync, which also writes the file's times: twice the bytes a small commit.
+/// SQLite without `HAVE_FDATASYNC` syncs with fsync, which also writes the file's times: twice the bytes a small commit.
 /// The build flag is seen by every rustc that cargo starts, so it was there when SQLite was compiled.
 #[test]
 fn sqlite_was_built_with_fdatasync() {
