@@ -36,7 +36,7 @@ use super::schema::{APPLICATION_ID, Database, FORMAT_VERSION};
 use super::settle::Tools;
 use super::settlement::Applied;
 use super::space::Space;
-use super::writer::{Counts, Outside, Writer};
+use super::writer::{Attempted, Counts, Outside, Writer};
 use super::{BufferStatus, Intake, Outlet, Recovered, Settler, clock};
 use crate::config::{self, Compression};
 use crate::event::{RouteId, Sequence};
@@ -148,7 +148,7 @@ impl Buffer {
             commit_delay: self.settings.commit_delay,
             space: Space::new(self.database.wal_path(), self.settings.max_bytes),
             durable: self.books.transaction,
-            attempted_batch: false,
+            attempted: Attempted::default(),
             data_dir: self.data_dir.clone(),
             database: self.database,
             marks: self.marks,

@@ -4,6 +4,7 @@ mod crash;
 mod faults;
 mod files;
 mod limit;
+mod measure;
 mod model;
 mod settling;
 mod storing;
