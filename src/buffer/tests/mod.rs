@@ -1,10 +1,10 @@
 //! Tests of the buffer as a whole, on real files.
 
 mod crash;
+mod doubt;
 mod faults;
 mod files;
 mod limit;
-mod measure;
 mod model;
 mod settling;
 mod storing;
