@@ -73,7 +73,8 @@ pub(super) const WAL_PAGES_LEAST: u64 = 64;
 pub(super) const CACHE_KIB: i64 = 512;
 
 /// Room above `max_bytes` that only SQLite's own limit guards: one full intake (2 MiB) that was admitted just below the
-/// limit, and the pages that settlements need to move events to a parked lane or to the dead letters.
+/// limit, in the log and in the database, and the pages that settlements need to move events to a parked lane or to the
+/// dead letters.
 pub(super) const HEADROOM_BYTES: u64 = 8 * 1024 * 1024;
 
 /// … and this part of `max_bytes`, because what moves grows with what is held.

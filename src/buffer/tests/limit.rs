@@ -25,7 +25,8 @@ fn a_full_buffer_acknowledges_nothing_settles_on_and_opens_again() {
         }
     }
     let status = bench.status();
-    assert!(status.used_bytes >= 2 * MIB && status.used_bytes < 4 * MIB, "{status:?}");
+    // One batch above the limit, and it counts twice while it is in the log as well.
+    assert!(status.used_bytes >= 2 * MIB && status.used_bytes < 10 * MIB, "{status:?}");
     bench.send(vec![noise(stored + 1)], stored + 1);
     bench.send(vec![event(stored + 2)], stored + 2);
     std::thread::sleep(Duration::from_millis(500));
