@@ -74,11 +74,16 @@ fn libraries_stay_in_their_rooms() {
 
 #[test]
 fn proofs_are_made_in_one_file_each() {
-    let makers = [("Durable(", "src/buffer/commit.rs"), ("Receipt {", "src/ingest/receipt.rs"), ("Delivered {", "src/delivered.rs")];
+    let makers = [
+        ("Durable(", "src/buffer/commit.rs"),
+        ("Receipt {", "src/ingest/receipt.rs"),
+        ("Delivered {", "src/delivered.rs"),
+    ];
     for (path, source) in all_sources(&["src"]) {
         for (maker, home) in makers {
             let elsewhere = path != Path::new(home);
-            let made = code(&source).split(maker).skip(1).count() > 0 && !code(&source).contains(&format!("struct {maker}"));
+            let made =
+                code(&source).split(maker).skip(1).count() > 0 && !code(&source).contains(&format!("struct {maker}"));
             assert!(!(elsewhere && made), "{} makes a {maker}…; only {home} may", path.display());
         }
     }
@@ -140,7 +145,11 @@ fn every_planted_bug_is_planted_and_caught() {
     for variant in names {
         let question = format!("planted(Bug::{variant})");
         assert!(product.values().any(|source| source.contains(&question)), "Bug::{variant} is planted nowhere");
-        let name = planted.split(&format!("Self::{variant} => \"")).nth(1).and_then(|s| s.split('"').next()).unwrap_or_default();
+        let name = planted
+            .split(&format!("Self::{variant} => \""))
+            .nth(1)
+            .and_then(|s| s.split('"').next())
+            .unwrap_or_default();
         assert!(controls.contains(&format!("\"{name}\"")), "no test under tests/it plants {name:?}");
     }
 }
@@ -152,8 +161,19 @@ fn readme_shows_both_commands_and_the_top_level_is_whole() {
     let second = readme.find("tests/run").expect("README shows the tests");
     assert!(first < second, "the demo comes first");
     for path in [
-        "Cargo.toml", "Cargo.lock", "config/tidegate.toml", "systemd/tidegate.service", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE-MIT",
-        "LICENSE-APACHE", ".ci/run", "tests/run", "deny.toml", "rustfmt.toml", "clippy.toml",
+        "Cargo.toml",
+        "Cargo.lock",
+        "config/tidegate.toml",
+        "systemd/tidegate.service",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "LICENSE-MIT",
+        "LICENSE-APACHE",
+        ".ci/run",
+        "tests/run",
+        "deny.toml",
+        "rustfmt.toml",
+        "clippy.toml",
     ] {
         assert!(Path::new(path).exists(), "{path} is missing");
     }
@@ -189,8 +209,12 @@ fn code(source: &str) -> String {
 fn section(text: &str, from: &str) -> String {
     let start = text.find(from).unwrap_or_else(|| panic!("{from:?} is missing in src/lib.rs"));
     let body: Vec<&str> = text[start..].lines().collect();
-    let is_next = |line: &str| line.strip_prefix("//! ").is_some_and(|rest| rest.split_once(". ").is_some_and(|(n, _)| n.parse::<u8>().is_ok()));
-    let end = body.iter().skip(1).position(|line| is_next(line) || !line.starts_with("//!")).map_or(body.len(), |i| i + 1);
+    let is_next = |line: &str| {
+        line.strip_prefix("//! ")
+            .is_some_and(|rest| rest.split_once(". ").is_some_and(|(n, _)| n.parse::<u8>().is_ok()))
+    };
+    let end =
+        body.iter().skip(1).position(|line| is_next(line) || !line.starts_with("//!")).map_or(body.len(), |i| i + 1);
     body[..end].join("\n")
 }
 

@@ -64,7 +64,10 @@ impl Acker {
 
     /// Uses up the receipts of one commit and appends their answers.
     pub fn acknowledge(&self, durable: Durable<Receipts>, out: &mut BytesMut) -> Acknowledged {
-        let receipts = durable.into_receipt();
+        self.answer(durable.into_receipt(), out)
+    }
+
+    fn answer(&self, receipts: Receipts, out: &mut BytesMut) -> Acknowledged {
         out.reserve(receipts.len().saturating_mul(ACK_BYTES));
         let mut done = Acknowledged::default();
         for receipt in receipts {
@@ -89,3 +92,45 @@ impl Acker {
 
 /// Length of an acknowledgement without a reason, in both versions.
 const ACK_BYTES: usize = 4;
+
+#[cfg(test)]
+impl Acker {
+    /// Tests of the sessions have no buffer to prove anything.
+    pub(in crate::ingest) fn acknowledge_unproven(&self, receipts: Receipts, out: &mut BytesMut) -> Acknowledged {
+        self.answer(receipts, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::receipt::Receipt;
+
+    #[test]
+    fn answers_leave_in_arrival_order() {
+        let acker = Acker::new(Epoch::next());
+        let receipt = |id, answer| Receipt::new(acker.epoch(), id, answer);
+        let receipts = vec![
+            receipt(2, Answer::PubAck),
+            receipt(1, Answer::PubRec),
+            receipt(0, Answer::Proceed),
+            receipt(0x0103, Answer::PubComp),
+        ];
+        let mut out = BytesMut::from(&b"x"[..]);
+        assert_eq!(acker.answer(receipts, &mut out), Acknowledged { packets: 3, proceed: true });
+        assert_eq!(&out[..], b"x\x40\x02\x00\x02\x50\x02\x00\x01\x70\x02\x01\x03");
+    }
+
+    #[test]
+    fn receipts_of_another_connection_are_dropped() {
+        let (before, now) = (Epoch::next(), Epoch::next());
+        let receipts = vec![
+            Receipt::new(before, 1, Answer::PubAck),
+            Receipt::new(now, 2, Answer::PubAck),
+            Receipt::new(before, 0, Answer::Proceed),
+        ];
+        let mut out = BytesMut::new();
+        assert_eq!(Acker::new(now).answer(receipts, &mut out), Acknowledged { packets: 1, proceed: false });
+        assert_eq!(&out[..], b"\x40\x02\x00\x02");
+    }
+}

@@ -18,7 +18,7 @@ use super::receipt::Receipts;
 use super::status::LinkStatus;
 use super::topics::Topics;
 use crate::buffer::{Arrivals, Durable, Intake, Room, SessionChange, Stopped};
-use crate::event::RouteId;
+use crate::event::{Event, RouteId};
 use crate::route::Routes;
 
 /// What all connections are given to make their doors of.
@@ -97,6 +97,9 @@ impl Door {
     }
 
     /// Room for that batch. The future owns what it needs: keep it beside the door and poll it with the rest.
+    ///
+    /// # Errors
+    /// When the buffer has stopped.
     pub fn room(&self, batch: &Batch) -> impl Future<Output = Result<Room, Stopped>> + Send + use<> {
         let intake = self.intake.clone();
         let bytes = batch.cost_bytes();
@@ -130,6 +133,12 @@ impl Door {
         self.send(Vec::new(), Vec::new(), Vec::new(), None)
     }
 
+    /// QoS 0 events were dropped of which the ledger was not told. Whoever closes the door tells it first.
+    #[must_use]
+    pub fn owes_report(&self) -> bool {
+        !self.dropped.is_empty()
+    }
+
     /// The buffer has answered a batch.
     pub fn answered(&mut self) {
         self.outstanding = self.outstanding.saturating_sub(1);
@@ -149,7 +158,7 @@ impl Door {
 
     fn send(
         &mut self,
-        events: Vec<crate::event::Event>,
+        events: Vec<Event>,
         sessions: Vec<SessionChange>,
         receipt: Receipts,
         room: Option<Room>,

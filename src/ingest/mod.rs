@@ -6,9 +6,11 @@
 
 pub mod acker;
 pub mod batch;
+pub mod broker;
 pub mod codec;
 pub mod door;
 pub mod inbox;
+pub mod listener;
 pub mod receipt;
 pub mod status;
 pub mod topics;
