@@ -12,7 +12,7 @@
 //! * Sizes and times carry their unit.
 //! * A secret is never part of a message. Where one may stand by mistake (in a URL, in place of a path, in a Kafka
 //!   property) the value is not repeated.
-//! * Nothing here touches the network. Files are only read: secrets, and whether users files are there.
+//! * Nothing here touches the network. Files are only read: secrets, and users files to see whether they can be used.
 
 mod endpoint;
 mod env;

@@ -55,7 +55,14 @@ fn completed(text: &str) -> String {
 /// The files that cases speak of.
 fn files() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    for (name, content) in [("secret", &b"hunter2\n"[..]), ("empty", b""), ("binary", b"\xff"), ("users", b"a:b\n")] {
+    let contents: [(&str, &[u8]); 5] = [
+        ("secret", b"hunter2\n"),
+        ("empty", b""),
+        ("binary", b"\xff"),
+        ("users", b"# nobody yet\n"),
+        ("bad_users", b"# the floor\nbob:hunter2\n"),
+    ];
+    for (name, content) in contents {
         write_private(&folder.path().join(name), content);
     }
     folder
