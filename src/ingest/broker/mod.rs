@@ -27,6 +27,8 @@ mod task;
 mod version;
 
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod tests;
 
 pub use self::task::run;

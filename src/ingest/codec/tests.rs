@@ -426,7 +426,7 @@ fn drain(version: MqttVersion, bytes: &[u8]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn noise_is_survived(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
