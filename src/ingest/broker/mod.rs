@@ -31,4 +31,4 @@ mod model_tests;
 #[cfg(test)]
 mod tests;
 
-pub use self::task::run;
+pub use self::task::{run, session_key};
