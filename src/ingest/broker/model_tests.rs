@@ -148,7 +148,7 @@ impl World {
         }
         let used: BTreeSet<u16> = self.held.iter().map(|held| held.id).collect();
         // The lowest free id: reuse as early as the standard allows.
-        let id = (1..).find(|id| !used.contains(id))?;
+        let id = (1..=u16::MAX).find(|id| !used.contains(id))?;
         let number = self.next;
         self.held.push(Held { id, number, qos, phase: Phase::Waiting });
         self.qos_of.insert(number, qos);
@@ -199,7 +199,7 @@ impl World {
                 }
                 // A second one, to a PUBREL that was repeated, finds nothing.
                 Packet::PubComp(ack) => {
-                    self.held.retain(|held| held.id != ack.packet_id || held.phase != Phase::Released)
+                    self.held.retain(|held| held.id != ack.packet_id || held.phase != Phase::Released);
                 }
                 other => panic!("{other:?}"),
             }

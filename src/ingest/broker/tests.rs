@@ -34,7 +34,7 @@ impl Bench {
     }
 
     fn with_ids(version: MqttVersion, ids: &[u16]) -> Self {
-        let disk = BTreeSet::from_iter(ids.iter().copied());
+        let disk = ids.iter().copied().collect::<BTreeSet<_>>();
         let stored = StoredSession { packet_ids: disk.clone(), used_ms: 0, expiry_s: u32::MAX };
         let now = Instant::now();
         let session = Session::new(settings(version), stored, Topics::unrouted(), now);
