@@ -43,6 +43,8 @@ mod memory;
 mod registry;
 mod session;
 mod terms;
+#[cfg(test)]
+mod tests;
 mod users;
 
 use std::collections::HashMap;
