@@ -1,7 +1,9 @@
 //! The command line: one file a subcommand. Only here, standard output is written to.
 
-pub mod run;
-pub mod status;
+pub mod run; // the agent
+pub mod check; // the configuration, offline
+pub mod status; // what the running agent says
+pub mod demo; // everything embedded
 
 use std::path::PathBuf;
 use std::process::ExitCode;
