@@ -4,6 +4,7 @@ mod client;
 mod handshake;
 mod registry;
 mod session;
+mod tcp;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
