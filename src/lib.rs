@@ -2,6 +2,7 @@
 //! confirmation ever takes it off.
 
 pub mod buffer; // durable in SQLite
+mod cbor; // the one file that names serde_cbor
 pub mod config; // TOML to checked values
 pub mod delivered; // Kafka's confirmation as a value
 pub mod event; // the words all stages share
