@@ -91,9 +91,9 @@ pub fn run(
     let producer = Producer::new(&config).map_err(|error| ForwardError::Options(options::cause(&error)))?;
     let now = Instant::now();
     let mut parking = Parking::default();
-    for (lane, topic) in recovery.lanes {
+    for (_, topic) in recovery.lanes {
         tracing::info!(topic = &*topic, "kafka: topic was parked when the agent stopped; trying it again");
-        parking.recovered(topic, lane, now, unix_ms());
+        parking.recovered(topic, now, unix_ms());
     }
     let relay = Relay {
         lanes: LaneSender::new(config.clone()),
@@ -149,7 +149,9 @@ impl Relay {
             }
             self.main.turn(&mut self.shared, now);
             if let Err(error) = self.lanes.step(&mut self.shared, now) {
-                self.lanes.end(&mut self.shared, now);
+                if matches!(error, ReadError::Disk(_)) {
+                    self.lanes.end(&mut self.shared, now);
+                }
                 self.read_failed(&error, now)?;
             }
             if self.shared.outcome.due().is_some_and(|due| due <= now) {
