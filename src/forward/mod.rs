@@ -56,6 +56,8 @@ mod relay;
 mod shared;
 pub mod status;
 mod targets;
+#[cfg(test)]
+mod tests;
 mod verdict;
 
 pub use options::{REFUSED, check_options};

@@ -17,7 +17,7 @@ use super::record::Records;
 use super::shared::{Shared, unix_ms};
 use super::status::ForwardStatus;
 use super::targets::Targets;
-use crate::buffer::{LaneId, Outlet, ReadError, Settler, Stopped};
+use crate::buffer::{LaneId, Outlet, ReadError, Recovered, Settler, Stopped};
 use crate::config;
 use crate::event::Sequence;
 use crate::observe::pulse::Pulse;
@@ -52,6 +52,13 @@ pub struct Recovery {
     pub settled: Vec<std::ops::RangeInclusive<Sequence>>,
     /// Lanes that hold events, with their Kafka topic.
     pub lanes: Vec<(LaneId, Arc<str>)>,
+}
+
+impl From<&Recovered> for Recovery {
+    fn from(recovered: &Recovered) -> Self {
+        let Recovered { buffer_id, settled, lanes, .. } = recovered;
+        Self { buffer_id: *buffer_id, settled: settled.clone(), lanes: lanes.clone() }
+    }
 }
 
 /// Why the forwarder cannot go on.
