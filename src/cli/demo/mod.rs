@@ -1,0 +1,135 @@
+//! `tidegate demo`: the main job on stage, from nothing, in half a minute.
+//!
+//! It needs no file and no argument. The relay is a child process of its own (this program, `run --config`), with a
+//! configuration that the demo writes; the sensors are tasks in this process that publish to it over TCP; the central
+//! Kafka is librdkafka's mock cluster, in this process too. Kafka goes away, the relay is killed with -9 in the middle
+//! of that and started again, Kafka returns, and at the end the books are made from what Kafka holds.
+//!
+//! * `reading`: who the sensors are, what they say · `session`, `wire`, `sensors`: how they say it
+//! * `central`: the mock Kafka and its reader · `relay`: the child · `stage`: the play
+//! * `books`: the comparison, pure · `view`, `report`: what is printed
+//!
+//! Whatever happens, the child is killed and the folder removed (`--keep` keeps it): on an error, on Ctrl-C, SIGTERM
+//! and SIGHUP. The exit code is 0 only if the books balance: nothing lost, nothing out of order, every repeat
+//! explained, the relay's own books balanced, and a clean stop.
+
+mod books;
+mod central;
+mod reading;
+mod relay;
+mod report;
+mod sensors;
+mod session;
+mod stage;
+mod view;
+mod wire;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use tempfile::TempDir;
+use tokio::signal::unix::{SignalKind, signal};
+
+use stage::StageError;
+
+/// Shows the whole job on this machine: sensors, an outage of Kafka, a kill -9, and the books at the end.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Options {
+    /// About how long it takes in all.
+    // The books keep about 200 bytes a reading: 120 s of 20,000/s are 480 MB, the most that the limits here allow.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(10..=120))]
+    pub seconds: u64,
+    /// Readings a second, of all sensors together.
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=20_000))]
+    pub rate: u64,
+    /// Simulated sensors.
+    // The listener takes 256 connections by default.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub sensors: u16,
+    /// Keep the configuration, the buffer and the log, and say where.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// Why there are no books.
+#[derive(Debug, thiserror::Error)]
+enum DemoError {
+    #[error("prepare: {0}")]
+    Prepare(#[from] io::Error),
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Runs it; 0 when the books balance.
+#[must_use]
+pub fn demo(options: Options) -> ExitCode {
+    match in_a_folder(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            // Nobody may be listening any more; the exit code says it too.
+            drop(writeln!(io::stderr(), "\ntidegate demo: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn in_a_folder(options: &Options) -> Result<bool, DemoError> {
+    let folder = tempfile::Builder::new().prefix("tidegate-demo-").tempdir()?;
+    let balanced = perform(options, folder.path());
+    leave(folder, options.keep)?;
+    balanced
+}
+
+fn perform(options: &Options, folder: &Path) -> Result<bool, DemoError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (outcome, view) = tokio::select! {
+            played = stage::play(options, folder) => played?,
+            interrupted = interruption() => return Err(interrupted?),
+        };
+        let balanced = outcome.tell(&view);
+        view.line(what_next(options));
+        Ok(balanced)
+    })
+}
+
+/// Returns when somebody wants the demo to end.
+async fn interruption() -> io::Result<DemoError> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hang_up.recv() => {}
+    }
+    Ok(DemoError::Interrupted)
+}
+
+fn what_next(options: &Options) -> String {
+    let keep = if options.keep { "" } else { " --keep" };
+    format!(
+        "\nWhat to try next (README.md has the rest):\n  \
+         tidegate demo --rate 20000{keep}        ten times the load{}\n  \
+         tidegate check --config FILE         is a configuration right? All errors at once, with line and key\n  \
+         tidegate run --config FILE           the relay for your own sensors and your own Kafka",
+        if options.keep { "" } else { ", and the files stay: configuration, buffer, log" },
+    )
+}
+
+fn leave(folder: TempDir, keep: bool) -> io::Result<()> {
+    if !keep {
+        return folder.close();
+    }
+    let kept: PathBuf = folder.keep();
+    let note = format!(
+        "\nKept in {}: tidegate.toml (configuration), data/ (buffer), relay.log (log of both runs).",
+        kept.display()
+    );
+    drop(writeln!(io::stdout(), "{note}"));
+    Ok(())
+}

@@ -1,0 +1,331 @@
+//! The play: who is on stage, what happens when.
+//!
+//! ```text
+//!   0 ──────────── kafka_goes ──── killed ──── kafka_back ─────────────── sensors_stop ── drain ── SIGTERM ── books
+//!     normal flow  │  the buffer grows  │  …and grows  │  backlog drains      │
+//!                  └────────────── 8 s of outage ──────┘
+//! ```
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::path::Path;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::Options;
+use super::books::{Account, Books};
+use super::central::{Central, CentralError};
+use super::reading::Fleet;
+use super::relay::{Relay, RelayError, Site, Status};
+use super::report::Outcome;
+use super::sensors::{self, Pace, Tally};
+use super::session::Journal;
+use super::view::{Numbers, View, grouped};
+use crate::stop::pair;
+
+/// Longest outage on stage.
+const OUTAGE: Duration = Duration::from_secs(8);
+
+/// Of the whole time, what starting, draining and stopping take.
+const BEFORE_AND_AFTER: Duration = Duration::from_secs(3);
+
+/// How long Kafka may take to get the last acknowledged reading. A backlog drains in a second or two.
+const DRAIN_TIME: Duration = Duration::from_secs(30);
+
+/// How often the numbers are read and drawn.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Why the play broke off.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StageError {
+    /// The relay, or what it needs.
+    #[error(transparent)]
+    Relay(#[from] RelayError),
+    /// The central Kafka.
+    #[error(transparent)]
+    Central(#[from] CentralError),
+    /// A sensor's task died.
+    #[error("a simulated sensor failed: {0}")]
+    Sensor(#[from] tokio::task::JoinError),
+}
+
+/// When what happens, from the first reading on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Times {
+    kafka_goes: Duration,
+    killed: Duration,
+    dark: Duration,
+    kafka_back: Duration,
+    sensors_stop: Duration,
+}
+
+impl Times {
+    /// A short demo has a short outage; a long one has more of the rest.
+    fn new(seconds: u64) -> Self {
+        let play = Duration::from_secs(seconds).saturating_sub(BEFORE_AND_AFTER);
+        let outage = OUTAGE.min(play.mul_f64(0.3));
+        let kafka_goes = play.saturating_sub(outage).mul_f64(0.4);
+        Self {
+            kafka_goes,
+            killed: kafka_goes.saturating_add(outage / 2),
+            dark: outage / 10,
+            kafka_back: kafka_goes.saturating_add(outage),
+            sensors_stop: play,
+        }
+    }
+}
+
+/// Plays it in that folder.
+pub(super) async fn play(options: &Options, folder: &Path) -> Result<(Outcome, View), StageError> {
+    let times = Times::new(options.seconds);
+    let mut view = View::new(options.rate.saturating_mul(times.sensors_stop.as_secs()));
+    let fleet = Arc::new(Fleet::new(usize::from(options.sensors)));
+    let central = Central::start(&fleet)?;
+    let site = Site::prepare(folder, &central.address())?;
+    introduce(&view, options, &site, &central.address());
+    let (relay, took) = Relay::start(&site).await?;
+    view.line(format!("The relay is ready after {:.2} s, as process {}.\n", took.as_secs_f64(), relay.pid()));
+    view.curtain();
+
+    let act = Act {
+        options,
+        times,
+        central: &central,
+        site: &site,
+        view: &view,
+        start: Instant::now(),
+        tally: Arc::new(Tally::default()),
+        held: Cell::new(0),
+        most_held: Cell::new(0),
+    };
+    let finale = tokio::select! {
+        finale = act.perform(&fleet, relay) => finale?,
+        never = act.watch() => match never {},
+    };
+    let haul = central.finish().await?;
+    let accounts: Vec<Account> = fleet
+        .sensors()
+        .iter()
+        .zip(finale.journals)
+        .map(|(sensor, journal)| Account { qos: sensor.qos, journal })
+        .collect();
+    let books = Books::new(&accounts, &haul.records, haul.foreign);
+    view.close();
+    Ok((Outcome { books, relay: finale.status, exit: finale.exit }, view))
+}
+
+fn introduce(view: &View, options: &Options, site: &Site, kafka: &str) {
+    let rate = grouped(options.rate);
+    view.line(format!(
+        "{}: a site with a bad link, on one machine, in about {} s.\n",
+        view.bold("tidegate demo"),
+        options.seconds
+    ));
+    view.line(format!(
+        "  sensors  {} simulated ones, {rate} readings/s together, over TCP: MQTT 5 and 3.1.1, QoS 1 and 2",
+        options.sensors
+    ));
+    view.line(format!("  relay    tidegate run --config {}", site.config.display()));
+    view.line(format!("           takes MQTT at {}, answers for itself at http://{}/", site.mqtt, site.http));
+    view.line(format!("  Kafka    a mock cluster inside this process, at {kafka}: the real protocol, no disk\n"));
+    view.line(
+        "A reading is acknowledged when its PUBACK (QoS 1) or PUBCOMP (QoS 2) has come. By then it is on the relay's",
+    );
+    view.line("disk, and only Kafka's own confirmation takes it off. That is what this demo tries to prove wrong.\n");
+}
+
+/// What the relay and the sensors said at the end.
+struct Finale {
+    journals: Vec<Journal>,
+    status: Option<Status>,
+    exit: Option<ExitStatus>,
+}
+
+struct Act<'a> {
+    options: &'a Options,
+    times: Times,
+    central: &'a Central,
+    site: &'a Site,
+    view: &'a View,
+    start: Instant,
+    tally: Arc<Tally>,
+    /// As `/status` said last.
+    held: Cell<u64>,
+    most_held: Cell<u64>,
+}
+
+impl Act<'_> {
+    async fn perform(&self, fleet: &Fleet, mut relay: Relay) -> Result<Finale, StageError> {
+        let pace = Pace { start: self.start, per_second: self.options.rate, sensors: u64::from(self.options.sensors) };
+        let (stopper, stop) = pair();
+        let tasks = sensors::start(fleet, self.site.mqtt, pace, &self.tally, &stop);
+        self.view.scene("All is well: readings pass through to Kafka, and the buffer is almost empty.");
+        self.until(self.times.kafka_goes, &mut relay).await?;
+
+        let relay = self.outage(relay).await?;
+        let mut relay = self.recovery(relay).await?;
+        self.until(self.times.sensors_stop, &mut relay).await?;
+
+        stopper.stop();
+        self.view.scene("The sensors stop, and wait for their last acknowledgements.");
+        let journals = collect(tasks).await?;
+        self.drain(&mut relay).await?;
+        let status = self.site.status().await;
+        let (exit, took) = relay.stop().await?;
+        self.view.scene(match exit {
+            Some(exit) => format!("SIGTERM: the relay stopped after {:.2} s ({exit}).", took.as_secs_f64()),
+            None => format!("SIGTERM: the relay did not stop within {:.0} s, and was killed.", took.as_secs_f64()),
+        });
+        Ok(Finale { journals, status, exit })
+    }
+
+    /// Kafka goes away, and in the middle of that the relay is killed and started again.
+    async fn outage(&self, mut relay: Relay) -> Result<Relay, StageError> {
+        let away = self.times.kafka_back.saturating_sub(self.times.kafka_goes);
+        self.central.go_away()?;
+        let acknowledged_before = self.numbers().acknowledged;
+        self.view.scene(format!(
+            "Kafka goes away for {:.1} s. Readings are still acknowledged: they are on disk, and the buffer grows.",
+            away.as_secs_f64()
+        ));
+        self.until(self.times.killed, &mut relay).await?;
+
+        let resumed_before = self.tally.resumed.load(Ordering::Relaxed);
+        relay.kill()?;
+        self.view.scene("kill -9: the relay dies in mid-sentence. The sensors keep what was not acknowledged.");
+        sleep(self.times.dark).await;
+        let (mut relay, took) = Relay::start(self.site).await?;
+        let held = self.site.status().await.map_or(0, |status| status.held);
+        self.view.scene(format!(
+            "The relay is started again: ready after {:.2} s, with {} readings from its disk.",
+            took.as_secs_f64(),
+            grouped(held)
+        ));
+        self.until(self.times.kafka_back, &mut relay).await?;
+        self.view.scene(format!(
+            "In the outage {} readings were acknowledged; {} sensors came back to their sessions.",
+            grouped(self.numbers().acknowledged.saturating_sub(acknowledged_before)),
+            self.tally.resumed.load(Ordering::Relaxed).saturating_sub(resumed_before)
+        ));
+        Ok(relay)
+    }
+
+    /// Kafka returns, and the backlog drains while new readings come in.
+    async fn recovery(&self, mut relay: Relay) -> Result<Relay, StageError> {
+        self.central.come_back()?;
+        let back = Instant::now();
+        self.view.scene(format!(
+            "Kafka is back. {} readings wait in the buffer; they go out in order, while new ones come in.",
+            grouped(self.most_held.get())
+        ));
+        // Half a second of readings is what may be on its way at any time.
+        let almost_none = self.options.rate / 2;
+        while self.start.elapsed() < self.times.sensors_stop {
+            self.pause(&mut relay).await?;
+            if back.elapsed() > LOOK.saturating_mul(3) && self.held.get() <= almost_none {
+                self.view.scene(format!(
+                    "The backlog is gone, {:.1} s after Kafka came back.",
+                    back.elapsed().as_secs_f64()
+                ));
+                break;
+            }
+        }
+        Ok(relay)
+    }
+
+    /// Until Kafka holds what was acknowledged and the buffer is empty, or the time is over.
+    async fn drain(&self, relay: &mut Relay) -> Result<(), StageError> {
+        let begun = Instant::now();
+        loop {
+            let numbers = self.numbers();
+            let empty = self.site.status().await.is_some_and(|status| status.held == 0);
+            if empty && numbers.in_kafka >= numbers.acknowledged {
+                self.view.scene("The buffer is empty.");
+                return Ok(());
+            }
+            if begun.elapsed() > DRAIN_TIME {
+                self.view.scene(format!("The buffer is not empty after {} s.", DRAIN_TIME.as_secs()));
+                return Ok(());
+            }
+            self.pause(relay).await?;
+        }
+    }
+
+    async fn until(&self, at: Duration, relay: &mut Relay) -> Result<(), StageError> {
+        while self.start.elapsed() < at {
+            self.pause(relay).await?;
+        }
+        Ok(())
+    }
+
+    /// A moment, in which the relay must not end by itself.
+    async fn pause(&self, relay: &mut Relay) -> Result<(), StageError> {
+        sleep(LOOK / 2).await;
+        Ok(relay.check()?)
+    }
+
+    /// Keeps the numbers fresh and on the screen, for ever.
+    async fn watch(&self) -> Infallible {
+        loop {
+            let held = match self.site.status().await {
+                Some(status) => status.held,
+                // It is dead or busy: what was promised and has not arrived is the best guess.
+                None => {
+                    let numbers = self.numbers();
+                    numbers.acknowledged.saturating_sub(numbers.in_kafka)
+                }
+            };
+            self.held.set(held);
+            self.most_held.set(held.max(self.most_held.get()));
+            self.view.draw(self.numbers());
+            sleep(LOOK).await;
+        }
+    }
+
+    fn numbers(&self) -> Numbers {
+        Numbers {
+            published: self.tally.published.load(Ordering::Relaxed),
+            acknowledged: self.tally.acknowledged.load(Ordering::Relaxed),
+            held: self.held.get(),
+            in_kafka: self.central.readings(),
+        }
+    }
+}
+
+/// The journals in the order of the fleet.
+async fn collect(mut tasks: JoinSet<(usize, Journal)>) -> Result<Vec<Journal>, StageError> {
+    let mut journals = Vec::with_capacity(tasks.len());
+    while let Some(journal) = tasks.join_next().await {
+        journals.push(journal?);
+    }
+    journals.sort_by_key(|(index, _)| *index);
+    Ok(journals.into_iter().map(|(_, journal)| journal).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thirty_seconds_have_eight_of_outage_with_the_kill_in_the_middle() {
+        let times = Times::new(30);
+        assert_eq!(times.kafka_back, times.kafka_goes + Duration::from_secs(8));
+        assert_eq!(times.killed, times.kafka_goes + Duration::from_secs(4));
+        assert_eq!(times.sensors_stop, Duration::from_secs(27));
+    }
+
+    #[test]
+    fn scenes_follow_each_other_however_long_the_demo() {
+        for seconds in 10..=120 {
+            let times = Times::new(seconds);
+            assert!(times.kafka_goes > Duration::from_secs(1), "{times:?}");
+            assert!(times.kafka_goes < times.killed && times.killed + times.dark < times.kafka_back, "{times:?}");
+            assert!(times.kafka_back + Duration::from_secs(2) < times.sensors_stop, "{times:?}");
+        }
+    }
+}

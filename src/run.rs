@@ -1,0 +1,319 @@
+//! Wires the stages, starts them, and stops them in flow order.
+//!
+//! ```text
+//!   thread          runs                                   owns
+//!   main            tokio, one thread: ingest, http,       the sockets
+//!                   systemd, signals
+//!   buffer          group commits                          the only write connection to SQLite
+//!   forward         sends, reads reports, settles          the Kafka producer, a read connection
+//!   (librdkafka's)  one a Kafka broker and one more
+//! ```
+//!
+//! Stop: ingest stops reading → what is queued is committed → its acknowledgements leave → forward sends until its
+//! deadline and settles what Kafka confirmed → the buffer closes. Nothing depends on this order being finished: a
+//! kill -9 at any point loses nothing. It is there so that nothing need be repeated.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+use crate::buffer::{self, Buffer, BufferThread, Recovered};
+use crate::config::{self, Config};
+use crate::forward::status::ForwardStatus;
+use crate::forward::{self, ForwardError};
+use crate::ingest::broker;
+use crate::ingest::door::Entrance;
+use crate::ingest::listener::{self, ListenError};
+use crate::ingest::status::LinkStatus;
+use crate::observe::pulse::Pulse;
+use crate::observe::status::Sources;
+use crate::observe::{http, systemd};
+use crate::stop::{self, Stopper};
+
+/// Ingest has this long to commit and acknowledge what it has read. With [`FORWARD_TIME`] and the buffer's last commit
+/// it stays below the 10 s that are promised for SIGTERM.
+pub const INGEST_TIME: Duration = Duration::from_secs(4);
+
+/// Forward has this long to hear from Kafka about what is in flight, and the buffer to close behind it.
+pub const FORWARD_TIME: Duration = Duration::from_secs(5);
+
+/// A thread that has ended is noticed this soon while stopping.
+const JOIN_STEP: Duration = Duration::from_millis(5);
+
+/// Why the agent ended on its own.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The buffer cannot be opened.
+    #[error(transparent)]
+    Buffer(#[from] buffer::OpenError),
+    /// A `[[listen]]` table cannot be served.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// `[http] listen` cannot be served.
+    #[error("[http] listen = \"{address}\": {cause}; another program, or another agent, may use it; \"\" turns it off")]
+    Http {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// The operating system refused a thread, a signal handler or the runtime.
+    #[error("start: {0}")]
+    System(#[from] std::io::Error),
+    /// A stage ended although nobody asked it to.
+    #[error("{stage} ended: {cause}")]
+    Stage {
+        /// Which.
+        stage: &'static str,
+        /// Its last words.
+        cause: String,
+    },
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start, or when a stage gives up; what is on disk stays there.
+pub fn run(config: Config) -> Result<(), RunError> {
+    let (buffer, recovered) = Buffer::open(config.buffer.clone(), &config.agent.data_dir, &config.routes.names())?;
+    info!(
+        agent = config.agent.id,
+        buffer_id = %recovered.buffer_id,
+        data_dir = %config.agent.data_dir.display(),
+        "tidegate {} starts",
+        env!("CARGO_PKG_VERSION")
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let (mut stages, sources) = Stages::start(config, buffer, recovered).await?;
+        systemd::ready();
+        info!("ready");
+        let end = stages.until_stop(&mut signals).await;
+        sources.serving.store(false, Ordering::Relaxed);
+        systemd::stopping();
+        stages.stop_in_flow_order().await;
+        if end.is_ok() {
+            info!(held = sources.snapshot().total.held, "stopped as asked");
+        }
+        end
+    })
+}
+
+/// What runs, and the hands that stop it.
+struct Stages {
+    ingest: JoinSet<Result<(), ListenError>>,
+    stop_ingest: Stopper,
+    forward: thread::JoinHandle<Result<(), ForwardError>>,
+    stop_forward: Stopper,
+    buffer: BufferThread,
+    observers: JoinSet<()>,
+    stop_observers: Stopper,
+    /// Each thread holds the sender of its status, so that these tell when one has ended.
+    buffer_seen: watch::Receiver<Arc<buffer::BufferStatus>>,
+    forward_seen: watch::Receiver<ForwardStatus>,
+}
+
+impl Stages {
+    async fn start(config: Config, buffer: Buffer, recovered: Recovered) -> Result<(Self, Arc<Sources>), RunError> {
+        // What can be in the way is found before any reading is taken.
+        let page = bind_http(&config.http).await?;
+        let mut bound = Vec::new();
+        for settings in config.listen {
+            bound.push((settings.name.clone(), listener::bind(settings)?));
+        }
+        let mut watched = Watched::default();
+        let Recovered { buffer_id, routes: route_ids, mut sessions, settled, lanes, .. } = recovered;
+        let routes = Arc::new(config.routes);
+        let running = buffer.start(watched.pulse("buffer"))?;
+
+        let (stop_forward, forward_stop) = stop::pair();
+        let (forward_status, forward_seen) = watch::channel(ForwardStatus::default());
+        let forward = {
+            let (settings, agent_id, routes) = (config.kafka, config.agent.id.clone(), Arc::clone(&routes));
+            let (outlet, settler, pulse) = (running.outlet, running.settler, watched.pulse("forward"));
+            let recovery = forward::Recovery { buffer_id, settled, lanes };
+            thread::Builder::new().name("forward".to_owned()).spawn(move || {
+                forward::run(
+                    &settings,
+                    &agent_id,
+                    routes,
+                    outlet,
+                    settler,
+                    recovery,
+                    forward_status,
+                    pulse,
+                    forward_stop,
+                )
+            })?
+        };
+
+        let entrance = Entrance { intake: running.intake, routes, route_ids: Arc::from(route_ids) };
+        let (stop_ingest, stop) = stop::pair();
+        let mut ingest = JoinSet::new();
+        for settings in config.mqtt {
+            let stored = sessions.remove(&*broker::session_key(&settings.name)).unwrap_or_default();
+            let status = watched.link(&settings.name, "broker");
+            let pulse = watched.pulse(&format!("mqtt {}", settings.name));
+            let running = broker::run(settings, entrance.clone(), stored, status, pulse, stop.clone());
+            ingest.spawn(async move {
+                running.await;
+                Ok(())
+            });
+        }
+        for (name, bound) in bound {
+            let status = watched.link(&name, "listener");
+            let pulse = watched.pulse(&format!("listen {name}"));
+            ingest.spawn(listener::run(bound, entrance.clone(), sessions.clone(), status, pulse, stop.clone()));
+        }
+
+        let sources = Arc::new(Sources {
+            agent: config.agent.id,
+            buffer_id,
+            started: Instant::now(),
+            buffer: running.status.clone(),
+            forward: forward_seen.clone(),
+            links: watched.links,
+            pulses: watched.pulses,
+            serving: AtomicBool::new(true),
+        });
+        let (stop_observers, stop) = stop::pair();
+        let mut observers = JoinSet::new();
+        observers.spawn(systemd::attend(Arc::clone(&sources), stop.clone()));
+        if let Some(page) = page {
+            observers.spawn(http::serve(page, Arc::clone(&sources), stop));
+        }
+        let (buffer, buffer_seen) = (running.thread, running.status);
+        let stages = Self {
+            ingest,
+            stop_ingest,
+            forward,
+            stop_forward,
+            buffer,
+            observers,
+            stop_observers,
+            buffer_seen,
+            forward_seen,
+        };
+        Ok((stages, sources))
+    }
+
+    /// Returns when a signal asks to stop, or with an error when a stage has ended by itself.
+    async fn until_stop(&mut self, signals: &mut Signals) -> Result<(), RunError> {
+        let stage = tokio::select! {
+            name = signals.stop() => {
+                info!(signal = name, "stopping");
+                return Ok(());
+            }
+            () = gone(&mut self.buffer_seen) => "buffer",
+            () = gone(&mut self.forward_seen) => "forward",
+            Some(end) = self.ingest.join_next() => {
+                return Err(match end {
+                    Ok(Ok(())) => RunError::Stage { stage: "ingest", cause: "nobody asked it to".to_owned() },
+                    Ok(Err(error)) => RunError::Listen(error),
+                    Err(error) => RunError::Stage { stage: "ingest", cause: error.to_string() },
+                });
+            }
+        };
+        Err(RunError::Stage { stage, cause: "its last words follow".to_owned() })
+    }
+
+    /// Sockets first, then the buffer's queue, then Kafka, then the buffer itself. Custody rules 1 and 2 hold at any
+    /// point of it.
+    async fn stop_in_flow_order(mut self) {
+        self.stop_ingest.stop();
+        let all_acknowledged = async { while self.ingest.join_next().await.is_some() {} };
+        if timeout(INGEST_TIME, all_acknowledged).await.is_err() {
+            warn!("not all that was read was committed in time; it was not acknowledged and will come again");
+        }
+        // Drops the last doors to the buffer.
+        drop(self.ingest);
+        self.stop_forward.stop();
+        let (forward, buffer) = (self.forward, self.buffer);
+        let both_threads = async {
+            while !(forward.is_finished() && buffer.is_finished()) {
+                tokio::time::sleep(JOIN_STEP).await;
+            }
+        };
+        if timeout(FORWARD_TIME, both_threads).await.is_err() {
+            warn!("the last stage did not end in time; what Kafka confirmed last may be sent again");
+        } else {
+            if let Ok(Err(error)) = forward.join() {
+                error!("{error}");
+            }
+            if let Err(error) = buffer.join() {
+                error!("{error}");
+            }
+        }
+        self.stop_observers.stop();
+        while self.observers.join_next().await.is_some() {}
+    }
+}
+
+/// Returns when the sender is gone.
+async fn gone<T>(seen: &mut watch::Receiver<T>) {
+    while seen.changed().await.is_ok() {}
+}
+
+/// What is watched of the stages, gathered while they are started.
+#[derive(Default)]
+struct Watched {
+    pulses: Vec<(String, Pulse)>,
+    links: Vec<Arc<LinkStatus>>,
+}
+
+impl Watched {
+    fn pulse(&mut self, stage: &str) -> Pulse {
+        let pulse = Pulse::new();
+        self.pulses.push((stage.to_owned(), pulse.clone()));
+        pulse
+    }
+
+    fn link(&mut self, name: &str, kind: &'static str) -> Arc<LinkStatus> {
+        let status = Arc::new(LinkStatus::new(name, kind));
+        self.links.push(Arc::clone(&status));
+        status
+    }
+}
+
+async fn bind_http(http: &config::Http) -> Result<Option<TcpListener>, RunError> {
+    let Some(address) = http.listen else { return Ok(None) };
+    TcpListener::bind(address).await.map(Some).map_err(|cause| RunError::Http { address, cause })
+}
+
+/// The signals that the agent knows.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Returns the name of the signal that asks to stop.
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hangup.recv() => info!("SIGHUP is reserved and does nothing; restart to read the configuration again"),
+            }
+        }
+    }
+}
