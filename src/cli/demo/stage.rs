@@ -32,7 +32,7 @@ use crate::stop::pair;
 const OUTAGE: Duration = Duration::from_secs(8);
 
 /// Of the whole time, what starting, draining and stopping take.
-const BEFORE_AND_AFTER: Duration = Duration::from_secs(3);
+const BEFORE_AND_AFTER: Duration = Duration::from_secs(2);
 
 /// How long Kafka may take to get the last acknowledged reading. A backlog drains in a second or two.
 const DRAIN_TIME: Duration = Duration::from_secs(30);
@@ -316,7 +316,7 @@ mod tests {
         let times = Times::new(30);
         assert_eq!(times.kafka_back, times.kafka_goes + Duration::from_secs(8));
         assert_eq!(times.killed, times.kafka_goes + Duration::from_secs(4));
-        assert_eq!(times.sensors_stop, Duration::from_secs(27));
+        assert_eq!(times.sensors_stop, Duration::from_secs(28));
     }
 
     #[test]
