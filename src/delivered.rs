@@ -37,6 +37,12 @@ impl Delivered {
         }
     }
 
+    /// A proof of nothing, for the planted bugs only; no release has this function.
+    #[cfg(feature = "planted")]
+    pub(crate) fn forged(sequence: Sequence, route: RouteId) -> Self {
+        Self { sequence, route }
+    }
+
     /// Which event.
     #[must_use]
     pub fn sequence(&self) -> Sequence {

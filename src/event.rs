@@ -132,3 +132,13 @@ pub struct Stored {
     /// What arrived.
     pub event: Event,
 }
+
+/// The wall clock, milliseconds since 1970. Only for people and for record timestamps; order is by [`Sequence`].
+#[must_use]
+pub fn wall_clock_ms() -> i64 {
+    use std::time::{SystemTime, UNIX_EPOCH};
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_millis()).map_or(i64::MIN, i64::wrapping_neg),
+    }
+}

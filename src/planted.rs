@@ -1,7 +1,7 @@
 //! Bugs on purpose, for the positive controls: each fault test must turn red on one of these.
 //!
 //! Without the cargo feature `planted` every question is a constant `false` and nothing of this is in the binary.
-//! With it, `TIDEGATE_PLANT=<name>` plants one bug. The tests build that binary beside the real one.
+//! With it, `TIDEGATE_PLANT=<name>[,<name>]` plants bugs. The tests build that binary beside the real one.
 
 /// A bug that a test must be able to see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,9 @@ pub enum Bug {
     BlindWatchdog,
     /// A record that Kafka refuses is released without a dead letter.
     DropDeadLetters,
+    /// Not a bug but a fault: the forwarder's loop stands still two seconds after start, so that the watchdog has
+    /// something to find.
+    StuckForward,
 }
 
 impl Bug {
@@ -49,6 +52,7 @@ impl Bug {
             Self::CarelessStop => "careless-stop",
             Self::BlindWatchdog => "blind-watchdog",
             Self::DropDeadLetters => "drop-dead-letters",
+            Self::StuckForward => "stuck-forward",
         }
     }
 }
@@ -67,5 +71,5 @@ pub const fn planted(_bug: Bug) -> bool {
 pub fn planted(bug: Bug) -> bool {
     use std::sync::LazyLock;
     static PLANTED: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("TIDEGATE_PLANT").ok());
-    PLANTED.as_deref() == Some(bug.name())
+    PLANTED.as_deref().is_some_and(|names| names.split(',').any(|name| name == bug.name()))
 }

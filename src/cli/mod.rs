@@ -1,3 +1,57 @@
-//! The subcommands, one file each.
+//! The command line: one file a subcommand. Only here, standard output is written to.
 
-pub mod demo; // everything embedded, an outage on stage, the books at the end
+pub mod run; // the agent
+pub mod check; // the configuration, offline
+pub mod status; // what the running agent says
+pub mod demo; // everything embedded
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Stopped as asked.
+pub const EXIT_OK: u8 = 0;
+/// Anything that is neither of the others.
+pub const EXIT_FAILED: u8 = 1;
+/// `EX_CONFIG` of sysexits: the configuration is wrong; systemd does not restart on it.
+pub const EXIT_CONFIG: u8 = 78;
+
+/// MQTT to Kafka for edge devices: a PUBACK means the reading is on disk.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent
+    Run(ConfigFile),
+    /// Check the configuration, offline: all errors at once; exit 78 if wrong
+    Check(ConfigFile),
+    /// What the running agent holds, sends and waits for
+    Status(status::Options),
+    /// Everything embedded, an outage on stage, the books at the end
+    Demo(demo::Options),
+}
+
+/// Which configuration.
+#[derive(Debug, Args)]
+pub struct ConfigFile {
+    /// Configuration file
+    #[arg(long, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
+    pub config: PathBuf,
+}
+
+/// Reads the arguments, runs the subcommand, says how it ended.
+#[must_use]
+pub fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(file) => run::run(&file.config),
+        Command::Check(file) => check::check(&file.config),
+        Command::Status(options) => status::status(&options),
+        Command::Demo(options) => demo::demo(options),
+    }
+}

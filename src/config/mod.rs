@@ -1,221 +1,131 @@
 //! The configuration: TOML in, checked values out, all problems at once.
+//!
+//! [`schema`] lists every key with its kind, limits, default and reason. [`reading`] walks a table by that list and
+//! turns single values into checked ones. Above them one file for each part of the configuration knows what belongs
+//! together: [`local`] (`[agent]`, `[log]`, `[http]`, `[buffer]`), [`links`] (`[[mqtt]]`, `[[listen]]`), [`kafka`] with
+//! [`options`], and [`routes`]. What comes out, [`Config`], is complete and checked, and each stage takes its own part
+//! by value; nobody looks at TOML afterwards.
+//!
+//! * Reading goes on after a problem, so that one run names them all, each with line, column, key, what was found and
+//!   what is allowed. Only TOML that cannot be parsed ends it early, for the rest would be guesswork.
+//! * Nothing is ignored: an unknown key is a problem, and one that comes in a later version says so.
+//! * Sizes and times carry their unit.
+//! * A secret is never part of a message. Where one may stand by mistake (in a URL, in place of a path, in a Kafka
+//!   property) the value is not repeated.
+//! * Nothing here touches the network. Files are only read: secrets, and whether users files are there.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
+mod endpoint;
+mod env;
+#[cfg(test)]
+mod example;
+mod files;
+mod kafka;
+mod links;
+mod local;
+mod options;
+mod problems;
+mod reading;
+mod routes;
+mod schema;
+mod secret;
+mod settings;
+mod units;
 
-use crate::event::Qos;
-use crate::route::Routes;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
-/// Everything the agent is told, checked. Each stage takes its own part by value.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// `[agent]`
-    pub agent: Agent,
-    /// `[log]`
-    pub log: Log,
-    /// `[http]`
-    pub http: Http,
-    /// `[[mqtt]]`
-    pub mqtt: Vec<Broker>,
-    /// `[[listen]]`
-    pub listen: Vec<Listener>,
-    /// `[buffer]`
-    pub buffer: Buffer,
-    /// `[kafka]`
-    pub kafka: Kafka,
-    /// `[[route]]`
-    pub routes: Routes,
+use toml::de::DeTable;
+
+pub use env::Env;
+pub use problems::{Problem, Problems};
+pub use secret::Secret;
+pub use settings::{
+    Agent, Broker, Buffer, Compression, Config, Delivery, Http, Kafka, Listener, Log, LogFormat, MqttVersion,
+    Subscription, SyncMode, WhenFull,
+};
+
+use problems::{Notes, Reported};
+use reading::Document;
+
+/// No configuration is so large; whatever the file is, it is not one.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Reads and checks a configuration file.
+///
+/// # Errors
+/// All problems, or that the file cannot be read.
+pub fn load(path: &Path) -> Result<Config, Problems> {
+    let file = path.display().to_string();
+    let text = read_file(path).map_err(|why| Problems::of_file(&file, why))?;
+    parse(&text, &file, &Env::of_process())
 }
 
-/// `[agent]`
-#[derive(Debug, Clone)]
-pub struct Agent {
-    /// Name of this gateway.
-    pub id: String,
-    /// Where the buffer lives.
-    pub data_dir: PathBuf,
-}
-
-/// `[log]`
-#[derive(Debug, Clone)]
-pub struct Log {
-    /// error, warn, info, debug, trace, or a tracing filter like `info,tidegate::ingest=debug`.
-    pub level: String,
-    /// How lines look.
-    pub format: LogFormat,
-}
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// journald when started by systemd with a journal, else text.
-    Auto,
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-    /// Native journal fields.
-    Journald,
-}
-
-/// `[http]`
-#[derive(Debug, Clone)]
-pub struct Http {
-    /// `None` = off.
-    pub listen: Option<SocketAddr>,
-}
-
-/// `[[mqtt]]`: a broker to subscribe to.
-#[derive(Debug, Clone)]
-pub struct Broker {
-    /// Unique name.
-    pub name: String,
-    /// Host name or address.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-    /// The version to begin with.
-    pub version: MqttVersion,
-    /// Fixed client id.
-    pub client_id: String,
-    /// User name, if the broker wants one.
-    pub username: Option<String>,
-    /// From `password_file`.
-    pub password: Option<Secret>,
-    /// What to subscribe to.
-    pub subscribe: Vec<Subscription>,
-    /// How long the broker shall keep the session while we are away.
-    pub session_expiry: Duration,
-    /// Longest silence before a PINGREQ.
-    pub keepalive: Duration,
-    /// Largest packet accepted, announced on MQTT 5.
-    pub max_packet_bytes: u32,
-    /// QoS 1 and 2 messages in flight, announced on MQTT 5.
-    pub receive_maximum: u16,
-}
-
-/// One filter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subscription {
-    /// MQTT topic filter, `$share/group/filter` included.
-    pub filter: String,
-    /// Asked for; the broker may grant less.
-    pub qos: Qos,
-}
-
-/// MQTT protocol version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum MqttVersion {
-    /// 3.1.1
-    V311,
-    /// 5.0
-    V5,
-}
-
-/// `[[listen]]`: sensors publish straight to Tidegate.
-#[derive(Debug, Clone)]
-pub struct Listener {
-    /// Unique name.
-    pub name: String,
-    /// Where to listen.
-    pub address: SocketAddr,
-    /// `mosquitto_passwd` file; `None` = no credentials asked.
-    pub users_file: Option<PathBuf>,
-    /// Connections at a time.
-    pub max_connections: usize,
-    /// Longest keepalive granted; a client that asks for more, or for none, gets this (MQTT 5: Server Keep Alive).
-    pub max_keepalive: Duration,
-    /// Largest packet accepted.
-    pub max_packet_bytes: u32,
-    /// QoS 1 and 2 messages in flight a client, announced on MQTT 5.
-    pub receive_maximum: u16,
-    /// Longest session expiry granted.
-    pub max_session_expiry: Duration,
-}
-
-/// `[buffer]`
-#[derive(Debug, Clone)]
-pub struct Buffer {
-    /// Disk the buffer may use.
-    pub max_bytes: u64,
-    /// What happens at the limit.
-    pub when_full: WhenFull,
-    /// SQLite's `synchronous`.
-    pub sync: SyncMode,
-    /// A commit waits so long for company.
-    pub commit_delay: Duration,
-    /// Of chunks.
-    pub compression: Compression,
-}
-
-/// What happens when the buffer is full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhenFull {
-    /// Nothing is read from the sockets until there is room.
-    StopReading,
-}
-
-/// SQLite's `synchronous`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SyncMode {
-    /// Every commit is synced: the promise holds through power loss.
-    Full,
-    /// Acknowledged events of the last seconds may go in a power cut.
-    Normal,
-}
-
-/// Of chunks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    /// zstd, level 1.
-    Zstd,
-    /// As they are.
-    None,
-}
-
-/// `[kafka]`
-#[derive(Debug, Clone)]
-pub struct Kafka {
-    /// `host:port`, at least one.
-    pub brokers: Vec<String>,
-    /// How.
-    pub delivery: Delivery,
-    /// A batch waits so long for company.
-    pub linger: Duration,
-    /// `[kafka.options]`, checked against librdkafka's own list; values may be secrets.
-    pub options: BTreeMap<String, Secret>,
-}
-
-/// Delivery guarantee of the Kafka hop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delivery {
-    /// Idempotent producer, acks=all.
-    AtLeastOnce,
-}
-
-/// A value that never shows in logs, Debug output or metrics.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps it.
-    #[must_use]
-    pub fn new(value: String) -> Self {
-        Self(value)
-    }
-
-    /// The one place where it is read.
-    #[must_use]
-    pub fn reveal(&self) -> &str {
-        &self.0
+/// Checks the text of a configuration. `file` is for the messages.
+///
+/// # Errors
+/// All problems.
+pub fn parse(text: &str, file: &str, env: &Env) -> Result<Config, Problems> {
+    let (root, errors) = DeTable::parse_recoverable(text);
+    let notes = Notes::new(text);
+    let read = if errors.is_empty() {
+        read(&Document { notes: &notes, root: root.get_ref() }, env)
+    } else {
+        Err(note_syntax(&notes, &errors))
+    };
+    let (problems, remarks) = notes.into_lists();
+    match read {
+        Ok(config) if problems.is_empty() => Ok(Config { remarks, ..config }),
+        Ok(_) | Err(_) => Err(Problems::new(file, problems)),
     }
 }
 
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("<secret>")
+fn read(document: &Document<'_, '_>, env: &Env) -> Result<Config, Reported> {
+    document.refuse_unknown();
+    let agent = local::agent(&document.one(&schema::AGENT), env);
+    let log = local::log(&document.one(&schema::LOG));
+    let http = local::http(&document.one(&schema::HTTP));
+    let agent_id = agent.as_ref().ok().map(|agent| &*agent.id);
+    let links = links::links(document, agent_id, http.as_ref().ok(), env);
+    let buffer = local::buffer(&document.one(&schema::BUFFER));
+    let kafka = kafka::kafka(&document.one(&schema::KAFKA), env);
+    let routes = routes::routes(document);
+    let (mqtt, listen) = links?;
+    Ok(Config {
+        agent: agent?,
+        log: log?,
+        http: http?,
+        mqtt,
+        listen,
+        buffer: buffer?,
+        kafka: kafka?,
+        routes: routes?,
+        remarks: Vec::new(),
+    })
+}
+
+/// Only the parser's description is taken: its long form repeats the line, which may hold a secret.
+fn note_syntax(notes: &Notes<'_>, errors: &[toml::de::Error]) -> Vec<Reported> {
+    let note = |error: &toml::de::Error| {
+        let span = error.span().unwrap_or(0..0);
+        notes.problem(&span, "", format!("not TOML: {}", error.message()))
+    };
+    errors.iter().map(note).collect()
+}
+
+fn read_file(path: &Path) -> Result<String, String> {
+    let remedy = "give the path with --config, or begin with the example config/tidegate.toml";
+    let cannot = |error: std::io::Error| format!("cannot be read: {error}; {remedy}");
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(cannot)?;
+    file.take(MAX_FILE_BYTES.saturating_add(1)).read_to_end(&mut bytes).map_err(cannot)?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_FILE_BYTES {
+        return Err(format!("more than {MAX_FILE_BYTES} bytes: this is no configuration"));
     }
+    String::from_utf8(bytes).map_err(|error| {
+        let good = error.utf8_error().valid_up_to();
+        let before = error.as_bytes().iter().take(good);
+        let line = before.filter(|byte| **byte == b'\n').count().saturating_add(1);
+        format!("not UTF-8 text: a bad byte in line {line}")
+    })
 }

@@ -1,3 +1,62 @@
 //! Kafka out: batches of held events to their topics; what Kafka confirms is released, nothing else.
+//!
+//! # How an event goes
+//!
+//! One thread owns all of this (`relay.rs`, `main_lane.rs`): it reads held events from the buffer's [`Outlet`](crate::buffer::Outlet),
+//! finds their Kafka topic and key (`targets.rs`), makes a record (`record.rs`), hands it to librdkafka
+//! (`producer.rs`), polls for reports, and gives what became of the events to the buffer (`outcome.rs`) as a
+//! [`Settlement`](crate::buffer::Settlement). An event leaves the main lane in three ways: with a
+//! [`Delivered`](crate::delivered::Delivered) proof made from Kafka's own report, as a dead letter with its reason, or
+//! into the lane of a parked Kafka topic (`parking.rs`, `lane.rs`).
+//!
+//! # What holds, whatever fails
+//!
+//! * **Nothing is released without a report** (custody rule 2). Time-outs, full queues, dead producers, lost links:
+//!   the event stays in the buffer and is sent again. `verdict.rs` sorts every error code; an unknown one means
+//!   "new producer, wait, again".
+//! * **Order** (custody rule 4). Everything is handed over in sequence order. librdkafka is told to guarantee that
+//!   nothing overtakes a refused batch (`enable.gapless.guarantee`, one request in flight a connection; `options.rs`).
+//!   There is one way back after any failure: stop sending, wait for the reports of what is in flight, judge the
+//!   failures, then read again from the oldest unsettled event and leave out what is settled (`outstanding.rs`).
+//! * **A bad record does not take its neighbours along.** A refused batch is sent again in smaller groups until the bad
+//!   record stands alone (`pace.rs`); only then it is a dead letter.
+//! * **A missing or forbidden topic does not hold up the others.** Its events move to a lane of their own and come back
+//!   in order (`parking.rs`).
+//! * **Repeats** happen only where Kafka's answer was lost: a crash, a stop without a link, a producer given up with
+//!   requests in flight. `tidegate-id` makes them recognisable.
+//!
+//! # Bounds
+//!
+//! | what | bound | where |
+//! |---|---|---|
+//! | events in flight | 10,000 and 6 MiB with librdkafka's overhead | `main_lane.rs` |
+//! | events read and not sent | one reading of the outlet (256 KiB) and one batch | `main_lane.rs` |
+//! | requests in flight | 1 a broker, 256 KiB before compression | `options.rs` |
+//! | producers at a time | 2: the main one, and one for the parked lane whose turn it is | `lane.rs` |
+//! | MQTT topics remembered | 10,000 | `targets.rs` |
+//! | settlements | 50 ms or 4,096 events | `outcome.rs` |
+//!
+//! # Where exactly-once goes
+//!
+//! The lanes know a producer only by its `send`, `poll`, `reports` and `retire`. A transactional
+//! variant stands beside `producer.rs` and holds reports back until its commit is proven; verdicts, pace, parking and
+//! settling stay as they are.
 
+mod lane;
+mod link;
+mod main_lane;
+mod options;
+mod outcome;
+mod outstanding;
+mod pace;
+mod parking;
+mod producer;
+mod record;
+mod relay;
+mod shared;
 pub mod status;
+mod targets;
+mod verdict;
+
+pub use options::{REFUSED, check_options};
+pub use relay::{ForwardError, Recovery, run};

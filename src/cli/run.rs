@@ -1,0 +1,31 @@
+//! `tidegate run`: the agent, from its configuration file to its exit code.
+#![expect(clippy::print_stderr, reason = "this is the command line; the log is not set up yet when it is wrong")]
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use tracing::error;
+
+use super::{EXIT_CONFIG, EXIT_FAILED};
+
+/// Exit code 0: stopped as asked. 78: wrong configuration. 1: anything else.
+pub fn run(file: &Path) -> ExitCode {
+    let config = match crate::config::load(file) {
+        Ok(config) => config,
+        Err(problems) => {
+            eprintln!("{problems}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    if let Err(error) = crate::observe::log::start(&config.log) {
+        eprintln!("log: {error}");
+        return ExitCode::from(EXIT_FAILED);
+    }
+    match crate::run::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error}");
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! `tidegate status`: asks the running agent over `[http] listen` and prints its snapshot.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use super::{ConfigFile, EXIT_CONFIG, EXIT_FAILED};
+use crate::observe::status::{LinkPart, Status};
+
+/// The agent answers from memory; longer than this means that it does not answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A snapshot of 10,000 parked topics is below this.
+const LARGEST_ANSWER_BYTES: usize = 8 << 20;
+
+/// `tidegate status`
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Print JSON for machines
+    #[arg(long)]
+    json: bool,
+}
+
+/// Exit code 0 when the agent answered.
+pub fn status(options: &Options) -> ExitCode {
+    let address = match crate::config::load(&options.config.config) {
+        Ok(config) => config.http.listen,
+        Err(problems) => {
+            eprintln!("{problems}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    let Some(address) = address else {
+        eprintln!("status: [http] listen is \"\" in {}, so the agent cannot be asked", options.config.config.display());
+        return ExitCode::from(EXIT_FAILED);
+    };
+    let answer = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(AskError::from)
+        .and_then(|runtime| runtime.block_on(ask(address)));
+    match answer {
+        Ok(json) if options.json => println!("{json}"),
+        Ok(json) => match serde_json::from_str::<Status>(&json) {
+            Ok(status) => print!("{}", for_people(&status)),
+            Err(error) => {
+                eprintln!("status: {address} answered something else than a status: {error}");
+                return ExitCode::from(EXIT_FAILED);
+            }
+        },
+        Err(error) => {
+            eprintln!("status: no answer from http://{address}/status: {error}\n        is the agent running with this configuration?");
+            return ExitCode::from(EXIT_FAILED);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
+    #[error("{0}")]
+    Request(#[from] hyper::http::Error),
+    #[error("{0}")]
+    Body(Box<dyn std::error::Error + Send + Sync>),
+    #[error("HTTP status {0}")]
+    Refused(StatusCode),
+    #[error("nothing came within {PATIENCE:?}")]
+    Silence,
+}
+
+async fn ask(address: SocketAddr) -> Result<String, AskError> {
+    tokio::time::timeout(PATIENCE, get(address)).await.unwrap_or(Err(AskError::Silence))
+}
+
+async fn get(address: SocketAddr) -> Result<String, AskError> {
+    let socket = TcpStream::connect(address).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
+    let request = Request::get("/status").header("host", address.to_string()).body(Empty::<Bytes>::new())?;
+    let exchange = async move {
+        let response = sender.send_request(request).await?;
+        if response.status() != StatusCode::OK {
+            return Err(AskError::Refused(response.status()));
+        }
+        let body = Limited::new(response.into_body(), LARGEST_ANSWER_BYTES).collect().await.map_err(AskError::Body)?;
+        Ok(String::from_utf8_lossy(&body.to_bytes()).into_owned())
+    };
+    let (answer, _connection_end) = tokio::join!(exchange, connection);
+    answer
+}
+
+fn for_people(status: &Status) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    if write_for_people(&mut out, status).is_err() {}
+    out
+}
+
+fn write_for_people(out: &mut String, status: &Status) -> std::fmt::Result {
+    let books = &status.total;
+    writeln!(out, "tidegate {} on {}, up {}", status.version, status.agent, seconds(status.uptime_s))?;
+    writeln!(out, "  {}", status.one_line())?;
+    writeln!(
+        out,
+        "\nbooks     received {} = delivered {} + held {} + dead letters {} + dropped {} + purged {}   {}",
+        books.received,
+        books.delivered,
+        books.held,
+        books.dead_lettered,
+        books.dropped,
+        books.purged,
+        if status.balanced { "balanced" } else { "NOT BALANCED" }
+    )?;
+    for route in status.routes.iter().filter(|r| r.books.received > 0) {
+        let name = if route.route.is_empty() { "(no route)" } else { &route.route };
+        let b = &route.books;
+        writeln!(out, "  {name}: received {}, delivered {}, held {}, dead letters {}", b.received, b.delivered, b.held, b.dead_lettered)?;
+    }
+    let buffer = &status.buffer;
+    writeln!(
+        out,
+        "\nbuffer    {} of {} used{}, oldest event {}",
+        bytes(buffer.used_bytes),
+        bytes(buffer.max_bytes),
+        if buffer.full { ", FULL: nothing is read from the sockets" } else { "" },
+        buffer.oldest_age_s.map_or("none".to_owned(), |age| format!("{age:.0} s old"))
+    )?;
+    if buffer.write_failures > 0 {
+        writeln!(out, "          {} failed writes since start: see the log", buffer.write_failures)?;
+    }
+    status.links.iter().try_for_each(|link| write_link(out, link))?;
+    let kafka = &status.kafka;
+    let word = if kafka.connected { "connected" } else { "AWAY" };
+    writeln!(out, "\nkafka     {word}, {} in flight, {} delivered since start", kafka.in_flight, kafka.delivered)?;
+    if !kafka.last_error.is_empty() {
+        writeln!(out, "          last error: {}", kafka.last_error)?;
+    }
+    for parked in &kafka.parked {
+        writeln!(out, "          topic {} is parked with {} events: {}", parked.topic, parked.held, parked.reason)?;
+    }
+    Ok(())
+}
+
+fn write_link(out: &mut String, link: &LinkPart) -> std::fmt::Result {
+    writeln!(
+        out,
+        "\n{:9} {}: {} connected, {} messages, {} failures",
+        link.kind, link.name, link.connected, link.messages, link.failures
+    )?;
+    if link.dropped > 0 {
+        writeln!(out, "          {} QoS 0 messages dropped for want of room", link.dropped)?;
+    }
+    if !link.last_error.is_empty() {
+        writeln!(out, "          last error: {}", link.last_error)?;
+    }
+    Ok(())
+}
+
+fn seconds(s: u64) -> String {
+    humantime::format_duration(Duration::from_secs(s)).to_string()
+}
+
+/// IEC units, one decimal: for people.
+fn bytes(n: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+    let n = n as f64;
+    let (unit, scale) = match n {
+        n if n >= 1_073_741_824.0 => ("GiB", 1_073_741_824.0),
+        n if n >= 1_048_576.0 => ("MiB", 1_048_576.0),
+        _ => ("KiB", 1024.0),
+    };
+    format!("{:.1} {unit}", n / scale)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::status::{Books, KafkaPart, ParkedPart};
+
+    #[test]
+    fn a_person_sees_what_is_wrong_first() {
+        let status = Status {
+            total: Books { received: 5, held: 4, ..Books::default() },
+            balanced: false,
+            kafka: KafkaPart {
+                parked: vec![ParkedPart { topic: "plant.a".into(), reason: "missing".into(), since_ms: 0, held: 4 }],
+                ..KafkaPart::default()
+            },
+            ..Status::default()
+        };
+        let text = for_people(&status);
+        assert!(text.contains("NOT BALANCED"), "{text}");
+        assert!(text.contains("topic plant.a is parked with 4 events: missing"), "{text}");
+        assert!(text.contains("AWAY"), "{text}");
+    }
+}

@@ -1,0 +1,32 @@
+//! What the machine and systemd say, gathered once, so that reading a configuration is otherwise a function of its text.
+
+use std::path::PathBuf;
+
+/// What defaults and paths depend on.
+#[derive(Debug, Clone)]
+pub struct Env {
+    /// Default of `[agent] id`.
+    pub host_name: String,
+    /// `$STATE_DIRECTORY`, which systemd sets for `StateDirectory=`.
+    pub state_directory: Option<PathBuf>,
+    /// `$CREDENTIALS_DIRECTORY`, which systemd sets for `LoadCredential=`.
+    pub credentials_directory: Option<PathBuf>,
+}
+
+impl Env {
+    /// Of this process.
+    #[must_use]
+    pub fn of_process() -> Self {
+        // systemd lists several folders with ":" between them; the first is the one to use.
+        let first = |list: String| list.split(':').next().map(PathBuf::from);
+        Self {
+            host_name: gethostname::gethostname().to_string_lossy().into_owned(),
+            state_directory: set("STATE_DIRECTORY").and_then(first),
+            credentials_directory: set("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+        }
+    }
+}
+
+fn set(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}

@@ -1,0 +1,157 @@
+//! Paths in the configuration, and the secrets behind some of them.
+//!
+//! A path is absolute, or begins with `$CREDENTIALS_DIRECTORY/`, which systemd sets for a service with
+//! `LoadCredential=`. What stands in a path that is neither is not repeated in messages: it may well be the password
+//! itself.
+
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::env::Env;
+use super::problems::Reported;
+use super::reading::Section;
+use super::schema::CREDENTIALS;
+use super::secret::Secret;
+
+/// MQTT writes the length of a password in two bytes; Kafka's secrets are shorter.
+const MAX_SECRET_BYTES: u64 = 65_535;
+
+/// The path that a text of the configuration means.
+pub(super) fn expand(text: &str, env: &Env) -> Result<PathBuf, String> {
+    if let Some(name) = text.strip_prefix(CREDENTIALS) {
+        let Some(name) = name.strip_prefix('/').filter(|name| !name.is_empty()) else {
+            return Err(format!("after {CREDENTIALS} comes \"/\" and the name of the credential"));
+        };
+        let Some(folder) = &env.credentials_directory else {
+            return Err(format!(
+                "{CREDENTIALS} is not set: systemd sets it for a service with LoadCredential=; by hand, set it in front \
+                 of the command"
+            ));
+        };
+        return Ok(folder.join(name));
+    }
+    let path = Path::new(text);
+    if !path.is_absolute() {
+        return Err(format!("not an absolute path; allowed: \"/…\" or \"{CREDENTIALS}/…\""));
+    }
+    Ok(path.to_owned())
+}
+
+/// The path of a key that may be missing.
+pub(super) fn path(section: &Section<'_, '_>, key: &str, env: &Env) -> Result<Option<PathBuf>, Reported> {
+    let Some(text) = section.optional_text(key)? else { return Ok(None) };
+    expand(&text, env).map(Some).map_err(|why| section.problem(key, why))
+}
+
+/// Can it be opened, and is it a file?
+pub(super) fn check_readable(path: &Path) -> Result<(), String> {
+    open(path).map(|_| ())
+}
+
+/// What a secret's file holds.
+pub(super) struct Contents {
+    pub(super) secret: Secret,
+    /// Every user of the machine can read the file: its permission bits.
+    pub(super) open_to_all: Option<u32>,
+}
+
+/// Reads a secret: the file's text without the newline at its end.
+pub(super) fn read_secret(path: &Path) -> Result<Contents, String> {
+    let (file, metadata) = open(path)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_SECRET_BYTES.saturating_add(3)).read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
+    let Ok(text) = String::from_utf8(bytes) else {
+        return Err(format!("{}: not UTF-8 text", path.display()));
+    };
+    let secret = text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line));
+    if secret.is_empty() {
+        return Err(format!("{}: the file is empty", path.display()));
+    }
+    if u64::try_from(secret.len()).unwrap_or(u64::MAX) > MAX_SECRET_BYTES {
+        return Err(format!("{}: more than {MAX_SECRET_BYTES} bytes", path.display()));
+    }
+    let mode = metadata.permissions().mode() & 0o777;
+    let open_to_all = (mode & 0o004 != 0).then_some(mode);
+    Ok(Contents { secret: Secret::new(secret.to_owned()), open_to_all })
+}
+
+/// The remark on a file that is open to all.
+pub(super) fn too_open(path: &Path, mode: u32) -> String {
+    format!("{} can be read by every user of this machine (mode {mode:04o}); chmod 0640 or 0600", path.display())
+}
+
+/// Only files: opening a pipe would wait for somebody to write.
+fn open(path: &Path) -> Result<(File, Metadata), String> {
+    let metadata = fs::metadata(path).map_err(|error| unreadable(path, &error))?;
+    if !metadata.is_file() {
+        return Err(format!("{}: not a file", path.display()));
+    }
+    let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+    Ok((file, metadata))
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    format!("{} cannot be read: {error}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(credentials: Option<&Path>) -> Env {
+        Env { host_name: "h".into(), state_directory: None, credentials_directory: credentials.map(Path::to_owned) }
+    }
+
+    fn file(folder: &Path, content: &[u8]) -> PathBuf {
+        let path = folder.join("secret");
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+
+    #[test]
+    fn one_newline_at_the_end_is_not_part_of_a_secret() {
+        let folder = tempfile::tempdir().unwrap();
+        for (content, expected) in [("pw", "pw"), ("pw\n", "pw"), ("pw\r\n", "pw"), (" pw \n\n", " pw \n")] {
+            let read = read_secret(&file(folder.path(), content.as_bytes())).unwrap();
+            assert_eq!(read.secret.reveal(), expected);
+            assert_eq!(read.open_to_all, None);
+        }
+    }
+
+    #[test]
+    fn files_without_a_secret_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for (content, word) in [
+            (Vec::new(), "empty"),
+            (b"\n".to_vec(), "empty"),
+            (vec![0xff], "UTF-8"),
+            (vec![b'x'; 70_000], "more than 65535"),
+        ] {
+            let why = read_secret(&file(folder.path(), &content)).err().unwrap();
+            assert!(why.contains(word), "{why}");
+        }
+        assert!(read_secret(folder.path()).err().unwrap().contains("not a file"));
+        assert!(read_secret(&folder.path().join("none")).err().unwrap().contains("cannot be read"));
+    }
+
+    #[test]
+    fn a_file_open_to_all_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = file(folder.path(), b"pw");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(read_secret(&path).unwrap().open_to_all, Some(0o644));
+    }
+
+    #[test]
+    fn credentials_are_found_where_systemd_says() {
+        let folder = Path::new("/run/credentials/tidegate.service");
+        assert_eq!(expand("$CREDENTIALS_DIRECTORY/plant.pw", &env(Some(folder))), Ok(folder.join("plant.pw")));
+        assert!(expand("$CREDENTIALS_DIRECTORY/plant.pw", &env(None)).unwrap_err().contains("LoadCredential="));
+        assert!(expand("$CREDENTIALS_DIRECTORY", &env(Some(folder))).unwrap_err().contains("name of the credential"));
+        let relative = expand("hunter2", &env(None)).unwrap_err();
+        assert!(relative.contains("absolute") && !relative.contains("hunter2"), "{relative}");
+    }
+}

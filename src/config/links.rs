@@ -1,0 +1,287 @@
+//! The tables that bring readings in: `[[mqtt]]` and `[[listen]]`.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::endpoint::host_port;
+use super::env::Env;
+use super::files;
+use super::problems::{Reported, quoted};
+use super::reading::{Document, Section};
+use super::schema::{LISTEN, MAX_FILTERS, MAX_LINKS, MQTT};
+use super::secret::Secret;
+use super::settings::{Broker, Http, Listener, MqttVersion, Subscription};
+use crate::event::Qos;
+use crate::route::filter::Filter;
+
+/// `[[mqtt]]` and `[[listen]]` together: at least one, and no name, session or address twice.
+pub(super) fn links(
+    document: &Document<'_, '_>,
+    agent_id: Option<&str>,
+    http: Option<&Http>,
+    env: &Env,
+) -> Result<(Vec<Broker>, Vec<Listener>), Reported> {
+    let brokers = document.many(&MQTT, MAX_LINKS);
+    let listeners = document.many(&LISTEN, MAX_LINKS);
+    let mut names = Taken::default();
+    let mut sessions = Taken::default();
+    let mut addresses = Taken::default();
+    if let Some(address) = http.and_then(|http| http.listen) {
+        addresses.0.insert(address, "[http] listen".into());
+    }
+    let brokers = brokers.and_then(|sections| {
+        let read: Vec<_> = sections.iter().map(|s| broker(s, agent_id, env, &mut names, &mut sessions)).collect();
+        read.into_iter().collect::<Result<Vec<_>, _>>()
+    });
+    let listeners = listeners.and_then(|sections| {
+        let read: Vec<_> = sections.iter().map(|s| listener(s, env, &mut names, &mut addresses)).collect();
+        read.into_iter().collect::<Result<Vec<_>, _>>()
+    });
+    let (brokers, listeners) = (brokers?, listeners?);
+    if brokers.is_empty() && listeners.is_empty() {
+        let what = "no [[mqtt]] and no [[listen]]: nothing would come in; write at least one of them".into();
+        return Err(document.missing("mqtt", what));
+    }
+    Ok((brokers, listeners))
+}
+
+/// What has been given out, and where.
+struct Taken<T>(HashMap<T, String>);
+
+impl<T> Default for Taken<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<T: std::hash::Hash + Eq> Taken<T> {
+    /// Takes it for this key; the words are for the second who wants it.
+    fn take(&mut self, value: T, section: &Section<'_, '_>, key: &str, what: &str) -> Result<(), Reported> {
+        let place = format!("line {}", section.line_of(key));
+        match self.0.insert(value, place) {
+            None => Ok(()),
+            Some(first) => Err(section.problem(key, format!("{what} is taken already: {first}"))),
+        }
+    }
+}
+
+fn broker(
+    section: &Section<'_, '_>,
+    agent_id: Option<&str>,
+    env: &Env,
+    names: &mut Taken<String>,
+    sessions: &mut Taken<(String, u16, String)>,
+) -> Result<Broker, Reported> {
+    section.refuse_unknown();
+    let name = link_name(section, names);
+    let url = section.text("url").and_then(|url| read_url(&url).map_err(|why| section.problem("url", why)));
+    let version = section.choice("version", &[("5", MqttVersion::V5), ("3.1.1", MqttVersion::V311)]);
+    let client_id = section.optional_text("client_id").and_then(|id| match id {
+        Some(id) => check_mqtt_text(section, "client_id", &id, MAX_CLIENT_ID_BYTES).map(|()| Some(id)),
+        None => Ok(None),
+    });
+    let username = section.optional_text("username").and_then(|name| match name {
+        Some(name) => check_mqtt_text(section, "username", &name, MAX_USERNAME_BYTES).map(|()| Some(name)),
+        None => Ok(None),
+    });
+    let password = password(section, env);
+    let subscribe = section.tables("subscribe", MAX_FILTERS).and_then(|tables| subscriptions(section, &tables));
+    let session_expiry = section.time("session_expiry");
+    let keepalive = section.time("keepalive");
+    let max_packet_bytes = section.size("max_packet_bytes");
+    let receive_maximum = section.count("receive_maximum");
+
+    let (name, (host, port), client_id) = (name?, url?, client_id?);
+    let client_id = client_id.unwrap_or_else(|| format!("tidegate-{}-{name}", agent_id.unwrap_or_default()));
+    let session = (host.clone(), port, client_id.clone());
+    let what = format!("the client id {} at this broker", quoted(&client_id));
+    sessions.take(session, section, if section.has("client_id") { "client_id" } else { "name" }, &what)?;
+    Ok(Broker {
+        name,
+        host,
+        port,
+        version: version?,
+        client_id,
+        username: username?,
+        password: password?,
+        subscribe: subscribe?,
+        session_expiry: session_expiry?,
+        keepalive: keepalive?,
+        max_packet_bytes: max_packet_bytes?,
+        receive_maximum: receive_maximum?,
+    })
+}
+
+fn link_name(section: &Section<'_, '_>, names: &mut Taken<String>) -> Result<String, Reported> {
+    let name = section.text("name")?;
+    names.take(name.clone(), section, "name", &format!("the name {}", quoted(&name)))?;
+    Ok(name)
+}
+
+/// Long enough for every default; brokers must take 23 bytes and all known ones take these.
+const MAX_CLIENT_ID_BYTES: usize = 256;
+
+/// MQTT writes the length in two bytes.
+const MAX_USERNAME_BYTES: usize = 65_535;
+
+fn check_mqtt_text(section: &Section<'_, '_>, key: &str, text: &str, most: usize) -> Result<(), Reported> {
+    if text.len() > most {
+        return Err(section.problem(key, format!("found {} bytes; allowed: at most {most}", text.len())));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(section.problem(key, format!("found {}; control characters are not allowed", quoted(text))));
+    }
+    Ok(())
+}
+
+/// The text itself never stands in a message: it may hold a password.
+fn read_url(url: &str) -> Result<(String, u16), String> {
+    const DEFAULT_PORT: u16 = 1883;
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return Err("the scheme is missing; write \"mqtt://host:port\"".into());
+    };
+    match scheme {
+        "mqtt" => {}
+        "mqtts" => return Err("TLS comes in a later version; allowed: mqtt://".into()),
+        "ws" => return Err("WebSocket comes in a later version; allowed: mqtt://".into()),
+        "wss" => return Err("TLS and WebSocket come in a later version; allowed: mqtt://".into()),
+        _ => return Err("the scheme is not known; write \"mqtt://host:port\"".into()),
+    }
+    if rest.contains('@') {
+        return Err("user name and password do not belong in the URL; use username and password_file".into());
+    }
+    host_port(rest, Some(DEFAULT_PORT)).map_err(|why| format!("{why}; write \"mqtt://host:port\""))
+}
+
+fn password(section: &Section<'_, '_>, env: &Env) -> Result<Option<Secret>, Reported> {
+    const KEY: &str = "password_file";
+    let Some(path) = files::path(section, KEY, env)? else { return Ok(None) };
+    if !section.has("username") {
+        return Err(section.problem(KEY, "a password needs a user name; set username too".into()));
+    }
+    let contents = files::read_secret(&path).map_err(|why| section.problem(KEY, why))?;
+    if let Some(mode) = contents.open_to_all {
+        section.remark(KEY, files::too_open(&path, mode));
+    }
+    Ok(Some(contents.secret))
+}
+
+fn subscriptions(broker: &Section<'_, '_>, tables: &[Section<'_, '_>]) -> Result<Vec<Subscription>, Reported> {
+    let mut known: Vec<(String, Filter)> = Vec::new();
+    let mut taken = Taken::default();
+    let mut read = Vec::new();
+    for table in tables {
+        table.refuse_unknown();
+        let qos = table.count::<u8>("qos").map(Qos::from_level);
+        let filter = table.text("filter").and_then(|filter| {
+            let checked = check_subscription(&filter).map_err(|why| {
+                table.problem("filter", format!("found {}: {why}", quoted(&filter)))
+            })?;
+            taken.take(filter.clone(), table, "filter", &format!("the filter {}", quoted(&filter)))?;
+            if let Some((other, _)) = known.iter().find(|(_, k)| k.covers(&checked) || checked.covers(k)) {
+                broker.remark(
+                    "subscribe",
+                    format!(
+                        "{} and {} overlap: some brokers then send a reading twice",
+                        quoted(other),
+                        quoted(&filter)
+                    ),
+                );
+            }
+            // A shared subscription is one of its own for the broker.
+            if !filter.starts_with("$share/") {
+                known.push((filter.clone(), checked));
+            }
+            Ok(filter)
+        });
+        read.push((filter, qos));
+    }
+    read.into_iter()
+        .map(|(filter, qos)| Ok(Subscription { filter: filter?, qos: qos?.unwrap_or(Qos::AtLeastOnce) }))
+        .collect()
+}
+
+/// The filter behind `$share/group/`, or the text as it is.
+fn check_subscription(text: &str) -> Result<Filter, String> {
+    let plain = match text.strip_prefix("$share/") {
+        None if text == "$share" => return Err("write $share/group/filter".into()),
+        None => text,
+        Some(shared) => {
+            let (group, filter) = shared.split_once('/').ok_or("write $share/group/filter")?;
+            if group.is_empty() || group.contains(['+', '#']) {
+                return Err("the group in $share/group/filter is not empty and holds no \"+\" or \"#\"".into());
+            }
+            filter
+        }
+    };
+    let filter = Filter::parse(plain)?;
+    if filter.names().next().is_some() {
+        return Err("names belong in \"from\" of a [[route]]; write \"+\" here".into());
+    }
+    Ok(filter)
+}
+
+fn listener(
+    section: &Section<'_, '_>,
+    env: &Env,
+    names: &mut Taken<String>,
+    addresses: &mut Taken<SocketAddr>,
+) -> Result<Listener, Reported> {
+    section.refuse_unknown();
+    let name = link_name(section, names);
+    let address = section.address("address").and_then(|address| {
+        let address = address.ok_or_else(|| section.not_there("address"))?;
+        // Port 0 lets the system choose, so two of them do not meet.
+        if address.port() != 0 {
+            addresses.take(address, section, "address", &format!("the address {address}"))?;
+        }
+        Ok(address)
+    });
+    let users_file = files::path(section, "users_file", env).and_then(|path| match path {
+        Some(path) => files::check_readable(&path).map(|()| Some(path)).map_err(|why| section.problem("users_file", why)),
+        None => Ok(None),
+    });
+    let anonymous = section.flag("anonymous");
+    let access = check_access(section, address.as_ref().ok(), users_file.as_ref().ok(), anonymous);
+    let max_connections = section.count("max_connections");
+    let max_keepalive = section.time("max_keepalive");
+    let max_packet_bytes = section.size("max_packet_bytes");
+    let receive_maximum = section.count("receive_maximum");
+    let max_session_expiry = section.time("max_session_expiry");
+    let () = access?;
+    Ok(Listener {
+        name: name?,
+        address: address?,
+        users_file: users_file?,
+        max_connections: max_connections?,
+        max_keepalive: max_keepalive?,
+        max_packet_bytes: max_packet_bytes?,
+        receive_maximum: receive_maximum?,
+        max_session_expiry: max_session_expiry?,
+    })
+}
+
+/// Nobody listens for everybody by accident.
+fn check_access(
+    section: &Section<'_, '_>,
+    address: Option<&SocketAddr>,
+    users_file: Option<&Option<PathBuf>>,
+    anonymous: Result<bool, Reported>,
+) -> Result<(), Reported> {
+    let (anonymous, users_file) = (anonymous?, users_file.is_none_or(Option::is_some));
+    if anonymous && section.has("users_file") {
+        let what = "users_file asks everybody, anonymous = true asks nobody; keep one of them".into();
+        return Err(section.problem("anonymous", what));
+    }
+    match address {
+        Some(address) if !anonymous && !users_file && !address.ip().is_loopback() => Err(section.problem(
+            "address",
+            format!(
+                "{address} can be reached from outside and nobody is asked for a password; set users_file, or \
+                 anonymous = true if everybody may publish"
+            ),
+        )),
+        _ => Ok(()),
+    }
+}

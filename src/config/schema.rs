@@ -1,0 +1,549 @@
+//! Every key there is: its kind, its default, and why one would touch it.
+//!
+//! The one source for what is allowed, for the defaults, and for the text of `config/tidegate.toml`, which a test
+//! compares with what this table renders. A limit stands here with its reason and nowhere else.
+
+use std::time::Duration;
+
+use super::units::{show_size, show_time};
+
+/// A TOML table.
+#[derive(Debug)]
+pub(super) struct Table {
+    /// As in the header, with the way to it: `kafka`, `mqtt.subscribe`.
+    pub(super) name: &'static str,
+    /// `[[name]]`, may stand many times.
+    pub(super) many: bool,
+    pub(super) why: &'static str,
+    pub(super) keys: &'static [Key],
+}
+
+/// One key.
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) default: Default,
+    pub(super) why: &'static str,
+}
+
+/// What happens when the key is not there.
+#[derive(Debug)]
+pub(super) enum Default {
+    /// It must be there; for example so.
+    Required(&'static str),
+    /// This value, as TOML.
+    Is(&'static str),
+    /// A value that depends on the machine: in words, and for example so.
+    Computed(&'static str, &'static str),
+    /// Nothing; for example so.
+    Absent(&'static str),
+}
+
+/// What a value may be.
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// Short text in letters that are safe everywhere: file names, client ids, metric labels.
+    Name,
+    /// Any text; with `true` also the empty one.
+    Text(bool),
+    Flag,
+    /// One of these; those of the second list are known and come in a later version.
+    Choice(&'static [&'static str], &'static [&'static str]),
+    Count {
+        min: u64,
+        max: u64,
+        reason: &'static str,
+    },
+    Size {
+        min: u64,
+        max: u64,
+        reason: &'static str,
+    },
+    Time {
+        min: Duration,
+        max: Duration,
+        /// MQTT counts them.
+        whole_seconds: bool,
+        reason: &'static str,
+    },
+    /// IP address and port; with `true` also "".
+    Address(bool),
+    /// A file.
+    Path,
+    /// A list of texts, at least one.
+    List,
+    /// A list of inline tables, at least one.
+    Tables(&'static Table),
+    /// `[kafka.options]`
+    Options,
+    /// Known, and not in this version: why.
+    Later(&'static str),
+}
+
+impl Table {
+    pub(super) fn key(&self, name: &str) -> Option<&'static Key> {
+        self.keys.iter().find(|key| key.name == name)
+    }
+
+    /// `[name]` or `[[name]]`
+    pub(super) fn header(&self) -> String {
+        if self.many { format!("[[{}]]", self.name) } else { format!("[{}]", self.name) }
+    }
+}
+
+impl Key {
+    /// A value for the documentation and for messages.
+    pub(super) fn example(&self) -> &'static str {
+        match self.default {
+            Default::Required(example)
+            | Default::Is(example)
+            | Default::Computed(_, example)
+            | Default::Absent(example) => example,
+        }
+    }
+}
+
+impl Kind {
+    /// In words: what is allowed.
+    pub(super) fn allowed(&self) -> String {
+        match self {
+            Self::Name => format!("1 to {MAX_NAME_CHARS} letters, digits, \".\", \"_\" and \"-\""),
+            Self::Text(true) => "text".into(),
+            Self::Text(false) => "text, not empty".into(),
+            Self::Flag => "true or false".into(),
+            Self::Choice(words, _) => words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(" or "),
+            Self::Count { min, max, reason } => limits("a number", &min.to_string(), &max.to_string(), reason),
+            Self::Size { min, max, reason } => {
+                limits("a size with its unit", &show_size(*min), &show_size(*max), reason)
+            }
+            Self::Time { min, max, whole_seconds, reason } => {
+                let what = if *whole_seconds { "a time in whole seconds with its unit" } else { "a time with its unit" };
+                limits(what, &show_time(*min), &show_time(*max), reason)
+            }
+            Self::Address(false) => "an IP address with its port".into(),
+            Self::Address(true) => "an IP address with its port, or \"\"".into(),
+            Self::Path => format!("an absolute path, or one that begins with \"{CREDENTIALS}/\""),
+            Self::List => "a list of texts, at least one".into(),
+            Self::Tables(table) => {
+                let keys: Vec<String> = table.keys.iter().map(|key| key.name.to_owned()).collect();
+                format!("a list of tables with {}, at least one", keys.join(" and "))
+            }
+            Self::Options => "a table of texts".into(),
+            Self::Later(why) => format!("nothing yet: {why}"),
+        }
+    }
+}
+
+fn limits(what: &str, min: &str, max: &str, reason: &str) -> String {
+    let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+    format!("{what}, {min} to {max}{reason}")
+}
+
+/// The folder that systemd makes for `LoadCredential=`, as a path in the configuration begins with it.
+pub(super) const CREDENTIALS: &str = "$CREDENTIALS_DIRECTORY";
+
+/// Two names and the word `tidegate` make a client id, and brokers log it.
+pub(super) const MAX_NAME_CHARS: usize = 64;
+
+/// `[[mqtt]]` and `[[listen]]` tables, each. A link costs a task, a session and its part of the intake.
+pub(super) const MAX_LINKS: usize = 64;
+
+/// Filters of one `[[mqtt]]`: they travel in one SUBSCRIBE packet.
+pub(super) const MAX_FILTERS: usize = 256;
+
+/// `[[route]]` tables: a new topic is looked up by walking over them.
+pub(super) const MAX_ROUTES: usize = 1_000;
+
+/// A packet is held in memory whole while it comes in, one for each connection.
+const PACKET: Kind =
+    Kind::Size { min: 1 << 10, max: 16 << 20, reason: "a packet is held whole in memory while it comes in" };
+
+const RECEIVE_MAXIMUM: Kind = Kind::Count { min: 1, max: 65_535, reason: "two bytes in MQTT" };
+
+const SESSION_SECONDS: Duration = Duration::from_secs(u32::MAX as u64);
+
+pub(super) const AGENT: Table = Table {
+    name: "agent",
+    many: false,
+    why: "This gateway.",
+    keys: &[
+        Key {
+            name: "id",
+            kind: Kind::Name,
+            default: Default::Computed("the host name", "\"press-07\""),
+            why: "Name of this gateway, one of its kind: client ids and logs carry it.",
+        },
+        Key {
+            name: "data_dir",
+            kind: Kind::Path,
+            default: Default::Computed("$STATE_DIRECTORY, which systemd sets, else as here", "\"/var/lib/tidegate\""),
+            why: "Where the buffer lives. Local flash or disk, never a network share.",
+        },
+    ],
+};
+
+pub(super) const LOG: Table = Table {
+    name: "log",
+    many: false,
+    why: "What the agent says about itself, on standard error or in the journal.",
+    keys: &[
+        Key {
+            name: "level",
+            kind: Kind::Text(false),
+            default: Default::Is("\"info\""),
+            why: "off, error, warn, info, debug or trace; single parts as in \"info,tidegate::ingest=debug\".",
+        },
+        Key {
+            name: "format",
+            kind: Kind::Choice(&["auto", "text", "json", "journald"], &[]),
+            default: Default::Is("\"auto\""),
+            why: "auto is journald when systemd has connected the agent to its journal, else text.",
+        },
+    ],
+};
+
+pub(super) const HTTP: Table = Table {
+    name: "http",
+    many: false,
+    why: "Metrics and health, for those who may reach the address; there is no password on it.",
+    keys: &[Key {
+        name: "listen",
+        kind: Kind::Address(true),
+        default: Default::Is("\"127.0.0.1:9464\""),
+        why: "Serves /metrics, /healthz and /readyz; \"\" switches it off.",
+    }],
+};
+
+pub(super) const MQTT: Table = Table {
+    name: "mqtt",
+    many: true,
+    why: "A broker to subscribe to; one table each. At least one [[mqtt]] or [[listen]].",
+    keys: &[
+        Key {
+            name: "name",
+            kind: Kind::Name,
+            default: Default::Required("\"plant\""),
+            why: "Its name in logs, metrics and the client id; no other [[mqtt]] or [[listen]] has it.",
+        },
+        Key {
+            name: "url",
+            kind: Kind::Text(false),
+            default: Default::Required("\"mqtt://localhost:1883\""),
+            why: "mqtt://host or mqtt://host:port; without a port it is 1883.",
+        },
+        Key {
+            name: "version",
+            kind: Kind::Choice(&["5", "3.1.1"], &[]),
+            default: Default::Is("\"5\""),
+            why: "MQTT version; \"5\" falls back to \"3.1.1\" when the broker refuses it.",
+        },
+        Key {
+            name: "client_id",
+            kind: Kind::Text(false),
+            default: Default::Computed("tidegate-<agent id>-<name>", "\"tidegate-press-07-plant\""),
+            why: "The broker knows the session by it, so it must not change and nobody else may use it.",
+        },
+        Key {
+            name: "username",
+            kind: Kind::Text(false),
+            default: Default::Absent("\"tidegate\""),
+            why: "User name, if the broker asks for one.",
+        },
+        Key {
+            name: "password_file",
+            kind: Kind::Path,
+            default: Default::Absent("\"$CREDENTIALS_DIRECTORY/plant.pw\""),
+            why: "File with the password and nothing else. $CREDENTIALS_DIRECTORY is where systemd puts what \
+                  LoadCredential= names.",
+        },
+        Key {
+            name: "subscribe",
+            kind: Kind::Tables(&SUBSCRIBE),
+            default: Default::Required("[{ filter = \"sensors/#\", qos = 1 }]"),
+            why: "What to ask for: filter as MQTT writes it ($share/group/filter too), qos 0, 1 or 2 (default 1).",
+        },
+        Key {
+            name: "session_expiry",
+            kind: Kind::Time {
+                min: Duration::from_secs(1),
+                max: SESSION_SECONDS,
+                whole_seconds: true,
+                reason: "without a session the broker forgets what comes while the agent is away",
+            },
+            default: Default::Is("\"7d\""),
+            why: "How long the broker keeps the session while the agent is away (MQTT 5; on 3.1.1 the broker decides).",
+        },
+        Key {
+            name: "keepalive",
+            kind: Kind::Time {
+                min: Duration::from_secs(5),
+                max: Duration::from_secs(18 * 3600),
+                whole_seconds: true,
+                reason: "two bytes of seconds in MQTT",
+            },
+            default: Default::Is("\"30s\""),
+            why: "Longest silence before the agent asks whether the broker is there. Longer costs less mobile data.",
+        },
+        Key {
+            name: "max_packet_bytes",
+            kind: PACKET,
+            default: Default::Is("\"1MiB\""),
+            why: "Largest packet taken; the broker is told on MQTT 5.",
+        },
+        Key {
+            name: "receive_maximum",
+            kind: RECEIVE_MAXIMUM,
+            default: Default::Is("1000"),
+            why: "QoS 1 and 2 messages in flight; the broker is told on MQTT 5. Fewer than a commit takes slow it down.",
+        },
+        Key {
+            name: "tls",
+            kind: Kind::Later("TLS comes in a later version"),
+            default: Default::Absent(""),
+            why: "",
+        },
+    ],
+};
+
+pub(super) const SUBSCRIBE: Table = Table {
+    name: "mqtt.subscribe",
+    many: true,
+    why: "",
+    keys: &[
+        Key {
+            name: "filter",
+            kind: Kind::Text(false),
+            default: Default::Required("\"sensors/#\""),
+            why: "An MQTT topic filter.",
+        },
+        Key {
+            name: "qos",
+            kind: Kind::Count { min: 0, max: 2, reason: "" },
+            default: Default::Is("1"),
+            why: "Asked for; the broker may grant less.",
+        },
+    ],
+};
+
+pub(super) const LISTEN: Table = Table {
+    name: "listen",
+    many: true,
+    why: "An address where sensors publish straight to Tidegate, no broker between: their PUBACK means it is on disk.",
+    keys: &[
+        Key {
+            name: "name",
+            kind: Kind::Name,
+            default: Default::Required("\"floor\""),
+            why: "Its name in logs and metrics; no other [[mqtt]] or [[listen]] has it.",
+        },
+        Key {
+            name: "address",
+            kind: Kind::Address(false),
+            default: Default::Required("\"127.0.0.1:1884\""),
+            why: "IP address and port; 0.0.0.0 or [::] for all of this machine.",
+        },
+        Key {
+            name: "users_file",
+            kind: Kind::Path,
+            default: Default::Absent("\"/etc/tidegate/users\""),
+            why: "Who may publish, as mosquitto_passwd writes it. Without it nobody is asked, which must be said with \
+                  anonymous, except on loopback.",
+        },
+        Key {
+            name: "anonymous",
+            kind: Kind::Flag,
+            default: Default::Is("false"),
+            why: "true lets everyone publish who can reach the address.",
+        },
+        Key {
+            name: "max_connections",
+            kind: Kind::Count { min: 1, max: 10_000, reason: "each is an open file and a few KiB of memory" },
+            default: Default::Is("256"),
+            why: "Connections at a time; more are refused.",
+        },
+        Key {
+            name: "max_keepalive",
+            kind: Kind::Time {
+                min: Duration::from_secs(5),
+                max: Duration::from_secs(18 * 3600),
+                whole_seconds: true,
+                reason: "two bytes of seconds in MQTT",
+            },
+            default: Default::Is("\"10m\""),
+            why: "Longest keepalive granted; who asks for more, or for none, gets this, so that dead connections end.",
+        },
+        Key {
+            name: "max_packet_bytes",
+            kind: PACKET,
+            default: Default::Is("\"1MiB\""),
+            why: "Largest packet taken; clients are told on MQTT 5.",
+        },
+        Key {
+            name: "receive_maximum",
+            kind: RECEIVE_MAXIMUM,
+            default: Default::Is("100"),
+            why: "QoS 1 and 2 messages in flight from one client; clients are told on MQTT 5.",
+        },
+        Key {
+            name: "max_session_expiry",
+            kind: Kind::Time {
+                min: Duration::from_secs(1),
+                max: SESSION_SECONDS,
+                whole_seconds: true,
+                reason: "four bytes of seconds in MQTT",
+            },
+            default: Default::Is("\"7d\""),
+            why: "How long a client that is away keeps its session, and with it the ids that keep QoS 2 exactly once.",
+        },
+        Key {
+            name: "tls",
+            kind: Kind::Later("TLS comes in a later version"),
+            default: Default::Absent(""),
+            why: "",
+        },
+    ],
+};
+
+pub(super) const BUFFER: Table = Table {
+    name: "buffer",
+    many: false,
+    why: "The local store: what is acknowledged lies here until Kafka has it.",
+    keys: &[
+        Key {
+            name: "max_bytes",
+            kind: Kind::Size {
+                min: 16 << 20,
+                max: 16 << 40,
+                reason: "SQLite's log alone wants some MiB, and its file ends at 16TiB",
+            },
+            default: Default::Is("\"1GiB\""),
+            why: "Disk the buffer may use.",
+        },
+        Key {
+            name: "max_age",
+            kind: Kind::Text(true),
+            default: Default::Is("\"\""),
+            why: "Readings older than this are dropped; \"\" keeps all. Other values come in a later version.",
+        },
+        Key {
+            name: "when_full",
+            kind: Kind::Choice(&["stop-reading"], &["drop-oldest", "drop-newest"]),
+            default: Default::Is("\"stop-reading\""),
+            why: "stop-reading takes no more from the network until there is room, so that broker and sensors wait.",
+        },
+        Key {
+            name: "sync",
+            kind: Kind::Choice(&["full", "normal"], &[]),
+            default: Default::Is("\"full\""),
+            why: "full: acknowledged means safe from a power cut. normal: a power cut may take the last seconds.",
+        },
+        Key {
+            name: "commit_delay",
+            kind: Kind::Time {
+                min: Duration::ZERO,
+                max: Duration::from_secs(10),
+                whole_seconds: false,
+                reason: "acknowledgements wait as long",
+            },
+            default: Default::Is("\"0ms\""),
+            why: "A commit waits so long for company: fewer flash writes, later acknowledgements.",
+        },
+        Key {
+            name: "compression",
+            kind: Kind::Choice(&["zstd", "none"], &[]),
+            default: Default::Is("\"zstd\""),
+            why: "Of what lies in the buffer. none saves processor time and costs disk.",
+        },
+    ],
+};
+
+pub(super) const KAFKA: Table = Table {
+    name: "kafka",
+    many: false,
+    why: "The central cluster.",
+    keys: &[
+        Key {
+            name: "brokers",
+            kind: Kind::List,
+            default: Default::Required("[\"localhost:9092\"]"),
+            why: "Some brokers of the cluster as host:port; the others are found through them.",
+        },
+        Key {
+            name: "delivery",
+            kind: Kind::Choice(&["at-least-once"], &["exactly-once"]),
+            default: Default::Is("\"at-least-once\""),
+            why: "After a crash a reading may come twice, with the same tidegate-id.",
+        },
+        Key {
+            name: "watermark_topic",
+            kind: Kind::Later("it belongs to delivery = \"exactly-once\", which comes in a later version"),
+            default: Default::Absent(""),
+            why: "",
+        },
+        Key {
+            name: "linger",
+            kind: Kind::Time {
+                min: Duration::ZERO,
+                max: Duration::from_secs(60),
+                whole_seconds: false,
+                reason: "readings are later by as much",
+            },
+            default: Default::Is("\"100ms\""),
+            why: "A batch waits so long for company: fewer and larger requests.",
+        },
+        Key {
+            name: "options",
+            kind: Kind::Options,
+            default: Default::Absent(""),
+            why: "Any property of librdkafka as text, for TLS, SASL and tuning, checked when the agent starts. Those \
+                  that would break the promise (acks, message.timeout.ms …) are refused. sasl.password, \
+                  ssl.key.password and ssl.keystore.password also come from a file: add _file to the name.",
+        },
+    ],
+};
+
+/// An example for `[kafka.options]`, which has no keys of its own.
+#[cfg(test)]
+pub(super) const OPTIONS_EXAMPLE: [(&str, &str); 4] = [
+    ("security.protocol", "\"SASL_SSL\""),
+    ("sasl.mechanism", "\"SCRAM-SHA-512\""),
+    ("sasl.username", "\"tidegate\""),
+    ("sasl.password_file", "\"$CREDENTIALS_DIRECTORY/kafka.pw\""),
+];
+
+pub(super) const ROUTE: Table = Table {
+    name: "route",
+    many: true,
+    why: "Where readings go; the first table whose from matches takes a reading. What no table matches is a dead letter.",
+    keys: &[
+        Key {
+            name: "from",
+            kind: Kind::Text(false),
+            default: Default::Required("\"sensors/{site}/#\""),
+            why: "An MQTT filter; {name} is a + that remembers what it matched.",
+        },
+        Key {
+            name: "to",
+            kind: Kind::Text(false),
+            default: Default::Required("\"sensors.{site}\""),
+            why: "Kafka topic, over the names of from, {rest} for what # matched and {topic} for the whole MQTT topic. \
+                  Characters that Kafka forbids are written as _ and two hex digits, _ as __, / as a dot.",
+        },
+        Key {
+            name: "key",
+            kind: Kind::Text(true),
+            default: Default::Is("\"{topic}\""),
+            why: "Record key, over the same names, as they came. One key's readings keep their order.",
+        },
+        Key {
+            name: "value",
+            kind: Kind::Choice(&["payload", "cbor", "json"], &[]),
+            default: Default::Is("\"payload\""),
+            why: "payload as it came; cbor and json wrap it with topic, times, qos and id.",
+        },
+    ],
+};
+
+/// In the order of the documentation.
+pub(super) const TABLES: [&Table; 8] = [&AGENT, &LOG, &HTTP, &MQTT, &LISTEN, &BUFFER, &KAFKA, &ROUTE];

@@ -1,0 +1,200 @@
+//! The checked values: what the stages get.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::problems::Problem;
+use super::secret::Secret;
+use crate::event::Qos;
+use crate::route::Routes;
+
+/// Everything the agent is told, checked. Each stage takes its own part by value.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[agent]`
+    pub agent: Agent,
+    /// `[log]`
+    pub log: Log,
+    /// `[http]`
+    pub http: Http,
+    /// `[[mqtt]]`
+    pub mqtt: Vec<Broker>,
+    /// `[[listen]]`
+    pub listen: Vec<Listener>,
+    /// `[buffer]`
+    pub buffer: Buffer,
+    /// `[kafka]`
+    pub kafka: Kafka,
+    /// `[[route]]`
+    pub routes: Routes,
+    /// What is odd and keeps nothing from running: `check` prints it, `run` logs it as WARN.
+    pub remarks: Vec<Problem>,
+}
+
+/// `[agent]`
+#[derive(Debug, Clone)]
+pub struct Agent {
+    /// Name of this gateway.
+    pub id: String,
+    /// Where the buffer lives.
+    pub data_dir: PathBuf,
+}
+
+/// `[log]`
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// error, warn, info, debug, trace, or a tracing filter like `info,tidegate::ingest=debug`.
+    pub level: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// journald when started by systemd with a journal, else text.
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// Native journal fields.
+    Journald,
+}
+
+/// `[http]`
+#[derive(Debug, Clone)]
+pub struct Http {
+    /// `None` = off.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[[mqtt]]`: a broker to subscribe to.
+#[derive(Debug, Clone)]
+pub struct Broker {
+    /// Unique name.
+    pub name: String,
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// The version to begin with.
+    pub version: MqttVersion,
+    /// Fixed client id.
+    pub client_id: String,
+    /// User name, if the broker wants one.
+    pub username: Option<String>,
+    /// From `password_file`.
+    pub password: Option<Secret>,
+    /// What to subscribe to.
+    pub subscribe: Vec<Subscription>,
+    /// How long the broker shall keep the session while we are away.
+    pub session_expiry: Duration,
+    /// Longest silence before a PINGREQ.
+    pub keepalive: Duration,
+    /// Largest packet accepted, announced on MQTT 5.
+    pub max_packet_bytes: u32,
+    /// QoS 1 and 2 messages in flight, announced on MQTT 5.
+    pub receive_maximum: u16,
+}
+
+/// One filter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscription {
+    /// MQTT topic filter, `$share/group/filter` included.
+    pub filter: String,
+    /// Asked for; the broker may grant less.
+    pub qos: Qos,
+}
+
+/// MQTT protocol version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MqttVersion {
+    /// 3.1.1
+    V311,
+    /// 5.0
+    V5,
+}
+
+/// `[[listen]]`: sensors publish straight to Tidegate.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    /// Unique name.
+    pub name: String,
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// `mosquitto_passwd` file; `None` = no credentials asked.
+    pub users_file: Option<PathBuf>,
+    /// Connections at a time.
+    pub max_connections: usize,
+    /// Longest keepalive granted; a client that asks for more, or for none, gets this (MQTT 5: Server Keep Alive).
+    pub max_keepalive: Duration,
+    /// Largest packet accepted.
+    pub max_packet_bytes: u32,
+    /// QoS 1 and 2 messages in flight a client, announced on MQTT 5.
+    pub receive_maximum: u16,
+    /// Longest session expiry granted.
+    pub max_session_expiry: Duration,
+}
+
+/// `[buffer]`
+#[derive(Debug, Clone)]
+pub struct Buffer {
+    /// Disk the buffer may use.
+    pub max_bytes: u64,
+    /// What happens at the limit.
+    pub when_full: WhenFull,
+    /// SQLite's `synchronous`.
+    pub sync: SyncMode,
+    /// A commit waits so long for company.
+    pub commit_delay: Duration,
+    /// Of chunks.
+    pub compression: Compression,
+}
+
+/// What happens when the buffer is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// Nothing is read from the sockets until there is room.
+    StopReading,
+}
+
+/// SQLite's `synchronous`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncMode {
+    /// Every commit is synced: the promise holds through power loss.
+    Full,
+    /// Acknowledged events of the last seconds may go in a power cut.
+    Normal,
+}
+
+/// Of chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// zstd, level 1.
+    Zstd,
+    /// As they are.
+    None,
+}
+
+/// `[kafka]`
+#[derive(Debug, Clone)]
+pub struct Kafka {
+    /// `host:port`, at least one.
+    pub brokers: Vec<String>,
+    /// How.
+    pub delivery: Delivery,
+    /// A batch waits so long for company.
+    pub linger: Duration,
+    /// `[kafka.options]`, checked against librdkafka's own list; values may be secrets.
+    pub options: BTreeMap<String, Secret>,
+}
+
+/// Delivery guarantee of the Kafka hop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// Idempotent producer, acks=all.
+    AtLeastOnce,
+}

@@ -1,0 +1,375 @@
+//! Sends a parked lane: one topic at a time, with a producer of its own, so that a refusal does not touch the others.
+//!
+//! The first event of the lane is the question whether the topic is open: rights show only when something is produced.
+//! If Kafka takes it, twice as many follow, and so on, chunk by chunk. A chunk is settled as a whole, in order. When a
+//! try ends in the middle of a chunk, its proofs are kept, so that the next try sends only the rest.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::config::ClientConfig;
+
+use super::options;
+use super::pace::{Finding, Pace, Permit};
+use super::parking::Opened;
+use super::producer::{Failure, Producer};
+use super::shared::Shared;
+use super::verdict::{Verdict, dead_letter_reason, park_reason, send_verdict, verdict};
+use crate::buffer::{DeadLetter, LaneChunk, ReadError};
+use crate::delivered::Delivered;
+use crate::event::{Sequence, Stored};
+use crate::planted::{Bug, planted};
+use crate::route::{Target, ValueFormat};
+
+/// A try without any progress ends after this time; another topic may be luckier. Longer than librdkafka needs to
+/// find a new leader; only one topic is tried at a time.
+const NO_PROGRESS: Duration = Duration::from_secs(30);
+
+/// How often an empty lane is looked at while it closes: the buffer commits every few milliseconds to 200 ms.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// A chunk is at most about 256 KiB of events, and flies at most so many at a time.
+const MOST_IN_FLIGHT: usize = 2_000;
+
+/// The sender of parked lanes.
+pub(super) struct LaneSender {
+    config: ClientConfig,
+    active: Option<Try>,
+    /// Where tries that ended left off, by Kafka topic; forgotten when the topic is direct again.
+    left_off: HashMap<Arc<str>, LeftOff>,
+}
+
+/// One topic being tried.
+struct Try {
+    topic: Arc<str>,
+    place: LeftOff,
+    chunk: Option<LaneChunk>,
+    /// Index of the next event of the chunk.
+    next: usize,
+    producer: Option<Producer>,
+    pace: Pace,
+    failures: Vec<Failure>,
+    last_progress: Instant,
+    look_at: Instant,
+}
+
+/// How far a lane has been sent.
+#[derive(Debug, Default)]
+struct LeftOff {
+    /// The last chunk that was settled.
+    after: i64,
+    /// The chunk in work and what became of its events.
+    chunk: i64,
+    confirmed: Vec<Delivered>,
+    dead: Vec<DeadLetter>,
+    done: BTreeSet<Sequence>,
+}
+
+/// How a step of a try ends.
+enum Step {
+    /// Go on at the next turn.
+    On,
+    /// The topic is direct again.
+    Opened(Opened),
+    /// Not now; with a new reason, if there is one.
+    Refused(Option<&'static str>),
+}
+
+impl LaneSender {
+    /// Uses the main producer's configuration, but finds out sooner that a topic is missing.
+    pub(super) fn new(mut config: ClientConfig) -> Self {
+        for (name, value) in options::LANE {
+            config.set(*name, *value);
+        }
+        Self { config, active: None, left_off: HashMap::new() }
+    }
+
+    /// Something is under way that needs polling.
+    pub(super) fn is_busy(&self) -> bool {
+        self.active.is_some()
+    }
+
+    /// Does what can be done now without waiting.
+    pub(super) fn step(&mut self, shared: &mut Shared, now: Instant) -> Result<(), ReadError> {
+        if self.active.is_none() {
+            let Some(topic) = shared.parking.next_due(now) else { return Ok(()) };
+            let place = self.left_off.remove(&topic).unwrap_or_default();
+            self.active = Some(Try::new(topic, place, now));
+        }
+        let Some(active) = &mut self.active else { return Ok(()) };
+        match active.step(&self.config, shared, now)? {
+            Step::On => {}
+            Step::Opened(opened) => {
+                tracing::info!(
+                    topic = &*active.topic,
+                    parked_s = opened.parked_for.as_secs_f64(),
+                    events = opened.events,
+                    "kafka: topic is open again; its readings flow"
+                );
+                self.left_off.remove(&active.topic);
+                self.active = None;
+            }
+            Step::Refused(reason) => {
+                shared.parking.refused(&active.topic, reason, now);
+                self.end(shared, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// A stop: begins nothing, sends on what was begun of a chunk. True when nothing is left in between.
+    pub(super) fn finish_chunk(&mut self, shared: &mut Shared, now: Instant) -> bool {
+        let Some(active) = &mut self.active else { return true };
+        if active.place.done.is_empty() && active.in_flight() == 0 {
+            return true; // nothing of the chunk is in Kafka: nothing would be repeated
+        }
+        active.poll(shared, now);
+        if active.failures.is_empty() {
+            active.send_chunk(shared, now);
+            active.settle_chunk(shared, now);
+        }
+        active.chunk.is_none() || !active.failures.is_empty()
+    }
+
+    /// Ends the try; what was confirmed until the last moment is kept.
+    pub(super) fn end(&mut self, shared: &mut Shared, now: Instant) {
+        let Some(mut active) = self.active.take() else { return };
+        active.retire(shared, now);
+        active.settle_chunk(shared, now);
+        shared.parking.put_back(&active.topic, now);
+        if active.place.after > 0 || !active.place.done.is_empty() {
+            self.left_off.insert(active.topic, active.place);
+        }
+    }
+}
+
+impl Try {
+    fn new(topic: Arc<str>, place: LeftOff, now: Instant) -> Self {
+        Self {
+            topic,
+            place,
+            chunk: None,
+            next: 0,
+            producer: None,
+            pace: Pace::probing(),
+            failures: Vec::new(),
+            last_progress: now,
+            look_at: now,
+        }
+    }
+
+    fn step(&mut self, config: &ClientConfig, shared: &mut Shared, now: Instant) -> Result<Step, ReadError> {
+        self.poll(shared, now);
+        if !self.failures.is_empty() {
+            return Ok(self.judge(shared, now));
+        }
+        self.settle_chunk(shared, now);
+        if self.chunk.is_none() {
+            if now < self.look_at {
+                return Ok(Step::On);
+            }
+            // What was on disk before the lane is read is seen by the reading; so this comes first.
+            let applied = shared.settler.applied();
+            if !self.load(shared)? {
+                self.look_at = now.checked_add(LOOK_AGAIN).unwrap_or(now);
+                return Ok(shared.parking.seen_empty(&self.topic, applied, now).map_or(Step::On, Step::Opened));
+            }
+            shared.parking.more_came(&self.topic);
+            self.last_progress = now;
+        }
+        if self.producer.is_none() {
+            match Producer::new(config) {
+                Ok(producer) => self.producer = Some(producer),
+                Err(_) => return Ok(Step::Refused(None)),
+            }
+        }
+        self.send_chunk(shared, now);
+        if now.saturating_duration_since(self.last_progress) > NO_PROGRESS {
+            return Ok(Step::Refused(None));
+        }
+        Ok(Step::On)
+    }
+
+    /// Reads the next chunk; false when there is none.
+    fn load(&mut self, shared: &mut Shared) -> Result<bool, ReadError> {
+        let lane = match shared.parking.lane(&self.topic) {
+            Some(lane) => lane,
+            None => match shared.settler.lane(&self.topic) {
+                Some(lane) => {
+                    shared.parking.set_lane(&self.topic, lane);
+                    lane
+                }
+                None => return Ok(false),
+            },
+        };
+        let Some(chunk) = shared.outlet.parked(lane, self.place.after)? else { return Ok(false) };
+        if self.place.chunk != chunk.id {
+            self.place = LeftOff { after: self.place.after, chunk: chunk.id, ..LeftOff::default() };
+        }
+        self.next = 0;
+        self.chunk = Some(chunk);
+        Ok(true)
+    }
+
+    fn send_chunk(&mut self, shared: &mut Shared, now: Instant) {
+        let (Some(chunk), Some(producer)) = (&self.chunk, &self.producer) else { return };
+        while let Some(stored) = chunk.events.get(self.next) {
+            if self.place.done.contains(&stored.sequence) {
+                self.next = self.next.saturating_add(1);
+                continue;
+            }
+            let in_flight = producer.in_flight().0;
+            if in_flight >= MOST_IN_FLIGHT || self.pace.permit(stored.sequence, in_flight) == Permit::NotYet {
+                return;
+            }
+            let target = self.target(shared, stored);
+            match shared.send(producer, stored, &target) {
+                Ok(()) => {
+                    self.pace.sent();
+                    self.next = self.next.saturating_add(1);
+                    if in_flight == 0 {
+                        self.last_progress = now;
+                    }
+                }
+                Err(code) => {
+                    match send_verdict(code) {
+                        Verdict::Wait => {}
+                        Verdict::DeadLetter => {
+                            let letter = dead_letter(&self.topic, stored, dead_letter_reason(code));
+                            self.place.done.insert(letter.sequence);
+                            shared.count_dead(&letter, now);
+                            self.place.dead.push(letter);
+                            continue;
+                        }
+                        Verdict::Resend | Verdict::NewProducer | Verdict::Alone | Verdict::ParkTopic => {
+                            let (sequence, route) = (stored.sequence, stored.event.route);
+                            let topic = self.topic.to_string();
+                            self.failures.push(Failure { sequence, route, topic, code });
+                        }
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The lane's own topic, whatever the routes say now: the order of its events was fixed when they were parked.
+    fn target(&self, shared: &mut Shared, stored: &Stored) -> Arc<Target> {
+        match shared.targets.find(&stored.event.topic) {
+            Ok(target) if target.topic == self.topic => target,
+            Ok(target) => Arc::new(Target { topic: Arc::clone(&self.topic), ..(*target).clone() }),
+            Err(_no_route_any_more) => Arc::new(Target {
+                topic: Arc::clone(&self.topic),
+                key: Arc::clone(&stored.event.topic),
+                value: ValueFormat::Payload,
+            }),
+        }
+    }
+
+    fn poll(&mut self, shared: &mut Shared, now: Instant) {
+        let Some(producer) = &self.producer else { return };
+        producer.poll(Duration::ZERO);
+        // The main producer sees the same brokers and says what is to be said; these must only not pile up.
+        drop(producer.remarks());
+        let reports = producer.reports();
+        self.failures.extend(reports.failures);
+        self.confirmed(reports.confirmed, shared, now);
+    }
+
+    fn confirmed(&mut self, proofs: Vec<Delivered>, shared: &mut Shared, now: Instant) {
+        if proofs.is_empty() {
+            return;
+        }
+        self.last_progress = now;
+        self.place.done.extend(proofs.iter().map(Delivered::sequence));
+        self.place.confirmed.extend(proofs);
+        shared.parking.accepted(&self.topic);
+        if planted(Bug::ParkedOutOfOrder) {
+            shared.parking.open_at_once(&self.topic);
+        }
+    }
+
+    /// Settles the chunk when all its events are done with.
+    fn settle_chunk(&mut self, shared: &mut Shared, now: Instant) {
+        let Some(chunk) = &self.chunk else { return };
+        let all_done = chunk.events.iter().all(|stored| self.place.done.contains(&stored.sequence));
+        let Some(lane) = shared.parking.lane(&self.topic) else { return };
+        if !all_done {
+            return;
+        }
+        let place = std::mem::take(&mut self.place);
+        self.place.after = chunk.id;
+        let events = u64::try_from(place.done.len()).unwrap_or(u64::MAX);
+        shared.count_delivered(place.confirmed.len());
+        shared.outcome.lane_chunk(lane, chunk.id, place.confirmed, place.dead, now);
+        shared.parking.lane_settled(&self.topic, events);
+        self.chunk = None;
+    }
+
+    fn in_flight(&self) -> usize {
+        self.producer.as_ref().map_or(0, |producer| producer.in_flight().0)
+    }
+
+    /// Failures came back. Waits for the rest of what is in flight, then decides.
+    fn judge(&mut self, shared: &mut Shared, now: Instant) -> Step {
+        if let Some(producer) = &self.producer
+            && producer.in_flight().0 > 0
+            && now.saturating_duration_since(self.last_progress) < NO_PROGRESS
+        {
+            if producer.fatal().is_some() {
+                producer.purge_queue();
+            }
+            return Step::On;
+        }
+        let failures = std::mem::take(&mut self.failures);
+        let mut step = Step::On;
+        let mut suspects = Vec::new();
+        for failure in failures {
+            match verdict(failure.code) {
+                Verdict::Resend | Verdict::Wait => {}
+                Verdict::Alone => suspects.push(failure),
+                Verdict::DeadLetter => self.dead(failure, shared, now),
+                Verdict::ParkTopic => step = Step::Refused(Some(park_reason(failure.code).0)),
+                Verdict::NewProducer => {
+                    if matches!(step, Step::On) {
+                        step = Step::Refused(None);
+                    }
+                }
+            }
+        }
+        if let Some(newest) = suspects.iter().map(|suspect| suspect.sequence).max()
+            && self.pace.refused(suspects.len(), newest) == Finding::Guilty
+            && let Some(guilty) = suspects.pop()
+        {
+            self.dead(guilty, shared, now);
+        }
+        self.retire(shared, now);
+        self.next = 0; // what is done is left out
+        self.pace.restart();
+        step
+    }
+
+    fn dead(&mut self, failure: Failure, shared: &mut Shared, now: Instant) {
+        let letter = DeadLetter {
+            sequence: failure.sequence,
+            route: failure.route,
+            kafka_topic: Arc::clone(&self.topic),
+            reason: dead_letter_reason(failure.code),
+        };
+        shared.count_dead(&letter, now);
+        self.place.done.insert(letter.sequence);
+        self.place.dead.push(letter);
+    }
+
+    fn retire(&mut self, shared: &mut Shared, now: Instant) {
+        if let Some(producer) = self.producer.take() {
+            let (reports, _restart) = producer.retire();
+            self.confirmed(reports.confirmed, shared, now);
+        }
+    }
+}
+
+fn dead_letter(topic: &Arc<str>, stored: &Stored, reason: String) -> DeadLetter {
+    DeadLetter { sequence: stored.sequence, route: stored.event.route, kafka_topic: Arc::clone(topic), reason }
+}

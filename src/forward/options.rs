@@ -1,0 +1,283 @@
+//! The properties of librdkafka: those that Tidegate fixes because a promise rests on them, those it sets and an
+//! operator may override, and the check of `[kafka.options]` by librdkafka itself, offline.
+
+use std::collections::BTreeMap;
+
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+use rdkafka::producer::{BaseProducer, DefaultProducerContext};
+
+use crate::config::{Kafka, Secret};
+
+/// Properties that `[kafka.options]` may not set, each with the reason. Aliases stand beside their property.
+pub const REFUSED: &[(&str, &str)] = &[
+    ("acks", ACKS),
+    ("request.required.acks", ACKS),
+    ("enable.idempotence", "without it librdkafka's own retries repeat and reorder readings"),
+    ("enable.gapless.guarantee", GAPLESS),
+    ("max.in.flight", IN_FLIGHT),
+    ("max.in.flight.requests.per.connection", IN_FLIGHT),
+    ("retries", RETRIES),
+    ("message.send.max.retries", RETRIES),
+    ("message.timeout.ms", TIMEOUT),
+    ("delivery.timeout.ms", TIMEOUT),
+    ("transactional.id", "transactions belong to [kafka] delivery"),
+    ("transaction.timeout.ms", "transactions belong to [kafka] delivery"),
+    ("queuing.strategy", "anything but first in, first out sends readings out of order"),
+    ("delivery.report.only.error", "confirmations are what releases readings from the buffer"),
+    ("dr_cb", CALLBACK),
+    ("dr_msg_cb", CALLBACK),
+    ("error_cb", CALLBACK),
+    ("log_cb", CALLBACK),
+    ("stats_cb", CALLBACK),
+    ("log.queue", CALLBACK),
+    ("enabled_events", CALLBACK),
+    ("opaque", CALLBACK),
+    ("statistics.interval.ms", "nobody reads librdkafka's statistics; Tidegate's metrics are on [http]"),
+    ("linger.ms", LINGER),
+    ("queue.buffering.max.ms", LINGER),
+    ("bootstrap.servers", BROKERS),
+    ("metadata.broker.list", BROKERS),
+    ("partitioner_cb", PARTITIONER_CALLBACK),
+    ("test.mock.num.brokers", "readings would be confirmed by an imitation inside the agent and be lost"),
+    ("test.mock.broker.rtt", "it belongs to an imitation of Kafka, not to Kafka"),
+    ("plugin.library.paths", "foreign code inside the agent could break any promise"),
+    ("builtin.features", "it is read-only"),
+];
+
+const ACKS: &str = "acks=all: a reading leaves the buffer only when all in-sync replicas have it";
+const GAPLESS: &str = "without it readings behind a refused batch overtake it";
+const IN_FLIGHT: &str = "with several requests in flight, the ones behind a refused first batch overtake it";
+const RETRIES: &str = "giving up is never right: readings stay until Kafka confirms them";
+const TIMEOUT: &str = "no time-out may end the wait for a confirmation: an outage may last weeks";
+const LINGER: &str = "[kafka] linger says how long a batch waits for company";
+const BROKERS: &str = "[kafka] brokers says where Kafka is";
+const CALLBACK: &str = "it is Tidegate's door to librdkafka";
+const PARTITIONER_CALLBACK: &str = "it cannot be given as text; partitioner chooses one by name";
+
+/// Values of `partitioner` that send one key to several partitions.
+const RANDOM_PARTITIONERS: &[&str] = &["random", "consistent_random", "murmur2_random", "fnv1a_random"];
+
+/// Fixed: a promise rests on each. All of them are in [`REFUSED`].
+const FIXED: &[(&str, &str)] = &[
+    ("enable.idempotence", "true"),
+    ("acks", "all"),
+    ("enable.gapless.guarantee", "true"),
+    ("max.in.flight.requests.per.connection", "1"),
+    ("message.timeout.ms", "0"), // infinite
+    ("linger.ms", "0"),          // Tidegate makes the batches; librdkafka sends what is there
+];
+
+/// Set unless `[kafka.options]` says otherwise: property, value, other names of the property.
+const DEFAULTS: &[(&str, &str, &[&str])] = &[
+    // 15 bytes a reading on the wire, headers included; 0.6 µs.
+    ("compression.type", "zstd", &["compression.codec"]),
+    // 1 MiB of payloads in librdkafka's hands; more buys no throughput, only memory.
+    ("queue.buffering.max.kbytes", "1024", &[]),
+    // A batch of one reading each of a few thousand sensors; memory is bounded by it twice (raw and compressed).
+    ("batch.size", "262144", &[]),
+    // 5,000 gateways at 2 s are 2,500 attempts a second at worst, and the link is used within 2 s of its return.
+    ("reconnect.backoff.max.ms", "2000", &[]),
+    // How long a topic may be unknown before its readings are parked.
+    ("topic.metadata.propagation.max.ms", "5000", &[]),
+    // The partition of a key is the one that Java clients choose, and a key never moves.
+    ("partitioner", "murmur2", &[]),
+    // Mobile networks forget idle connections without a word.
+    ("socket.keepalive.enable", "true", &[]),
+    // The vendored OpenSSL has no certificates of its own: look where the distributions keep theirs.
+    ("ssl.ca.location", "probe", &["ssl.ca.pem", "ssl.ca.certificate.stores"]),
+];
+
+/// What the producer of a parked lane does otherwise: it asks often, so a missing topic shall be known soon.
+pub(super) const LANE: &[(&str, &str)] = &[("topic.metadata.propagation.max.ms", "1000")];
+
+/// The configuration of a producer.
+pub(super) fn client_config(kafka: &Kafka, agent_id: &str) -> ClientConfig {
+    let mut config = base(&kafka.options);
+    if !kafka.options.contains_key("client.id") {
+        config.set("client.id", format!("tidegate-{agent_id}"));
+    }
+    config.set("bootstrap.servers", kafka.brokers.join(","));
+    config
+}
+
+fn base(options: &BTreeMap<String, Secret>) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    // librdkafka's own lines are for the debug level (see the log callback); it thins them out at this level.
+    config.set_log_level(if options.contains_key("debug") { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info });
+    for (name, value, aliases) in DEFAULTS {
+        let given = |name: &str| options.contains_key(name);
+        if !given(name) && !aliases.iter().any(|alias| given(alias)) {
+            config.set(*name, *value);
+        }
+    }
+    for (name, value) in options {
+        if refusal(name).is_none() {
+            config.set(name, value.reveal());
+        }
+    }
+    for (name, value) in FIXED {
+        config.set(*name, *value);
+    }
+    config
+}
+
+/// Smallest `batch.size` that batches shrink to by themselves.
+const SMALLEST_BATCH_BYTES: u32 = 16 << 10;
+
+/// Halves `batch.size` for the producers made from now on; the new size, or `None` when it is small enough.
+pub(super) fn shrink_batches(config: &mut ClientConfig) -> Option<u32> {
+    let bytes: u32 = config.get("batch.size")?.parse().ok()?;
+    if bytes <= SMALLEST_BATCH_BYTES {
+        return None;
+    }
+    let half = (bytes / 2).max(SMALLEST_BATCH_BYTES);
+    config.set("batch.size", half.to_string());
+    Some(half)
+}
+
+/// Checks `[kafka.options]` without a network, names and values alike: what is wrong, by property.
+///
+/// No value is repeated in the answer: it may be a secret. A problem that only shows when all properties stand
+/// together (a missing certificate file, a contradiction) comes under the empty name.
+#[must_use]
+pub fn check_options(options: &BTreeMap<String, Secret>) -> Vec<(String, String)> {
+    let mut problems: Vec<(String, String)> =
+        options.iter().filter_map(|(name, value)| Some((name.clone(), problem(name, value)?))).collect();
+    if problems.is_empty() {
+        // Without brokers a producer connects nowhere, but reads certificates and compares properties.
+        let made: Result<BaseProducer<DefaultProducerContext>, KafkaError> =
+            base(options).set_log_level(RDKafkaLogLevel::Emerg).create_with_context(DefaultProducerContext);
+        if let Err(error) = made {
+            problems.push((String::new(), without_values(&cause(&error), options)));
+        }
+    }
+    problems
+}
+
+fn problem(name: &str, value: &Secret) -> Option<String> {
+    if let Some(reason) = refusal(name) {
+        return Some(format!("cannot be set: {reason}"));
+    }
+    if name == "partitioner" && RANDOM_PARTITIONERS.contains(&value.reveal()) {
+        return Some(
+            "cannot be random: readings of one sensor would be out of order (consistent, murmur2, fnv1a)".into(),
+        );
+    }
+    let error = ClientConfig::new().set(name, value.reveal()).create_native_config().err()?;
+    let options = BTreeMap::from([(name.to_owned(), value.clone())]);
+    Some(without_values(&cause(&error), &options))
+}
+
+fn refusal(name: &str) -> Option<&'static str> {
+    REFUSED.iter().find(|(refused, _)| *refused == name).map(|(_, reason)| *reason)
+}
+
+/// librdkafka's own words. Not rdkafka's `Display`, which repeats the value.
+#[expect(clippy::wildcard_enum_match_arm, reason = "other errors have no text of librdkafka's")]
+pub(super) fn cause(error: &KafkaError) -> String {
+    match error {
+        KafkaError::ClientConfig(_, text, _, _) | KafkaError::ClientCreation(text) => text.clone(),
+        KafkaError::Nul(_) => "contains a NUL character".into(),
+        other => other.to_string(),
+    }
+}
+
+fn without_values(text: &str, options: &BTreeMap<String, Secret>) -> String {
+    let mut text = text.to_owned();
+    for value in options.values().map(Secret::reveal) {
+        // librdkafka quotes values; a value that is part of an ordinary word stays readable unless it is long.
+        text = text.replace(&format!("\"{value}\""), "<value>");
+        if value.len() >= 4 && value.parse::<u64>().is_err() {
+            text = text.replace(value, "<value>");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(options: &[(&str, &str)]) -> Vec<(String, String)> {
+        check_options(&options.iter().map(|(n, v)| ((*n).to_owned(), Secret::new((*v).to_owned()))).collect())
+    }
+
+    #[test]
+    fn ordinary_options_pass() {
+        let options = [
+            ("security.protocol", "SASL_SSL"),
+            ("sasl.mechanisms", "SCRAM-SHA-512"),
+            ("sasl.username", "gw"),
+            ("sasl.password", "secret"),
+            ("compression.codec", "lz4"),
+            ("queue.buffering.max.kbytes", "4096"),
+            ("client.id", "me"),
+            ("partitioner", "consistent"),
+        ];
+        assert_eq!(check(&options), []);
+        assert_eq!(check(&[]), []);
+    }
+
+    #[test]
+    fn what_breaks_a_promise_is_refused_with_the_reason() {
+        for (name, reason) in REFUSED {
+            assert_eq!(check(&[(name, "1")]), [((*name).to_owned(), format!("cannot be set: {reason}"))]);
+        }
+        for value in RANDOM_PARTITIONERS {
+            assert_eq!(check(&[("partitioner", value)]).len(), 1, "{value}");
+        }
+    }
+
+    #[test]
+    fn every_fixed_property_is_refused_under_all_its_names() {
+        for (name, _) in FIXED {
+            assert!(refusal(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn unknown_names_and_bad_values_are_found_by_librdkafka_all_at_once() {
+        let problems = check(&[("socket.timeout.msec", "1"), ("socket.timeout.ms", "soon"), ("batch.size", "-5")]);
+        let names: Vec<&str> = problems.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["batch.size", "socket.timeout.ms", "socket.timeout.msec"]);
+    }
+
+    #[test]
+    fn no_answer_repeats_a_value() {
+        let wrong = [
+            ("sasl.passwort", "hunter2-secret"),
+            ("socket.timeout.ms", "hunter2-secret"),
+            ("security.protocol", "hunter2-secret"),
+            ("ssl.key.pem", "hunter2-secret"),
+            ("ssl.ca.location", "/hunter2-secret"),
+        ];
+        for (name, value) in wrong {
+            let problems = check(&[(name, value), ("sasl.password", "nul\0hunter2-secret")]);
+            assert!(!problems.is_empty(), "{name}");
+            assert!(!format!("{problems:?}").contains("hunter2"), "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_certificate_file_is_found_offline() {
+        let problems = check(&[("security.protocol", "ssl"), ("ssl.ca.location", "/nowhere/ca.pem")]);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+    }
+
+    #[test]
+    fn options_override_defaults_under_any_of_their_names_and_never_what_is_fixed() {
+        let options: BTreeMap<String, Secret> = [("compression.codec", "lz4"), ("acks", "0"), ("batch.size", "1000")]
+            .map(|(name, value)| (name.to_owned(), Secret::new(value.to_owned())))
+            .into();
+        let config = base(&options);
+        assert_eq!(config.get("compression.type"), None);
+        assert_eq!(config.get("compression.codec"), Some("lz4"));
+        assert_eq!(config.get("acks"), Some("all"));
+        assert_eq!(config.get("batch.size"), Some("1000"));
+        for (name, value) in FIXED {
+            assert_eq!(config.get(name), Some(*value), "{name}");
+        }
+    }
+}

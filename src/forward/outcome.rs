@@ -1,0 +1,123 @@
+//! What became of events, collected into settlements: one for many events, at most a short time old.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::buffer::{DeadLetter, LaneId, Parked, Settlement};
+use crate::delivered::Delivered;
+use crate::event::{RouteId, Sequence};
+#[cfg(feature = "planted")]
+use crate::planted::{Bug, planted};
+
+/// A settlement waits so long for more. What is not settled is sent again after a crash: at full rate that is some
+/// thousand repeats. The buffer commits settlements with the next events or within 200 ms, so less gains nothing.
+const LONGEST_WAIT: Duration = Duration::from_millis(50);
+
+/// ... or for so many events: 64 KiB of proofs.
+const FULL: usize = 4_096;
+
+/// The settlement being made.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    settlement: Settlement,
+    events: usize,
+    since: Option<Instant>,
+}
+
+impl Outcome {
+    /// Kafka confirmed these.
+    pub(super) fn delivered(&mut self, mut proofs: Vec<Delivered>, now: Instant) {
+        #[cfg(feature = "planted")]
+        if planted(Bug::ReleaseBeforeDelivery) {
+            return; // they were released when they were sent
+        }
+        if !proofs.is_empty() {
+            self.note(proofs.len(), now);
+            self.settlement.delivered.append(&mut proofs);
+        }
+    }
+
+    /// Kafka will never take it.
+    pub(super) fn dead(&mut self, letter: DeadLetter, now: Instant) {
+        self.note(1, now);
+        #[cfg(feature = "planted")]
+        if planted(Bug::DropDeadLetters) {
+            self.settlement.delivered.push(Delivered::forged(letter.sequence, letter.route));
+            return;
+        }
+        self.settlement.dead.push(letter);
+    }
+
+    /// It waits in the lane of its Kafka topic.
+    #[cfg_attr(not(feature = "planted"), expect(unused_variables, reason = "only a planted bug books the route"))]
+    pub(super) fn parked(&mut self, sequence: Sequence, route: RouteId, kafka_topic: Arc<str>, now: Instant) {
+        self.note(1, now);
+        #[cfg(feature = "planted")]
+        if planted(Bug::DropParked) {
+            self.settlement.delivered.push(Delivered::forged(sequence, route));
+            return;
+        }
+        self.settlement.parked.push(Parked { sequence, kafka_topic });
+    }
+
+    /// A chunk of a parked lane is done with.
+    pub(super) fn lane_chunk(
+        &mut self,
+        lane: LaneId,
+        chunk: i64,
+        delivered: Vec<Delivered>,
+        dead: Vec<DeadLetter>,
+        now: Instant,
+    ) {
+        self.note(delivered.len().saturating_add(dead.len()), now);
+        self.settlement.lane_chunks.push((lane, chunk, delivered, dead));
+    }
+
+    /// The planted bug: released as soon as librdkafka has it.
+    #[cfg(feature = "planted")]
+    pub(super) fn release_at_send(&mut self, sequence: Sequence, route: RouteId, now: Instant) {
+        self.note(1, now);
+        self.settlement.delivered.push(Delivered::forged(sequence, route));
+    }
+
+    /// When it shall be handed to the buffer; `None`: nothing to settle.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let since = self.since?;
+        Some(if self.events >= FULL { since } else { since.checked_add(LONGEST_WAIT).unwrap_or(since) })
+    }
+
+    /// What there is to settle, if anything.
+    pub(super) fn take(&mut self) -> Option<Settlement> {
+        self.since.take()?;
+        self.events = 0;
+        Some(std::mem::take(&mut self.settlement))
+    }
+
+    fn note(&mut self, events: usize, now: Instant) {
+        self.events = self.events.saturating_add(events);
+        self.since.get_or_insert(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn letter(sequence: Sequence) -> DeadLetter {
+        DeadLetter { sequence, route: RouteId(1), kafka_topic: Arc::from("t"), reason: "r".into() }
+    }
+
+    #[test]
+    fn a_settlement_is_due_after_a_short_wait_or_when_it_is_full() {
+        let (mut outcome, now) = (Outcome::default(), Instant::now());
+        assert_eq!((outcome.due(), outcome.take().is_none()), (None, true));
+        outcome.dead(letter(1), now);
+        assert_eq!(outcome.due(), Some(now + LONGEST_WAIT));
+        for sequence in 2..=FULL as u64 {
+            outcome.dead(letter(sequence), now + LONGEST_WAIT);
+        }
+        assert_eq!(outcome.due(), Some(now));
+        assert_eq!(outcome.take().map(|s| s.dead.len()), Some(FULL));
+        assert_eq!(outcome.due(), None);
+    }
+}

@@ -1,0 +1,271 @@
+//! What was handed to librdkafka and is not settled yet: a ring from slot numbers to events.
+//!
+//! A slot number travels through librdkafka as the message's opaque pointer, so it has 32 bits (armv7) and wraps.
+//! Slots are given out in order of sending, which is the order of sequences; the ring holds the events from the
+//! oldest unsettled one on. Each producer has a ring of its own, so the report of an older producer cannot be taken
+//! for one of the present producer.
+//!
+//! The ring also remembers events behind the oldest unsettled one that are settled already, in whatever way:
+//! when sending starts again from the oldest unsettled event, these must not go a second time.
+
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+
+use crate::event::{RouteId, Sequence};
+
+/// See the module's words.
+#[derive(Debug, Default)]
+pub(super) struct Outstanding {
+    entries: VecDeque<Entry>,
+    first_slot: u32,
+    in_flight: usize,
+    in_flight_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    sequence: Sequence,
+    route: RouteId,
+    bytes: u32,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// librdkafka has it.
+    InFlight,
+    /// Came back without confirmation; to be sent again or judged.
+    Failed,
+    /// Confirmed, dead letter or parked.
+    Settled,
+}
+
+/// Where sending starts again.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Restart {
+    /// Read on after this sequence; `None`: everything was settled, just read on.
+    pub(super) after: Option<Sequence>,
+    /// Settled already although they come later; rising.
+    pub(super) settled: Vec<RangeInclusive<Sequence>>,
+}
+
+impl Outstanding {
+    /// Enters an event that is about to be sent, of that cost in memory; the slot is its number for librdkafka.
+    pub(super) fn enter(&mut self, sequence: Sequence, route: RouteId, bytes: usize) -> u32 {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let offset = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        self.entries.push_back(Entry { sequence, route, bytes, state: State::InFlight });
+        self.in_flight = self.in_flight.saturating_add(1);
+        self.in_flight_bytes = self.in_flight_bytes.saturating_add(width(bytes));
+        self.first_slot.wrapping_add(offset)
+    }
+
+    /// Takes back the newest entry: librdkafka did not take it.
+    pub(super) fn withdraw(&mut self) {
+        if let Some(entry) = self.entries.pop_back() {
+            self.landed(entry.state, entry.bytes);
+        }
+    }
+
+    /// Enters an event that is settled without being sent.
+    pub(super) fn enter_settled(&mut self, sequence: Sequence, route: RouteId) {
+        // With nothing unsettled before it, sending can never start again before it.
+        if !self.entries.is_empty() {
+            self.entries.push_back(Entry { sequence, route, bytes: 0, state: State::Settled });
+        }
+    }
+
+    /// The event in flight in that slot.
+    pub(super) fn event(&self, slot: u32) -> Option<(Sequence, RouteId)> {
+        let entry = self.entries.get(self.index(slot))?;
+        (entry.state == State::InFlight).then_some((entry.sequence, entry.route))
+    }
+
+    /// A report for that slot: confirmed or not.
+    pub(super) fn report(&mut self, slot: u32, confirmed: bool) {
+        let index = self.index(slot);
+        let Some(entry) = self.entries.get_mut(index) else { return };
+        let (before, bytes) = (entry.state, entry.bytes);
+        entry.state = if confirmed { State::Settled } else { State::Failed };
+        self.landed(before, bytes);
+        self.forget_settled();
+    }
+
+    /// A failed event got its fate: dead letter.
+    pub(super) fn settle_failed(&mut self, sequence: Sequence) {
+        let failed = |entry: &&mut Entry| entry.sequence == sequence && entry.state == State::Failed;
+        if let Some(entry) = self.entries.iter_mut().find(failed) {
+            entry.state = State::Settled;
+            self.forget_settled();
+        }
+    }
+
+    /// Events that librdkafka has.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Their memory, as it was entered.
+    pub(super) fn in_flight_bytes(&self) -> usize {
+        self.in_flight_bytes
+    }
+
+    /// Gives up everything that is not settled: empties the ring and says where sending starts again.
+    pub(super) fn give_up(&mut self) -> Restart {
+        let after = self.entries.front().map(|oldest| oldest.sequence.saturating_sub(1));
+        let mut settled: Vec<RangeInclusive<Sequence>> = Vec::new();
+        for entry in self.entries.iter().filter(|entry| entry.state == State::Settled) {
+            match settled.last_mut() {
+                Some(last) if last.end().saturating_add(1) == entry.sequence => {
+                    *last = *last.start()..=entry.sequence;
+                }
+                Some(_) | None => settled.push(entry.sequence..=entry.sequence),
+            }
+        }
+        let given_out = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        self.first_slot = self.first_slot.wrapping_add(given_out);
+        self.entries.clear();
+        self.entries.shrink_to(0);
+        self.in_flight = 0;
+        self.in_flight_bytes = 0;
+        Restart { after, settled }
+    }
+
+    fn index(&self, slot: u32) -> usize {
+        width(slot.wrapping_sub(self.first_slot))
+    }
+
+    fn landed(&mut self, before: State, bytes: u32) {
+        if before == State::InFlight {
+            self.in_flight = self.in_flight.saturating_sub(1);
+            self.in_flight_bytes = self.in_flight_bytes.saturating_sub(width(bytes));
+        }
+    }
+
+    fn forget_settled(&mut self) {
+        while self.entries.front().is_some_and(|oldest| oldest.state == State::Settled) {
+            self.entries.pop_front();
+            self.first_slot = self.first_slot.wrapping_add(1);
+        }
+    }
+}
+
+/// 32 bits fit in every `usize` this is built for.
+fn width(n: u32) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+/// Sequences that are settled and come along again when the buffer is read: rising ranges, used up in order.
+#[derive(Debug, Default)]
+pub(super) struct Skips(VecDeque<RangeInclusive<Sequence>>);
+
+impl Skips {
+    /// From ranges in any order.
+    pub(super) fn new(mut ranges: Vec<RangeInclusive<Sequence>>) -> Self {
+        ranges.sort_unstable_by_key(|range| *range.start());
+        Self(ranges.into())
+    }
+
+    /// Sending starts again: the settled ones of `restart` join those that were not reached yet.
+    pub(super) fn restart(&mut self, settled: Vec<RangeInclusive<Sequence>>) {
+        let mut all: Vec<_> = std::mem::take(&mut self.0).into();
+        all.extend(settled);
+        *self = Self::new(all);
+    }
+
+    /// Is this one settled? Asked with rising sequences.
+    pub(super) fn take(&mut self, sequence: Sequence) -> bool {
+        while let Some(first) = self.0.front() {
+            if *first.end() < sequence {
+                self.0.pop_front();
+            } else {
+                return first.contains(&sequence);
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ROUTE: RouteId = RouteId(3);
+
+    #[test]
+    fn a_report_finds_its_event_after_the_slots_have_wrapped() {
+        let mut ring = Outstanding { first_slot: u32::MAX - 1, ..Outstanding::default() };
+        let slots: Vec<u32> = (1..=5).map(|sequence| ring.enter(sequence, ROUTE, 10)).collect();
+        assert_eq!(slots, [u32::MAX - 1, u32::MAX, 0, 1, 2]);
+        ring.report(slots[0], true);
+        ring.report(slots[1], true);
+        assert_eq!(ring.event(slots[3]), Some((4, ROUTE)));
+        assert_eq!((ring.in_flight(), ring.in_flight_bytes()), (3, 30));
+    }
+
+    #[test]
+    fn a_slot_of_the_past_is_nobody() {
+        let mut ring = Outstanding::default();
+        let old = ring.enter(7, ROUTE, 1);
+        ring.report(old, true);
+        assert_eq!(ring.event(old), None);
+        ring.report(old, true);
+        assert_eq!(ring.in_flight(), 0);
+    }
+
+    #[test]
+    fn sending_starts_again_at_the_oldest_unsettled_and_leaves_out_what_is_settled() {
+        let mut ring = Outstanding::default();
+        let slots: Vec<u32> = (10..=16).map(|sequence| ring.enter(sequence, ROUTE, 1)).collect();
+        ring.enter_settled(17, ROUTE);
+        ring.report(slots[0], true); // 10
+        ring.report(slots[2], true); // 12
+        ring.report(slots[3], true); // 13
+        ring.report(slots[4], false); // 14
+        assert_eq!(ring.give_up(), Restart { after: Some(10), settled: vec![12..=13, 17..=17] });
+        assert_eq!(ring.event(slots[1]), None);
+        assert_eq!(ring.give_up(), Restart { after: None, settled: vec![] });
+    }
+
+    #[test]
+    fn a_failed_event_that_became_a_dead_letter_does_not_hold_the_others_back() {
+        let mut ring = Outstanding::default();
+        let slots: Vec<u32> = (1..=3).map(|sequence| ring.enter(sequence, ROUTE, 1)).collect();
+        for (slot, confirmed) in slots.iter().zip([false, true, true]) {
+            ring.report(*slot, confirmed);
+        }
+        ring.settle_failed(1);
+        assert_eq!(ring.give_up(), Restart { after: None, settled: vec![] });
+    }
+
+    #[test]
+    fn skips_answer_for_rising_sequences() {
+        let mut skips = Skips::new(vec![8..=9, 3..=4]);
+        let skipped: Vec<u64> = (1..=10).filter(|sequence| skips.take(*sequence)).collect();
+        assert_eq!(skipped, [3, 4, 8, 9]);
+    }
+
+    proptest! {
+        /// Whatever is confirmed and whatever fails: a restart sends each unsettled event, and no settled one.
+        #[test]
+        fn a_restart_sends_exactly_what_is_not_settled(reports in prop::collection::vec(any::<Option<bool>>(), 1..60)) {
+            let mut ring = Outstanding::default();
+            let slots: Vec<u32> = (0..reports.len()).map(|i| ring.enter(i as u64 + 1, ROUTE, 1)).collect();
+            for (slot, report) in slots.iter().zip(&reports) {
+                if let Some(confirmed) = report {
+                    ring.report(*slot, *confirmed);
+                }
+            }
+            let restart = ring.give_up();
+            let mut skips = Skips::default();
+            skips.restart(restart.settled);
+            let from = restart.after.unwrap_or(reports.len() as u64) + 1;
+            let sent: Vec<u64> = (from..=reports.len() as u64).filter(|s| !skips.take(*s)).collect();
+            let unsettled: Vec<u64> =
+                (1..=reports.len() as u64).filter(|s| reports[*s as usize - 1] != Some(true)).collect();
+            prop_assert_eq!(sent, unsettled);
+        }
+    }
+}

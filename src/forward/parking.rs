@@ -1,0 +1,357 @@
+//! Kafka topics that are missing or forbidden: their events wait in lanes of their own, in order, while all others flow.
+//!
+//! ```text
+//!            refused: wait 1 s, 2 s, … 30 s
+//!           ┌───────────────────────────────┐
+//!           ▼                               │
+//!   ──▶ Waiting ──due──▶ Trying ──accepted──▶ (still Trying) ──lane is empty──▶ Closing ──still empty──▶ direct
+//!  park                    ▲                                                     │
+//!                          └──────────── more came ──────────────────────────────┘
+//! ```
+//!
+//! While a topic is here, every new event for it goes behind the parked ones. Under a steady inflow a lane would never
+//! be empty, because what is parked shows up in the lane only after the buffer's next commit. So at the end, in
+//! *Closing*, the main lane is held at the first event for this topic until all that was parked is on disk and sent.
+//! That takes one commit and one round trip; then the topic is direct again, and order was kept all the way.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::status::ParkedTopic;
+use crate::buffer::{LaneId, Ticket};
+
+/// First wait before a parked topic is tried: whoever creates it wants to see it flow.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+
+/// Longest wait: what a person is willing to stand by for. A try costs one small request.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// All parked topics. Bounded by what the buffer holds: a topic is here only while events wait for it.
+#[derive(Debug, Default)]
+pub(super) struct Parking {
+    topics: HashMap<Arc<str>, Parked>,
+}
+
+#[derive(Debug)]
+struct Parked {
+    reason: String,
+    since: Instant,
+    since_ms: i64,
+    stage: Stage,
+    wait: Duration,
+    /// Events parked in this process and not yet handed to the buffer.
+    unhanded: bool,
+    /// The newest settlement that touched this lane.
+    ticket: Ticket,
+    lane: Option<LaneId>,
+    /// Events that were sent from the lane.
+    sent: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Until then.
+    Waiting(Instant),
+    /// The lane is being sent, one event first.
+    Trying,
+    /// The lane looked empty.
+    Closing,
+    /// As `Trying`, but events go past the lane: only when that bug is planted.
+    OpenAtOnce,
+}
+
+/// What to do with an event for a Kafka topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// Send it.
+    Direct,
+    /// Park it behind the others.
+    Park,
+    /// Not now: the lane is closing.
+    Hold,
+}
+
+/// A topic that is direct again.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Opened {
+    /// How long it was parked.
+    pub(super) parked_for: Duration,
+    /// Events that had waited.
+    pub(super) events: u64,
+}
+
+impl Parking {
+    /// Parks a topic; false when it was parked already.
+    pub(super) fn park(&mut self, topic: &str, reason: &str, now: Instant, now_ms: i64) -> bool {
+        if self.topics.contains_key(topic) {
+            return false;
+        }
+        self.enter(Arc::from(topic), None, reason, now, now_ms, FIRST_WAIT);
+        true
+    }
+
+    /// A lane that the buffer still held at start: tried at once.
+    pub(super) fn recovered(&mut self, topic: Arc<str>, lane: LaneId, now: Instant, now_ms: i64) {
+        self.enter(topic, Some(lane), "parked before the last start", now, now_ms, Duration::ZERO);
+    }
+
+    fn enter(
+        &mut self,
+        topic: Arc<str>,
+        lane: Option<LaneId>,
+        reason: &str,
+        now: Instant,
+        now_ms: i64,
+        wait: Duration,
+    ) {
+        let parked = Parked {
+            reason: reason.to_owned(),
+            since: now,
+            since_ms: now_ms,
+            stage: Stage::Waiting(later(now, wait)),
+            wait: FIRST_WAIT,
+            unhanded: false,
+            ticket: 0,
+            lane,
+            sent: 0,
+        };
+        self.topics.insert(topic, parked);
+    }
+
+    /// What to do with an event for that topic.
+    pub(super) fn gate(&self, topic: &str) -> Gate {
+        if self.topics.is_empty() {
+            return Gate::Direct;
+        }
+        match self.topics.get(topic).map(|parked| parked.stage) {
+            None | Some(Stage::OpenAtOnce) => Gate::Direct,
+            Some(Stage::Waiting(_) | Stage::Trying) => Gate::Park,
+            Some(Stage::Closing) => Gate::Hold,
+        }
+    }
+
+    /// An event of that topic goes into the next settlement.
+    pub(super) fn parked_one(&mut self, topic: &str) {
+        if let Some(parked) = self.topics.get_mut(topic) {
+            parked.unhanded = true;
+        }
+    }
+
+    /// The settlement with all that was parked until now was handed to the buffer.
+    pub(super) fn handed_over(&mut self, ticket: Ticket) {
+        for parked in self.topics.values_mut().filter(|parked| parked.unhanded) {
+            parked.unhanded = false;
+            parked.ticket = ticket;
+        }
+    }
+
+    /// A chunk of the lane was settled.
+    pub(super) fn lane_settled(&mut self, topic: &str, events: u64) {
+        if let Some(parked) = self.topics.get_mut(topic) {
+            parked.unhanded = true; // its settlement, too, must be on disk before the topic is direct again
+            parked.sent = parked.sent.saturating_add(events);
+        }
+    }
+
+    /// The topic whose turn it is to be tried: the one that is due longest. It is in `Trying` then.
+    pub(super) fn next_due(&mut self, now: Instant) -> Option<Arc<str>> {
+        let (topic, parked) = self
+            .topics
+            .iter_mut()
+            .filter_map(|(topic, parked)| match parked.stage {
+                Stage::Waiting(until) if until <= now => Some((until, topic, parked)),
+                Stage::Waiting(_) | Stage::Trying | Stage::Closing | Stage::OpenAtOnce => None,
+            })
+            .min_by_key(|(until, ..)| *until)
+            .map(|(_, topic, parked)| (topic, parked))?;
+        parked.stage = Stage::Trying;
+        Some(Arc::clone(topic))
+    }
+
+    /// When the next topic is due.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        self.topics
+            .values()
+            .filter_map(|parked| match parked.stage {
+                Stage::Waiting(until) => Some(until),
+                Stage::Trying | Stage::Closing | Stage::OpenAtOnce => None,
+            })
+            .min()
+    }
+
+    /// The lane of that topic, as far as it is known here.
+    pub(super) fn lane(&self, topic: &str) -> Option<LaneId> {
+        self.topics.get(topic).and_then(|parked| parked.lane)
+    }
+
+    /// The buffer told its lane.
+    pub(super) fn set_lane(&mut self, topic: &str, lane: LaneId) {
+        if let Some(parked) = self.topics.get_mut(topic) {
+            parked.lane = Some(lane);
+        }
+    }
+
+    /// Still refused, or the try came to nothing: wait longer.
+    pub(super) fn refused(&mut self, topic: &str, reason: Option<&str>, now: Instant) {
+        if let Some(parked) = self.topics.get_mut(topic) {
+            if let Some(reason) = reason {
+                reason.clone_into(&mut parked.reason);
+            }
+            parked.stage = Stage::Waiting(later(now, parked.wait));
+            parked.wait = parked.wait.saturating_mul(2).min(LONGEST_WAIT);
+        }
+    }
+
+    /// A try has ended without a word: as after a refusal, unless it is waiting already.
+    pub(super) fn put_back(&mut self, topic: &str, now: Instant) {
+        if let Some(parked) = self.topics.get(topic)
+            && !matches!(parked.stage, Stage::Waiting(_))
+        {
+            self.refused(topic, None, now);
+        }
+    }
+
+    /// Kafka took something: the next waits are short again.
+    pub(super) fn accepted(&mut self, topic: &str) {
+        if let Some(parked) = self.topics.get_mut(topic) {
+            parked.wait = FIRST_WAIT;
+        }
+    }
+
+    /// More came while closing: it is not empty after all.
+    pub(super) fn more_came(&mut self, topic: &str) {
+        if let Some(parked) = self.topics.get_mut(topic)
+            && parked.stage == Stage::Closing
+        {
+            parked.stage = Stage::Trying;
+        }
+    }
+
+    /// The lane was read as empty, with that ticket on disk *before* it was read. Opens the topic when nothing can be
+    /// on its way into the lane any more; otherwise it is closing.
+    pub(super) fn seen_empty(&mut self, topic: &str, applied: Ticket, now: Instant) -> Option<Opened> {
+        let parked = self.topics.get_mut(topic)?;
+        if parked.unhanded || parked.ticket > applied {
+            parked.stage = Stage::Closing;
+            return None;
+        }
+        let opened = Opened { parked_for: now.saturating_duration_since(parked.since), events: parked.sent };
+        self.topics.remove(topic);
+        Some(opened)
+    }
+
+    /// The planted bug: direct before the lane is empty.
+    pub(super) fn open_at_once(&mut self, topic: &str) {
+        if let Some(parked) = self.topics.get_mut(topic) {
+            parked.stage = Stage::OpenAtOnce;
+        }
+    }
+
+    /// For the status, by name.
+    pub(super) fn status(&self) -> Vec<ParkedTopic> {
+        let mut all: Vec<ParkedTopic> = self
+            .topics
+            .iter()
+            .map(|(topic, parked)| ParkedTopic {
+                topic: Arc::clone(topic),
+                reason: parked.reason.clone(),
+                since_ms: parked.since_ms,
+            })
+            .collect();
+        all.sort_unstable_by(|a, b| a.topic.cmp(&b.topic));
+        all
+    }
+}
+
+fn later(now: Instant, wait: Duration) -> Instant {
+    now.checked_add(wait).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn second(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    fn parked(now: Instant) -> Parking {
+        let mut parking = Parking::default();
+        assert!(parking.park("t", "missing", now, 5));
+        parking
+    }
+
+    #[test]
+    fn only_the_parked_topic_is_held_back() {
+        let now = Instant::now();
+        let mut parking = parked(now);
+        assert!(!parking.park("t", "missing", now, 6));
+        assert_eq!((parking.gate("t"), parking.gate("other")), (Gate::Park, Gate::Direct));
+        assert_eq!(parking.status(), [ParkedTopic { topic: Arc::from("t"), reason: "missing".into(), since_ms: 5 }]);
+    }
+
+    #[test]
+    fn tries_come_after_1_2_4_up_to_30_seconds_and_are_quick_again_after_a_success() {
+        let mut now = Instant::now();
+        let mut parking = parked(now);
+        for wait in [1, 1, 2, 4, 8, 16, 30, 30] {
+            assert_eq!(parking.next_due(now + second(wait) - Duration::from_millis(1)), None);
+            now += second(wait);
+            assert_eq!(parking.next_due(now).as_deref(), Some("t"));
+            parking.refused("t", None, now);
+        }
+        now += second(30);
+        parking.next_due(now);
+        parking.accepted("t");
+        parking.refused("t", None, now);
+        assert_eq!(parking.next_wake(), Some(now + second(1)));
+    }
+
+    #[test]
+    fn topics_are_tried_in_turn() {
+        let now = Instant::now();
+        let mut parking = parked(now);
+        parking.recovered(Arc::from("old"), LaneId(4), now, 0);
+        let later = now + second(60);
+        assert_eq!(parking.next_due(later).as_deref(), Some("old"));
+        assert_eq!(parking.next_due(later).as_deref(), Some("t"));
+        assert_eq!(parking.next_due(later), None);
+    }
+
+    #[test]
+    fn a_topic_is_direct_only_when_all_that_was_parked_is_on_disk_and_sent() {
+        let now = Instant::now();
+        let mut parking = parked(now);
+        parking.parked_one("t");
+        parking.next_due(now + second(1));
+        // Parked, but not even handed over: an empty lane means nothing.
+        assert_eq!(parking.seen_empty("t", 99, now), None);
+        assert_eq!(parking.gate("t"), Gate::Hold);
+        parking.handed_over(100);
+        assert_eq!(parking.seen_empty("t", 99, now), None);
+        // Now it shows up in the lane.
+        parking.more_came("t");
+        assert_eq!(parking.gate("t"), Gate::Park);
+        parking.lane_settled("t", 1);
+        assert_eq!(parking.seen_empty("t", 100, now), None);
+        parking.handed_over(101);
+        let opened = parking.seen_empty("t", 101, now + second(9));
+        assert_eq!(opened, Some(Opened { parked_for: second(9), events: 1 }));
+        assert_eq!(parking.gate("t"), Gate::Direct);
+        assert_eq!(parking.status(), []);
+    }
+
+    #[test]
+    fn a_refusal_while_closing_lets_the_main_lane_go_on() {
+        let now = Instant::now();
+        let mut parking = parked(now);
+        parking.parked_one("t");
+        parking.next_due(now + second(1));
+        parking.seen_empty("t", 0, now);
+        assert_eq!(parking.gate("t"), Gate::Hold);
+        parking.refused("t", Some("not authorized"), now);
+        assert_eq!(parking.gate("t"), Gate::Park);
+        assert_eq!(parking.status()[0].reason, "not authorized");
+    }
+}

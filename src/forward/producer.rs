@@ -1,0 +1,230 @@
+//! One librdkafka producer with what is outstanding on it. Owned and polled by one thread.
+//!
+//! The delivery callback runs inside [`Producer::poll`], on the caller's thread. It turns a report into a
+//! [`Delivered`] proof by way of the ring of outstanding events, which belongs to this producer alone.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use super::link::Remarks;
+use super::outstanding::{Outstanding, Restart};
+use super::verdict::code_of;
+use crate::delivered::Delivered;
+use crate::event::{RouteId, Sequence};
+use crate::route::Target;
+
+/// What librdkafka needs for one message beside its contents: the message struct, its place in queues and in the
+/// request being built, its headers (each an allocation). Measured with 100-byte readings: 800 bytes a message.
+pub(super) const MESSAGE_OVERHEAD_BYTES: usize = 600;
+
+/// See the module's words.
+pub(super) struct Producer {
+    native: BaseProducer<Context>,
+    context: Arc<Context>,
+}
+
+/// What the callbacks write down.
+#[derive(Debug, Default)]
+struct Context {
+    desk: Mutex<Desk>,
+    remarks: Mutex<Remarks>,
+}
+
+/// Outstanding events and reports about them. Locked by one thread only: the callbacks run inside `poll`.
+#[derive(Debug, Default)]
+struct Desk {
+    outstanding: Outstanding,
+    reports: Reports,
+}
+
+/// What came back.
+#[derive(Debug, Default)]
+pub(super) struct Reports {
+    /// Confirmed by Kafka.
+    pub(super) confirmed: Vec<Delivered>,
+    /// Not confirmed; each still held.
+    pub(super) failures: Vec<Failure>,
+}
+
+/// One report without confirmation.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// Which event.
+    pub(super) sequence: Sequence,
+    /// Its ledger line.
+    pub(super) route: RouteId,
+    /// The Kafka topic.
+    pub(super) topic: String,
+    /// Why.
+    pub(super) code: Code,
+}
+
+/// One record, ready to go.
+#[derive(Debug)]
+pub(super) struct Outgoing<'a> {
+    pub(super) sequence: Sequence,
+    pub(super) route: RouteId,
+    pub(super) target: &'a Target,
+    pub(super) headers: OwnedHeaders,
+    pub(super) value: &'a [u8],
+    pub(super) timestamp_ms: i64,
+    /// Memory it is charged with while in flight.
+    pub(super) cost_bytes: usize,
+}
+
+impl Producer {
+    /// Makes one. It connects by itself; no broker needs to be there.
+    pub(super) fn new(config: &ClientConfig) -> KafkaResult<Self> {
+        let native: BaseProducer<Context> = config.create_with_context(Context::default())?;
+        let context = Arc::clone(native.client().context());
+        Ok(Self { native, context })
+    }
+
+    /// Hands a record over. On an error librdkafka did not take it.
+    pub(super) fn send(&self, record: Outgoing<'_>) -> Result<(), Code> {
+        let slot = self.desk().outstanding.enter(record.sequence, record.route, record.cost_bytes);
+        let message = BaseRecord::with_opaque_to(&record.target.topic, usize::try_from(slot).unwrap_or(usize::MAX))
+            .key(&*record.target.key)
+            .payload(record.value)
+            // librdkafka takes 0 for "now".
+            .timestamp(record.timestamp_ms.max(1))
+            .headers(record.headers);
+        match self.native.send(message) {
+            Ok(()) => Ok(()),
+            Err((error, _record)) => {
+                self.desk().outstanding.withdraw();
+                Err(code_of(&error))
+            }
+        }
+    }
+
+    /// Enters an event that is settled without being sent, so that a restart leaves it out.
+    pub(super) fn pass(&self, sequence: Sequence, route: RouteId) {
+        self.desk().outstanding.enter_settled(sequence, route);
+    }
+
+    /// Works off what librdkafka has to say: all that is there, then whatever comes within `wait`.
+    pub(super) fn poll(&self, wait: Duration) {
+        if !wait.is_zero() {
+            self.native.poll(wait); // takes all of `wait`
+        }
+        // One call takes one event of librdkafka's, which may hold the reports of many messages.
+        let mut before = usize::MAX;
+        for _ in 0..MOST_EVENTS_A_POLL {
+            self.native.poll(Duration::ZERO);
+            let now = self.in_flight().0;
+            if now == before || now == 0 {
+                break;
+            }
+            before = now;
+        }
+    }
+
+    /// What came back since the last call.
+    pub(super) fn reports(&self) -> Reports {
+        std::mem::take(&mut self.desk().reports)
+    }
+
+    /// What librdkafka remarked since the last call.
+    pub(super) fn remarks(&self) -> Remarks {
+        std::mem::take(&mut *self.context.remarks.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Events and bytes in flight.
+    pub(super) fn in_flight(&self) -> (usize, usize) {
+        let desk = self.desk();
+        (desk.outstanding.in_flight(), desk.outstanding.in_flight_bytes())
+    }
+
+    /// A failed event got its fate.
+    pub(super) fn settle_failed(&self, sequence: Sequence) {
+        self.desk().outstanding.settle_failed(sequence);
+    }
+
+    /// Gives up what is not settled and says where sending starts again; the producer itself goes on.
+    pub(super) fn give_up(&self) -> Restart {
+        self.desk().outstanding.give_up()
+    }
+
+    /// A fatal error was raised: this producer sends no more.
+    pub(super) fn fatal(&self) -> Option<(Code, String)> {
+        self.native.client().fatal_error()
+    }
+
+    /// Hands back what is queued and not sent, as failures; they come with the next poll.
+    pub(super) fn purge_queue(&self) {
+        self.native.purge(PurgeConfig::default().queue());
+    }
+
+    /// Cluster metadata has been received since this producer was made. Does not ask and does not wait.
+    pub(super) fn has_met_a_broker(&self) -> bool {
+        self.native.client().fetch_cluster_id(Duration::ZERO).is_some()
+    }
+
+    /// Asks the brokers about that topic. Waits for the answer, but not long.
+    pub(super) fn ask(&self, topic: &str) -> bool {
+        self.native.client().fetch_metadata(Some(topic), ASK_WAIT).is_ok()
+    }
+
+    /// Ends it. What is in flight comes back as reports (it may be in Kafka all the same).
+    pub(super) fn retire(self) -> (Reports, Restart) {
+        let Self { native, context } = self;
+        drop(native); // purges, and serves the last reports
+        let mut desk = context.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        (std::mem::take(&mut desk.reports), desk.outstanding.give_up())
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.context.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Longest wait for a broker's answer to "are you there?"; nothing is in flight meanwhile. An answer that comes later
+/// makes the next question quick.
+const ASK_WAIT: Duration = Duration::from_millis(500);
+
+/// One poll does not keep the loop from its other work for ever.
+const MOST_EVENTS_A_POLL: usize = 1_000;
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        // librdkafka has a line for each attempt at each broker. What matters comes through `error`.
+        tracing::debug!(target: "librdkafka", ?level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.remarks.lock().unwrap_or_else(PoisonError::into_inner).hear(code_of(&error), reason);
+    }
+
+    fn stats_raw(&self, _statistics: &[u8]) {}
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, report: &DeliveryResult<'_>, slot: usize) {
+        let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(slot) = u32::try_from(slot) else { return };
+        let Some((sequence, route)) = desk.outstanding.event(slot) else { return };
+        // custody rule 2: the proof is made from Kafka's own report and from nothing else.
+        match Delivered::confirmed(report, sequence, route) {
+            Ok(proof) => {
+                desk.outstanding.report(slot, true);
+                desk.reports.confirmed.push(proof);
+            }
+            Err(error) => {
+                desk.outstanding.report(slot, false);
+                let (Ok(message) | Err((_, message))) = report;
+                let topic = message.topic().to_owned();
+                desk.reports.failures.push(Failure { sequence, route, topic, code: code_of(&error) });
+            }
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! From an event to a Kafka record: value, headers, time stamp.
+//!
+//! Headers of a record:
+//!
+//! | header | value |
+//! |---|---|
+//! | `tidegate-id` | `<buffer id>:<sequence>`, the event's id for ever |
+//! | `mqtt-topic` | the MQTT topic |
+//! | `mqtt-retain` | `1`; only on retained messages |
+//! | `content-type`, `correlation-data` | the MQTT 5 properties, if the publisher set them |
+//! | any other | MQTT 5 user properties, in order, repeated names kept |
+//!
+//! A publisher cannot forge what Tidegate says: a user property whose name is Tidegate's (`tidegate-…`, `mqtt-…`, in
+//! any case) travels under the same name behind `user.`, so `tidegate-id` becomes `user.tidegate-id`. Nothing is dropped.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use base64::Engine as _;
+use rdkafka::message::{Header, OwnedHeaders};
+
+use crate::event::{Event, Properties, Sequence};
+use crate::route::ValueFormat;
+
+/// Makes the records of one buffer; holds the memory they are built in.
+#[derive(Debug)]
+pub(super) struct Records {
+    /// `<buffer id>:<sequence>`; the id stays, the sequence is written anew for each record.
+    id: String,
+    id_prefix: usize,
+    value: Vec<u8>,
+}
+
+impl Records {
+    /// For the buffer with that identity.
+    pub(super) fn new(buffer_id: uuid::Uuid) -> Self {
+        let id = format!("{buffer_id}:");
+        Self { id_prefix: id.len(), id, value: Vec::new() }
+    }
+
+    /// Headers and value of a record.
+    pub(super) fn build<'a>(
+        &'a mut self,
+        sequence: Sequence,
+        event: &'a Event,
+        format: ValueFormat,
+    ) -> (OwnedHeaders, &'a [u8]) {
+        self.id.truncate(self.id_prefix);
+        // Writing to a string does not fail.
+        if write!(self.id, "{sequence}").is_err() {}
+        let headers = headers(&self.id, event);
+        let value = match format {
+            ValueFormat::Payload => event.payload.as_ref(),
+            ValueFormat::Cbor => {
+                self.value.clear();
+                cbor_envelope(&mut self.value, &self.id, event);
+                &self.value
+            }
+            ValueFormat::Json => {
+                self.value.clear();
+                json_envelope(&mut self.value, &self.id, event);
+                &self.value
+            }
+        };
+        (headers, value)
+    }
+}
+
+fn headers(id: &str, event: &Event) -> OwnedHeaders {
+    let user = event.properties.as_ref().map_or(0, |properties| properties.user.len());
+    let headers = OwnedHeaders::new_with_capacity(user.saturating_add(5))
+        .insert(Header { key: "tidegate-id", value: Some(id) })
+        .insert(Header { key: "mqtt-topic", value: Some(&*event.topic) });
+    let headers = if event.retain { headers.insert(Header { key: "mqtt-retain", value: Some("1") }) } else { headers };
+    match &event.properties {
+        None => headers,
+        Some(properties) => property_headers(headers, properties),
+    }
+}
+
+fn property_headers(mut headers: OwnedHeaders, properties: &Properties) -> OwnedHeaders {
+    if let Some(content_type) = &properties.content_type {
+        headers = headers.insert(Header { key: "content-type", value: Some(&**content_type) });
+    }
+    if let Some(data) = &properties.correlation_data {
+        headers = headers.insert(Header { key: "correlation-data", value: Some(data.as_ref()) });
+    }
+    let mut renamed = String::new();
+    for (name, value) in &properties.user {
+        let key = if is_tidegates_own(name) {
+            renamed.clear();
+            renamed.push_str("user.");
+            renamed.push_str(name);
+            renamed.as_str()
+        } else {
+            name
+        };
+        headers = headers.insert(Header { key, value: Some(&**value) });
+    }
+    headers
+}
+
+fn is_tidegates_own(name: &str) -> bool {
+    let starts_with = |own: &str| name.get(..own.len()).is_some_and(|start| start.eq_ignore_ascii_case(own));
+    starts_with("tidegate-") || starts_with("mqtt-")
+}
+
+/// `{"id","topic","arrived_ms","qos","retain","payload"}`; a payload that is not UTF-8 is `payload_base64` instead.
+fn json_envelope(out: &mut Vec<u8>, id: &str, event: &Event) {
+    out.extend_from_slice(b"{\"id\":");
+    json_string(out, id);
+    out.extend_from_slice(b",\"topic\":");
+    json_string(out, &event.topic);
+    // Writing to a vector does not fail.
+    if write!(out, ",\"arrived_ms\":{},\"qos\":{},\"retain\":{}", event.arrived_ms, event.qos.level(), event.retain)
+        .is_err()
+    {}
+    if let Ok(text) = std::str::from_utf8(&event.payload) {
+        out.extend_from_slice(b",\"payload\":");
+        json_string(out, text);
+    } else {
+        out.extend_from_slice(b",\"payload_base64\":\"");
+        out.extend_from_slice(base64::engine::general_purpose::STANDARD.encode(&event.payload).as_bytes());
+        out.push(b'"');
+    }
+    out.push(b'}');
+}
+
+fn json_string(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    for byte in text.bytes() {
+        match byte {
+            b'"' => out.extend_from_slice(b"\\\""),
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            0..=0x1f => if write!(out, "\\u{byte:04x}").is_err() {},
+            _ => out.push(byte),
+        }
+    }
+    out.push(b'"');
+}
+
+/// The same as a CBOR map with text keys; the payload is a byte string, always.
+fn cbor_envelope(out: &mut Vec<u8>, id: &str, event: &Event) {
+    cbor_head(out, MAP, 6);
+    cbor_text(out, "id");
+    cbor_text(out, id);
+    cbor_text(out, "topic");
+    cbor_text(out, &event.topic);
+    cbor_text(out, "arrived_ms");
+    match u64::try_from(event.arrived_ms) {
+        Ok(positive) => cbor_head(out, UNSIGNED, positive),
+        // -1 - n stands for a negative number.
+        Err(_before_1970) => cbor_head(out, NEGATIVE, event.arrived_ms.unsigned_abs().saturating_sub(1)),
+    }
+    cbor_text(out, "qos");
+    cbor_head(out, UNSIGNED, u64::from(event.qos.level()));
+    cbor_text(out, "retain");
+    cbor_head(out, SIMPLE, if event.retain { 21 } else { 20 });
+    cbor_text(out, "payload");
+    cbor_head(out, BYTES, length(event.payload.len()));
+    out.extend_from_slice(&event.payload);
+}
+
+// Major types of RFC 8949.
+const UNSIGNED: u8 = 0;
+const NEGATIVE: u8 = 1 << 5;
+const BYTES: u8 = 2 << 5;
+const TEXT: u8 = 3 << 5;
+const MAP: u8 = 5 << 5;
+const SIMPLE: u8 = 7 << 5;
+
+fn cbor_text(out: &mut Vec<u8>, text: &str) {
+    cbor_head(out, TEXT, length(text.len()));
+    out.extend_from_slice(text.as_bytes());
+}
+
+/// A head in its shortest form.
+fn cbor_head(out: &mut Vec<u8>, major: u8, value: u64) {
+    if let Ok(small) = u8::try_from(value) {
+        if small < 24 {
+            out.push(major | small);
+        } else {
+            out.extend_from_slice(&[major | 24, small]);
+        }
+    } else if let Ok(short) = u16::try_from(value) {
+        out.push(major | 25);
+        out.extend_from_slice(&short.to_be_bytes());
+    } else if let Ok(long) = u32::try_from(value) {
+        out.push(major | 26);
+        out.extend_from_slice(&long.to_be_bytes());
+    } else {
+        out.push(major | 27);
+        out.extend_from_slice(&value.to_be_bytes());
+    }
+}
+
+fn length(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use rdkafka::message::Headers;
+
+    use super::*;
+    use crate::event::{Qos, RouteId};
+
+    fn event(payload: &'static [u8]) -> Event {
+        Event {
+            topic: Arc::from("plant/\"7\"/temp"),
+            payload: Bytes::from_static(payload),
+            qos: Qos::ExactlyOnce,
+            retain: false,
+            arrived_ms: 1_700_000_000_123,
+            route: RouteId(1),
+            properties: None,
+        }
+    }
+
+    fn records() -> Records {
+        Records::new(uuid::Uuid::from_u128(0x1234))
+    }
+
+    fn built_headers(event: &Event) -> Vec<(String, Vec<u8>)> {
+        let mut records = records();
+        let (headers, _) = records.build(42, event, ValueFormat::Payload);
+        headers.iter().map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect()
+    }
+
+    fn value(event: &Event, format: ValueFormat) -> Vec<u8> {
+        records().build(42, event, format).1.to_vec()
+    }
+
+    const ID: &str = "00000000-0000-0000-0000-000000001234:42";
+
+    #[test]
+    fn every_record_bears_its_id_and_its_mqtt_topic() {
+        let headers = built_headers(&event(b"x"));
+        assert_eq!(headers, [("tidegate-id".into(), ID.into()), ("mqtt-topic".into(), b"plant/\"7\"/temp".to_vec())]);
+    }
+
+    #[test]
+    fn the_sequence_of_one_record_is_not_in_the_id_of_the_next() {
+        let (mut records, event) = (records(), event(b""));
+        for sequence in [u64::MAX, 7, 0] {
+            let (headers, _) = records.build(sequence, &event, ValueFormat::Payload);
+            let id = String::from_utf8(headers.get(0).value.unwrap().to_vec()).unwrap();
+            assert_eq!(id, format!("00000000-0000-0000-0000-000000001234:{sequence}"));
+        }
+    }
+
+    #[test]
+    fn mqtt_5_properties_travel_in_order_with_repeated_names() {
+        let event = Event {
+            retain: true,
+            properties: Some(Box::new(Properties {
+                content_type: Some("application/json".into()),
+                correlation_data: Some(Bytes::from_static(&[0, 255])),
+                user: vec![("b".into(), "1".into()), ("a".into(), "2".into()), ("b".into(), String::new().into())],
+            })),
+            ..event(b"x")
+        };
+        let headers = built_headers(&event);
+        let rest: Vec<(&str, &[u8])> = headers[2..].iter().map(|(k, v)| (k.as_str(), v.as_slice())).collect();
+        assert_eq!(
+            rest,
+            [
+                ("mqtt-retain", &b"1"[..]),
+                ("content-type", b"application/json"),
+                ("correlation-data", &[0, 255]),
+                ("b", b"1"),
+                ("a", b"2"),
+                ("b", b""),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_publisher_cannot_forge_tidegates_headers() {
+        let user = ["tidegate-id", "TideGate-was", "mqtt-topic", "MQTT-Retain", "tidegat", "é", "with\0nul"];
+        let event = Event {
+            properties: Some(Box::new(Properties {
+                user: user.iter().map(|name| ((*name).into(), "forged".into())).collect(),
+                ..Properties::default()
+            })),
+            ..event(b"x")
+        };
+        let names: Vec<String> = built_headers(&event).into_iter().skip(2).map(|(name, _)| name).collect();
+        assert_eq!(names[..4], ["user.tidegate-id", "user.TideGate-was", "user.mqtt-topic", "user.MQTT-Retain"]);
+        assert_eq!(names.len(), user.len());
+        assert_eq!(names[4..6], ["tidegat", "é"]);
+    }
+
+    #[test]
+    fn the_plain_value_is_the_payload_byte_for_byte() {
+        for payload in [&b""[..], b"\xff\x00", b"21.5"] {
+            assert_eq!(value(&event(payload), ValueFormat::Payload), payload);
+        }
+    }
+
+    #[test]
+    fn the_json_envelope_is_json_for_any_payload() {
+        let parse = |payload| -> serde_json::Value {
+            serde_json::from_slice(&value(&event(payload), ValueFormat::Json)).unwrap()
+        };
+        let text = parse(b"say \"hi\"\n\x01\\ \xc3\xa9");
+        assert_eq!(text["id"], ID);
+        assert_eq!(text["topic"], "plant/\"7\"/temp");
+        assert_eq!(text["arrived_ms"], 1_700_000_000_123_i64);
+        assert_eq!(text["qos"], 2);
+        assert_eq!(text["retain"], false);
+        assert_eq!(text["payload"], "say \"hi\"\n\u{1}\\ é");
+        let binary = parse(b"\xff\xfe");
+        assert_eq!(binary["payload_base64"], "//4=");
+        assert!(binary.get("payload").is_none());
+    }
+
+    #[test]
+    fn the_cbor_envelope_is_read_by_another_library() {
+        for (payload, arrived_ms) in [(&b"\xff\x00"[..], 1_700_000_000_123_i64), (b"", -86_400_000), (&[7; 300], 23)] {
+            let event = Event { arrived_ms, retain: true, ..event(payload) };
+            let decoded: ciborium::Value = ciborium::from_reader(&value(&event, ValueFormat::Cbor)[..]).unwrap();
+            let map = decoded.into_map().unwrap();
+            let field = |name: &str| map.iter().find(|(k, _)| k.as_text() == Some(name)).unwrap().1.clone();
+            assert_eq!(map.len(), 6);
+            assert_eq!(field("id").as_text(), Some(ID));
+            assert_eq!(field("topic").as_text(), Some("plant/\"7\"/temp"));
+            assert_eq!(i128::from(field("arrived_ms").as_integer().unwrap()), i128::from(arrived_ms));
+            assert_eq!(i128::from(field("qos").as_integer().unwrap()), 2);
+            assert_eq!(field("retain").as_bool(), Some(true));
+            assert_eq!(field("payload").into_bytes().unwrap(), payload);
+        }
+    }
+}

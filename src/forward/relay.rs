@@ -1,0 +1,286 @@
+//! The loop: one thread, one owner of the producers. It waits, and lets the lanes do what can be done.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::lane::LaneSender;
+use super::link::{self, Link, Repeats};
+use super::main_lane::MainLane;
+use super::options;
+use super::outcome::Outcome;
+use super::outstanding::Skips;
+use super::parking::Parking;
+use super::producer::Producer;
+use super::record::Records;
+use super::shared::{Shared, unix_ms};
+use super::status::ForwardStatus;
+use super::targets::Targets;
+use crate::buffer::{LaneId, Outlet, ReadError, Settler, Stopped};
+use crate::config;
+use crate::event::Sequence;
+use crate::observe::pulse::Pulse;
+use crate::planted::{Bug, planted};
+use crate::route::Routes;
+use crate::stop::Stop;
+
+/// After a stop was asked for, how long to wait for reports. The whole process has 10 s.
+const STOP_WAIT: Duration = Duration::from_secs(4);
+
+/// With something in flight librdkafka is polled, at first after the short time, then ever more seldom.
+const SHORTEST_POLL: Duration = Duration::from_millis(1);
+const LONGEST_POLL: Duration = Duration::from_millis(20);
+/// ... without a link.
+const LONGEST_POLL_UNLINKED: Duration = Duration::from_millis(100);
+
+/// With nothing in flight: a stop is heard, and the pulse beats, at least so often.
+const IDLE: Duration = Duration::from_millis(250);
+
+/// The status is published at most so often.
+const PUBLISH: Duration = Duration::from_millis(250);
+
+/// After a failed read of the buffer.
+const READ_AGAIN: Duration = Duration::from_millis(500);
+
+/// What the forwarder takes over from the last run.
+#[derive(Debug, Clone)]
+pub struct Recovery {
+    /// Identity of the buffer.
+    pub buffer_id: uuid::Uuid,
+    /// Sequences of the main lane that are settled although older ones are not.
+    pub settled: Vec<std::ops::RangeInclusive<Sequence>>,
+    /// Lanes that hold events, with their Kafka topic.
+    pub lanes: Vec<(LaneId, Arc<str>)>,
+}
+
+/// Why the forwarder cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// librdkafka refuses the configuration. Usage: exit 78.
+    #[error("kafka: create the producer: {0}")]
+    Options(String),
+    /// The buffer has stopped before the forwarder. Halt: the buffer's own error says why.
+    #[error("kafka: the buffer has stopped")]
+    BufferStopped,
+}
+
+impl From<Stopped> for ForwardError {
+    fn from(_: Stopped) -> Self {
+        Self::BufferStopped
+    }
+}
+
+/// Forwards until told to stop. Blocks; runs on a thread of its own.
+///
+/// # Errors
+/// When the configuration makes no producer, or when the buffer has stopped first.
+#[expect(clippy::too_many_arguments, reason = "each is a part of its own, handed over once by run.rs")]
+pub fn run(
+    settings: &config::Kafka,
+    agent_id: &str,
+    routes: Arc<Routes>,
+    outlet: Outlet,
+    settler: Settler,
+    recovery: Recovery,
+    status: watch::Sender<ForwardStatus>,
+    pulse: Pulse,
+    stop: Stop,
+) -> Result<(), ForwardError> {
+    let config = options::client_config(settings, agent_id);
+    let producer = Producer::new(&config).map_err(|error| ForwardError::Options(options::cause(&error)))?;
+    let now = Instant::now();
+    let mut parking = Parking::default();
+    for (lane, topic) in recovery.lanes {
+        tracing::info!(topic = &*topic, "kafka: topic was parked when the agent stopped; trying it again");
+        parking.recovered(topic, lane, now, unix_ms());
+    }
+    let relay = Relay {
+        lanes: LaneSender::new(config.clone()),
+        main: MainLane::new(config, producer, settings.linger, Skips::new(recovery.settled)),
+        shared: Shared {
+            outlet,
+            settler,
+            parking,
+            outcome: Outcome::default(),
+            targets: Targets::new(routes),
+            records: Records::new(recovery.buffer_id),
+            status: ForwardStatus { producers: 1, ..ForwardStatus::default() },
+            changed: true,
+            dead_letters: Repeats::default(),
+        },
+        link: Link::default(),
+        read_errors: Repeats::default(),
+        read_after: now,
+        quiet: SHORTEST_POLL,
+        publish_after: now,
+        published: status,
+        pulse,
+        stop,
+    };
+    relay.run()
+}
+
+struct Relay {
+    shared: Shared,
+    main: MainLane,
+    lanes: LaneSender,
+    link: Link,
+    read_errors: Repeats,
+    read_after: Instant,
+    /// The present wait between two polls.
+    quiet: Duration,
+    publish_after: Instant,
+    published: watch::Sender<ForwardStatus>,
+    pulse: Pulse,
+    stop: Stop,
+}
+
+impl Relay {
+    fn run(mut self) -> Result<(), ForwardError> {
+        loop {
+            self.pulse.beat();
+            if self.stop.requested() {
+                return self.finish();
+            }
+            let now = Instant::now();
+            if self.main.collect(&mut self.shared, now) {
+                self.answered(now);
+            }
+            self.main.turn(&mut self.shared, now);
+            if let Err(error) = self.lanes.step(&mut self.shared, now) {
+                self.lanes.end(&mut self.shared, now);
+                self.read_failed(&error, now)?;
+            }
+            if self.shared.outcome.due().is_some_and(|due| due <= now) {
+                self.shared.settle()?;
+            }
+            self.watch_link(now);
+            self.publish(now);
+            self.wait(now)?;
+        }
+    }
+
+    /// Waits for new events or for librdkafka, whichever is of use, until the next thing is due.
+    fn wait(&mut self, now: Instant) -> Result<(), ForwardError> {
+        let busy = self.main.in_flight() > 0 || self.lanes.is_busy();
+        let wakes = [self.main.next_wake(), self.shared.outcome.due(), self.shared.parking.next_wake()];
+        let wait = wakes
+            .into_iter()
+            .flatten()
+            .map(|due| due.saturating_duration_since(now))
+            .fold(if busy { self.quiet } else { IDLE }, Duration::min);
+        let longest = if self.link.connected() { LONGEST_POLL } else { LONGEST_POLL_UNLINKED };
+        self.quiet = self.quiet.saturating_mul(2).min(longest);
+        if self.read_after <= now && self.main.wants_events(now) {
+            match self.shared.outlet.next(wait) {
+                Ok(events) => {
+                    if !events.is_empty() {
+                        self.quiet = SHORTEST_POLL;
+                    }
+                    self.main.take_events(events, Instant::now());
+                }
+                Err(error) => self.read_failed(&error, now)?,
+            }
+        } else if let Some(producer) = self.main.producer() {
+            producer.poll(wait);
+        } else {
+            std::thread::sleep(wait);
+        }
+        Ok(())
+    }
+
+    /// Something came back from Kafka.
+    fn answered(&mut self, now: Instant) {
+        self.quiet = SHORTEST_POLL;
+        if let Some(line) = self.link.answered(now) {
+            link::say(line);
+        }
+    }
+
+    fn watch_link(&mut self, now: Instant) {
+        let Some(producer) = self.main.producer() else { return };
+        let remarks = producer.remarks();
+        if !remarks.is_empty() {
+            self.shared.changed = true;
+            if let Some(line) = self.link.heard(remarks, now) {
+                link::say(line);
+            }
+        }
+        // With something in flight, its confirmation is the answer. Otherwise somebody has to ask.
+        let answer = if self.link.never_met() {
+            producer.has_met_a_broker()
+        } else {
+            let topic = self.main.known_topic.as_deref();
+            producer.in_flight().0 == 0 && self.link.wants_to_ask(now) && topic.is_some_and(|t| producer.ask(t))
+        };
+        if answer && let Some(line) = self.link.answered(now) {
+            link::say(line);
+        }
+        if let Some(line) = self.link.tick(now) {
+            link::say(line);
+        }
+    }
+
+    /// A damaged chunk is passed by; a failing disk is tried again after a while.
+    fn read_failed(&mut self, error: &ReadError, now: Instant) -> Result<(), ForwardError> {
+        match error {
+            ReadError::Stopped => return Err(ForwardError::BufferStopped),
+            ReadError::Damaged { .. } => {
+                tracing::error!(%error, "kafka: readings that cannot be read stay in the file")
+            }
+            ReadError::Disk(_) => {
+                self.read_after = now.checked_add(READ_AGAIN).unwrap_or(now);
+                if let Some(more) = self.read_errors.again(&error.to_string(), now) {
+                    tracing::error!(%error, more, "kafka: the buffer cannot be read; trying again");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, now: Instant) {
+        let in_flight = u64::try_from(self.main.in_flight()).unwrap_or(u64::MAX);
+        let connected = self.link.connected();
+        let status = &mut self.shared.status;
+        self.shared.changed |= in_flight != status.in_flight || connected != status.connected;
+        if !self.shared.changed || now < self.publish_after {
+            return;
+        }
+        self.shared.changed = false;
+        self.publish_after = now.checked_add(PUBLISH).unwrap_or(now);
+        status.in_flight = in_flight;
+        status.connected = connected;
+        status.parked = self.shared.parking.status();
+        if !self.link.last_error().is_empty() || connected {
+            self.link.last_error().clone_into(&mut status.last_error);
+        }
+        self.published.send_replace(status.clone());
+    }
+
+    /// Waits for what is in flight, settles it, ends the producers. Nothing that is not settled is lost: it is held.
+    fn finish(mut self) -> Result<(), ForwardError> {
+        let deadline = Instant::now().checked_add(STOP_WAIT);
+        while !planted(Bug::CarelessStop) && deadline.is_some_and(|deadline| Instant::now() < deadline) {
+            self.pulse.beat();
+            let now = Instant::now();
+            self.main.collect(&mut self.shared, now);
+            let lane_done = self.lanes.finish_chunk(&mut self.shared, now);
+            if self.main.in_flight() == 0 && lane_done {
+                break;
+            }
+            match self.main.producer() {
+                Some(producer) => producer.poll(SHORTEST_POLL),
+                None => std::thread::sleep(SHORTEST_POLL),
+            }
+        }
+        let now = Instant::now();
+        self.main.retire(&mut self.shared, now);
+        self.lanes.end(&mut self.shared, now);
+        self.shared.settle()?;
+        self.publish_after = now;
+        self.shared.changed = true;
+        self.publish(now);
+        Ok(())
+    }
+}

@@ -1,0 +1,111 @@
+//! What the main lane and the parked lanes work with in common. All of it belongs to the one thread.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use super::link::Repeats;
+use super::outcome::Outcome;
+use super::parking::Parking;
+use super::producer::{MESSAGE_OVERHEAD_BYTES, Outgoing, Producer};
+use super::record::Records;
+use super::status::ForwardStatus;
+use super::targets::Targets;
+use super::verdict::park_reason;
+use crate::buffer::{DeadLetter, Outlet, Settler, Stopped};
+use crate::event::Stored;
+use crate::route::Target;
+
+/// See the module's words.
+pub(super) struct Shared {
+    pub(super) outlet: Outlet,
+    pub(super) settler: Settler,
+    pub(super) parking: Parking,
+    pub(super) outcome: Outcome,
+    pub(super) targets: Targets,
+    pub(super) records: Records,
+    pub(super) status: ForwardStatus,
+    /// The status differs from the one that was published.
+    pub(super) changed: bool,
+    pub(super) dead_letters: Repeats,
+}
+
+impl Shared {
+    /// Makes the record of an event and hands it to a producer.
+    pub(super) fn send(&mut self, producer: &Producer, stored: &Stored, target: &Target) -> Result<(), Code> {
+        let (headers, value) = self.records.build(stored.sequence, &stored.event, target.value);
+        producer.send(Outgoing {
+            sequence: stored.sequence,
+            route: stored.event.route,
+            target,
+            headers,
+            value,
+            timestamp_ms: stored.event.arrived_ms,
+            cost_bytes: stored.event.cost_bytes().saturating_add(MESSAGE_OVERHEAD_BYTES),
+        })
+    }
+
+    /// Counts confirmations.
+    pub(super) fn count_delivered(&mut self, events: usize) {
+        if events > 0 {
+            self.changed = true;
+            add(&mut self.status.delivered, events);
+            self.status.last_delivered_ms = Some(unix_ms());
+        }
+    }
+
+    /// Counts a dead letter and says it; the same reason at most once a minute.
+    pub(super) fn count_dead(&mut self, letter: &DeadLetter, now: Instant) {
+        self.changed = true;
+        add(&mut self.status.dead_lettered, 1);
+        if let Some(more) = self.dead_letters.again(&letter.reason, now) {
+            tracing::warn!(
+                sequence = letter.sequence,
+                topic = &*letter.kafka_topic,
+                reason = letter.reason,
+                more,
+                "kafka: put aside as a dead letter"
+            );
+        }
+    }
+
+    /// An event of the main lane that Kafka will never take.
+    pub(super) fn dead(&mut self, letter: DeadLetter, now: Instant) {
+        self.count_dead(&letter, now);
+        self.outcome.dead(letter, now);
+    }
+
+    /// Parks a Kafka topic, and says so once.
+    pub(super) fn park_topic(&mut self, topic: &str, code: Code, now: Instant) {
+        let (reason, remedy) = park_reason(code);
+        if self.parking.park(topic, reason, now, unix_ms()) {
+            self.changed = true;
+            tracing::warn!(
+                topic,
+                reason,
+                remedy,
+                "kafka: topic is parked; its readings wait in order, all others flow"
+            );
+        }
+    }
+
+    /// Hands over what there is to settle.
+    pub(super) fn settle(&mut self) -> Result<(), Stopped> {
+        if let Some(settlement) = self.outcome.take() {
+            let ticket = self.settler.settle(settlement)?;
+            self.parking.handed_over(ticket);
+        }
+        Ok(())
+    }
+}
+
+/// Adds to a counter.
+pub(super) fn add(counter: &mut u64, n: usize) {
+    *counter = counter.saturating_add(u64::try_from(n).unwrap_or(u64::MAX));
+}
+
+/// Wall clock, milliseconds since 1970.
+pub(super) fn unix_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

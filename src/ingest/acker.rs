@@ -1,0 +1,136 @@
+//! Acknowledgements: the only place that writes PUBACK, PUBREC and PUBCOMP.
+//!
+//! It takes [`Durable`] receipts by value, so an acknowledgement cannot leave before the commit that holds its event
+//! (custody rule 1), and not twice. Receipts of another connection are dropped: there the packet id may belong to
+//! another message by now. One commit's answers go to one buffer in arrival order, to leave in one write.
+//!
+//! ```compile_fail
+//! // What is not durable cannot be acknowledged.
+//! use tidegate::ingest::{acker::Acker, receipt::Receipts};
+//! fn early(acker: &Acker, receipts: Receipts, out: &mut bytes::BytesMut) {
+//!     acker.acknowledge(receipts, out);
+//! }
+//! ```
+//! ```compile_fail
+//! // And it cannot be declared durable by hand.
+//! use tidegate::{buffer::Durable, ingest::receipt::Receipts};
+//! fn forge(receipts: Receipts) -> Durable<Receipts> {
+//!     Durable(receipts)
+//! }
+//! ```
+//! ```
+//! // The buffer's proof is what it takes.
+//! use tidegate::{buffer::Durable, ingest::{acker::Acker, receipt::Receipts}};
+//! fn in_time(acker: &Acker, receipts: Durable<Receipts>, out: &mut bytes::BytesMut) {
+//!     acker.acknowledge(receipts, out);
+//! }
+//! ```
+
+use bytes::BytesMut;
+
+use super::codec::encode::{self, AckKind};
+use super::receipt::{Answer, Epoch, Receipts};
+use crate::buffer::Durable;
+use crate::planted::{Bug, planted};
+
+/// Writes the acknowledgements of one connection.
+#[derive(Debug)]
+pub struct Acker {
+    epoch: Epoch,
+}
+
+/// What one commit allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[must_use]
+pub struct Acknowledged {
+    /// PUBACK, PUBREC and PUBCOMP written.
+    pub packets: u64,
+    /// [`Answer::Proceed`] of this connection was among it.
+    pub proceed: bool,
+}
+
+impl Acker {
+    /// For that connection.
+    #[must_use]
+    pub fn new(epoch: Epoch) -> Self {
+        Self { epoch }
+    }
+
+    /// The connection whose receipts are answered.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Uses up the receipts of one commit and appends their answers.
+    pub fn acknowledge(&self, durable: Durable<Receipts>, out: &mut BytesMut) -> Acknowledged {
+        self.answer(durable.into_receipt(), out)
+    }
+
+    fn answer(&self, receipts: Receipts, out: &mut BytesMut) -> Acknowledged {
+        out.reserve(receipts.len().saturating_mul(ACK_BYTES));
+        let mut done = Acknowledged::default();
+        for receipt in receipts {
+            if receipt.epoch() != self.epoch && !planted(Bug::NoConnectionEpoch) {
+                continue;
+            }
+            let kind = match receipt.answer() {
+                Answer::PubAck => AckKind::PubAck,
+                Answer::PubRec => AckKind::PubRec,
+                Answer::PubComp => AckKind::PubComp,
+                Answer::Proceed => {
+                    done.proceed = true;
+                    continue;
+                }
+            };
+            encode::ack(out, kind, receipt.packet_id());
+            done.packets = done.packets.saturating_add(1);
+        }
+        done
+    }
+}
+
+/// Length of an acknowledgement without a reason, in both versions.
+const ACK_BYTES: usize = 4;
+
+#[cfg(test)]
+impl Acker {
+    /// Tests of the sessions have no buffer to prove anything.
+    pub(in crate::ingest) fn acknowledge_unproven(&self, receipts: Receipts, out: &mut BytesMut) -> Acknowledged {
+        self.answer(receipts, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::receipt::Receipt;
+
+    #[test]
+    fn answers_leave_in_arrival_order() {
+        let acker = Acker::new(Epoch::next());
+        let receipt = |id, answer| Receipt::new(acker.epoch(), id, answer);
+        let receipts = vec![
+            receipt(2, Answer::PubAck),
+            receipt(1, Answer::PubRec),
+            receipt(0, Answer::Proceed),
+            receipt(0x0103, Answer::PubComp),
+        ];
+        let mut out = BytesMut::from(&b"x"[..]);
+        assert_eq!(acker.answer(receipts, &mut out), Acknowledged { packets: 3, proceed: true });
+        assert_eq!(&out[..], b"x\x40\x02\x00\x02\x50\x02\x00\x01\x70\x02\x01\x03");
+    }
+
+    #[test]
+    fn receipts_of_another_connection_are_dropped() {
+        let (before, now) = (Epoch::next(), Epoch::next());
+        let receipts = vec![
+            Receipt::new(before, 1, Answer::PubAck),
+            Receipt::new(now, 2, Answer::PubAck),
+            Receipt::new(before, 0, Answer::Proceed),
+        ];
+        let mut out = BytesMut::new();
+        assert_eq!(Acker::new(now).answer(receipts, &mut out), Acknowledged { packets: 1, proceed: false });
+        assert_eq!(&out[..], b"\x40\x02\x00\x02");
+    }
+}

@@ -1,0 +1,137 @@
+//! What one socket read brings: the events, QoS 2 ids and receipts of all its packets, gathered to be stored at once.
+//!
+//! Pure: no clock, no channel. The [`Door`](super::door::Door) takes a batch to the buffer.
+
+use crate::buffer::IdChange;
+use crate::event::{Event, Qos, RouteId};
+use crate::ingest::codec::Publish;
+use crate::ingest::receipt::{Answer, Epoch, Receipt, Receipts};
+use crate::ingest::topics::Topics;
+use crate::ingest::unreleased::{Delivery, Unreleased};
+use crate::planted::{Bug, planted};
+
+/// Memory a receipt is charged with: itself (16 bytes), its id change, and vectors that double.
+const RECEIPT_COST_BYTES: usize = 48;
+
+/// Memory a batch is charged with beside its contents: `Arrivals` and its slot in the queue.
+const BATCH_COST_BYTES: usize = 512;
+
+/// Work of one socket read, in arrival order.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pub(super) events: Vec<Event>,
+    pub(super) changes: Vec<IdChange>,
+    pub(super) receipts: Receipts,
+    cost_bytes: usize,
+    /// PUBLISH packets, repeats included.
+    pub(super) messages: u64,
+    pub(super) payload_bytes: u64,
+    pub(super) repeats: u64,
+}
+
+impl Batch {
+    /// A PUBLISH came on that connection.
+    pub fn publish(
+        &mut self,
+        epoch: Epoch,
+        publish: Publish,
+        arrived_ms: i64,
+        topics: &mut Topics,
+        unreleased: &mut Unreleased,
+    ) {
+        self.messages = self.messages.saturating_add(1);
+        let payload_bytes = u64::try_from(publish.payload_len()).unwrap_or(u64::MAX);
+        self.payload_bytes = self.payload_bytes.saturating_add(payload_bytes);
+        let packet_id = publish.packet_id;
+        match publish.qos {
+            Qos::AtMostOnce => {}
+            Qos::AtLeastOnce => self.answer(Receipt::new(epoch, packet_id, Answer::PubAck)),
+            Qos::ExactlyOnce => {
+                self.answer(Receipt::new(epoch, packet_id, Answer::PubRec));
+                if unreleased.publish(packet_id, publish.dup) == Delivery::Repeat {
+                    self.repeats = self.repeats.saturating_add(1);
+                    return;
+                }
+                self.id_change(IdChange::Add(packet_id));
+            }
+        }
+        let (topic, route) = topics.resolve(publish.topic());
+        let (qos, retain) = (publish.qos, publish.retain);
+        let mut publish = publish;
+        let properties = publish.properties.take();
+        self.event(Event { topic, payload: publish.into_payload(), qos, retain, arrived_ms, route, properties });
+    }
+
+    /// A PUBREL came: PUBCOMP follows when the id is durably forgotten (custody rule 3).
+    pub fn release(&mut self, epoch: Epoch, packet_id: u16, unreleased: &mut Unreleased) {
+        if unreleased.release(packet_id) {
+            self.id_change(IdChange::Remove(packet_id));
+        }
+        self.answer(Receipt::new(epoch, packet_id, Answer::PubComp));
+    }
+
+    /// An event that no PUBLISH brought: a will.
+    pub fn event(&mut self, event: Event) {
+        self.cost_bytes = self.cost_bytes.saturating_add(event.cost_bytes());
+        self.events.push(event);
+    }
+
+    /// A change of the whole session; [`Answer::Proceed`] comes back when it is durable.
+    pub fn session(&mut self, epoch: Epoch, changes: impl IntoIterator<Item = IdChange>) {
+        self.changes.extend(changes);
+        self.answer(Receipt::new(epoch, 0, Answer::Proceed));
+    }
+
+    /// Nothing in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.changes.is_empty() && self.receipts.is_empty()
+    }
+
+    /// Memory it will occupy until it is committed.
+    #[must_use]
+    pub fn cost_bytes(&self) -> usize {
+        self.cost_bytes.saturating_add(BATCH_COST_BYTES)
+    }
+
+    /// Takes the events out that nobody waits for an answer to, and says how many there were of each route.
+    pub fn drop_unanswered(&mut self) -> Vec<(RouteId, u64)> {
+        let mut dropped = Vec::new();
+        let mut freed = 0_usize;
+        self.events.retain(|event| {
+            if event.qos != Qos::AtMostOnce {
+                return true;
+            }
+            freed = freed.saturating_add(event.cost_bytes());
+            count(&mut dropped, event.route, 1);
+            false
+        });
+        self.cost_bytes = self.cost_bytes.saturating_sub(freed);
+        dropped
+    }
+
+    /// The connection has ended and this was not handed to the buffer: the peer will send it again.
+    pub fn abandon(&mut self, unreleased: &mut Unreleased) {
+        unreleased.revert(&self.changes);
+        *self = Self::default();
+    }
+
+    fn id_change(&mut self, change: IdChange) {
+        if !planted(Bug::ForgetPacketIds) {
+            self.changes.push(change);
+        }
+    }
+
+    fn answer(&mut self, receipt: Receipt) {
+        self.cost_bytes = self.cost_bytes.saturating_add(RECEIPT_COST_BYTES);
+        self.receipts.push(receipt);
+    }
+}
+
+/// Adds to a count by route. Few routes: a list is searched faster than a map.
+pub(super) fn count(counts: &mut Vec<(RouteId, u64)>, route: RouteId, more: u64) {
+    match counts.iter_mut().find(|(counted, _)| *counted == route) {
+        Some((_, n)) => *n = n.saturating_add(more),
+        None => counts.push((route, more)),
+    }
+}

@@ -1,0 +1,32 @@
+//! `[[mqtt]]`: a subscriber at a broker.
+//!
+//! [`session`] is the protocol, without sockets and clocks: bytes and time in, bytes, batches and verdicts out.
+//! [`task`] is the thin loop that feeds it. [`subscriptions`] keeps what the broker granted, [`version`] which MQTT
+//! version to speak, [`ended`] every way in which a connection ends and what to do about it.
+//!
+//! # Rules
+//!
+//! * The session at the broker is persistent and has a fixed client id, so what is published while we are away waits
+//!   there. We subscribe at the first connection of a process (filters may have changed; on MQTT 5 the broker does not
+//!   resend retained messages for a subscription that it has, on 3.1.1 it does), and whenever the broker has lost the
+//!   session. A filter that was taken out of the configuration stays subscribed at the broker until its session ends.
+//! * When the broker has lost the session, the packet ids we hold are forgotten, and that is durable before the first
+//!   SUBSCRIBE goes out: else a crash could leave ids that swallow new messages.
+//! * Answers go out in arrival order, on the connection that earned them, one write a commit (`acker`).
+//! * While the buffer has no room, the socket is not read, but answers, PINGREQ and timers go on; that time does not
+//!   count as the broker's silence.
+//! * Every failure waits for [`Backoff`](crate::retry::Backoff), which starts afresh only after a connection has been
+//!   well for 10 s. So a packet that we cannot take, and that the broker sends again for ever, costs a connection
+//!   every 30 s and no more. What came before it on the connection is committed and acknowledged first.
+//! * A stop: no more reading, wait for the commits under way, send their acknowledgements, DISCONNECT.
+
+mod ended;
+mod session;
+mod subscriptions;
+mod task;
+mod version;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::task::run;

@@ -1,0 +1,413 @@
+//! The loop around the session: one task owns the socket, feeds the session and carries its batches to the door.
+//!
+//! `loop { what happened? apply it }`: the `select!` only names what happened, and everything it waits for is cancel
+//! safe. Reading stops while a batch waits for room and while answers pile up unsent; nothing else ever stops.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
+use tracing::{debug, error, info, warn};
+
+use super::ended::Ended;
+use super::session::Session;
+use crate::buffer::{Durable, Room, Stopped, StoredSession};
+use crate::config;
+use crate::ingest::door::{Door, Entrance, Replies, Submitted};
+use crate::ingest::inbox::Inbox;
+use crate::ingest::receipt::Receipts;
+use crate::ingest::status::LinkStatus;
+use crate::observe::pulse::Pulse;
+use crate::planted::{Bug, planted};
+use crate::retry::Backoff;
+use crate::stop::Stop;
+
+/// TCP and name resolution together; a satellite link needs two or three of it.
+const DIAL_TIME: Duration = Duration::from_secs(10);
+
+/// Timers are looked at so often when nothing else happens; also the pulse's beat, which must be below 1 s.
+const TICK: Duration = Duration::from_millis(500);
+
+/// At a stop, commits under way get so long to be answered. Below the time that the process gives ingest (4 s).
+const STOP_TIME: Duration = Duration::from_millis(3500);
+
+/// The same before a connection is closed for a fault of the broker's.
+const FAULT_TIME: Duration = Duration::from_secs(2);
+
+/// Last bytes get so long to leave.
+const LAST_WRITE_TIME: Duration = Duration::from_millis(400);
+
+/// Answers that the broker does not take: with more than this, nothing is read until it does. 16,000 answers, more
+/// than a round trip brings on any link we know.
+const MOST_UNSENT_BYTES: usize = 64 * 1024;
+
+/// Topic names known for one broker: about 10,000 of ordinary length.
+const TOPIC_CACHE_BYTES: usize = 1024 * 1024;
+
+/// A failure that repeats is said again at most so often.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+
+/// Subscribes at one broker until `stop`. `stored` is what the buffer has kept of the session `broker:<name>`.
+pub async fn run(
+    settings: config::Broker,
+    entrance: Entrance,
+    stored: StoredSession,
+    status: Arc<LinkStatus>,
+    pulse: Pulse,
+    stop: Stop,
+) {
+    let key: Arc<str> = format!("broker:{}", settings.name).into();
+    let (door, replies) = Door::new(&entrance, key, Arc::clone(&status));
+    let session = Session::new(settings, stored, entrance.topics(TOPIC_CACHE_BYTES), Instant::now());
+    let mut ticker = interval(TICK);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let backoff = Backoff::new();
+    let complaint = Complaint::default();
+    Link {
+        session,
+        door,
+        replies,
+        inbox: Inbox::new(),
+        status,
+        pulse,
+        stop,
+        ticker,
+        backoff,
+        complaint,
+        said: false,
+        well: false,
+    }
+    .live()
+    .await;
+}
+
+struct Link {
+    session: Session,
+    door: Door,
+    replies: Replies,
+    inbox: Inbox,
+    status: Arc<LinkStatus>,
+    pulse: Pulse,
+    stop: Stop,
+    ticker: Interval,
+    backoff: Backoff,
+    complaint: Complaint,
+    /// "Connected" was logged for this connection.
+    said: bool,
+    /// This connection has proven itself.
+    well: bool,
+}
+
+/// What the loop waits for while a batch has no room.
+type Waiting = Pin<Box<dyn Future<Output = Result<Room, Stopped>> + Send>>;
+
+enum Happened {
+    Stop,
+    Durable(Durable<Receipts>),
+    Room(Result<Room, Stopped>),
+    Written(io::Result<usize>),
+    Read(io::Result<usize>),
+    Tick,
+}
+
+impl Link {
+    async fn live(mut self) {
+        loop {
+            self.said = false;
+            self.well = false;
+            let ended = self.connection().await;
+            let now = Instant::now();
+            self.count();
+            self.session.lost(now, &ended);
+            self.inbox.clear();
+            self.status.connected.store(0, Ordering::Relaxed);
+            if matches!(ended, Ended::Asked) {
+                info!(broker = self.session.settings().name, "disconnected");
+                return;
+            }
+            if matches!(ended, Ended::BufferStopped) {
+                // The process ends; its last words are the buffer's.
+                return;
+            }
+            self.failed(&ended, now);
+            if !planted(Bug::NoBackoff) {
+                let wait = self.backoff.next_wait();
+                if self.meanwhile(sleep(wait)).await.is_none() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// One connection, from the first packet to the last.
+    async fn connection(&mut self) -> Ended {
+        let (host, port) = (self.session.settings().host.clone(), self.session.settings().port);
+        let dialled = self.meanwhile(timeout(DIAL_TIME, TcpStream::connect((host, port)))).await;
+        let mut stream = match dialled {
+            None => return Ended::Asked,
+            Some(Err(_)) => return Ended::DialTimeout(DIAL_TIME.as_secs()),
+            Some(Ok(Err(error))) => return Ended::Unreachable(error),
+            Some(Ok(Ok(stream))) => stream,
+        };
+        // Answers are small and wanted at once: Nagle would hold them for the peer's delayed ACK, 40 ms.
+        if let Err(error) = stream.set_nodelay(true) {
+            return Ended::Broke(error);
+        }
+        if let Err(ended) = self.session.connected(Instant::now()) {
+            return ended;
+        }
+        let (mut read, mut write) = stream.split();
+        let ended = self.converse(&mut read, &mut write).await;
+        if let Some(code) = ended.farewell() {
+            self.part(&mut write, &ended, code).await;
+        }
+        ended
+    }
+
+    async fn converse(&mut self, read: &mut ReadHalf<'_>, write: &mut WriteHalf<'_>) -> Ended {
+        let mut waiting: Option<Waiting> = None;
+        loop {
+            let happened = self.next(read, write, &mut waiting).await;
+            let now = Instant::now();
+            self.pulse.beat();
+            let result = match happened {
+                Happened::Stop => Err(Ended::Asked),
+                Happened::Durable(durable) => self.durable(durable, now),
+                Happened::Room(room) => {
+                    waiting = None;
+                    self.session.reading(now, true);
+                    room.and_then(|room| self.door.store(&mut self.session.batch, room))
+                        .map_err(|Stopped| Ended::BufferStopped)
+                }
+                Happened::Written(Ok(_)) => {
+                    self.session.sent(now);
+                    Ok(())
+                }
+                Happened::Written(Err(error)) | Happened::Read(Err(error)) => Err(Ended::Broke(error)),
+                Happened::Read(Ok(0)) => Err(Ended::Closed),
+                Happened::Read(Ok(bytes)) => self.read(bytes, now),
+                Happened::Tick => self.door.report_dropped().map_err(|Stopped| Ended::BufferStopped),
+            };
+            let result = result.and_then(|()| self.session.tick(now));
+            if let Err(ended) = result {
+                return ended;
+            }
+            if waiting.is_none() && !self.session.batch.is_empty() {
+                match self.door.submit(&mut self.session.batch) {
+                    Ok(Submitted::Stored) => {}
+                    Ok(Submitted::Wait) => {
+                        self.session.reading(now, false);
+                        waiting = Some(Box::pin(self.door.room(&self.session.batch)));
+                    }
+                    Err(Stopped) => return Ended::BufferStopped,
+                }
+            }
+            self.look_well(now);
+        }
+    }
+
+    async fn next(
+        &mut self,
+        read: &mut ReadHalf<'_>,
+        write: &mut WriteHalf<'_>,
+        waiting: &mut Option<Waiting>,
+    ) -> Happened {
+        let reading = waiting.is_none() && self.session.out.len() < MOST_UNSENT_BYTES;
+        tokio::select! {
+            biased;
+            () = self.stop.wait() => Happened::Stop,
+            Some(durable) = self.replies.recv(), if !self.session.is_greeting() => Happened::Durable(durable),
+            room = granted(waiting) => Happened::Room(room),
+            written = write.write_buf(&mut self.session.out), if !self.session.out.is_empty() => Happened::Written(written),
+            read = read.read_buf(self.inbox.space()), if reading => Happened::Read(read),
+            _ = self.ticker.tick() => Happened::Tick,
+        }
+    }
+
+    fn read(&mut self, bytes: usize, now: Instant) -> Result<(), Ended> {
+        self.inbox.filled(bytes);
+        let result = self.session.received(now, wall_clock_ms(), self.inbox.bytes());
+        self.inbox.shrink();
+        self.count();
+        if result.is_err() {
+            // What came before the offending packet is good: it is stored and answered before we part, so that it does
+            // not come again with the offender.
+            return match self.door.submit(&mut self.session.batch) {
+                Ok(Submitted::Stored | Submitted::Wait) => result,
+                Err(Stopped) => Err(Ended::BufferStopped),
+            };
+        }
+        Ok(())
+    }
+
+    /// Answers everything that the buffer has ready, to leave in one write.
+    fn durable(&mut self, first: Durable<Receipts>, now: Instant) -> Result<(), Ended> {
+        let mut packets = 0_u64;
+        let mut next = Some(first);
+        while let Some(durable) = next {
+            self.door.answered();
+            packets = packets.saturating_add(self.session.durable(now, durable)?);
+            next = self.replies.try_recv().ok();
+        }
+        LinkStatus::add(&self.status.acknowledgements, packets);
+        Ok(())
+    }
+
+    /// Stops reading, waits for the commits under way, sends their answers and says goodbye.
+    async fn part(&mut self, write: &mut WriteHalf<'_>, why: &Ended, code: u8) {
+        if matches!(why, Ended::Asked) && planted(Bug::CarelessStop) {
+            return;
+        }
+        let time = if matches!(why, Ended::Asked) { STOP_TIME } else { FAULT_TIME };
+        self.session.close(Instant::now());
+        let answered = timeout(time, self.answer_outstanding(write)).await;
+        if answered.is_err() {
+            let open = self.door.outstanding();
+            debug!(broker = self.session.settings().name, open, "closing without waiting for these commits any longer");
+        }
+        self.session.farewell(code);
+        let last = async {
+            write.write_all(&self.session.out).await?;
+            write.shutdown().await
+        };
+        match timeout(LAST_WRITE_TIME, last).await {
+            Ok(Ok(())) => {}
+            // Nothing depends on it: what was not answered comes again.
+            Ok(Err(error)) => debug!(broker = self.session.settings().name, %error, "no orderly goodbye"),
+            Err(_) => debug!(broker = self.session.settings().name, "no orderly goodbye in time"),
+        }
+    }
+
+    async fn answer_outstanding(&mut self, write: &mut WriteHalf<'_>) {
+        while self.door.outstanding() > 0 || !self.session.out.is_empty() {
+            let happened = tokio::select! {
+                biased;
+                Some(durable) = self.replies.recv() => Happened::Durable(durable),
+                written = write.write_buf(&mut self.session.out), if !self.session.out.is_empty() => Happened::Written(written),
+                _ = self.ticker.tick() => Happened::Tick,
+            };
+            self.pulse.beat();
+            match happened {
+                Happened::Durable(durable) => {
+                    if self.durable(durable, Instant::now()).is_err() {
+                        return;
+                    }
+                }
+                Happened::Written(Err(_)) => return,
+                Happened::Written(Ok(_)) | Happened::Tick | Happened::Stop | Happened::Room(_) | Happened::Read(_) => {}
+            }
+        }
+    }
+
+    /// Waits for something while there is no connection. `None`: a stop came first.
+    async fn meanwhile<T>(&mut self, future: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(future);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.wait() => return None,
+                done = &mut future => return Some(done),
+                // Answers of the last connection: they die with it.
+                Some(_stale) = self.replies.recv(), if !planted(Bug::NoConnectionEpoch) => self.door.answered(),
+                _ = self.ticker.tick() => {}
+            }
+            self.pulse.beat();
+        }
+    }
+
+    fn count(&mut self) {
+        let counts = self.session.take_counts();
+        if counts.connects > 0 {
+            self.status.connected.store(1, Ordering::Relaxed);
+            LinkStatus::add(&self.status.connects, counts.connects);
+        }
+        if counts.refusals > 0 {
+            LinkStatus::add(&self.status.refusals, counts.refusals);
+        }
+    }
+
+    fn failed(&mut self, failure: &Ended, now: Instant) {
+        if let Ended::OtherVersion { .. } = failure {
+            info!(broker = self.session.settings().name, "{failure}");
+            return;
+        }
+        LinkStatus::add(&self.status.failures, 1);
+        let text = failure.to_string();
+        self.status.failed(&text);
+        if let Some(repeats) = self.complaint.about(&text, now) {
+            let broker = self.session.settings().name.as_str();
+            let version = self.session.version();
+            if let Some(remedy) = failure.remedy() {
+                error!(broker, ?version, repeats, remedy, "broker link: {text}");
+            } else {
+                warn!(broker, ?version, repeats, "broker link: {text}; trying again");
+            }
+        }
+    }
+
+    /// Says that the link is up: at once, or after failures once it has proven itself.
+    fn look_well(&mut self, now: Instant) {
+        if self.well || !self.session.is_online() {
+            return;
+        }
+        let proven = self.session.proven(now);
+        if !self.said && (proven || self.complaint.failures == 0) {
+            self.said = true;
+            let failures = self.complaint.failures;
+            info!(broker = self.session.settings().name, version = ?self.session.version(), failures, "connected");
+        }
+        if proven {
+            self.well = true;
+            self.complaint = Complaint::default();
+            self.backoff.reset();
+        }
+    }
+}
+
+/// The room that is waited for; never, when none is.
+async fn granted(waiting: &mut Option<Waiting>) -> Result<Room, Stopped> {
+    match waiting {
+        Some(room) => room.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Says a repeating failure once, and then sums it up.
+#[derive(Debug, Default)]
+struct Complaint {
+    text: String,
+    said: Option<Instant>,
+    /// Of the same text, since it was said last.
+    unsaid: u64,
+    /// Of any text, since the link was well.
+    failures: u64,
+}
+
+impl Complaint {
+    /// Is it to be said now? Then with how many repeats that were not said.
+    fn about(&mut self, text: &str, now: Instant) -> Option<u64> {
+        self.failures = self.failures.saturating_add(1);
+        let same = self.text == text;
+        if same && self.said.is_some_and(|then| now.saturating_duration_since(then) < SAY_AGAIN) {
+            self.unsaid = self.unsaid.saturating_add(1);
+            return None;
+        }
+        text.clone_into(&mut self.text);
+        self.said = Some(now);
+        Some(if same { std::mem::take(&mut self.unsaid) } else { 0 })
+    }
+}
+
+/// Milliseconds since 1970, for the events' time of arrival. A device without a clock battery may be wrong; nothing
+/// but the records' timestamps depends on it.
+fn wall_clock_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

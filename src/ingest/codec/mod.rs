@@ -1,0 +1,284 @@
+//! MQTT on the wire: one vocabulary of packets for versions 3.1.1 and 5, for both directions.
+//!
+//! [`decode`] takes the next packet off the front of a read buffer, the functions of [`encode`] append one to a write buffer.
+//! Nothing here knows about sockets or sessions.
+//!
+//! # What comes from rumqttc, and what does not
+//!
+//! The packets we *send* that have any size (CONNECT, SUBSCRIBE, CONNACK) are written by rumqttc's codecs. What we
+//! *receive* is read here, because a peer may be hostile and rumqttc 0.25.1 reads too trustfully. Found in its source,
+//! and each kept away by a test below or in `codec/tests.rs`:
+//! * MQTT 5 DISCONNECT without properties is refused when read (`E0 00`) and written with a wrong length (`E0 01 82 00`);
+//! * two subscription identifiers in a PUBLISH shift the end of the properties: property bytes turn up in the payload;
+//! * a property block may run past its announced length, and single properties may come twice;
+//! * a packet that ends inside a variable byte integer reports "more bytes needed" after it has been consumed;
+//! * reserved flags, packet id 0, NUL and wildcards in topic names and bytes behind the end are not looked at;
+//! * a password that is not UTF-8 (legal) is refused, and an empty user name is taken for none;
+//! * CONNECT is written to an absolute offset of the buffer, so it must go to an empty one.
+//!
+//! # Limits
+//!
+//! A packet above the given maximum is refused as soon as its length is known, before its bytes arrive. Decoding
+//! allocates only what the packet itself carries; topic and payload of a PUBLISH are slices of the read buffer.
+
+pub mod encode;
+mod frame;
+mod packets;
+mod properties;
+mod publish;
+mod reader;
+#[cfg(test)]
+mod tests;
+
+use bytes::BytesMut;
+
+use self::frame::Frame;
+pub use self::packets::{Ack, ConnAck, Connect, Disconnect, Subscribe, SubscribeFilter, Unsubscribe, Will};
+pub use self::publish::Publish;
+use crate::config::MqttVersion;
+
+/// A packet as received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Packet {
+    /// First packet of a client.
+    Connect(Box<Connect>),
+    /// Its answer.
+    ConnAck(ConnAck),
+    /// A message.
+    Publish(Publish),
+    /// Answer to QoS 1.
+    PubAck(Ack),
+    /// First answer to QoS 2.
+    PubRec(Ack),
+    /// The sender has forgotten the message and releases its packet id.
+    PubRel(Ack),
+    /// Last answer to QoS 2.
+    PubComp(Ack),
+    /// Filters wanted.
+    Subscribe(Subscribe),
+    /// One code a filter.
+    SubAck {
+        /// Of the SUBSCRIBE.
+        packet_id: u16,
+        /// Granted QoS, or 0x80 and above for a refusal.
+        codes: Vec<u8>,
+    },
+    /// Filters no longer wanted.
+    Unsubscribe(Unsubscribe),
+    /// Its answer; the codes (MQTT 5) are of no use to us.
+    UnsubAck {
+        /// Of the UNSUBSCRIBE.
+        packet_id: u16,
+    },
+    /// Are you there?
+    PingReq,
+    /// Yes.
+    PingResp,
+    /// A goodbye.
+    Disconnect(Disconnect),
+}
+
+impl Packet {
+    /// Its name in the standard.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "CONNECT",
+            Self::ConnAck(_) => "CONNACK",
+            Self::Publish(_) => "PUBLISH",
+            Self::PubAck(_) => "PUBACK",
+            Self::PubRec(_) => "PUBREC",
+            Self::PubRel(_) => "PUBREL",
+            Self::PubComp(_) => "PUBCOMP",
+            Self::Subscribe(_) => "SUBSCRIBE",
+            Self::SubAck { .. } => "SUBACK",
+            Self::Unsubscribe(_) => "UNSUBSCRIBE",
+            Self::UnsubAck { .. } => "UNSUBACK",
+            Self::PingReq => "PINGREQ",
+            Self::PingResp => "PINGRESP",
+            Self::Disconnect(_) => "DISCONNECT",
+        }
+    }
+}
+
+/// Bytes that are not a packet we accept. The connection ends; nothing of the packet was used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Longer than the limit.
+    #[error("packet of {bytes} bytes; at most {max} are accepted")]
+    TooLarge {
+        /// Its length, fixed header included.
+        bytes: usize,
+        /// The limit.
+        max: u32,
+    },
+    /// Not MQTT.
+    #[error("malformed packet: {0}")]
+    Malformed(&'static str),
+    /// Well formed, and forbidden.
+    #[error("protocol error: {0}")]
+    Protocol(&'static str),
+    /// A topic name with a wildcard.
+    #[error("topic name with a wildcard in a PUBLISH")]
+    TopicName,
+    /// We never announce topic aliases.
+    #[error("topic alias used, but none was allowed")]
+    TopicAlias,
+    /// CONNECT of another version than 3.1.1 and 5.
+    #[error("CONNECT with protocol level {0}; 4 (MQTT 3.1.1) and 5 are spoken")]
+    UnsupportedVersion(u8),
+}
+
+impl DecodeError {
+    /// The MQTT 5 reason code that tells the peer.
+    #[must_use]
+    pub fn reason(&self) -> u8 {
+        match self {
+            Self::TooLarge { .. } => reason::PACKET_TOO_LARGE,
+            Self::Malformed(_) => reason::MALFORMED_PACKET,
+            Self::Protocol(_) => reason::PROTOCOL_ERROR,
+            Self::TopicName => reason::TOPIC_NAME_INVALID,
+            Self::TopicAlias => reason::TOPIC_ALIAS_INVALID,
+            Self::UnsupportedVersion(_) => reason::UNSUPPORTED_PROTOCOL_VERSION,
+        }
+    }
+}
+
+/// MQTT 5 reason codes that are named in this crate.
+pub mod reason {
+    /// Success, and a normal DISCONNECT.
+    pub const SUCCESS: u8 = 0x00;
+    /// DISCONNECT that wants its will published.
+    pub const DISCONNECT_WITH_WILL: u8 = 0x04;
+    /// UNSUBACK: there was none.
+    pub const NO_SUBSCRIPTION_EXISTED: u8 = 0x11;
+    /// None of the others.
+    pub const UNSPECIFIED_ERROR: u8 = 0x80;
+    /// Bytes that are no packet.
+    pub const MALFORMED_PACKET: u8 = 0x81;
+    /// A packet in the wrong place or with forbidden contents.
+    pub const PROTOCOL_ERROR: u8 = 0x82;
+    /// Valid, but not for us.
+    pub const IMPLEMENTATION_SPECIFIC_ERROR: u8 = 0x83;
+    /// Of CONNECT.
+    pub const UNSUPPORTED_PROTOCOL_VERSION: u8 = 0x84;
+    /// Of CONNECT.
+    pub const CLIENT_IDENTIFIER_NOT_VALID: u8 = 0x85;
+    /// Of CONNECT.
+    pub const BAD_USER_NAME_OR_PASSWORD: u8 = 0x86;
+    /// No right to that.
+    pub const NOT_AUTHORIZED: u8 = 0x87;
+    /// Not now.
+    pub const SERVER_UNAVAILABLE: u8 = 0x88;
+    /// Try later.
+    pub const SERVER_BUSY: u8 = 0x89;
+    /// We go.
+    pub const SERVER_SHUTTING_DOWN: u8 = 0x8B;
+    /// Extended authentication is not spoken.
+    pub const BAD_AUTHENTICATION_METHOD: u8 = 0x8C;
+    /// Nothing heard for 1.5 times the keepalive.
+    pub const KEEP_ALIVE_TIMEOUT: u8 = 0x8D;
+    /// The same client id connected again.
+    pub const SESSION_TAKEN_OVER: u8 = 0x8E;
+    /// Of a SUBSCRIBE.
+    pub const TOPIC_FILTER_INVALID: u8 = 0x8F;
+    /// Of a PUBLISH.
+    pub const TOPIC_NAME_INVALID: u8 = 0x90;
+    /// PUBCOMP to an id we do not know.
+    pub const PACKET_IDENTIFIER_NOT_FOUND: u8 = 0x92;
+    /// More unacknowledged messages than allowed.
+    pub const RECEIVE_MAXIMUM_EXCEEDED: u8 = 0x93;
+    /// Alias 0, or above the maximum.
+    pub const TOPIC_ALIAS_INVALID: u8 = 0x94;
+    /// Above the announced maximum.
+    pub const PACKET_TOO_LARGE: u8 = 0x95;
+    /// A limit of ours.
+    pub const QUOTA_EXCEEDED: u8 = 0x97;
+
+    /// What a code means, for logs. `0x01` to `0x05` are read as MQTT 3.1.1 CONNACK codes.
+    #[must_use]
+    pub fn text(code: u8) -> &'static str {
+        match code {
+            SUCCESS => "success",
+            0x01 | UNSUPPORTED_PROTOCOL_VERSION => "protocol version not supported",
+            0x02 | CLIENT_IDENTIFIER_NOT_VALID => "client id not accepted",
+            0x03 | SERVER_UNAVAILABLE => "server unavailable",
+            0x04 | BAD_USER_NAME_OR_PASSWORD => "bad user name or password",
+            0x05 | NOT_AUTHORIZED => "not authorized",
+            NO_SUBSCRIPTION_EXISTED => "no subscription existed",
+            UNSPECIFIED_ERROR => "unspecified error",
+            MALFORMED_PACKET => "malformed packet",
+            PROTOCOL_ERROR => "protocol error",
+            IMPLEMENTATION_SPECIFIC_ERROR => "implementation specific error",
+            SERVER_BUSY => "server busy",
+            0x8A => "banned",
+            SERVER_SHUTTING_DOWN => "server shutting down",
+            BAD_AUTHENTICATION_METHOD => "bad authentication method",
+            KEEP_ALIVE_TIMEOUT => "keepalive timeout",
+            SESSION_TAKEN_OVER => "session taken over: another client uses the same client id",
+            TOPIC_FILTER_INVALID => "topic filter not valid",
+            TOPIC_NAME_INVALID => "topic name not valid",
+            0x91 => "packet identifier in use",
+            PACKET_IDENTIFIER_NOT_FOUND => "packet identifier not found",
+            RECEIVE_MAXIMUM_EXCEEDED => "receive maximum exceeded",
+            TOPIC_ALIAS_INVALID => "topic alias not valid",
+            PACKET_TOO_LARGE => "packet too large",
+            0x96 => "message rate too high",
+            QUOTA_EXCEEDED => "quota exceeded",
+            0x98 => "administrative action",
+            0x99 => "payload format not valid",
+            0x9A => "retain not supported",
+            0x9B => "QoS not supported",
+            0x9C => "use another server",
+            0x9D => "server moved",
+            0x9E => "shared subscriptions not supported",
+            0x9F => "connection rate exceeded",
+            0xA0 => "maximum connect time",
+            0xA1 => "subscription identifiers not supported",
+            0xA2 => "wildcard subscriptions not supported",
+            _ => "unknown reason",
+        }
+    }
+}
+
+/// Takes the next packet off the front of `buffer`. `None`: it is not complete yet, read on.
+///
+/// # Errors
+/// The bytes are not an acceptable packet. The connection cannot go on: the buffer may be in the middle of it.
+pub fn decode(
+    version: MqttVersion,
+    buffer: &mut BytesMut,
+    max_packet_bytes: u32,
+) -> Result<Option<Packet>, DecodeError> {
+    let Some(frame) = Frame::take(buffer, max_packet_bytes)? else { return Ok(None) };
+    let packet = match frame.kind() {
+        frame::CONNECT => Packet::Connect(Box::new(Connect::decode(frame)?)),
+        frame::CONNACK => Packet::ConnAck(ConnAck::decode(version, &frame)?),
+        frame::PUBLISH => Packet::Publish(Publish::decode(version, frame)?),
+        frame::PUBACK => Packet::PubAck(Ack::decode(version, &frame)?),
+        frame::PUBREC => Packet::PubRec(Ack::decode(version, &frame)?),
+        frame::PUBREL => Packet::PubRel(Ack::decode(version, &frame)?),
+        frame::PUBCOMP => Packet::PubComp(Ack::decode(version, &frame)?),
+        frame::SUBSCRIBE => Packet::Subscribe(Subscribe::decode(version, &frame)?),
+        frame::SUBACK => packets::suback(version, &frame)?,
+        frame::UNSUBSCRIBE => Packet::Unsubscribe(Unsubscribe::decode(version, &frame)?),
+        frame::UNSUBACK => packets::unsuback(version, &frame)?,
+        frame::PINGREQ => packets::empty(&frame, Packet::PingReq)?,
+        frame::PINGRESP => packets::empty(&frame, Packet::PingResp)?,
+        frame::DISCONNECT => Packet::Disconnect(Disconnect::decode(version, &frame)?),
+        _ => return Err(DecodeError::Protocol("AUTH, but no authentication method was agreed")),
+    };
+    Ok(Some(packet))
+}
+
+/// Takes the first packet of a client off the front of `buffer`; it says which version follows.
+///
+/// # Errors
+/// As [`decode`], and when the first packet is not a CONNECT.
+pub fn decode_connect(buffer: &mut BytesMut, max_packet_bytes: u32) -> Result<Option<Connect>, DecodeError> {
+    // A wrong first byte is refused at once: whoever speaks another protocol here need not send a whole "packet".
+    if buffer.first().is_some_and(|first| first >> 4 != frame::CONNECT) {
+        return Err(DecodeError::Protocol("the first packet is not a CONNECT"));
+    }
+    Frame::take(buffer, max_packet_bytes)?.map(Connect::decode).transpose()
+}

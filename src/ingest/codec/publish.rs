@@ -1,0 +1,123 @@
+//! PUBLISH: the hot path. One reference to the read buffer a packet, no copy, no allocation without properties.
+
+use bytes::{Buf, Bytes};
+
+use super::DecodeError;
+use super::frame::Frame;
+use super::properties::{self, Place, Property};
+use super::reader::Reader;
+use crate::config::MqttVersion;
+use crate::event::{Properties, Qos};
+
+/// A message as received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publish {
+    /// The sender says that it may have sent this before.
+    pub dup: bool,
+    /// Of this hop.
+    pub qos: Qos,
+    /// Retained at the broker, or to be retained.
+    pub retain: bool,
+    /// 0 with QoS 0, never 0 otherwise.
+    pub packet_id: u16,
+    /// What travels on, if there is any.
+    pub properties: Option<Box<Properties>>,
+    /// From the topic on; the payload is at its end.
+    bytes: Bytes,
+    topic_len: u16,
+    payload_at: usize,
+}
+
+impl Publish {
+    /// The topic name: not empty, no wildcards, no NUL.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        // Checked when it was decoded.
+        let name = self.bytes.get(..usize::from(self.topic_len)).unwrap_or_default();
+        std::str::from_utf8(name).unwrap_or_default()
+    }
+
+    /// Length of the application message.
+    #[must_use]
+    pub fn payload_len(&self) -> usize {
+        self.bytes.len().saturating_sub(self.payload_at)
+    }
+
+    /// The application message, still a slice of the read buffer.
+    #[must_use]
+    pub fn into_payload(mut self) -> Bytes {
+        self.bytes.advance(self.payload_at.min(self.bytes.len()));
+        self.bytes
+    }
+
+    pub(super) fn decode(version: MqttVersion, frame: Frame) -> Result<Self, DecodeError> {
+        let flags = frame.flags();
+        let Some(qos) = Qos::from_level((flags >> 1) & 3) else { return Err(DecodeError::Malformed("QoS 3")) };
+        let mut bytes = frame.body;
+        let mut reader = Reader::new(&bytes);
+        let topic_len = reader.u16()?;
+        let from_topic = reader.remaining();
+        check_topic(version, reader.take(usize::from(topic_len))?)?;
+        let packet_id = if qos == Qos::AtMostOnce { 0 } else { reader.packet_id()? };
+        let properties = match version {
+            MqttVersion::V311 => None,
+            MqttVersion::V5 => read_properties(&mut reader)?,
+        };
+        if topic_len == 0 {
+            // Behind the properties, so that an alias without a name is called by its right name.
+            return Err(DecodeError::Protocol("PUBLISH without a topic"));
+        }
+        let payload_at = from_topic.saturating_sub(reader.remaining());
+        bytes.advance(2);
+        Ok(Self {
+            dup: flags & 0b1000 != 0,
+            qos,
+            retain: flags & 1 != 0,
+            packet_id,
+            properties,
+            bytes,
+            topic_len,
+            payload_at,
+        })
+    }
+}
+
+fn check_topic(version: MqttVersion, name: &[u8]) -> Result<(), DecodeError> {
+    if name.is_empty() && version == MqttVersion::V311 {
+        return Err(DecodeError::Malformed("PUBLISH without a topic"));
+    }
+    if std::str::from_utf8(name).is_err() {
+        return Err(DecodeError::Malformed("topic that is not UTF-8"));
+    }
+    for byte in name {
+        match byte {
+            0 => return Err(DecodeError::Malformed("topic with a NUL character")),
+            b'+' | b'#' => return Err(DecodeError::TopicName),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn read_properties(reader: &mut Reader<'_>) -> Result<Option<Box<Properties>>, DecodeError> {
+    let mut alias = false;
+    let mut travelling: Option<Box<Properties>> = None;
+    properties::walk(reader, Place::Publish, |property| match property {
+        Property::ContentType(name) => travelling.get_or_insert_default().content_type = Some(name.into()),
+        // Copied: a slice would keep the read buffer alive for it, and few messages have any.
+        Property::CorrelationData(data) => {
+            travelling.get_or_insert_default().correlation_data = Some(Bytes::copy_from_slice(data));
+        }
+        Property::User(name, value) => travelling.get_or_insert_default().user.push((name.into(), value.into())),
+        Property::TopicAlias => alias = true,
+        Property::SessionExpiryInterval(_)
+        | Property::ServerKeepAlive(_)
+        | Property::WillDelayInterval(_)
+        | Property::ReasonString(_)
+        | Property::ReceiveMaximum(_)
+        | Property::MaximumPacketSize(_)
+        | Property::AuthenticationMethod
+        | Property::Other => {}
+    })?;
+    if alias { Err(DecodeError::TopicAlias) } else { Ok(travelling) }
+}

@@ -1,0 +1,72 @@
+//! The read buffer of one connection.
+//!
+//! Payloads are slices of it, so its memory lives until the last event in it is committed. Reads therefore start
+//! small and grow with the traffic: an idle sensor costs 2 KiB, a busy link reads 64 KiB at a time.
+
+use bytes::BytesMut;
+
+/// First read size: an idle sensor's packets.
+const SMALLEST_READ_BYTES: usize = 2 * 1024;
+
+/// Largest read size: at 100-byte readings some 500 events, enough that calls to the system no longer count, and little
+/// beside the agent's 20 MB.
+const LARGEST_READ_BYTES: usize = 64 * 1024;
+
+/// Bytes received and not yet decoded.
+#[derive(Debug)]
+pub struct Inbox {
+    buffer: BytesMut,
+    read_bytes: usize,
+}
+
+impl Inbox {
+    /// Empty, without memory.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { buffer: BytesMut::new(), read_bytes: SMALLEST_READ_BYTES }
+    }
+
+    /// The buffer with space for the next read (`read_buf` fills it; call [`Inbox::filled`] after).
+    pub fn space(&mut self) -> &mut BytesMut {
+        let spare = self.buffer.capacity().saturating_sub(self.buffer.len());
+        // A rest of a quarter is used up first: a new buffer a read would pin more memory than it saves calls.
+        if spare < self.read_bytes / 4 {
+            self.buffer.reserve(self.read_bytes);
+        }
+        &mut self.buffer
+    }
+
+    /// A read brought that many bytes.
+    pub fn filled(&mut self, bytes: usize) {
+        let full = self.buffer.capacity() == self.buffer.len();
+        if full {
+            self.read_bytes = self.read_bytes.saturating_mul(2).min(LARGEST_READ_BYTES);
+        } else if bytes < self.read_bytes / 16 {
+            self.read_bytes = (self.read_bytes / 2).max(SMALLEST_READ_BYTES);
+        }
+    }
+
+    /// What is to be decoded.
+    pub fn bytes(&mut self) -> &mut BytesMut {
+        &mut self.buffer
+    }
+
+    /// Gives back the memory that a large packet needed. Call it when a read has been decoded.
+    pub fn shrink(&mut self) {
+        if self.buffer.is_empty() && self.buffer.capacity() > LARGEST_READ_BYTES.saturating_mul(2) {
+            self.buffer = BytesMut::new();
+        }
+    }
+
+    /// The connection is over: nothing of it may be read as the next one's.
+    pub fn clear(&mut self) {
+        self.buffer = BytesMut::new();
+        self.read_bytes = SMALLEST_READ_BYTES;
+    }
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,69 @@
+//! Topic names of one connection, shared: a sensor repeats its topic all day, so its name is allocated and routed once.
+
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::event::RouteId;
+use crate::route::Routes;
+
+/// Charged for an entry beside its name: the map's slot, the `Arc` and its counters.
+const ENTRY_COST_BYTES: usize = 64;
+
+/// Longer names are not kept: one of 64 KiB would push a thousand ordinary ones out.
+const LONGEST_KEPT_BYTES: usize = 512;
+
+/// Known topics with their ledger line. Bounded: when full, it starts afresh.
+#[derive(Debug)]
+pub struct Topics {
+    routes: Arc<Routes>,
+    route_ids: Arc<[RouteId]>,
+    known: HashMap<Name, RouteId>,
+    bytes: usize,
+    max_bytes: usize,
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Name(Arc<str>);
+
+impl Borrow<str> for Name {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Topics {
+    /// Nothing known. `route_ids` has the ledger line of each route, in the order of the tables.
+    #[must_use]
+    pub fn new(routes: Arc<Routes>, route_ids: Arc<[RouteId]>, max_bytes: usize) -> Self {
+        Self { routes, route_ids, known: HashMap::new(), bytes: 0, max_bytes }
+    }
+
+    /// The shared name and the ledger line.
+    pub fn resolve(&mut self, topic: &str) -> (Arc<str>, RouteId) {
+        if let Some((name, route)) = self.known.get_key_value(topic) {
+            return (Arc::clone(&name.0), *route);
+        }
+        let name: Arc<str> = topic.into();
+        let route = self.routes.find(topic).and_then(|index| self.route_ids.get(index).copied());
+        let route = route.unwrap_or(RouteId::UNROUTED);
+        if topic.len() <= LONGEST_KEPT_BYTES {
+            let cost = topic.len().saturating_add(ENTRY_COST_BYTES);
+            self.bytes = self.bytes.saturating_add(cost);
+            if self.bytes > self.max_bytes {
+                self.known = HashMap::new();
+                self.bytes = cost;
+            }
+            self.known.insert(Name(Arc::clone(&name)), route);
+        }
+        (name, route)
+    }
+}
+
+#[cfg(test)]
+impl Topics {
+    /// Routes nothing.
+    pub(crate) fn unrouted() -> Self {
+        Self::new(Arc::default(), Arc::from([]), 4096)
+    }
+}

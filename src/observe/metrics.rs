@@ -1,0 +1,223 @@
+//! `/metrics`: the snapshot in OpenMetrics text, which Prometheus reads.
+//!
+//! Event counters come from the ledger in the database, so they go on where they stopped after a restart. Counters of
+//! connections and commits begin at zero with the process. Units are base units: bytes and seconds.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use super::status::{Books, LinkPart, Sources, Status};
+
+/// Content type of what [`Metrics::text`] makes.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The registry with its one collector.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+}
+
+impl Metrics {
+    /// Over these sources.
+    #[must_use]
+    pub fn new(sources: Arc<Sources>) -> Self {
+        let mut registry = Registry::with_prefix("tidegate");
+        registry.register_collector(Box::new(Agent { sources }));
+        Self { registry }
+    }
+
+    /// One scrape.
+    ///
+    /// # Errors
+    /// When the library refuses to format, which it has no reason to.
+    pub fn text(&self) -> Result<String, fmt::Error> {
+        let mut out = String::with_capacity(8 * 1024);
+        text::encode(&mut out, &self.registry)?;
+        Ok(out)
+    }
+}
+
+#[derive(Debug)]
+struct Agent {
+    sources: Arc<Sources>,
+}
+
+impl Collector for Agent {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let status = self.sources.snapshot();
+        let mut page = Page { encoder };
+        page.gauge(
+            "build_info",
+            "Always 1; the version is the label.",
+            [(&[("version", status.version.as_str())][..], 1)],
+        )?;
+        events(&mut page, &status)?;
+        buffer(&mut page, &status)?;
+        links(&mut page, &status)?;
+        kafka(&mut page, &status)?;
+        process(&mut page, &status)
+    }
+}
+
+fn events(page: &mut Page<'_>, status: &Status) -> fmt::Result {
+    let mut by_route = |name, help, value: fn(&Books) -> u64| {
+        let labels: Vec<_> = status.routes.iter().map(|r| ([("route", r.route.as_str())], value(&r.books))).collect();
+        page.counter(name, help, labels.iter().map(|(l, v)| (&l[..], *v)))
+    };
+    by_route("events_received", "Events taken in, since the buffer was made.", |b| b.received)?;
+    by_route("events_delivered", "Events that Kafka confirmed, since the buffer was made.", |b| b.delivered)?;
+    by_route("events_dead_lettered", "Events moved to the dead letters, since the buffer was made.", |b| {
+        b.dead_lettered
+    })?;
+    by_route("events_dropped", "Events dropped by a declared policy, since the buffer was made.", |b| b.dropped)?;
+    by_route("events_purged", "Events purged by an operator, since the buffer was made.", |b| b.purged)?;
+    let held: Vec<_> = status.routes.iter().map(|r| ([("route", r.route.as_str())], signed(r.books.held))).collect();
+    page.gauge("events_held", "Events in the buffer now.", held.iter().map(|(l, v)| (&l[..], *v)))?;
+    page.gauge(
+        "books_balanced",
+        "1 while received = delivered + dead-lettered + dropped + purged + held.",
+        one(status.balanced),
+    )
+}
+
+fn buffer(page: &mut Page<'_>, status: &Status) -> fmt::Result {
+    let part = &status.buffer;
+    page.gauge("buffer_used_bytes", "Disk in use by events.", [(NONE, signed(part.used_bytes))])?;
+    page.gauge("buffer_limit_bytes", "The limit, [buffer] max_bytes.", [(NONE, signed(part.max_bytes))])?;
+    page.gauge("buffer_full", "1 while the limit stops the intake.", one(part.full))?;
+    page.gauge_f64(
+        "buffer_oldest_event_age_seconds",
+        "Age of the oldest event held, 0 when empty.",
+        part.oldest_age_s.unwrap_or(0.0),
+    )?;
+    page.counter("buffer_commits", "Synced commits since start.", [(NONE, part.commits)])?;
+    page.counter_f64("buffer_commit_seconds", "Time they took together.", part.commit_seconds)?;
+    page.counter(
+        "buffer_write_failures",
+        "Failed writes since start, each followed by a reopen.",
+        [(NONE, part.write_failures)],
+    )
+}
+
+fn links(page: &mut Page<'_>, status: &Status) -> fmt::Result {
+    let labels: Vec<_> = status.links.iter().map(|l| [("link", l.name.as_str()), ("kind", l.kind.as_str())]).collect();
+    let values = |value: fn(&LinkPart) -> u64| {
+        labels.iter().zip(status.links.iter().map(value)).map(|(l, v)| (&l[..], v)).collect::<Vec<_>>()
+    };
+    page.gauge(
+        "mqtt_connected",
+        "Sessions connected now.",
+        values(|l| l.connected).into_iter().map(|(l, v)| (l, signed(v))),
+    )?;
+    page.counter("mqtt_messages", "PUBLISH packets received since start.", values(|l| l.messages))?;
+    page.counter("mqtt_payload_bytes", "Their payload.", values(|l| l.payload_bytes))?;
+    page.counter(
+        "mqtt_acknowledgements",
+        "PUBACK, PUBREC and PUBCOMP sent since start.",
+        values(|l| l.acknowledgements),
+    )?;
+    page.counter("mqtt_dropped", "QoS 0 messages that found no room, since start.", values(|l| l.dropped))?;
+    page.counter("mqtt_repeats", "QoS 2 repeats recognised by packet id, since start.", values(|l| l.repeats))?;
+    page.counter("mqtt_connects", "Connections made since start.", values(|l| l.connects))?;
+    page.counter("mqtt_failures", "Connections ended by an error since start.", values(|l| l.failures))?;
+    page.counter("mqtt_refusals", "Connections or subscriptions refused since start.", values(|l| l.refusals))
+}
+
+fn kafka(page: &mut Page<'_>, status: &Status) -> fmt::Result {
+    let part = &status.kafka;
+    page.gauge("kafka_connected", "1 while a Kafka broker answers.", one(part.connected))?;
+    page.gauge("kafka_in_flight_records", "Records sent and not yet reported.", [(NONE, signed(part.in_flight))])?;
+    page.counter("kafka_delivered_records", "Records confirmed since start.", [(NONE, part.delivered)])?;
+    page.counter(
+        "kafka_retried_records",
+        "Records that failed and are sent again, since start.",
+        [(NONE, part.retried)],
+    )?;
+    page.counter("kafka_producers", "Producers made since start.", [(NONE, part.producers)])?;
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit 2^53 for 285,000 years")]
+    let last_s = part.last_delivered_ms.unwrap_or(0) as f64 / 1000.0;
+    page.gauge_f64(
+        "kafka_last_delivery_timestamp_seconds",
+        "When Kafka last confirmed something, 0 = not since start.",
+        last_s,
+    )?;
+    let parked: Vec<_> = part.parked.iter().map(|p| ([("topic", p.topic.as_str())], signed(p.held))).collect();
+    page.gauge(
+        "kafka_parked_events",
+        "Events that wait for a missing or forbidden Kafka topic.",
+        parked.iter().map(|(l, v)| (&l[..], *v)),
+    )
+}
+
+fn process(page: &mut Page<'_>, status: &Status) -> fmt::Result {
+    page.gauge("uptime_seconds", "Seconds since start.", [(NONE, signed(status.uptime_s))])?;
+    if let Some(bytes) = resident_bytes() {
+        page.gauge("resident_memory_bytes", "Resident memory of the agent.", [(NONE, signed(bytes))])?;
+    }
+    Ok(())
+}
+
+/// `VmRSS` of this process.
+fn resident_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+type Labels<'a> = &'a [(&'a str, &'a str)];
+
+const NONE: Labels<'static> = &[];
+
+fn one(yes: bool) -> [(Labels<'static>, i64); 1] {
+    [(NONE, i64::from(yes))]
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// The library's encoder with the two kinds of metric that Tidegate has.
+struct Page<'a> {
+    encoder: DescriptorEncoder<'a>,
+}
+
+impl Page<'_> {
+    fn counter<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Labels<'l>, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        values
+            .into_iter()
+            .try_for_each(|(labels, value)| ConstCounter::new(value).encode(family.encode_family(&labels)?))
+    }
+
+    fn counter_f64(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
+        let counter = ConstCounter::new(value);
+        counter.encode(self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
+    }
+
+    fn gauge<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Labels<'l>, i64)>,
+    ) -> fmt::Result {
+        let mut family = self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        values.into_iter().try_for_each(|(labels, value)| ConstGauge::new(value).encode(family.encode_family(&labels)?))
+    }
+
+    fn gauge_f64(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
+        let gauge = ConstGauge::new(value);
+        gauge.encode(self.encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+    }
+}

@@ -1,0 +1,375 @@
+//! One snapshot of the whole agent. `/status`, `tidegate status`, `/metrics` and systemd's status line are all made
+//! from it, so that they cannot disagree.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::pulse::Pulse;
+use crate::buffer::{BufferStatus, LedgerLine};
+use crate::event::wall_clock_ms;
+use crate::forward::status::ForwardStatus;
+use crate::ingest::status::LinkStatus;
+
+/// Where the snapshot is taken from. Every stage publishes; nobody is asked, so that looking never disturbs.
+#[derive(Debug)]
+pub struct Sources {
+    /// `[agent] id`.
+    pub agent: String,
+    /// Identity of the buffer.
+    pub buffer_id: Uuid,
+    /// When the agent started.
+    pub started: Instant,
+    /// The buffer's own words.
+    pub buffer: watch::Receiver<Arc<BufferStatus>>,
+    /// The forwarder's own words.
+    pub forward: watch::Receiver<ForwardStatus>,
+    /// One for each `[[mqtt]]` and `[[listen]]`.
+    pub links: Vec<Arc<LinkStatus>>,
+    /// Signs of life by stage.
+    pub pulses: Vec<(String, Pulse)>,
+    /// Set between READY and the first sign of stopping.
+    pub serving: AtomicBool,
+}
+
+/// The snapshot. Keys are part of the interface; they are only ever added to.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// `[agent] id`.
+    pub agent: String,
+    /// Identity of the buffer.
+    pub buffer_id: String,
+    /// Seconds since start.
+    pub uptime_s: u64,
+    /// Totals over all routes.
+    #[serde(flatten)]
+    pub total: Books,
+    /// received = delivered + dead-lettered + dropped + purged + held, for every route.
+    pub balanced: bool,
+    /// The books by route.
+    pub routes: Vec<RouteBooks>,
+    /// The buffer.
+    pub buffer: BufferPart,
+    /// Brokers and listeners.
+    pub links: Vec<LinkPart>,
+    /// The Kafka side.
+    pub kafka: KafkaPart,
+}
+
+/// A line of the ledger, or their sum.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Books {
+    /// Events taken in.
+    pub received: u64,
+    /// Confirmed by Kafka.
+    pub delivered: u64,
+    /// Moved to the dead letters.
+    pub dead_lettered: u64,
+    /// Dropped by a declared policy.
+    pub dropped: u64,
+    /// Purged by an operator.
+    pub purged: u64,
+    /// Still in the buffer.
+    pub held: u64,
+}
+
+/// The books of one route.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RouteBooks {
+    /// Its `from`; empty for events that no route matched.
+    pub route: String,
+    /// Its line.
+    #[serde(flatten)]
+    pub books: Books,
+}
+
+/// The buffer's part.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct BufferPart {
+    /// Disk in use.
+    pub used_bytes: u64,
+    /// The limit, `[buffer] max_bytes`.
+    pub max_bytes: u64,
+    /// The limit stops the intake.
+    pub full: bool,
+    /// Age of the oldest event held, by the wall clock.
+    pub oldest_age_s: Option<f64>,
+    /// Arrival of the oldest event held.
+    pub oldest_ms: Option<i64>,
+    /// The next sequence to be given out.
+    pub next_sequence: u64,
+    /// Everything up to here is settled.
+    pub released: u64,
+    /// Synced commits since start.
+    pub commits: u64,
+    /// Seconds they took together.
+    pub commit_seconds: f64,
+    /// Failed writes since start.
+    pub write_failures: u64,
+}
+
+/// A broker or a listener.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LinkPart {
+    /// The table's name.
+    pub name: String,
+    /// `broker` or `listener`.
+    pub kind: String,
+    /// Sessions connected now.
+    pub connected: u64,
+    /// PUBLISH packets received since start.
+    pub messages: u64,
+    /// Their payload.
+    pub payload_bytes: u64,
+    /// Acknowledgements sent.
+    pub acknowledgements: u64,
+    /// QoS 0 that found no room.
+    pub dropped: u64,
+    /// QoS 2 repeats recognised.
+    pub repeats: u64,
+    /// Connections made.
+    pub connects: u64,
+    /// Connections ended by an error.
+    pub failures: u64,
+    /// Connections or subscriptions refused.
+    pub refusals: u64,
+    /// What went wrong last.
+    pub last_error: String,
+}
+
+/// The Kafka side.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct KafkaPart {
+    /// A broker answers.
+    pub connected: bool,
+    /// Sent and not yet reported.
+    pub in_flight: u64,
+    /// Confirmed since start.
+    pub delivered: u64,
+    /// Failed and to be sent again, since start.
+    pub retried: u64,
+    /// Producers made since start.
+    pub producers: u64,
+    /// Last confirmation.
+    pub last_delivered_ms: Option<i64>,
+    /// Topics that are parked.
+    pub parked: Vec<ParkedPart>,
+    /// The last error, empty when it is over.
+    pub last_error: String,
+}
+
+/// A parked Kafka topic.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ParkedPart {
+    /// Kafka topic.
+    pub topic: String,
+    /// Why.
+    pub reason: String,
+    /// Since when.
+    pub since_ms: i64,
+    /// Events that wait for it.
+    pub held: u64,
+}
+
+impl Sources {
+    /// Takes the snapshot.
+    #[must_use]
+    pub fn snapshot(&self) -> Status {
+        let buffer = self.buffer.borrow().clone();
+        let routes: Vec<RouteBooks> = buffer.ledger.iter().map(|(_, line)| RouteBooks::from(line)).collect();
+        let total = routes.iter().fold(Books::default(), |sum, route| sum.plus(route.books));
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            agent: self.agent.clone(),
+            buffer_id: self.buffer_id.to_string(),
+            uptime_s: self.started.elapsed().as_secs(),
+            total,
+            balanced: routes.iter().all(|route| route.books.balanced()),
+            routes,
+            buffer: BufferPart::from(buffer.as_ref()),
+            links: self.links.iter().map(|link| LinkPart::from(link.as_ref())).collect(),
+            kafka: self.kafka(&buffer),
+        }
+    }
+
+    /// The first stage that has been silent for longer than that, if any.
+    #[must_use]
+    pub fn stuck(&self, limit: std::time::Duration) -> Option<&str> {
+        self.pulses.iter().find(|(_, pulse)| pulse.silence() > limit).map(|(stage, _)| stage.as_str())
+    }
+
+    /// Why the agent cannot take readings right now; `None` when it can. Kafka being away is no reason.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<&'static str> {
+        if !self.serving.load(Ordering::Relaxed) {
+            Some("starting or stopping")
+        } else if self.buffer.borrow().full {
+            Some("the buffer is full: nothing is read from the sockets")
+        } else {
+            None
+        }
+    }
+
+    fn kafka(&self, buffer: &BufferStatus) -> KafkaPart {
+        let forward = self.forward.borrow();
+        let held = |topic: &str| buffer.lanes.iter().find(|(_, t, _)| &**t == topic).map_or(0, |(_, _, n)| *n);
+        KafkaPart {
+            connected: forward.connected,
+            in_flight: forward.in_flight,
+            delivered: forward.delivered,
+            retried: forward.retried,
+            producers: forward.producers,
+            last_delivered_ms: forward.last_delivered_ms,
+            parked: forward
+                .parked
+                .iter()
+                .map(|p| ParkedPart {
+                    topic: p.topic.to_string(),
+                    reason: p.reason.clone(),
+                    since_ms: p.since_ms,
+                    held: held(&p.topic),
+                })
+                .collect(),
+            last_error: forward.last_error.clone(),
+        }
+    }
+}
+
+impl Books {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            received: self.received.saturating_add(other.received),
+            delivered: self.delivered.saturating_add(other.delivered),
+            dead_lettered: self.dead_lettered.saturating_add(other.dead_lettered),
+            dropped: self.dropped.saturating_add(other.dropped),
+            purged: self.purged.saturating_add(other.purged),
+            held: self.held.saturating_add(other.held),
+        }
+    }
+
+    /// Custody rule 7 for this line.
+    #[must_use]
+    pub fn balanced(self) -> bool {
+        let accounted = [self.delivered, self.dead_lettered, self.dropped, self.purged, self.held];
+        self.received == accounted.into_iter().fold(0_u64, u64::saturating_add)
+    }
+}
+
+impl From<&LedgerLine> for RouteBooks {
+    fn from(line: &LedgerLine) -> Self {
+        Self {
+            route: line.route.to_string(),
+            books: Books {
+                received: line.received,
+                delivered: line.delivered,
+                dead_lettered: line.dead_lettered,
+                dropped: line.dropped,
+                purged: line.purged,
+                held: line.held,
+            },
+        }
+    }
+}
+
+impl From<&BufferStatus> for BufferPart {
+    fn from(buffer: &BufferStatus) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "an age in seconds; 2^53 ms are 285,000 years")]
+        let age_s = |arrived_ms: i64| wall_clock_ms().saturating_sub(arrived_ms).max(0) as f64 / 1000.0;
+        Self {
+            used_bytes: buffer.used_bytes,
+            max_bytes: buffer.max_bytes,
+            full: buffer.full,
+            oldest_age_s: buffer.oldest_ms.map(age_s),
+            oldest_ms: buffer.oldest_ms,
+            next_sequence: buffer.next_sequence,
+            released: buffer.released,
+            commits: buffer.commits,
+            commit_seconds: buffer.commit_seconds,
+            write_failures: buffer.write_failures,
+        }
+    }
+}
+
+impl From<&LinkStatus> for LinkPart {
+    fn from(link: &LinkStatus) -> Self {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Self {
+            name: link.name.clone(),
+            kind: link.kind.to_owned(),
+            connected: read(&link.connected),
+            messages: read(&link.messages),
+            payload_bytes: read(&link.payload_bytes),
+            acknowledgements: read(&link.acknowledgements),
+            dropped: read(&link.dropped),
+            repeats: read(&link.repeats),
+            connects: read(&link.connects),
+            failures: read(&link.failures),
+            refusals: read(&link.refusals),
+            last_error: link.last_error(),
+        }
+    }
+}
+
+impl Status {
+    /// One line for `systemctl status`.
+    #[must_use]
+    pub fn one_line(&self) -> String {
+        let up = self.links.iter().filter(|link| link.kind == "listener" || link.connected > 0).count();
+        let kafka = if self.kafka.connected { "connected" } else { "away" };
+        let mut line = format!(
+            "{up}/{} MQTT links up, Kafka {kafka}, {} delivered, {} held",
+            self.links.len(),
+            self.total.delivered,
+            self.total.held
+        );
+        if self.buffer.full {
+            line.push_str(", buffer FULL");
+        }
+        if !self.kafka.parked.is_empty() {
+            let n = self.kafka.parked.len();
+            // Writing to a String cannot fail.
+            if write!(line, ", {n} Kafka topic{} parked", if n == 1 { "" } else { "s" }).is_err() {}
+        }
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn books_that_miss_an_event_do_not_balance() {
+        let books = Books { received: 10, delivered: 4, dead_lettered: 1, dropped: 2, purged: 0, held: 3 };
+        assert!(books.balanced());
+        assert!(!Books { held: 2, ..books }.balanced());
+        assert!(!Books { delivered: 5, ..books }.balanced());
+    }
+
+    #[test]
+    fn json_has_the_totals_at_the_top_and_reads_back() {
+        let status = Status {
+            total: Books { received: 3, held: 3, ..Books::default() },
+            balanced: true,
+            routes: vec![RouteBooks {
+                route: "sensors/#".into(),
+                books: Books { received: 3, held: 3, ..Books::default() },
+            }],
+            ..Status::default()
+        };
+        let json = serde_json::to_value(&status).unwrap();
+        for key in ["received", "delivered", "dead_lettered", "dropped", "purged", "held", "balanced"] {
+            assert!(json.get(key).is_some(), "{key} missing at the top");
+        }
+        assert_eq!(json["routes"][0]["held"], 3);
+        let back: Status = serde_json::from_value(json).unwrap();
+        assert_eq!(back.total, status.total);
+    }
+}

@@ -1,0 +1,62 @@
+//! What systemd is told: READY, STATUS, WATCHDOG, STOPPING. Without `NOTIFY_SOCKET` all of it does nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tracing::{debug, error};
+
+use super::http::STUCK_AFTER;
+use super::status::Sources;
+use crate::planted::{Bug, planted};
+use crate::stop::Stop;
+
+/// The status line is renewed this often; nobody reads it faster.
+const STATUS_EVERY: Duration = Duration::from_secs(5);
+
+/// The agent takes readings.
+pub fn ready() {
+    tell(&NotifyState::Ready);
+}
+
+/// The agent is on its way out.
+pub fn stopping() {
+    tell(&NotifyState::Stopping);
+}
+
+/// Feeds the watchdog while every stage beats, and renews the status line. A stage that is stuck stops the feeding,
+/// and systemd then kills and restarts the agent: what is on disk is on disk.
+pub async fn attend(sources: Arc<Sources>, mut stop: Stop) {
+    let watchdog = sd_notify::watchdog_enabled();
+    // systemd asks for a sign of life within the interval; three tries fit into it.
+    let pause = watchdog.map_or(STATUS_EVERY, |interval| (interval / 3).min(STATUS_EVERY));
+    let patience = watchdog.map_or(STUCK_AFTER, |interval| (interval / 2).min(STUCK_AFTER));
+    let mut reported = false;
+    loop {
+        match sources.stuck(patience) {
+            Some(stage) if !planted(Bug::BlindWatchdog) => {
+                if !reported {
+                    error!(stage, silent_for = ?patience, "a stage is stuck; the watchdog is no longer fed");
+                    reported = true;
+                }
+            }
+            _ => {
+                reported = false;
+                if watchdog.is_some() {
+                    tell(&NotifyState::Watchdog);
+                }
+            }
+        }
+        tell(&NotifyState::Status(&sources.snapshot().one_line()));
+        tokio::select! {
+            () = stop.wait() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+fn tell(state: &NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(std::slice::from_ref(state)) {
+        debug!(%error, "systemd: notify");
+    }
+}

@@ -1,0 +1,306 @@
+//! Templates: `sensors.{site}` over the names of a filter.
+//!
+//! Besides the names of its filter a template knows `{topic}`, the whole MQTT topic, and, when the filter ends with
+//! `#`, `{rest}`, what `#` matched. In a Kafka topic both are escaped (see [`escape`](super::escape)); in a key they
+//! stand as they came.
+//!
+//! Two MQTT topics share a Kafka topic only when the operator left something out of the template. What is in it keeps
+//! them apart, and for that names must not run together: between two of them stands a `.`, which no escaped level
+//! holds, and of `{rest}` and `{topic}`, which do hold some, there is at most one.
+
+use super::escape::{escape_level, escape_topic};
+use super::filter::{Captures, Filter};
+
+/// Kafka's limit for a topic name.
+const MAX_TOPIC_CHARS: usize = 249;
+
+/// Longest key: longer than any MQTT topic, so that the topic itself always fits.
+const MAX_KEY_TEMPLATE_BYTES: usize = 65_535;
+
+/// What makes a Kafka topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicTemplate(Vec<Part>);
+
+/// What makes a record key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyTemplate(Vec<Part>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(Box<str>),
+    /// The filter's name with this index.
+    Name(usize),
+    /// The whole MQTT topic.
+    Topic,
+    /// What `#` matched.
+    Rest,
+}
+
+impl TopicTemplate {
+    /// Reads a template over the names of `filter`.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words for the person who wrote it.
+    pub fn parse(text: &str, filter: &Filter) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("a Kafka topic has at least one character".into());
+        }
+        let parts = parse(text, filter)?;
+        check_letters(&parts)?;
+        check_apart(&parts)?;
+        let fixed: usize = parts.iter().map(Part::fixed_len).sum();
+        if fixed > MAX_TOPIC_CHARS {
+            return Err(format!("{fixed} characters, and a Kafka topic has at most {MAX_TOPIC_CHARS}"));
+        }
+        if let [Part::Text(text)] = &*parts {
+            check_legal(text)?;
+        }
+        Ok(Self(parts))
+    }
+
+    pub(super) fn render(&self, topic: &str, captures: &Captures<'_>) -> Result<String, String> {
+        let mut out = String::with_capacity(topic.len());
+        for part in &self.0 {
+            match part {
+                Part::Text(text) => out.push_str(text),
+                Part::Name(index) => {
+                    escape_level(captures.named.get(*index).copied().unwrap_or_default(), &mut out);
+                }
+                Part::Topic => escape_topic(topic, &mut out),
+                Part::Rest => {
+                    if let Some(rest) = captures.rest {
+                        escape_topic(rest, &mut out);
+                    }
+                }
+            }
+        }
+        check_legal(&out)?;
+        Ok(out)
+    }
+}
+
+impl KeyTemplate {
+    /// Reads a template over the names of `filter`.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words for the person who wrote it.
+    pub fn parse(text: &str, filter: &Filter) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("an empty key would spread one sensor's readings over all partitions, out of order; \
+                        leave it out to use the MQTT topic"
+                .into());
+        }
+        if text.len() > MAX_KEY_TEMPLATE_BYTES {
+            return Err(format!("a key has at most {MAX_KEY_TEMPLATE_BYTES} bytes"));
+        }
+        parse(text, filter).map(Self)
+    }
+
+    pub(super) fn render(&self, topic: &str, captures: &Captures<'_>) -> String {
+        let mut out = String::with_capacity(topic.len());
+        for part in &self.0 {
+            out.push_str(match part {
+                Part::Text(text) => text,
+                Part::Name(index) => captures.named.get(*index).copied().unwrap_or_default(),
+                Part::Topic => topic,
+                Part::Rest => captures.rest.unwrap_or_default(),
+            });
+        }
+        out
+    }
+}
+
+impl Part {
+    fn fixed_len(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Name(_) | Self::Topic | Self::Rest => 0,
+        }
+    }
+}
+
+fn parse(text: &str, filter: &Filter) -> Result<Vec<Part>, String> {
+    let mut parts = Vec::new();
+    let mut left = text;
+    while let Some((before, after)) = left.split_once('{') {
+        push_text(before, &mut parts)?;
+        let (name, after) = after.split_once('}').ok_or("a \"{\" is not closed by \"}\"")?;
+        parts.push(find_name(name, filter)?);
+        left = after;
+    }
+    push_text(left, &mut parts)?;
+    Ok(parts)
+}
+
+fn push_text(text: &str, parts: &mut Vec<Part>) -> Result<(), String> {
+    if text.contains('}') {
+        return Err("a \"}\" has no \"{\" before it".into());
+    }
+    if !text.is_empty() {
+        parts.push(Part::Text(text.into()));
+    }
+    Ok(())
+}
+
+fn find_name(name: &str, filter: &Filter) -> Result<Part, String> {
+    match name {
+        "topic" => return Ok(Part::Topic),
+        "rest" if filter.is_open() => return Ok(Part::Rest),
+        "rest" => return Err("{rest} is what \"#\" matches, and \"from\" does not end with \"#\"".into()),
+        _ => {}
+    }
+    if let Some(index) = filter.names().position(|known| known == name) {
+        return Ok(Part::Name(index));
+    }
+    let mut known: Vec<String> = filter.names().map(|known| format!("{{{known}}}")).collect();
+    known.push("{topic}".into());
+    if filter.is_open() {
+        known.push("{rest}".into());
+    }
+    Err(format!("{{{name}}} is not a name of \"from\"; known here: {}", known.join(", ")))
+}
+
+fn check_letters(parts: &[Part]) -> Result<(), String> {
+    for part in parts {
+        if let Part::Text(text) = part
+            && let Some(bad) = text.chars().find(|c| !is_topic_char(*c))
+        {
+            return Err(format!("{bad:?} is not allowed in a Kafka topic; allowed: a-z A-Z 0-9 . _ - and {{names}}"));
+        }
+    }
+    Ok(())
+}
+
+/// See the module's words on names that run together.
+fn check_apart(parts: &[Part]) -> Result<(), String> {
+    if parts.iter().filter(|part| matches!(part, Part::Rest | Part::Topic)).count() > 1 {
+        return Err("{rest} and {topic} stand for many levels; a Kafka topic takes one of them, once".into());
+    }
+    let mut separated = true;
+    for part in parts {
+        match part {
+            Part::Text(text) => separated |= text.contains('.'),
+            Part::Name(_) | Part::Rest | Part::Topic => {
+                if !separated {
+                    return Err("two names need a \".\" between them, else two MQTT topics could run together in one \
+                                Kafka topic"
+                        .into());
+                }
+                separated = false;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_legal(topic: &str) -> Result<(), String> {
+    if topic.is_empty() {
+        return Err("the name is empty".into());
+    }
+    if topic == "." || topic == ".." {
+        return Err(format!("Kafka does not allow the name {topic:?}"));
+    }
+    if topic.len() > MAX_TOPIC_CHARS {
+        return Err(format!(
+            "the name has {} characters once escaped, and Kafka allows {MAX_TOPIC_CHARS}",
+            topic.len()
+        ));
+    }
+    Ok(())
+}
+
+fn is_topic_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn topic(template: &str, from: &str, mqtt: &str) -> Result<String, String> {
+        let filter = Filter::parse(from)?;
+        let template = TopicTemplate::parse(template, &filter)?;
+        template.render(mqtt, &filter.captures(mqtt).expect("matches"))
+    }
+
+    #[test]
+    fn names_are_filled_in_and_escaped() {
+        assert_eq!(topic("sensors.{site}", "s/{site}/#", "s/nord 1/x").unwrap(), "sensors.nord_201");
+        assert_eq!(topic("s.{rest}", "s/#", "s/a/b.c").unwrap(), "s.a.b_2ec");
+        assert_eq!(topic("{topic}", "s/#", "s/a_b").unwrap(), "s.a__b");
+        assert_eq!(topic("all", "s/#", "s/a_b").unwrap(), "all");
+        assert_eq!(topic("{b}.{a}", "{a}/{b}", "x/y").unwrap(), "y.x");
+    }
+
+    #[test]
+    fn no_level_and_an_empty_level_stay_apart() {
+        assert_eq!(topic("s.{rest}", "s/#", "s").unwrap(), "s.");
+        assert_eq!(topic("s.{rest}", "s/#", "s/").unwrap(), "s._-");
+    }
+
+    #[test]
+    fn topics_that_kafka_would_refuse_are_refused() {
+        assert!(topic("{rest}", "s/#", "s").unwrap_err().contains("empty"));
+        assert!(topic(".{rest}", "s/#", "s").unwrap_err().contains("not allow"));
+        assert!(topic("{a}", "{a}", &"x".repeat(250)).unwrap_err().contains("250 characters"));
+        assert!(topic("{a}", "{a}", &"x".repeat(249)).is_ok());
+    }
+
+    #[test]
+    fn bad_templates_are_explained() {
+        for (text, word) in [
+            ("", "at least one"),
+            ("a{b", "not closed"),
+            ("a}b", "no \"{\" before"),
+            ("a.{nord}", "known here: {site}, {dev}, {topic}"),
+            ("a.{rest}", "does not end with \"#\""),
+            ("a/b", "'/' is not allowed"),
+            ("ä", "'ä' is not allowed"),
+            (".", "not allow"),
+            ("..", "not allow"),
+            ("{site}{dev}", "need a \".\""),
+            ("{site}-{dev}", "need a \".\""),
+            ("{topic}.{topic}", "once"),
+            ("{}", "not a name"),
+        ] {
+            let why = TopicTemplate::parse(text, &Filter::parse("s/{site}/{dev}").unwrap()).unwrap_err();
+            assert!(why.contains(word), "{text}: {why}");
+        }
+        let long = "x".repeat(250);
+        assert!(TopicTemplate::parse(&long, &Filter::parse("#").unwrap()).unwrap_err().contains("250"));
+    }
+
+    #[test]
+    fn keys_take_text_as_it_came() {
+        let filter = Filter::parse("s/{site}/#").unwrap();
+        let key = KeyTemplate::parse("{site}/{rest}?ü", &filter).unwrap();
+        assert_eq!(key.render("s/a b/c/d", &filter.captures("s/a b/c/d").unwrap()), "a b/c/d?ü");
+        assert!(KeyTemplate::parse("", &filter).unwrap_err().contains("out of order"));
+    }
+
+    proptest! {
+        /// The promise of the module: what is in the template keeps topics apart.
+        #[test]
+        fn different_captures_make_different_topics(
+            a in "[a./_-]{1,6}", b in "[a./_-]{1,6}",
+            template in prop::sample::select(vec!["{x}.{y}.{rest}", "{rest}.{y}-.{x}", "k{x}_.{rest}-.{y}z", "{topic}", "{x}.{topic}.{y}"]),
+        ) {
+            let filter = Filter::parse("{x}/{y}/#").unwrap();
+            let template = TopicTemplate::parse(template, &filter).unwrap();
+            if let (Some(one), Some(other)) = (filter.captures(&a), filter.captures(&b)) {
+                let (one, other) = (template.render(&a, &one), template.render(&b, &other));
+                prop_assert_eq!(one == other, a == b);
+            }
+        }
+
+        #[test]
+        fn any_template_is_read_without_panic(text in "\\PC*|[{}a.rest]{0,12}") {
+            let filter = Filter::parse("{a}/#").unwrap();
+            if let Ok(template) = TopicTemplate::parse(&text, &filter) {
+                let _ = template.render("a/b", &filter.captures("a/b").unwrap());
+            }
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The system tests: the real agent between a real mosquitto and a real Apache Kafka, and an oracle that lives outside
+//! of all three. Filed by the kind of claim; names are claims. `tests/run` brings what they need and runs them.
+//!
+//! Every fault test is a scenario that takes the [`Build`](support::agent::Build) to run; `controls.rs` runs the same
+//! scenario on a binary with a bug planted at the line that keeps the rule, and wants it red.
+
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "test figures are small"
+)]
+#![allow(missing_docs, reason = "names of fields and variants say it")]
+#![allow(unreachable_pub, reason = "the benchmark includes support/ as well")]
+
+mod support;

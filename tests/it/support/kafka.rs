@@ -1,0 +1,292 @@
+//! Apache Kafka for real: its own jars, KRaft, broker and controller in one JVM.
+//!
+//! The jars are in a cache that `tests/run` fills. One broker serves the whole test binary; a test that restarts a
+//! broker starts its own. Besides its main listener the broker has a few whose advertised address is that of a proxy:
+//! a client that begins there stays behind that proxy ([`Lease`]), so that each test can have its own outage.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::{Condvar, LazyLock, Mutex};
+use std::time::Duration;
+
+use super::process::{Folder, Process, free_port};
+use super::proxy::{Proxy, Weather};
+use super::reader::Reader;
+use super::{Outcome, Trouble, trouble, wait_until};
+
+/// A broker.
+pub struct Kafka {
+    folder: Folder,
+    port: u16,
+    process: Mutex<Option<Process>>,
+    proxies: Vec<Proxy>,
+    free: Mutex<Vec<usize>>,
+    freed: Condvar,
+}
+
+/// Links with a proxy that the shared broker has: tests that run at the same time, and some to spare.
+const SHARED_LINKS: usize = 6;
+
+/// Not one of them is needed before a minute is over, on the slowest machine.
+const START_LIMIT: Duration = Duration::from_secs(90);
+
+/// The broker that all tests share.
+pub fn shared() -> Outcome<&'static Kafka> {
+    static SHARED: LazyLock<Outcome<Kafka>> = LazyLock::new(|| Kafka::start(SHARED_LINKS));
+    SHARED.as_ref().map_err(|error| Trouble::new(format!("Kafka: {error:?}")))
+}
+
+/// A topic name that no other test has.
+pub fn unique_topic(claim: &str) -> String {
+    static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    format!("{claim}-{}", COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+}
+
+impl Kafka {
+    /// Formats a new log and starts on it; returns when it answers.
+    pub fn start(links: usize) -> Outcome<Self> {
+        let folder = Folder::new("kafka")?;
+        let (port, controller) = (free_port()?, free_port()?);
+        let mut proxies = Vec::new();
+        let mut listeners = format!("MAIN://127.0.0.1:{port}");
+        let mut advertised = listeners.clone();
+        let mut protocols = "MAIN:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned();
+        for link in 0..links {
+            let behind = free_port()?;
+            let front = TcpListener::bind(("127.0.0.1", free_port()?))?;
+            listeners.push_str(&format!(",LINK{link}://127.0.0.1:{behind}"));
+            advertised.push_str(&format!(",LINK{link}://{}", front.local_addr()?));
+            protocols.push_str(&format!(",LINK{link}:PLAINTEXT"));
+            proxies.push(Proxy::on(front, behind)?);
+        }
+        let data = folder.path().join("data");
+        let properties = format!(
+            "{SETTINGS}\
+             controller.quorum.voters=1@127.0.0.1:{controller}\n\
+             listeners={listeners},CONTROLLER://127.0.0.1:{controller}\n\
+             advertised.listeners={advertised}\n\
+             listener.security.protocol.map={protocols}\n\
+             log.dirs={}\n",
+            data.display()
+        );
+        std::fs::write(folder.path().join("server.properties"), properties)?;
+        std::fs::write(folder.path().join("log4j2.properties"), LOGGING)?;
+        let free = Mutex::new((0..links).collect());
+        let kafka = Self { folder, port, process: Mutex::new(None), proxies, free, freed: Condvar::new() };
+        kafka.command("kafka.tools.StorageTool", &["format", "-t", CLUSTER_ID, "-c", "server.properties"])?;
+        kafka.run()?;
+        Ok(kafka)
+    }
+
+    /// For clients without a proxy: the oracle.
+    pub fn brokers(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// A link of one's own; waits until one is free.
+    pub fn lease(&self) -> Outcome<Lease<'_>> {
+        let poisoned = || Trouble::new("a test panicked in lease()");
+        let mut free = self.free.lock().map_err(|_| poisoned())?;
+        loop {
+            if let Some(index) = free.pop() {
+                return Ok(Lease { kafka: self, index });
+            }
+            free = self.freed.wait(free).map_err(|_| poisoned())?;
+        }
+    }
+
+    /// kill -9.
+    pub fn kill(&self) -> Outcome<()> {
+        let mut process = self.process.lock().map_err(|_| Trouble::new("poisoned"))?;
+        *process = None;
+        Ok(())
+    }
+
+    /// Starts again on the same log; returns when it answers.
+    pub fn run(&self) -> Outcome<()> {
+        let mut command = Process::command("java");
+        command.args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]).args(class_path()?);
+        command.args(["kafka.Kafka", "server.properties"]).current_dir(self.folder.path());
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("log"))?;
+        command.stdout(log.try_clone()?).stderr(log);
+        let process = Process::start("kafka", command)?;
+        *self.process.lock().map_err(|_| Trouble::new("poisoned"))? = Some(process);
+        let answers = || Reader::probe(&self.brokers(), Duration::from_secs(1)).is_ok();
+        wait_until("Kafka to answer", START_LIMIT, answers).map_err(|error| self.with_log(&error))
+    }
+
+    /// A topic that keeps everything for ever, with these settings besides.
+    pub fn create_topic(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) -> Outcome<()> {
+        super::reader::create_topic(&self.brokers(), topic, partitions, settings)
+    }
+
+    /// A new topic with a name of its own and one partition.
+    pub fn topic(&self, claim: &str) -> Outcome<String> {
+        let topic = unique_topic(claim);
+        self.create_topic(&topic, 1, &[])?;
+        Ok(topic)
+    }
+
+    /// Takes the right to write to a topic away from everyone, or gives it back.
+    pub fn forbid_writing(&self, topic: &str, forbidden: bool) -> Outcome<()> {
+        let brokers = self.brokers();
+        let all = ["Read", "Describe", "DescribeConfigs"].map(|right| ["--operation", right]);
+        let command = |verb, principal, rights: &[&str]| {
+            let who = ["--bootstrap-server", &brokers, verb, "--force", principal, "User:*", "--topic", topic];
+            self.command("org.apache.kafka.tools.AclCommand", &[&who[..], rights].concat())
+        };
+        if forbidden {
+            // A topic with any rule at all denies what no rule allows.
+            command("--add", "--allow-principal", &all.concat())?;
+            command("--add", "--deny-principal", &["--operation", "Write"])
+        } else {
+            command("--remove", "--deny-principal", &["--operation", "Write"])?;
+            command("--add", "--allow-principal", &["--operation", "All"])
+        }
+    }
+
+    /// One of Kafka's own command line tools.
+    fn command(&self, class: &str, arguments: &[&str]) -> Outcome<()> {
+        let output = Command::new("java")
+            .args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"])
+            .args(class_path()?)
+            .arg(class)
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = [output.stdout, output.stderr].concat();
+        trouble!("{class}: {}", String::from_utf8_lossy(&said))
+    }
+
+    fn with_log(&self, error: &Trouble) -> Trouble {
+        let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        Trouble::new(format!("{error:?}\n{log}"))
+    }
+}
+
+/// A link to the broker that belongs to one test; fair again when given back.
+pub struct Lease<'a> {
+    kafka: &'a Kafka,
+    index: usize,
+}
+
+impl Lease<'_> {
+    /// The proxy.
+    pub fn proxy(&self) -> Outcome<&Proxy> {
+        self.kafka.proxies.get(self.index).ok_or_else(|| Trouble::new("no such link"))
+    }
+
+    /// What the link does from now on.
+    pub fn set(&self, weather: Weather) -> Outcome<()> {
+        self.proxy()?.set(weather);
+        Ok(())
+    }
+
+    /// For the agent's configuration.
+    pub fn brokers(&self) -> Outcome<String> {
+        Ok(self.proxy()?.address().to_string())
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        if let Some(proxy) = self.kafka.proxies.get(self.index) {
+            proxy.set(Weather::Fair);
+        }
+        if let Ok(mut free) = self.kafka.free.lock() {
+            free.push(self.index);
+            self.kafka.freed.notify_one();
+        }
+    }
+}
+
+fn class_path() -> Outcome<[String; 3]> {
+    let jars = match std::env::var_os("TIDEGATE_KAFKA_JARS") {
+        Some(jars) => PathBuf::from(jars),
+        None => cache()?,
+    };
+    if !jars.is_dir() {
+        return trouble!("no Kafka in {}: tests/run brings it", jars.display());
+    }
+    Ok(["-cp".into(), format!("{}/*", jars.display()), "-Dlog4j2.configurationFile=log4j2.properties".into()])
+}
+
+fn cache() -> Outcome<PathBuf> {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+    let version = include_str!("../../kafka/pom.xml").split("<kafka.version>").nth(1).and_then(|t| t.split('<').next());
+    match (cache, version) {
+        (Some(cache), Some(version)) => Ok(cache.join("tidegate-tests").join(format!("kafka-{version}"))),
+        _ => trouble!("neither HOME nor XDG_CACHE_HOME, or no version in pom.xml"),
+    }
+}
+
+const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qk";
+
+/// Small, without waiting, and with rights that can be taken away: whoever no rule speaks of may do everything.
+const SETTINGS: &str = "\
+process.roles=broker,controller
+node.id=1
+inter.broker.listener.name=MAIN
+controller.listener.names=CONTROLLER
+num.network.threads=1
+num.io.threads=2
+num.partitions=1
+auto.create.topics.enable=false
+offsets.topic.num.partitions=1
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+log.retention.ms=-1
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+allow.everyone.if.no.acl.found=true
+";
+
+const LOGGING: &str = "\
+rootLogger.level=warn
+rootLogger.appenderRef.out.ref=out
+appender.out.type=Console
+appender.out.name=out
+appender.out.layout.type=PatternLayout
+appender.out.layout.pattern=%d %p %m (%c)%n
+";
+
+#[cfg(test)]
+mod tests {
+    use super::super::reader::{Reader, produce};
+    use super::*;
+
+    #[test]
+    fn what_is_produced_is_read_back_also_through_a_link() {
+        let kafka = shared().unwrap();
+        let topic = kafka.topic("self-test").unwrap();
+        let lease = kafka.lease().unwrap();
+        produce(&kafka.brokers(), &topic, &[(b"k", b"1")]).unwrap();
+        produce(&lease.brokers().unwrap(), &topic, &[(b"k", b"2"), (b"", b"\xff\x00")]).unwrap();
+        let mut reader = Reader::open(&kafka.brokers(), &[&topic]).unwrap();
+        let payloads: Vec<&[u8]> = reader.read_all().unwrap().iter().map(|record| &record.payload[..]).collect();
+        assert_eq!(payloads, [&b"1"[..], b"2", b"\xff\x00"]);
+        lease.set(Weather::Cut).unwrap();
+        assert!(produce(&lease.brokers().unwrap(), &topic, &[(b"k", b"3")]).is_err(), "the cut link let a record through");
+    }
+
+    #[test]
+    fn the_right_to_write_is_taken_and_given_back() {
+        let kafka = shared().unwrap();
+        let topic = kafka.topic("self-test-rights").unwrap();
+        kafka.forbid_writing(&topic, true).unwrap();
+        assert!(produce(&kafka.brokers(), &topic, &[(b"k", b"1")]).is_err());
+        kafka.forbid_writing(&topic, false).unwrap();
+        produce(&kafka.brokers(), &topic, &[(b"k", b"2")]).unwrap();
+    }
+}

@@ -1,0 +1,220 @@
+//! A link that can be cut, held and mended, for any TCP service.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::{Outcome, process::free_port};
+
+/// What the link does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Weather {
+    /// Everything passes.
+    Fair,
+    /// Connections stay, and nothing passes in either direction: packets vanish.
+    Fog,
+    /// Connections are closed, new ones as well.
+    Cut,
+    /// Requests pass; the first byte of an answer closes its connection instead: the answer is lost.
+    AnswersLost,
+}
+
+/// Runs until dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    state: Arc<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    weather: AtomicU8,
+    /// Connections accepted, whatever became of them.
+    attempts: AtomicU64,
+    live: AtomicUsize,
+    answers_lost: AtomicU64,
+}
+
+/// A dropped proxy.
+const GONE: u8 = 0xff;
+
+/// How often threads look at the weather when nothing comes.
+const GLANCE: Duration = Duration::from_millis(10);
+
+impl Proxy {
+    /// In front of that port of 127.0.0.1, on a free one.
+    pub fn start(target: u16) -> Outcome<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", free_port()?))?;
+        Self::on(listener, target)
+    }
+
+    /// On a listener that exists: its port had to be known before the target was started.
+    pub fn on(listener: TcpListener, target: u16) -> Outcome<Self> {
+        let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let state = Arc::new(State {
+            weather: AtomicU8::new(Weather::Fair as u8),
+            attempts: AtomicU64::new(0),
+            live: AtomicUsize::new(0),
+            answers_lost: AtomicU64::new(0),
+        });
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || accept(&listener, target, &shared));
+        Ok(Self { address, state })
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From now on.
+    pub fn set(&self, weather: Weather) {
+        self.state.weather.store(weather as u8, Ordering::SeqCst);
+    }
+
+    /// Connections accepted until now.
+    pub fn attempts(&self) -> u64 {
+        self.state.attempts.load(Ordering::SeqCst)
+    }
+
+    /// Connections closed in place of an answer until now.
+    pub fn answers_lost(&self) -> u64 {
+        self.state.answers_lost.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.state.weather.store(GONE, Ordering::SeqCst);
+    }
+}
+
+impl State {
+    fn is(&self, weather: Weather) -> bool {
+        self.weather.load(Ordering::SeqCst) == weather as u8
+    }
+
+    fn ends_connections(&self) -> bool {
+        let weather = self.weather.load(Ordering::SeqCst);
+        weather == GONE || weather == Weather::Cut as u8
+    }
+}
+
+fn accept(listener: &TcpListener, target: u16, state: &Arc<State>) {
+    while state.weather.load(Ordering::SeqCst) != GONE {
+        let Ok((client, _)) = listener.accept() else {
+            std::thread::sleep(Duration::from_millis(2));
+            continue;
+        };
+        state.attempts.fetch_add(1, Ordering::SeqCst);
+        if state.ends_connections() {
+            continue;
+        }
+        let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
+        for (from, to, answers) in [(&client, &server, false), (&server, &client, true)] {
+            if let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) {
+                let state = Arc::clone(state);
+                std::thread::spawn(move || {
+                    state.live.fetch_add(1, Ordering::SeqCst);
+                    // An end of either direction ends both; that is all an error can tell here.
+                    drop(copy(&from, &to, answers, &state));
+                    drop(from.shutdown(Shutdown::Both));
+                    drop(to.shutdown(Shutdown::Both));
+                    state.live.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        }
+    }
+}
+
+fn copy(mut from: &TcpStream, mut to: &TcpStream, answers: bool, state: &State) -> std::io::Result<()> {
+    from.set_nonblocking(false)?;
+    from.set_nodelay(true)?;
+    from.set_read_timeout(Some(GLANCE))?;
+    let mut bytes = vec![0; 64 * 1024];
+    while !state.ends_connections() {
+        if state.is(Weather::Fog) {
+            std::thread::sleep(GLANCE);
+            continue;
+        }
+        match from.read(&mut bytes) {
+            Ok(0) => return Ok(()),
+            Ok(count) => {
+                // What was read while fog came down waits until it lifts.
+                while state.is(Weather::Fog) {
+                    std::thread::sleep(GLANCE);
+                }
+                if answers && state.is(Weather::AnswersLost) {
+                    state.answers_lost.fetch_add(1, Ordering::SeqCst);
+                    return Ok(());
+                }
+                if state.ends_connections() {
+                    return Ok(());
+                }
+                to.write_all(bytes.get(..count).unwrap_or_default())?;
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A service that sends back what it gets.
+    fn echo() -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                std::thread::spawn(move || {
+                    let mut reader = stream.try_clone().unwrap();
+                    drop(std::io::copy(&mut reader, &mut &stream));
+                });
+            }
+        });
+        port
+    }
+
+    fn ask(stream: &mut TcpStream) -> std::io::Result<usize> {
+        stream.set_read_timeout(Some(Duration::from_millis(300)))?;
+        stream.write_all(b"x")?;
+        stream.read(&mut [0; 8])
+    }
+
+    #[test]
+    fn fair_passes_fog_holds_and_a_cut_ends() {
+        let proxy = Proxy::start(echo()).unwrap();
+        let mut stream = TcpStream::connect(proxy.address()).unwrap();
+        assert_eq!(ask(&mut stream).unwrap(), 1);
+        proxy.set(Weather::Fog);
+        assert!(ask(&mut stream).is_err(), "fog let a byte through");
+        proxy.set(Weather::Fair);
+        assert_eq!(stream.read(&mut [0; 8]).unwrap(), 1, "what the fog held was lost");
+        proxy.set(Weather::Cut);
+        super::super::wait_until("the end of the connection", super::super::PATIENCE, || {
+            !matches!(ask(&mut stream), Ok(1))
+        })
+        .unwrap();
+        let mut refused = TcpStream::connect(proxy.address()).unwrap();
+        assert!(!matches!(ask(&mut refused), Ok(1)));
+        proxy.set(Weather::Fair);
+        assert_eq!(ask(&mut TcpStream::connect(proxy.address()).unwrap()).unwrap(), 1);
+    }
+
+    #[test]
+    fn a_lost_answer_means_that_the_request_got_through() {
+        let proxy = Proxy::start(echo()).unwrap();
+        proxy.set(Weather::AnswersLost);
+        let mut stream = TcpStream::connect(proxy.address()).unwrap();
+        assert!(!matches!(ask(&mut stream), Ok(1)));
+        assert_eq!(proxy.answers_lost(), 1);
+    }
+}

@@ -1,0 +1,224 @@
+//! Style that matters is a test: the layout, the custody rules and their proofs, the places where a dangerous thing may stand.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Long enough for one subject; a longer file is two.
+const LONGEST_FILE: usize = 620;
+
+#[test]
+fn every_custody_rule_names_what_keeps_it_and_a_test_that_exists() {
+    let lib = read("src/lib.rs");
+    let tests = all_sources(&["tests", "src"]);
+    for rule in 1..=7 {
+        let text = section(&lib, &format!("//! {rule}. "));
+        for (label, pattern) in [("kept by", "Kept by"), ("proven by", "Proven by")] {
+            assert!(text.contains(pattern), "rule {rule} in src/lib.rs does not say what it is {label}");
+        }
+        let (kept, proven) = text.split_once("Proven by").expect("checked above");
+        let kept = kept.split_once("Kept by").expect("checked above").1;
+        for name in quoted(kept).filter(|name| name.ends_with(".rs")) {
+            assert!(Path::new("src").join(name).exists(), "rule {rule} is kept by src/{name}, which does not exist");
+        }
+        let mut named = 0;
+        for name in quoted(proven) {
+            let function = format!("fn {name}(");
+            assert!(tests.values().any(|source| source.contains(&function)), "rule {rule}: there is no test `{name}`");
+            named += 1;
+        }
+        assert!(named > 0, "rule {rule} has no test");
+        let cited = format!("custody rule {rule}");
+        assert!(
+            tests.iter().any(|(path, source)| path.starts_with("src") && source.to_lowercase().contains(&cited)),
+            "no line of src/ cites custody rule {rule}"
+        );
+    }
+}
+
+#[test]
+fn imports_follow_the_data() {
+    let forbidden = [
+        ("src/buffer", vec!["crate::ingest", "crate::forward"]),
+        ("src/ingest", vec!["crate::forward"]),
+        ("src/forward", vec!["crate::ingest"]),
+        ("src/event.rs", vec!["crate::"]),
+    ];
+    for (place, words) in forbidden {
+        for (path, source) in all_sources(&[place]) {
+            for word in &words {
+                assert!(!code(&source).contains(word), "{} names {word}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn libraries_stay_in_their_rooms() {
+    let rooms = [
+        ("serde_cbor", vec!["src/cbor.rs"]),
+        ("rusqlite", vec!["src/buffer"]),
+        ("rdkafka", vec!["src/forward", "src/delivered.rs", "src/cli/demo"]),
+        ("rumqttc", vec!["src/ingest", "src/cli/demo"]),
+        ("prometheus_client", vec!["src/observe"]),
+        ("hyper", vec!["src/observe", "src/cli/status.rs"]),
+    ];
+    for (path, source) in all_sources(&["src"]) {
+        for (library, rooms) in &rooms {
+            let used = code(&source).contains(&format!("{library}::"));
+            let allowed = rooms.iter().any(|room| path.starts_with(room));
+            assert!(!used || allowed, "{} uses {library}, which belongs into {rooms:?}", path.display());
+        }
+    }
+}
+
+#[test]
+fn proofs_are_made_in_one_file_each() {
+    let makers = [
+        ("Durable(", "src/buffer/commit.rs"),
+        ("Receipt {", "src/ingest/receipt.rs"),
+        ("Delivered {", "src/delivered.rs"),
+    ];
+    for (path, source) in all_sources(&["src"]) {
+        for (maker, home) in makers {
+            let elsewhere = path != Path::new(home);
+            let made =
+                code(&source).split(maker).skip(1).count() > 0 && !code(&source).contains(&format!("struct {maker}"));
+            assert!(!(elsewhere && made), "{} makes a {maker}…; only {home} may", path.display());
+        }
+    }
+    for (_, home) in makers {
+        let source = read(home);
+        assert!(!source.contains("Clone)]\npub struct"), "a proof in {home} can be cloned");
+        assert!(source.contains("compile_fail"), "{home} does not show that its proof cannot be forged");
+    }
+}
+
+#[test]
+fn no_lock_stands_in_a_signature_and_no_room_is_called_utils() {
+    for (path, source) in all_sources(&["src"]) {
+        assert!(!code(&source).contains("Arc<Mutex<"), "{} shares a lock", path.display());
+        let name = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default().to_owned();
+        for banned in ["utils", "util", "common", "helpers", "helper", "types", "manager", "handler", "misc"] {
+            assert_ne!(name, banned, "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn no_file_is_two_files() {
+    for (path, source) in all_sources(&["src", "benches"]) {
+        let lines = source.lines().count();
+        assert!(lines <= LONGEST_FILE, "{} has {lines} lines, more than {LONGEST_FILE}", path.display());
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    for (path, source) in all_sources(&["src", "benches"]) {
+        assert!(source.starts_with("//!"), "{} does not begin with what it is for", path.display());
+    }
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    for (path, source) in all_sources(&["src", "benches", "tests"]) {
+        if path.ends_with("tidy.rs") {
+            continue;
+        }
+        for word in ["todo!", "unimplemented!", "FIXME", "TODO", "XXX", "#[ignore"] {
+            assert!(!source.contains(word), "{} contains {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_planted_bug_is_planted_and_caught() {
+    let planted = read("src/planted.rs");
+    let controls = all_sources(&["tests/it"]).into_values().collect::<String>();
+    let product = all_sources(&["src"]);
+    let names: Vec<&str> = planted
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Self::")?.split_once(" => \"").map(|(variant, _)| variant))
+        .collect();
+    assert!(names.len() >= 12, "only {} bugs found in src/planted.rs", names.len());
+    for variant in names {
+        let question = format!("planted(Bug::{variant})");
+        assert!(product.values().any(|source| source.contains(&question)), "Bug::{variant} is planted nowhere");
+        let name = planted
+            .split(&format!("Self::{variant} => \""))
+            .nth(1)
+            .and_then(|s| s.split('"').next())
+            .unwrap_or_default();
+        assert!(controls.contains(&format!("\"{name}\"")), "no test under tests/it plants {name:?}");
+    }
+}
+
+#[test]
+fn readme_shows_both_commands_and_the_top_level_is_whole() {
+    let readme = read("README.md");
+    let first = readme.find("cargo run --release -- demo").expect("README shows the demo");
+    let second = readme.find("tests/run").expect("README shows the tests");
+    assert!(first < second, "the demo comes first");
+    for path in [
+        "Cargo.toml",
+        "Cargo.lock",
+        "config/tidegate.toml",
+        "systemd/tidegate.service",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "LICENSE-MIT",
+        "LICENSE-APACHE",
+        ".ci/run",
+        "tests/run",
+        "deny.toml",
+        "rustfmt.toml",
+        "clippy.toml",
+    ] {
+        assert!(Path::new(path).exists(), "{path} is missing");
+    }
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn all_sources(places: &[&str]) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    let mut open: Vec<PathBuf> = places.iter().map(PathBuf::from).collect();
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            let entries = fs::read_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            open.extend(entries.map(|entry| entry.expect("a readable folder").path()));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            let source = read(path.to_str().expect("UTF-8 names"));
+            found.insert(path, source);
+        }
+    }
+    assert!(!found.is_empty(), "no sources in {places:?}");
+    found
+}
+
+/// The source without comments and without its unit tests.
+fn code(source: &str) -> String {
+    let product = source.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    product.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect()
+}
+
+/// From a heading to the next numbered one.
+fn section(text: &str, from: &str) -> String {
+    let start = text.find(from).unwrap_or_else(|| panic!("{from:?} is missing in src/lib.rs"));
+    let body: Vec<&str> = text[start..].lines().collect();
+    let is_next = |line: &str| {
+        line.strip_prefix("//! ")
+            .is_some_and(|rest| rest.split_once(". ").is_some_and(|(n, _)| n.parse::<u8>().is_ok()))
+    };
+    let end =
+        body.iter().skip(1).position(|line| is_next(line) || !line.starts_with("//!")).map_or(body.len(), |i| i + 1);
+    body[..end].join("\n")
+}
+
+/// What stands between backquotes.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
