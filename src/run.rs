@@ -13,33 +13,41 @@
 //! deadline and settles what Kafka confirmed → the buffer closes. Nothing depends on this order being finished: a
 //! kill -9 at any point loses nothing. It is there so that nothing need be repeated.
 
-use std::collections::HashMap;
-use std::future::Future;
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use crate::buffer::{self, Recovered, StoredSession};
+use crate::buffer::{self, Buffer, BufferThread, Recovered};
 use crate::config::{self, Config};
-use crate::event::RouteId;
-use crate::forward;
-use crate::ingest::{self, status::LinkStatus};
-use crate::observe::{http, pulse::Pulse, status::Sources, systemd};
-use crate::stop::{self, Stop};
+use crate::forward::status::ForwardStatus;
+use crate::forward::{self, ForwardError};
+use crate::ingest::broker;
+use crate::ingest::door::Entrance;
+use crate::ingest::listener::{self, ListenError};
+use crate::ingest::status::LinkStatus;
+use crate::observe::pulse::Pulse;
+use crate::observe::status::Sources;
+use crate::observe::{http, systemd};
+use crate::stop::{self, Stopper};
 
 /// Ingest has this long to commit and acknowledge what it has read. With [`FORWARD_TIME`] and the buffer's last commit
 /// it stays below the 10 s that are promised for SIGTERM.
 pub const INGEST_TIME: Duration = Duration::from_secs(4);
 
-/// Forward has this long to hear from Kafka about what is in flight.
-pub const FORWARD_TIME: Duration = Duration::from_secs(4);
+/// Forward has this long to hear from Kafka about what is in flight, and the buffer to close behind it.
+pub const FORWARD_TIME: Duration = Duration::from_secs(5);
+
+/// A thread that has ended is noticed this soon while stopping.
+const JOIN_STEP: Duration = Duration::from_millis(5);
 
 /// Why the agent ended on its own.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +57,7 @@ pub enum RunError {
     Buffer(#[from] buffer::OpenError),
     /// A `[[listen]]` table cannot be served.
     #[error(transparent)]
-    Listen(#[from] listener::ListenError),
+    Listen(#[from] ListenError),
     /// `[http] listen` cannot be served.
     #[error("[http] listen = \"{address}\": {cause}; another program, or another agent, may use it; \"\" turns it off")]
     Http {
@@ -76,7 +84,7 @@ pub enum RunError {
 /// # Errors
 /// When it cannot start, or when a stage gives up; what is on disk stays there.
 pub fn run(config: Config) -> Result<(), RunError> {
-    let (opened, recovered) = buffer::open(config.buffer, &config.agent.data_dir, &config.routes.names())?;
+    let (buffer, recovered) = Buffer::open(config.buffer.clone(), &config.agent.data_dir, &config.routes.names())?;
     info!(
         agent = config.agent.id,
         buffer_id = %recovered.buffer_id,
@@ -85,155 +93,201 @@ pub fn run(config: Config) -> Result<(), RunError> {
         env!("CARGO_PKG_VERSION")
     );
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(config, opened, recovered))
-}
-
-async fn serve(config: Config, opened: Opened<Receipts>, mut recovered: Recovered) -> Result<(), RunError> {
-    // What can be in the way is found before any reading is taken.
-    let mut signals = Signals::new()?;
-    let page = bind_http(&config.http).await?;
-    let mut bound = Vec::new();
-    for settings in config.listen {
-        bound.push(listener::bind(settings).await?);
-    }
-
-    let mut pulses = Vec::new();
-    let mut links = Vec::new();
-    let routes = Arc::new(config.routes);
-    let (threads, mut ended) = Threads::new();
-    let running = opened.start(pulse(&mut pulses, "buffer"), threads.watch("buffer"))?;
-    let entrance = Entrance {
-        intake: running.intake,
-        routes: Arc::clone(&routes),
-        route_ids: Arc::from(std::mem::take(&mut recovered.routes)),
-    };
-
-    let (stop_ingest, ingest_stop) = stop::pair();
-    let mut ingest = JoinSet::new();
-    for settings in config.mqtt {
-        let stored = recovered.sessions.remove(broker::session_key(&settings.name).as_str()).unwrap_or_default();
-        let status = link(&mut links, &settings.name, "broker");
-        let pulse = pulse(&mut pulses, &format!("mqtt {}", settings.name));
-        ingest.spawn(broker::run(settings, entrance.clone(), stored, status, pulse, ingest_stop.clone()));
-    }
-    for bound in bound {
-        let sessions = sessions_of(&mut recovered.sessions, &listener::session_prefix(bound.name()));
-        let status = link(&mut links, bound.name(), "listener");
-        let pulse = pulse(&mut pulses, &format!("listen {}", bound.name()));
-        ingest.spawn(bound.run(entrance.clone(), sessions, status, pulse, ingest_stop.clone()));
-    }
-    drop(entrance);
-
-    let buffer_id = recovered.buffer_id;
-    let (stop_forward, forward_stop) = stop::pair();
-    let (forward_status, forward_seen) = watch::channel(ForwardStatus::default());
-    let forwarder = forward::Forwarder {
-        agent_id: config.agent.id.clone(),
-        routes,
-        outlet: running.outlet,
-        settler: running.settler,
-        status: forward_status,
-        pulse: pulse(&mut pulses, "forward"),
-        stop: forward_stop,
-    };
-    threads.spawn("forward", move || forward::run(config.kafka, recovered, forwarder))?;
-
-    let sources = Arc::new(Sources {
-        agent: config.agent.id,
-        buffer_id,
-        started: Instant::now(),
-        buffer: running.status,
-        forward: forward_seen,
-        links,
-        pulses,
-        serving: AtomicBool::new(true),
-    });
-    let (stop_observe, observe_stop) = stop::pair();
-    let mut observers = JoinSet::new();
-    observers.spawn(systemd::attend(Arc::clone(&sources), observe_stop.clone()));
-    if let Some(page) = page {
-        observers.spawn(http::serve(page, Arc::clone(&sources), observe_stop));
-    }
-    systemd::ready();
-    info!("ready");
-
-    let trouble = until_stop(&mut signals, &mut ingest, &mut ended).await;
-    sources.serving.store(false, Ordering::Relaxed);
-    systemd::stopping();
-    stop_in_flow_order(&stop_ingest, ingest, &stop_forward, &mut ended).await;
-    stop_observe.stop();
-    while observers.join_next().await.is_some() {}
-    match trouble {
-        None => {
+    runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let (mut stages, sources) = Stages::start(config, buffer, recovered).await?;
+        systemd::ready();
+        info!("ready");
+        let end = stages.until_stop(&mut signals).await;
+        sources.serving.store(false, Ordering::Relaxed);
+        systemd::stopping();
+        stages.stop_in_flow_order().await;
+        if end.is_ok() {
             info!(held = sources.snapshot().total.held, "stopped as asked");
-            Ok(())
         }
-        Some(trouble) => Err(trouble),
+        end
+    })
+}
+
+/// What runs, and the hands that stop it.
+struct Stages {
+    ingest: JoinSet<Result<(), ListenError>>,
+    stop_ingest: Stopper,
+    forward: thread::JoinHandle<Result<(), ForwardError>>,
+    stop_forward: Stopper,
+    buffer: BufferThread,
+    observers: JoinSet<()>,
+    stop_observers: Stopper,
+    /// Each thread holds the sender of its status, so that these tell when one has ended.
+    buffer_seen: watch::Receiver<Arc<buffer::BufferStatus>>,
+    forward_seen: watch::Receiver<ForwardStatus>,
+}
+
+impl Stages {
+    async fn start(config: Config, buffer: Buffer, recovered: Recovered) -> Result<(Self, Arc<Sources>), RunError> {
+        // What can be in the way is found before any reading is taken.
+        let page = bind_http(&config.http).await?;
+        let mut bound = Vec::new();
+        for settings in config.listen {
+            bound.push((settings.name.clone(), listener::bind(settings)?));
+        }
+        let mut watched = Watched::default();
+        let Recovered { buffer_id, routes: route_ids, mut sessions, settled, lanes, .. } = recovered;
+        let routes = Arc::new(config.routes);
+        let running = buffer.start(watched.pulse("buffer"))?;
+
+        let (stop_forward, forward_stop) = stop::pair();
+        let (forward_status, forward_seen) = watch::channel(ForwardStatus::default());
+        let forward = {
+            let (settings, agent_id, routes) = (config.kafka, config.agent.id.clone(), Arc::clone(&routes));
+            let (outlet, settler, pulse) = (running.outlet, running.settler, watched.pulse("forward"));
+            let recovery = forward::Recovery { buffer_id, settled, lanes };
+            thread::Builder::new().name("forward".to_owned()).spawn(move || {
+                forward::run(
+                    &settings,
+                    &agent_id,
+                    routes,
+                    outlet,
+                    settler,
+                    recovery,
+                    forward_status,
+                    pulse,
+                    forward_stop,
+                )
+            })?
+        };
+
+        let entrance = Entrance { intake: running.intake, routes, route_ids: Arc::from(route_ids) };
+        let (stop_ingest, stop) = stop::pair();
+        let mut ingest = JoinSet::new();
+        for settings in config.mqtt {
+            let stored = sessions.remove(&*broker::session_key(&settings.name)).unwrap_or_default();
+            let status = watched.link(&settings.name, "broker");
+            let pulse = watched.pulse(&format!("mqtt {}", settings.name));
+            let running = broker::run(settings, entrance.clone(), stored, status, pulse, stop.clone());
+            ingest.spawn(async move {
+                running.await;
+                Ok(())
+            });
+        }
+        for (name, bound) in bound {
+            let status = watched.link(&name, "listener");
+            let pulse = watched.pulse(&format!("listen {name}"));
+            ingest.spawn(listener::run(bound, entrance.clone(), sessions.clone(), status, pulse, stop.clone()));
+        }
+
+        let sources = Arc::new(Sources {
+            agent: config.agent.id,
+            buffer_id,
+            started: Instant::now(),
+            buffer: running.status.clone(),
+            forward: forward_seen.clone(),
+            links: watched.links,
+            pulses: watched.pulses,
+            serving: AtomicBool::new(true),
+        });
+        let (stop_observers, stop) = stop::pair();
+        let mut observers = JoinSet::new();
+        observers.spawn(systemd::attend(Arc::clone(&sources), stop.clone()));
+        if let Some(page) = page {
+            observers.spawn(http::serve(page, Arc::clone(&sources), stop));
+        }
+        let (buffer, buffer_seen) = (running.thread, running.status);
+        let stages = Self {
+            ingest,
+            stop_ingest,
+            forward,
+            stop_forward,
+            buffer,
+            observers,
+            stop_observers,
+            buffer_seen,
+            forward_seen,
+        };
+        Ok((stages, sources))
+    }
+
+    /// Returns when a signal asks to stop, or with an error when a stage has ended by itself.
+    async fn until_stop(&mut self, signals: &mut Signals) -> Result<(), RunError> {
+        let stage = tokio::select! {
+            name = signals.stop() => {
+                info!(signal = name, "stopping");
+                return Ok(());
+            }
+            () = gone(&mut self.buffer_seen) => "buffer",
+            () = gone(&mut self.forward_seen) => "forward",
+            Some(end) = self.ingest.join_next() => {
+                return Err(match end {
+                    Ok(Ok(())) => RunError::Stage { stage: "ingest", cause: "nobody asked it to".to_owned() },
+                    Ok(Err(error)) => RunError::Listen(error),
+                    Err(error) => RunError::Stage { stage: "ingest", cause: error.to_string() },
+                });
+            }
+        };
+        Err(RunError::Stage { stage, cause: "its last words follow".to_owned() })
+    }
+
+    /// Sockets first, then the buffer's queue, then Kafka, then the buffer itself. Custody rules 1 and 2 hold at any
+    /// point of it.
+    async fn stop_in_flow_order(mut self) {
+        self.stop_ingest.stop();
+        let all_acknowledged = async { while self.ingest.join_next().await.is_some() {} };
+        if timeout(INGEST_TIME, all_acknowledged).await.is_err() {
+            warn!("not all that was read was committed in time; it was not acknowledged and will come again");
+        }
+        // Drops the last doors to the buffer.
+        drop(self.ingest);
+        self.stop_forward.stop();
+        let (forward, buffer) = (self.forward, self.buffer);
+        let both_threads = async {
+            while !(forward.is_finished() && buffer.is_finished()) {
+                tokio::time::sleep(JOIN_STEP).await;
+            }
+        };
+        if timeout(FORWARD_TIME, both_threads).await.is_err() {
+            warn!("the last stage did not end in time; what Kafka confirmed last may be sent again");
+        } else {
+            if let Ok(Err(error)) = forward.join() {
+                error!("{error}");
+            }
+            if let Err(error) = buffer.join() {
+                error!("{error}");
+            }
+        }
+        self.stop_observers.stop();
+        while self.observers.join_next().await.is_some() {}
     }
 }
 
-/// Returns when a signal asks to stop (`None`), or when a stage has ended by itself.
-async fn until_stop(signals: &mut Signals, ingest: &mut JoinSet<()>, ended: &mut Ended) -> Option<RunError> {
-    tokio::select! {
-        name = signals.stop() => {
-            info!(signal = name, "stopping");
-            None
-        }
-        Some(end) = ended.recv() => Some(RunError::Stage { stage: end.stage, cause: end.result.err().unwrap_or_else(|| "without a word".to_owned()) }),
-        Some(end) = ingest.join_next() => Some(RunError::Stage {
-            stage: "ingest",
-            cause: end.err().map_or_else(|| "without being asked".to_owned(), |error| error.to_string()),
-        }),
-    }
+/// Returns when the sender is gone.
+async fn gone<T>(seen: &mut watch::Receiver<T>) {
+    while seen.changed().await.is_ok() {}
 }
 
-/// Sockets first, then the buffer's queue, then Kafka, then the buffer itself (custody rules 1 and 2 hold at any point of it).
-async fn stop_in_flow_order(stop_ingest: &Stopper, mut ingest: JoinSet<()>, stop_forward: &Stopper, ended: &mut Ended) {
-    stop_ingest.stop();
-    let all_acknowledged = async { while ingest.join_next().await.is_some() {} };
-    if timeout(INGEST_TIME, all_acknowledged).await.is_err() {
-        warn!("not all that was read was committed in time; it was not acknowledged and will come again");
+/// What is watched of the stages, gathered while they are started.
+#[derive(Default)]
+struct Watched {
+    pulses: Vec<(String, Pulse)>,
+    links: Vec<Arc<LinkStatus>>,
+}
+
+impl Watched {
+    fn pulse(&mut self, stage: &str) -> Pulse {
+        let pulse = Pulse::new();
+        self.pulses.push((stage.to_owned(), pulse.clone()));
+        pulse
     }
-    // Drops the last doors to the buffer.
-    drop(ingest);
-    stop_forward.stop();
-    let both_threads = async {
-        let mut open = 2_u8;
-        while let Some(end) = ended.recv().await {
-            if let Err(cause) = end.result {
-                error!(stage = end.stage, cause, "ended with an error while stopping");
-            }
-            open = open.saturating_sub(1);
-            if open == 0 {
-                break;
-            }
-        }
-    };
-    if timeout(FORWARD_TIME + CLOSE_TIME, both_threads).await.is_err() {
-        warn!("the last stage did not end in time; what Kafka confirmed last may be sent again");
+
+    fn link(&mut self, name: &str, kind: &'static str) -> Arc<LinkStatus> {
+        let status = Arc::new(LinkStatus::new(name, kind));
+        self.links.push(Arc::clone(&status));
+        status
     }
 }
 
 async fn bind_http(http: &config::Http) -> Result<Option<TcpListener>, RunError> {
     let Some(address) = http.listen else { return Ok(None) };
     TcpListener::bind(address).await.map(Some).map_err(|cause| RunError::Http { address, cause })
-}
-
-fn pulse(pulses: &mut Vec<(String, Pulse)>, stage: &str) -> Pulse {
-    let pulse = Pulse::new();
-    pulses.push((stage.to_owned(), pulse.clone()));
-    pulse
-}
-
-fn link(links: &mut Vec<Arc<LinkStatus>>, name: &str, kind: &'static str) -> Arc<LinkStatus> {
-    let status = Arc::new(LinkStatus::new(name, kind));
-    links.push(Arc::clone(&status));
-    status
-}
-
-/// Takes the sessions of one listener out.
-fn sessions_of(all: &mut HashMap<Arc<str>, StoredSession>, prefix: &str) -> HashMap<Arc<str>, StoredSession> {
-    all.extract_if(|key, _| key.starts_with(prefix)).collect()
 }
 
 /// The signals that the agent knows.

@@ -10,9 +10,17 @@
 //! alone, user and system, from `/proc/<pid>/stat`; it is the figure that the other programs on the machine disturb least.
 //! Bytes written are `write_bytes` of `/proc/<pid>/io`: what the agent caused the block layer to write.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::print_stdout,
-    clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss,
-    reason = "a benchmark stops at the first surprise and prints figures")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a benchmark stops at the first surprise and prints figures"
+)]
 #![allow(missing_docs, unreachable_pub, reason = "a benchmark has no interface")]
 
 mod load;
@@ -61,7 +69,18 @@ fn main() -> Outcome<()> {
 fn header() {
     println!(
         "{:<10} {:>3} {:>6} {:>9} {:>9} {:>8} {:>8} {:>9} {:>8} {:>8}  {:>8} {:>8}",
-        "path", "QoS", "bytes", "events", "events/s", "µs CPU", "MB peak", "B/B", "p50 ms", "p99 ms", "p50 ms*", "p99 ms*"
+        "path",
+        "QoS",
+        "bytes",
+        "events",
+        "events/s",
+        "µs CPU",
+        "MB peak",
+        "B/B",
+        "p50 ms",
+        "p99 ms",
+        "p50 ms*",
+        "p99 ms*"
     );
     println!("{:>59}{:>51}", "written a payload byte ^", "acknowledged at full rate; * = at 500/s");
 }
@@ -98,7 +117,9 @@ fn line(path: &str, qos: u8, bytes: usize) -> Outcome<()> {
     let published = load_of(load)?;
     let arrived = wait_for_kafka(&kafka.brokers(), &topic, warm.events + published.events)? - warm.events;
     let seconds = start.elapsed().as_secs_f64();
-    support::wait_until("settlement", support::PATIENCE, || qos == 0 || agent.metric("tidegate_events_held{route=\"bench/{line}/{sensor}\"}").is_ok_and(|n| n == 0.0))?;
+    support::wait_until("settlement", support::PATIENCE, || {
+        qos == 0 || agent.metric("tidegate_events_held{route=\"bench/{line}/{sensor}\"}").is_ok_and(|n| n == 0.0)
+    })?;
     let used = Usage::of(&agent)?.since(&before);
     let peak = agent.memory_kib("VmHWM")?;
     let calm = load_of(Load { events: 2_000, connections: 1, window: 50, rate: Some(500.0), ..load })?;
@@ -157,11 +178,13 @@ fn drain() -> Outcome<()> {
     away.listen("").route("bench/{line}/{sensor}", &topic);
     drop(lease);
     let mut agent = away.start()?;
-    let load = Load { to: away.listener(), qos: 1, payload_bytes: 100, connections: 4, events, window: 250, rate: None };
+    let load =
+        Load { to: away.listener(), qos: 1, payload_bytes: 100, connections: 4, events, window: 250, rate: None };
     let published = load_of(load)?;
     let held_peak = agent.memory_kib("VmHWM")?;
     agent.stop(Duration::from_secs(20))?;
-    let disk = std::fs::read_dir(away.data_dir())?.filter_map(|e| e.ok()?.metadata().ok()).map(|m| m.len()).sum::<u64>();
+    let disk =
+        std::fs::read_dir(away.data_dir())?.filter_map(|e| e.ok()?.metadata().ok()).map(|m| m.len()).sum::<u64>();
     away.kafka_at(&kafka.brokers());
     let mut agent = away.start()?;
     let before = Usage::of(&agent)?;
@@ -229,7 +252,8 @@ fn count() -> Option<usize> {
 /// What the figures were measured on.
 fn machine() -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).map_or("?", |l| l.trim_start_matches([' ', '\t', ':']));
+    let model =
+        cpu.lines().find_map(|l| l.strip_prefix("model name")).map_or("?", |l| l.trim_start_matches([' ', '\t', ':']));
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     format!("{model}, {cores} cores, Linux {}", kernel.trim())

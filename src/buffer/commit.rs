@@ -1,4 +1,38 @@
 //! Where durable becomes true.
+//!
+//! One transaction holds everything that is queued: settlements, events, QoS 2 packet ids, and the books that follow
+//! from them. After its COMMIT has returned (which syncs the log), and nowhere else, a [`Durable`] is made.
+//!
+//! What is true after a failure:
+//! * [`WriteError::Full`]: rolled back. The disk holds what it held before; the batch waits.
+//! * any other error: the outcome is unknown. Nothing is acknowledged. The writer opens the database again, and
+//!   `Batch::found_on_disk` acknowledges only when the books read back are those of this very transaction.
+//!
+//! ```compile_fail
+//! // An early acknowledgement does not compile: the proof cannot be made outside of the commit.
+//! fn forge(receipt: u32) -> tidegate::buffer::Durable<u32> { tidegate::buffer::Durable(receipt) }
+//! ```
+//! ```
+//! // It can only be received, and used up.
+//! fn answer(proof: tidegate::buffer::Durable<u32>) -> u32 { proof.into_receipt() }
+//! ```
+//! ```compile_fail
+//! // Nor can one proof answer twice.
+//! fn twice(proof: &tidegate::buffer::Durable<u32>) -> tidegate::buffer::Durable<u32> { proof.clone() }
+//! ```
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::books::Books;
+use super::envelope::Sealer;
+use super::error::{WriteError, is_full, row_id};
+use super::settle::{Pending, Tools};
+use super::statements::Statements;
+use super::{Arrivals, Room, SessionChange, sessions};
+use crate::event::{RouteId, Sequence, Stored};
+use crate::planted::{Bug, planted};
 
 /// The proof that what came with this receipt is on disk: the synced commit has returned.
 #[derive(Debug)]
@@ -9,5 +43,182 @@ impl<R> Durable<R> {
     /// Takes the right to answer out; the proof is used up.
     pub fn into_receipt(self) -> R {
         self.0
+    }
+}
+
+/// Arrivals that share the next transaction, in the order they came.
+pub(super) struct Batch<R> {
+    events: Vec<Stored>,
+    raw_bytes: usize,
+    sessions: Vec<SessionChange>,
+    dropped: Vec<(RouteId, u64)>,
+    answers: Vec<Answer<R>>,
+}
+
+struct Answer<R> {
+    receipt: R,
+    reply: mpsc::UnboundedSender<Durable<R>>,
+    room: Option<Room>,
+}
+
+impl<R> Batch<R> {
+    pub(super) fn new() -> Self {
+        Self { events: Vec::new(), raw_bytes: 0, sessions: Vec::new(), dropped: Vec::new(), answers: Vec::new() }
+    }
+
+    /// Adds one; its events get their sequences, counting from `next` for the first of the batch.
+    pub(super) fn add(&mut self, arrivals: Arrivals<R>, next: Sequence) {
+        let Arrivals { events, sessions, dropped, receipt, reply, room } = arrivals;
+        let mut sequence = self.events.last().map_or(next, |last| last.sequence.saturating_add(1));
+        self.events.reserve(events.len());
+        for event in events {
+            self.raw_bytes = self.raw_bytes.saturating_add(event.topic.len()).saturating_add(event.payload.len());
+            self.events.push(Stored { sequence, event });
+            sequence = sequence.saturating_add(1);
+        }
+        self.sessions.extend(sessions);
+        self.dropped.extend(dropped);
+        self.answers.push(Answer { receipt, reply, room });
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.answers.is_empty()
+    }
+
+    pub(super) fn events(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Topics and payloads.
+    pub(super) fn raw_bytes(&self) -> usize {
+        self.raw_bytes
+    }
+
+    /// The highest sequence in it.
+    pub(super) fn last(&self) -> Option<Sequence> {
+        self.events.last().map(|event| event.sequence)
+    }
+
+    /// The transaction. When it returns well, everything in `self` and `pending` is on disk, acknowledged, and the
+    /// events are handed over for the forwarder. Otherwise `books` must be read again, and nothing else has changed.
+    pub(super) fn commit(
+        &mut self,
+        pending: &Pending,
+        books: &mut Books,
+        tx: &mut Statements<'_>,
+        tools: &mut Tools,
+        scratch: &mut Scratch,
+    ) -> Result<Vec<Stored>, WriteError> {
+        if planted(Bug::AckBeforeCommit) {
+            self.acknowledge();
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        tx.begin.execute([])?;
+        if let Err(error) = self.write(pending, books, tx, tools, scratch) {
+            return Err(roll_back(error, tx));
+        }
+        // custody rule 1: with synchronous=FULL this returns when the log is synced.
+        // custody rule 6: when it does not return well, its outcome is unknown.
+        tx.commit.execute([]).map_err(WriteError::Doubt)?;
+        Ok(self.acknowledge())
+    }
+
+    /// After a commit in doubt: the books, read again from a log that was written back and synced, are those that
+    /// this batch made. So it is durable.
+    pub(super) fn found_on_disk(&mut self, on_disk: &Books) -> Vec<Stored> {
+        match self.last() {
+            // Cannot be, because the transaction's number was the attempted one. Better unanswered than wrong.
+            Some(last) if on_disk.next != last.saturating_add(1) => Vec::new(),
+            _ => self.acknowledge(),
+        }
+    }
+
+    fn write(
+        &self,
+        pending: &Pending,
+        books: &mut Books,
+        tx: &mut Statements<'_>,
+        tools: &mut Tools,
+        scratch: &mut Scratch,
+    ) -> Result<(), WriteError> {
+        // Settlements first: the pages they free are there for the events.
+        pending.apply(tx, books, tools)?;
+        self.write_events(books, tx, tools)?;
+        for (route, events) in &self.dropped {
+            books.ledger.dropped(*route, *events);
+        }
+        sessions::apply(&self.sessions, &mut books.sessions, tx, &mut scratch.raw, &mut scratch.sealer)?;
+        books.transaction = books.transaction.saturating_add(1);
+        let body = books.seal(&mut scratch.raw, &mut scratch.sealer)?;
+        tx.update_state.execute([body])?;
+        Ok(())
+    }
+
+    fn write_events(&self, books: &mut Books, tx: &mut Statements<'_>, tools: &mut Tools) -> Result<(), WriteError> {
+        let mut run: Option<(RouteId, u64)> = None;
+        tools.writer.discard();
+        for stored in &self.events {
+            if tools.writer.push(stored)? {
+                insert_chunk(tx, tools)?;
+            }
+            let route = stored.event.route;
+            run = match run {
+                Some((same, events)) if same == route => Some((same, events.saturating_add(1))),
+                ended => {
+                    book(ended, books);
+                    Some((route, 1))
+                }
+            };
+        }
+        insert_chunk(tx, tools)?;
+        book(run, books);
+        if let Some(last) = self.last() {
+            books.next = last.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// Private, and called after COMMIT only: the proofs are made here.
+    fn acknowledge(&mut self) -> Vec<Stored> {
+        self.sessions.clear();
+        self.dropped.clear();
+        self.raw_bytes = 0;
+        for Answer { receipt, reply, room } in self.answers.drain(..) {
+            // Who hung up does not need the answer; the event is stored either way, and a repeat is the sender's right.
+            if reply.send(Durable(receipt)).is_err() {
+                tracing::trace!("the sender of a stored event is gone");
+            }
+            drop(room);
+        }
+        std::mem::take(&mut self.events)
+    }
+}
+
+/// Memory for the small blobs of a transaction, used again.
+#[derive(Default)]
+pub(super) struct Scratch {
+    raw: Vec<u8>,
+    sealer: Sealer,
+}
+
+fn book(run: Option<(RouteId, u64)>, books: &mut Books) {
+    if let Some((route, events)) = run {
+        books.ledger.stored(route, events);
+    }
+}
+
+fn insert_chunk(tx: &mut Statements<'_>, tools: &mut Tools) -> Result<(), WriteError> {
+    if let Some((extent, body)) = tools.writer.take()? {
+        tx.insert_chunk.execute((row_id(extent.first), row_id(extent.last), extent.oldest_ms, body))?;
+    }
+    Ok(())
+}
+
+/// "No room" before COMMIT leaves nothing in doubt, if the way back worked. All else does.
+fn roll_back(error: WriteError, tx: &Statements<'_>) -> WriteError {
+    let undone = tx.connection.is_autocommit() || tx.connection.execute_batch("ROLLBACK").is_ok();
+    match error {
+        WriteError::Doubt(source) if undone && is_full(&source) => WriteError::Full(source),
+        error => error,
     }
 }

@@ -1,11 +1,14 @@
 //! The door for ingest: bounded in bytes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak, mpsc};
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use super::Durable;
+use super::limits::INTAKE_BYTES;
 use crate::event::{Event, RouteId};
+use crate::planted::{Bug, planted};
 
 /// One socket read's worth of work from one connection. Everything in it becomes durable in one commit.
 ///
@@ -21,7 +24,7 @@ pub struct Arrivals<R> {
     /// What the sender may answer once this is durable.
     pub receipt: R,
     /// Where the answer goes. Unbounded in count, bounded by the bytes of `room`.
-    pub reply: mpsc::UnboundedSender<Durable<R>>,
+    pub reply: UnboundedSender<Durable<R>>,
     /// The memory this occupies, given back after the commit. `None` for work without events.
     pub room: Option<Room>,
 }
@@ -50,7 +53,7 @@ pub enum IdChange {
 
 /// Memory that was granted; dropping it gives it back.
 #[derive(Debug)]
-pub struct Room(pub(super) OwnedSemaphorePermit);
+pub struct Room(#[expect(dead_code, reason = "held for its Drop")] OwnedSemaphorePermit);
 
 /// The buffer has stopped; nothing is accepted any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -60,35 +63,55 @@ pub struct Stopped;
 /// Ingest's end of the queue to the buffer thread. Cheap to clone.
 #[derive(Debug)]
 pub struct Intake<R> {
-    _todo: std::marker::PhantomData<R>,
+    queue: mpsc::Sender<Arrivals<R>>,
+    room: Arc<Semaphore>,
+    /// Counts the doors that are open.
+    open: Arc<()>,
 }
 
 impl<R> Clone for Intake<R> {
     fn clone(&self) -> Self {
-        Self { _todo: std::marker::PhantomData }
+        Self { queue: self.queue.clone(), room: Arc::clone(&self.room), open: Arc::clone(&self.open) }
     }
 }
 
 impl<R> Intake<R> {
+    pub(super) fn new(room: Arc<Semaphore>) -> (Self, mpsc::Receiver<Arrivals<R>>, Weak<()>) {
+        let (queue, receiver) = mpsc::channel();
+        let open = Arc::new(());
+        let doors = Arc::downgrade(&open);
+        (Self { queue, room, open }, receiver, doors)
+    }
+
     /// Room for that many bytes, if there is some now. More than the whole bound asks for the whole bound.
     #[must_use]
-    pub fn try_reserve(&self, _bytes: usize) -> Option<Room> {
-        unimplemented!()
+    pub fn try_reserve(&self, bytes: usize) -> Option<Room> {
+        Arc::clone(&self.room).try_acquire_many_owned(permits(bytes)).ok().map(Room)
     }
 
     /// Waits for room; meanwhile the caller does not read its socket.
     ///
     /// # Errors
     /// When the buffer has stopped.
-    pub async fn reserve(&self, _bytes: usize) -> Result<Room, Stopped> {
-        unimplemented!()
+    pub async fn reserve(&self, bytes: usize) -> Result<Room, Stopped> {
+        // The only error there is: closed.
+        let permit = Arc::clone(&self.room).acquire_many_owned(permits(bytes)).await;
+        permit.map(Room).map_err(|AcquireError { .. }| Stopped)
     }
 
     /// Queues work for the next commit. Never blocks: what it may occupy was reserved before.
     ///
     /// # Errors
     /// When the buffer has stopped; nothing of it will be acknowledged.
-    pub fn store(&self, _arrivals: Arrivals<R>) -> Result<(), Stopped> {
-        unimplemented!()
+    pub fn store(&self, arrivals: Arrivals<R>) -> Result<(), Stopped> {
+        self.queue.send(arrivals).map_err(|mpsc::SendError(_)| Stopped)
     }
+}
+
+/// custody rule 5: what waits for its commit is bounded in bytes.
+fn permits(bytes: usize) -> u32 {
+    if planted(Bug::UnboundedIntake) {
+        return 0;
+    }
+    u32::try_from(bytes.min(INTAKE_BYTES)).unwrap_or(u32::MAX)
 }

@@ -1,12 +1,57 @@
 //! The buffer: where an event becomes durable, and where it stays until Kafka has it.
+//!
+//! ```text
+//!  ingest                          buffer thread                             forward
+//!  Intake ── Arrivals ──▶ inbox ──▶ one transaction ──▶ live window ──▶ Outlet ──▶
+//!    ▲                      ▲          │   (commit.rs)                     ▲ read-only connection
+//!    └────── Durable ───────┼──────────┘        SQLite: chunks ────────────┘
+//!                           └────────────── Settlement ──────────────── Settler
+//! ```
+//! * One OS thread owns the only write connection ([`writer`]). Everything queued goes into one transaction, at most
+//!   one at a time; after its synced COMMIT, and only then, a [`Durable`] is made ([`commit`]).
+//! * An event is a part of a chunk: one blob a commit, CBOR in zstd under a CRC ([`chunk`], [`envelope`]). What is not
+//!   an event is in the books, one blob that changes in the same transaction ([`books`], [`ledger`], [`spans`]).
+//! * Forward reads through its own read-only connection or, when it keeps up, from memory ([`outlet`], [`live`]), and
+//!   says what became of the events ([`settlement`], [`settle`]).
+//! * After a failed write nothing is acknowledged until the disk has been read again ([`recover`]). What is wrong with
+//!   the files at start is decided in [`open`], with the side file as second witness ([`identity`]).
+//! * All numbers stand in [`limits`], the tables and SQLite's settings in [`schema`].
 
+mod books;
+mod chunk;
+mod clock;
 mod commit;
+mod envelope;
+mod error;
+mod identity;
+mod inbox;
 mod intake;
+mod ledger;
+mod limits;
+mod live;
+mod open;
 mod outlet;
+mod pace;
+mod recover;
+mod schema;
+mod sessions;
+mod settle;
+mod settlement;
+mod space;
+mod spans;
+mod statements;
+mod status;
+#[cfg(test)]
+mod tests;
+mod trouble;
+mod writer;
 
 pub use commit::Durable;
+pub use error::{CloseError, NextStep, OpenError};
 pub use intake::{Arrivals, IdChange, Intake, Room, SessionChange, Stopped};
-pub use outlet::{DeadLetter, LaneChunk, Outlet, Parked, ReadError, Settlement, Settler, Ticket};
+pub use open::{Buffer, BufferThread, Running};
+pub use outlet::{LaneChunk, Outlet, ReadError};
+pub use settlement::{DeadLetter, Parked, Settlement, Settler, Ticket};
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -91,4 +136,10 @@ pub struct BufferStatus {
     pub write_failures: u64,
     /// Seconds the commits since start took, all together.
     pub commit_seconds: f64,
+}
+
+/// Writes the whole write-ahead log back into the database, syncs it and begins a new log. False when a reader or
+/// another process is in the way.
+fn checkpoint(connection: &rusqlite::Connection) -> rusqlite::Result<bool> {
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)).map(|busy| busy == 0)
 }

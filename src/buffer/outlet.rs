@@ -1,39 +1,35 @@
-//! The door for forward: reads what is held, and settles what became of it.
+//! The door for forward: reads what is held, in order.
+//!
+//! Fresh events come from memory as the commit left them; older ones from disk, a few chunks at a time, each read a
+//! transaction of its own that ends before the events are returned (a long one would let the write-ahead log grow).
+//! Memory is used only where it continues the position exactly, so the order is strict and nothing is skipped:
+//! whatever memory does not have is on disk. The sequences have gaps only where chunks are settled and gone, damaged
+//! and reported, or where a lost tail of the database was reported at start.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{LaneId, Stopped};
-use crate::delivered::Delivered;
-use crate::event::{RouteId, Sequence, Stored};
+use rusqlite::{Connection, OptionalExtension, Statement};
 
-/// Reads held events in order. Fresh events come from memory as the commit left them; older ones from disk, in pieces.
-#[derive(Debug)]
-pub struct Outlet {}
+use super::LaneId;
+use super::chunk::ChunkReader;
+use super::error::{is_unreadable, row_id, sequence};
+use super::limits::{NEXT_BYTES, NEXT_CHUNKS};
+use super::live::{Live, Place};
+use crate::event::{Sequence, Stored};
 
-impl Outlet {
-    /// The next events of the main lane after the position, waiting up to `wait` for new ones; the position moves behind them.
-    /// An empty vector means nothing came in time. One call returns at most about 256 KiB.
-    /// Events already settled are *not* filtered out here; the forwarder knows them.
-    ///
-    /// # Errors
-    /// A damaged chunk or a failing disk; the error says what to do next.
-    pub fn next(&mut self, _wait: Duration) -> Result<Vec<Stored>, ReadError> {
-        unimplemented!()
-    }
-
-    /// Continues after that sequence, from disk.
-    pub fn rewind(&mut self, _after: Sequence) {
-        unimplemented!()
-    }
-
-    /// The first chunk of a parked lane whose id is greater than `after` (0 = the first), if any. Reads committed state only.
-    ///
-    /// # Errors
-    /// As [`Outlet::next`].
-    pub fn parked(&mut self, _lane: LaneId, _after: i64) -> Result<Option<LaneChunk>, ReadError> {
-        unimplemented!()
-    }
+/// Reads held events in order.
+pub struct Outlet {
+    connection: Connection,
+    live: Arc<Live>,
+    position: Sequence,
+    reader: ChunkReader,
+    /// Found after readable chunks of the same read: told on the next call.
+    damaged: Option<ReadError>,
+    /// Chunks of parked lanes that were reported as damaged; the next call goes on behind them.
+    damaged_parked: BTreeSet<i64>,
 }
 
 /// One chunk of a parked lane: it is settled as a whole.
@@ -45,74 +41,10 @@ pub struct LaneChunk {
     pub events: Vec<Stored>,
 }
 
-/// What became of events.
-#[derive(Debug, Default)]
-pub struct Settlement {
-    /// Main lane: confirmed by Kafka.
-    pub delivered: Vec<Delivered>,
-    /// Main lane: to the dead letters. The buffer itself copies the event out of its chunk.
-    pub dead: Vec<DeadLetter>,
-    /// Main lane: to the lane of their Kafka topic, in this order. The buffer itself copies the events.
-    pub parked: Vec<Parked>,
-    /// Chunks of a parked lane that are settled as a whole: lane, chunk id, its confirmed events, its dead letters.
-    pub lane_chunks: Vec<(LaneId, i64, Vec<Delivered>, Vec<DeadLetter>)>,
-}
-
-/// An event that Kafka will never take.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeadLetter {
-    /// Which.
-    pub sequence: Sequence,
-    /// Its ledger line.
-    pub route: RouteId,
-    /// The Kafka topic it was meant for; empty when no route matched.
-    pub kafka_topic: Arc<str>,
-    /// Why, in words for the operator.
-    pub reason: String,
-}
-
-/// An event whose Kafka topic is missing or forbidden.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parked {
-    /// Which.
-    pub sequence: Sequence,
-    /// Where it waits for.
-    pub kafka_topic: Arc<str>,
-}
-
-/// Number of a settlement: it is on disk when [`Settler::applied`] has reached it.
-pub type Ticket = u64;
-
-/// Forward's end of the queue to the buffer thread.
-#[derive(Debug)]
-pub struct Settler {}
-
-impl Settler {
-    /// Queues a settlement; it is committed together with the next events, or within 200 ms.
-    ///
-    /// # Errors
-    /// When the buffer has stopped; what was not applied will be sent again.
-    pub fn settle(&self, _settlement: Settlement) -> Result<Ticket, Stopped> {
-        unimplemented!()
-    }
-
-    /// The newest ticket that is on disk, all older ones included.
-    #[must_use]
-    pub fn applied(&self) -> Ticket {
-        unimplemented!()
-    }
-
-    /// The lane of that Kafka topic, once a settlement that parks to it was applied.
-    #[must_use]
-    pub fn lane(&self, _kafka_topic: &str) -> Option<LaneId> {
-        unimplemented!()
-    }
-}
-
 /// Reading what is held failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// A chunk is damaged: these sequences cannot be read. They stay in the file; the forwarder goes on behind them.
+    /// A chunk is damaged: these sequences cannot be read. They stay in the file; the next call goes on behind them.
     #[error("buffer: chunk with events {first} to {last} is damaged: {cause}")]
     Damaged {
         /// First sequence in it.
@@ -122,10 +54,171 @@ pub enum ReadError {
         /// What is wrong.
         cause: String,
     },
-    /// The disk or SQLite failed for now.
+    /// The disk or SQLite failed for now: try again after a while.
     #[error("buffer: read: {0}")]
     Disk(#[from] rusqlite::Error),
-    /// The buffer has stopped.
+    /// The buffer has stopped, and everything it held was returned.
     #[error("buffer: stopped")]
     Stopped,
+}
+
+impl fmt::Debug for Outlet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outlet").field("position", &self.position).finish_non_exhaustive()
+    }
+}
+
+impl Outlet {
+    pub(super) fn new(connection: Connection, live: Arc<Live>, position: Sequence) -> Self {
+        let reader = ChunkReader::default();
+        Self { connection, live, position, reader, damaged: None, damaged_parked: BTreeSet::new() }
+    }
+
+    /// The next events of the main lane after the position, waiting up to `wait` for new ones; the position moves
+    /// behind them. It starts at [`Recovered::released`](super::Recovered::released).
+    /// An empty vector means nothing came in time. One call returns at most about 256 KiB.
+    /// Events already settled are *not* filtered out here; the forwarder knows them.
+    ///
+    /// # Errors
+    /// A damaged chunk or a failing disk; the error says what to do next.
+    pub fn next(&mut self, wait: Duration) -> Result<Vec<Stored>, ReadError> {
+        if let Some(damaged) = self.damaged.take() {
+            return self.pass(damaged);
+        }
+        loop {
+            match self.live.after(self.position, wait) {
+                Place::Memory(events) => return Ok(self.returned(events)),
+                Place::Disk { committed } => {
+                    let events = self.read_chunks()?;
+                    if !events.is_empty() {
+                        return Ok(self.returned(events));
+                    }
+                    if let Some(damaged) = self.damaged.take() {
+                        return self.pass(damaged);
+                    }
+                    // What was between is settled and gone.
+                    self.position = self.position.max(committed);
+                }
+                Place::Nowhere => return Ok(Vec::new()),
+                Place::Closed => return Err(ReadError::Stopped),
+            }
+        }
+    }
+
+    /// Continues after that sequence, from disk.
+    pub fn rewind(&mut self, after: Sequence) {
+        self.position = after;
+        self.damaged = None;
+    }
+
+    /// The first chunk of a parked lane whose id is greater than `after` (0 = the first), if any. Reads committed
+    /// state only. A damaged chunk is reported once; the next call goes on behind it.
+    ///
+    /// # Errors
+    /// As [`Outlet::next`].
+    pub fn parked(&mut self, lane: LaneId, after: i64) -> Result<Option<LaneChunk>, ReadError> {
+        let mut after = after;
+        loop {
+            let mut find = self.connection.prepare(
+                "SELECT id, first, last, body FROM lane_chunk WHERE lane = ?1 AND id > ?2 ORDER BY id LIMIT 1",
+            )?;
+            let row = find.query_row((lane.0, after), |row| {
+                Ok((row.get::<_, i64>(0)?, sequence(row.get(1)?), sequence(row.get(2)?), row.get::<_, Vec<u8>>(3)?))
+            });
+            let Some((id, first, last, body)) = row.optional()? else { return Ok(None) };
+            if self.damaged_parked.contains(&id) {
+                after = id;
+                continue;
+            }
+            return match self.reader.read(&body, first, last) {
+                Ok(events) => Ok(Some(LaneChunk { id, events })),
+                Err(damage) => {
+                    self.damaged_parked.insert(id);
+                    Err(ReadError::Damaged { first, last, cause: damage.to_string() })
+                }
+            };
+        }
+    }
+
+    /// Events behind the position from disk. Stops at a damaged chunk and remembers it.
+    fn read_chunks(&mut self) -> Result<Vec<Stored>, ReadError> {
+        let position = self.position;
+        let mut chunks = self.connection.prepare(READ_CHUNKS)?;
+        let mut events = Vec::new();
+        let mut bytes = 0_usize;
+        let mut last_seen = position;
+        let mut rows = chunks.query((row_id(position), row_id(position.saturating_add(1)), NEXT_CHUNKS))?;
+        loop {
+            let row = match rows.next() {
+                Ok(Some(row)) => row,
+                Ok(None) => return Ok(events),
+                Err(error) if is_unreadable(&error) => {
+                    drop(rows);
+                    drop(chunks);
+                    self.damaged = Some(extent_after(&self.connection, last_seen, &error)?);
+                    return Ok(events);
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let (first, last) = (sequence(row.get(0)?), sequence(row.get(1)?));
+            if last <= position {
+                continue;
+            }
+            let body = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
+            match self.reader.read(body, first, last) {
+                Ok(mut read) => {
+                    read.retain(|event| event.sequence > position);
+                    bytes = read.iter().fold(bytes, |sum, event| sum.saturating_add(event.event.cost_bytes()));
+                    last_seen = last;
+                    append(&mut events, read);
+                }
+                Err(damage) => {
+                    self.damaged = Some(ReadError::Damaged { first, last, cause: damage.to_string() });
+                    return Ok(events);
+                }
+            }
+            if bytes >= NEXT_BYTES {
+                return Ok(events);
+            }
+        }
+    }
+
+    fn returned(&mut self, events: Vec<Stored>) -> Vec<Stored> {
+        if let Some(last) = events.last() {
+            self.position = last.sequence;
+        }
+        events
+    }
+
+    /// Goes behind what is damaged.
+    fn pass(&mut self, damaged: ReadError) -> Result<Vec<Stored>, ReadError> {
+        if let ReadError::Damaged { last, .. } = &damaged {
+            self.position = self.position.max(*last);
+        }
+        Err(damaged)
+    }
+}
+
+/// From the chunk that holds the first sequence behind the position.
+const READ_CHUNKS: &str = "SELECT first, last, body FROM chunk WHERE first >= \
+    coalesce((SELECT max(first) FROM chunk WHERE first <= ?2), ?1) ORDER BY first LIMIT ?3";
+
+/// Which chunk it was whose body SQLite could not read.
+fn extent_after(connection: &Connection, after: Sequence, error: &rusqlite::Error) -> Result<ReadError, ReadError> {
+    let mut find: Statement<'_> = connection.prepare(
+        "SELECT first, last FROM chunk WHERE last > ?1 AND first >= \
+            coalesce((SELECT max(first) FROM chunk WHERE first <= ?1), ?1) ORDER BY first LIMIT 1",
+    )?;
+    let extent = find.query_row([row_id(after)], |row| Ok((sequence(row.get(0)?), sequence(row.get(1)?))));
+    let (first, last) = extent?;
+    Ok(ReadError::Damaged { first, last, cause: error.to_string() })
+}
+
+/// The first piece is moved, not copied.
+fn append(events: &mut Vec<Stored>, mut more: Vec<Stored>) {
+    if events.is_empty() {
+        *events = more;
+    } else {
+        events.append(&mut more);
+    }
 }

@@ -59,7 +59,9 @@ pub fn status(options: &Options) -> ExitCode {
             }
         },
         Err(error) => {
-            eprintln!("status: no answer from http://{address}/status: {error}\n        is the agent running with this configuration?");
+            eprintln!(
+                "status: no answer from http://{address}/status: {error}\n        is the agent running with this configuration?"
+            );
             return ExitCode::from(EXIT_FAILED);
         }
     }
@@ -127,7 +129,11 @@ fn write_for_people(out: &mut String, status: &Status) -> std::fmt::Result {
     for route in status.routes.iter().filter(|r| r.books.received > 0) {
         let name = if route.route.is_empty() { "(no route)" } else { &route.route };
         let b = &route.books;
-        writeln!(out, "  {name}: received {}, delivered {}, held {}, dead letters {}", b.received, b.delivered, b.held, b.dead_lettered)?;
+        writeln!(
+            out,
+            "  {name}: received {}, delivered {}, held {}, dead letters {}",
+            b.received, b.delivered, b.held, b.dead_lettered
+        )?;
     }
     let buffer = &status.buffer;
     writeln!(

@@ -175,22 +175,12 @@ fn subscriptions(broker: &Section<'_, '_>, tables: &[Section<'_, '_>]) -> Result
         table.refuse_unknown();
         let qos = table.count::<u8>("qos").map(Qos::from_level);
         let filter = table.text("filter").and_then(|filter| {
-            let checked = check_subscription(&filter).map_err(|why| {
-                table.problem("filter", format!("found {}: {why}", quoted(&filter)))
-            })?;
+            let checked = check_subscription(&filter)
+                .map_err(|why| table.problem("filter", format!("found {}: {why}", quoted(&filter))))?;
             taken.take(filter.clone(), table, "filter", &format!("the filter {}", quoted(&filter)))?;
-            if let Some((other, _)) = known.iter().find(|(_, k)| k.covers(&checked) || checked.covers(k)) {
-                broker.remark(
-                    "subscribe",
-                    format!(
-                        "{} and {} overlap: some brokers then send a reading twice",
-                        quoted(other),
-                        quoted(&filter)
-                    ),
-                );
-            }
             // A shared subscription is one of its own for the broker.
             if !filter.starts_with("$share/") {
+                remark_overlap(broker, &known, &filter, &checked);
                 known.push((filter.clone(), checked));
             }
             Ok(filter)
@@ -200,6 +190,13 @@ fn subscriptions(broker: &Section<'_, '_>, tables: &[Section<'_, '_>]) -> Result
     read.into_iter()
         .map(|(filter, qos)| Ok(Subscription { filter: filter?, qos: qos?.unwrap_or(Qos::AtLeastOnce) }))
         .collect()
+}
+
+fn remark_overlap(broker: &Section<'_, '_>, known: &[(String, Filter)], text: &str, filter: &Filter) {
+    if let Some((other, _)) = known.iter().find(|(_, other)| other.covers(filter) || filter.covers(other)) {
+        let what = format!("{} and {} overlap: some brokers then send a reading twice", quoted(other), quoted(text));
+        broker.remark("subscribe", what);
+    }
 }
 
 /// The filter behind `$share/group/`, or the text as it is.
@@ -239,7 +236,9 @@ fn listener(
         Ok(address)
     });
     let users_file = files::path(section, "users_file", env).and_then(|path| match path {
-        Some(path) => files::check_readable(&path).map(|()| Some(path)).map_err(|why| section.problem("users_file", why)),
+        Some(path) => {
+            files::check_readable(&path).map(|()| Some(path)).map_err(|why| section.problem("users_file", why))
+        }
         None => Ok(None),
     });
     let anonymous = section.flag("anonymous");

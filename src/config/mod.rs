@@ -29,8 +29,11 @@ mod routes;
 mod schema;
 mod secret;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod units;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -68,11 +71,8 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
 pub fn parse(text: &str, file: &str, env: &Env) -> Result<Config, Problems> {
     let (root, errors) = DeTable::parse_recoverable(text);
     let notes = Notes::new(text);
-    let read = if errors.is_empty() {
-        read(&Document { notes: &notes, root: root.get_ref() }, env)
-    } else {
-        Err(note_syntax(&notes, &errors))
-    };
+    let document = Document { notes: &notes, root: root.get_ref() };
+    let read = note_syntax(&notes, &errors).and_then(|()| read(&document, env));
     let (problems, remarks) = notes.into_lists();
     match read {
         Ok(config) if problems.is_empty() => Ok(Config { remarks, ..config }),
@@ -104,13 +104,18 @@ fn read(document: &Document<'_, '_>, env: &Env) -> Result<Config, Reported> {
     })
 }
 
-/// Only the parser's description is taken: its long form repeats the line, which may hold a secret.
-fn note_syntax(notes: &Notes<'_>, errors: &[toml::de::Error]) -> Vec<Reported> {
-    let note = |error: &toml::de::Error| {
+/// Of each line the first error: the parser stumbles on over the rest of it. Only the description is taken; the long
+/// form repeats the line, which may hold a secret.
+fn note_syntax(notes: &Notes<'_>, errors: &[toml::de::Error]) -> Result<(), Reported> {
+    let mut lines = BTreeSet::new();
+    let mut noted = Ok(());
+    for error in errors {
         let span = error.span().unwrap_or(0..0);
-        notes.problem(&span, "", format!("not TOML: {}", error.message()))
-    };
-    errors.iter().map(note).collect()
+        if lines.insert(notes.line(&span)) {
+            noted = Err(notes.problem(&span, "", format!("not TOML: {}", error.message())));
+        }
+    }
+    noted
 }
 
 fn read_file(path: &Path) -> Result<String, String> {

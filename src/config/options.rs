@@ -96,6 +96,7 @@ fn from_file(
     Ok(contents.secret)
 }
 
+/// The empty name stands for all options together.
 fn path(option: &str) -> String {
-    format!("options.{}", shown_key(option))
+    if option.is_empty() { "options".into() } else { format!("options.{}", shown_key(option)) }
 }

@@ -130,13 +130,19 @@ pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) 
     known
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(&word, &plain(candidate)), candidate))
-        .filter(|(distance, candidate)| *distance <= candidate.len().div_euclid(3).max(1))
+        .filter(|(distance, candidate)| {
+            let part = word.len() >= SHORTEST_PART_BYTES && candidate.contains(&*word);
+            part || *distance <= candidate.len().div_euclid(3).max(1)
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
 
 /// Longer than any key; the comparison takes quadratic time.
 const LONGEST_TYPO_BYTES: usize = 64;
+
+/// A word of so many letters that is part of a key was probably meant for it: `password` for `password_file`.
+const SHORTEST_PART_BYTES: usize = 4;
 
 #[cfg(test)]
 mod tests {
@@ -156,6 +162,7 @@ mod tests {
         assert_eq!(nearest("max-bytes", keys), Some("max_bytes"));
         assert_eq!(nearest("maxbyte", keys), Some("max_bytes"));
         assert_eq!(nearest("snyc", keys), Some("sync"));
+        assert_eq!(nearest("full", keys), Some("when_full"));
         assert_eq!(nearest("colour", keys), None);
         assert_eq!(nearest("ü".repeat(40).as_str(), keys), None);
     }

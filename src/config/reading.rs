@@ -63,7 +63,11 @@ impl<'t, 'a> Document<'t, 'a> {
                 DeValue::Table(table) => section.table = Some(table),
                 DeValue::Array(array) => {
                     section.header = array.first().map_or(found.span(), toml::Spanned::span);
-                    section.here(format!("there is only one; write {} instead of [[{}]]", schema.header(), schema.name));
+                    section.here(format!(
+                        "there is only one; write {} instead of [[{}]]",
+                        schema.header(),
+                        schema.name
+                    ));
                 }
                 other => {
                     section.here(format!("found {}; this is a table: write {}", article(other), schema.header()));
@@ -108,7 +112,7 @@ impl<'t, 'a> Section<'t, 'a> {
         let text = self.string(spec, &found)?;
         let fits = match spec.kind {
             Kind::Name => is_name(text),
-            Kind::Text(false) | Kind::Path => !text.is_empty(),
+            Kind::Text(false) | Kind::Path | Kind::Folder => !text.is_empty(),
             _ => true,
         };
         if fits { Ok(Some(text.to_owned())) } else { Err(self.refuse(spec, &found, &quoted(text))) }
@@ -356,7 +360,11 @@ impl<'t, 'a> Section<'t, 'a> {
 
     /// Code and schema disagree. A test reads every key, so this does not leave the workshop.
     fn fault(&self, key: &str) -> Reported {
-        self.notes.problem(&self.header, &self.path_of(key), "a fault in this version of tidegate, please report".into())
+        self.notes.problem(
+            &self.header,
+            &self.path_of(key),
+            "a fault in this version of tidegate, please report".into(),
+        )
     }
 }
 
@@ -392,7 +400,7 @@ fn sections<'t, 'a>(
 /// The type of a value, never the value: it may be a secret in the wrong place.
 pub(super) fn article(value: &DeValue<'_>) -> &'static str {
     match value {
-        DeValue::String(_) => "a text",
+        DeValue::String(_) => "text",
         DeValue::Integer(_) => "a whole number",
         DeValue::Float(_) => "a decimal number",
         DeValue::Boolean(_) => "true or false",

@@ -52,7 +52,9 @@ fn from(section: &Section<'_, '_>, text: &str, earlier: &mut Vec<Earlier>) -> Re
     let before = earlier.iter().find(|route| route.from.covers(&filter)).map(|route| route.line);
     earlier.push(Earlier { from: filter.clone(), line: section.line_of("from") });
     match before {
-        Some(line) => Err(refuse(format!("never reached: the route of line {line} matches first; put this one before it"))),
+        Some(line) => {
+            Err(refuse(format!("never reached: the route of line {line} matches first; put this one before it")))
+        }
         None => Ok(filter),
     }
 }

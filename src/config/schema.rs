@@ -14,6 +14,7 @@ pub(super) struct Table {
     pub(super) name: &'static str,
     /// `[[name]]`, may stand many times.
     pub(super) many: bool,
+    #[cfg_attr(not(test), expect(dead_code, reason = "text of config/tidegate.toml, which a test renders"))]
     pub(super) why: &'static str,
     pub(super) keys: &'static [Key],
 }
@@ -35,7 +36,11 @@ pub(super) enum Default {
     /// This value, as TOML.
     Is(&'static str),
     /// A value that depends on the machine: in words, and for example so.
-    Computed(&'static str, &'static str),
+    Computed(
+        #[cfg_attr(not(test), expect(dead_code, reason = "text of config/tidegate.toml, which a test renders"))]
+        &'static str,
+        &'static str,
+    ),
     /// Nothing; for example so.
     Absent(&'static str),
 }
@@ -71,6 +76,7 @@ pub(super) enum Kind {
     Address(bool),
     /// A file.
     Path,
+    Folder,
     /// A list of texts, at least one.
     List,
     /// A list of inline tables, at least one.
@@ -112,17 +118,19 @@ impl Kind {
             Self::Text(true) => "text".into(),
             Self::Text(false) => "text, not empty".into(),
             Self::Flag => "true or false".into(),
-            Self::Choice(words, _) => words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(" or "),
+            Self::Choice(words, _) => one_of(words),
             Self::Count { min, max, reason } => limits("a number", &min.to_string(), &max.to_string(), reason),
             Self::Size { min, max, reason } => {
                 limits("a size with its unit", &show_size(*min), &show_size(*max), reason)
             }
             Self::Time { min, max, whole_seconds, reason } => {
-                let what = if *whole_seconds { "a time in whole seconds with its unit" } else { "a time with its unit" };
+                let what =
+                    if *whole_seconds { "a time in whole seconds with its unit" } else { "a time with its unit" };
                 limits(what, &show_time(*min), &show_time(*max), reason)
             }
             Self::Address(false) => "an IP address with its port".into(),
             Self::Address(true) => "an IP address with its port, or \"\"".into(),
+            Self::Folder => "an absolute path".into(),
             Self::Path => format!("an absolute path, or one that begins with \"{CREDENTIALS}/\""),
             Self::List => "a list of texts, at least one".into(),
             Self::Tables(table) => {
@@ -132,6 +140,14 @@ impl Kind {
             Self::Options => "a table of texts".into(),
             Self::Later(why) => format!("nothing yet: {why}"),
         }
+    }
+}
+
+fn one_of(words: &[&str]) -> String {
+    let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
+    match quoted.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => quoted.concat(),
     }
 }
 
@@ -176,7 +192,7 @@ pub(super) const AGENT: Table = Table {
         },
         Key {
             name: "data_dir",
-            kind: Kind::Path,
+            kind: Kind::Folder,
             default: Default::Computed("$STATE_DIRECTORY, which systemd sets, else as here", "\"/var/lib/tidegate\""),
             why: "Where the buffer lives. Local flash or disk, never a network share.",
         },
@@ -297,12 +313,7 @@ pub(super) const MQTT: Table = Table {
             default: Default::Is("1000"),
             why: "QoS 1 and 2 messages in flight; the broker is told on MQTT 5. Fewer than a commit takes slow it down.",
         },
-        Key {
-            name: "tls",
-            kind: Kind::Later("TLS comes in a later version"),
-            default: Default::Absent(""),
-            why: "",
-        },
+        Key { name: "tls", kind: Kind::Later("TLS comes in a later version"), default: Default::Absent(""), why: "" },
     ],
 };
 
@@ -396,12 +407,7 @@ pub(super) const LISTEN: Table = Table {
             default: Default::Is("\"7d\""),
             why: "How long a client that is away keeps its session, and with it the ids that keep QoS 2 exactly once.",
         },
-        Key {
-            name: "tls",
-            kind: Kind::Later("TLS comes in a later version"),
-            default: Default::Absent(""),
-            why: "",
-        },
+        Key { name: "tls", kind: Kind::Later("TLS comes in a later version"), default: Default::Absent(""), why: "" },
     ],
 };
 

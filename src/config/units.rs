@@ -111,7 +111,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_shown_is_read_as_the_same(value in any::<u64>(), shift in 0_u32..60, ms in 0..(u64::MAX >> 11)) {
+        fn what_is_shown_is_read_as_the_same(value in any::<u64>(), shift in 0_u32..60, ms in 0..(1_u64 << 43)) {
             prop_assert_eq!(size(&show_size(value >> shift)), Ok(value >> shift));
             prop_assert_eq!(time(&show_time(Duration::from_millis(ms >> shift))), Ok(Duration::from_millis(ms >> shift)));
         }

@@ -88,6 +88,12 @@ impl Batch {
         self.events.is_empty() && self.changes.is_empty() && self.receipts.is_empty()
     }
 
+    /// More than answers and changes of the session.
+    #[must_use]
+    pub fn holds_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// Memory it will occupy until it is committed.
     #[must_use]
     pub fn cost_bytes(&self) -> usize {

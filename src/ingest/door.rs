@@ -133,6 +133,12 @@ impl Door {
         self.send(Vec::new(), Vec::new(), Vec::new(), None)
     }
 
+    /// QoS 0 events were dropped of which the ledger was not told. Whoever closes the door tells it first.
+    #[must_use]
+    pub fn owes_report(&self) -> bool {
+        !self.dropped.is_empty()
+    }
+
     /// The buffer has answered a batch.
     pub fn answered(&mut self) {
         self.outstanding = self.outstanding.saturating_sub(1);

@@ -10,6 +10,7 @@ pub mod broker;
 pub mod codec;
 pub mod door;
 pub mod inbox;
+pub mod listener;
 pub mod receipt;
 pub mod status;
 pub mod topics;

@@ -51,6 +51,12 @@ impl Unreleased {
         Self { inherited: ids.clone(), ids }
     }
 
+    /// The same ids for the next connection of a session, under the rule of [`Unreleased::inherited`].
+    #[must_use]
+    pub fn carried_over(self) -> Self {
+        Self::inherited(self.ids)
+    }
+
     /// A QoS 2 PUBLISH came. [`Delivery::New`] asks for an [`IdChange::Add`] in the event's own transaction.
     pub fn publish(&mut self, packet_id: u16, dup: bool) -> Delivery {
         let inherited = !self.inherited.is_empty() && self.inherited.remove(&packet_id);

@@ -84,8 +84,10 @@ fn stderr_is_journal() -> bool {
 }
 
 fn filter(text: &str) -> Result<EnvFilter, String> {
-    check_words(text)?;
-    let asked = EnvFilter::builder().parse(text).map_err(|error| error.to_string())?;
+    let directives: Vec<&str> = text.split(',').map(str::trim).collect();
+    check_words(&directives)?;
+    let text = directives.join(",");
+    let asked = EnvFilter::builder().parse(&text).map_err(|error| error.to_string())?;
     // A library never says more than the level that was asked for as a whole.
     let quiet = asked.max_level_hint().unwrap_or(LevelFilter::WARN).min(LevelFilter::WARN);
     let tamed = LIBRARIES.map(|library| format!("{library}={quiet}")).join(",");
@@ -94,15 +96,15 @@ fn filter(text: &str) -> Result<EnvFilter, String> {
 }
 
 /// The filter language takes any single word for a target at TRACE, which would make silence of a misspelt level.
-fn check_words(text: &str) -> Result<(), String> {
-    for directive in text.split(',').map(str::trim) {
+fn check_words(directives: &[&str]) -> Result<(), String> {
+    for directive in directives {
         if directive.is_empty() {
             return Err("a part between commas is empty".into());
         }
         if directive.contains(['=', '[']) {
             continue;
         }
-        if !LEVELS.contains(&directive.to_ascii_lowercase().as_str()) {
+        if !LEVELS.contains(&&*directive.to_ascii_lowercase()) {
             return Err(format!("{directive:?} is no level; allowed: {}, or target=level", LEVELS.join(", ")));
         }
     }

@@ -29,4 +29,4 @@ mod version;
 #[cfg(test)]
 mod tests;
 
-pub use self::task::run;
+pub use self::task::{run, session_key};

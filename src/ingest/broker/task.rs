@@ -54,6 +54,12 @@ const TOPIC_CACHE_BYTES: usize = 1024 * 1024;
 /// A failure that repeats is said again at most so often.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
+/// Under which the buffer keeps the session at that broker.
+#[must_use]
+pub fn session_key(name: &str) -> Arc<str> {
+    format!("broker:{name}").into()
+}
+
 /// Subscribes at one broker until `stop`. `stored` is what the buffer has kept of the session `broker:<name>`.
 pub async fn run(
     settings: config::Broker,
@@ -63,8 +69,7 @@ pub async fn run(
     pulse: Pulse,
     stop: Stop,
 ) {
-    let key: Arc<str> = format!("broker:{}", settings.name).into();
-    let (door, replies) = Door::new(&entrance, key, Arc::clone(&status));
+    let (door, replies) = Door::new(&entrance, session_key(&settings.name), Arc::clone(&status));
     let session = Session::new(settings, stored, entrance.topics(TOPIC_CACHE_BYTES), Instant::now());
     let mut ticker = interval(TICK);
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);

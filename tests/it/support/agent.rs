@@ -161,7 +161,9 @@ impl Gateway {
             self.http_port,
             self.tables.log
         );
-        for (name, tables) in [("mqtt", &self.tables.mqtt), ("listen", &self.tables.listen), ("route", &self.tables.routes)] {
+        for (name, tables) in
+            [("mqtt", &self.tables.mqtt), ("listen", &self.tables.listen), ("route", &self.tables.routes)]
+        {
             tables.iter().for_each(|table| text.push_str(&format!("[[{name}]]\n{table}\n")));
         }
         for (name, lines) in
@@ -267,7 +269,8 @@ impl Agent {
     /// A sample of `/metrics` by its name and, if any, labels as they stand there.
     pub fn metric(&self, name: &str) -> Outcome<f64> {
         let text = self.get("/metrics")?.body;
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.split(' ').next()?.parse().ok());
+        let value =
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.split(' ').next()?.parse().ok());
         value.ok_or_else(|| Trouble::new(format!("no {name} in:\n{text}")))
     }
 
@@ -305,7 +308,9 @@ impl Agent {
     /// A line of `/proc/<pid>/status` in KiB: `VmRSS`, `VmHWM` (its peak).
     pub fn memory_kib(&self, line: &str) -> Outcome<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let found = status.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(':')?.split_whitespace().next()?.parse().ok());
+        let found = status
+            .lines()
+            .find_map(|l| l.strip_prefix(line)?.strip_prefix(':')?.split_whitespace().next()?.parse().ok());
         found.ok_or_else(|| Trouble::new(format!("no {line} in {status}")))
     }
 

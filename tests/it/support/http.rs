@@ -56,7 +56,8 @@ mod tests {
     fn plain_and_chunked_bodies_are_read() {
         let plain = parse("HTTP/1.1 503 Service Unavailable\r\nX: y\r\n\r\nno").unwrap();
         assert_eq!((plain.status, plain.body.as_str()), (503, "no"));
-        let chunked = parse("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n").unwrap();
+        let chunked =
+            parse("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n").unwrap();
         assert_eq!(chunked.body, "abcde");
     }
 }

@@ -277,7 +277,10 @@ mod tests {
         let payloads: Vec<&[u8]> = reader.read_all().unwrap().iter().map(|record| &record.payload[..]).collect();
         assert_eq!(payloads, [&b"1"[..], b"2", b"\xff\x00"]);
         lease.set(Weather::Cut).unwrap();
-        assert!(produce(&lease.brokers().unwrap(), &topic, &[(b"k", b"3")]).is_err(), "the cut link let a record through");
+        assert!(
+            produce(&lease.brokers().unwrap(), &topic, &[(b"k", b"3")]).is_err(),
+            "the cut link let a record through"
+        );
     }
 
     #[test]

@@ -114,7 +114,8 @@ mod tests {
             for qos in 0..=2 {
                 let name = format!("self-{}-{qos}", version.name());
                 let topic = format!("{name}/t");
-                let (mut subscriber, _) = Connection::open(broker.address(), version, clean(&format!("{name}-s"))).unwrap();
+                let (mut subscriber, _) =
+                    Connection::open(broker.address(), version, clean(&format!("{name}-s"))).unwrap();
                 subscriber.send(&Packet::Subscribe { id: 1, filters: vec![(topic.clone(), 0)] }).unwrap();
                 subscriber.expect("SUBACK", |packet| matches!(packet, Packet::SubAck { .. })).unwrap();
                 let plan = Plan::new(&name, &topic, qos).version(version).count(500);

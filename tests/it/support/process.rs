@@ -46,7 +46,8 @@ impl Process {
 
     /// `TERM`, `STOP`, `CONT`, `KILL` …
     pub fn signal(&self, signal: &str) -> Outcome<()> {
-        let status = Command::new("sh").args(["-c", "kill -\"$0\" \"$1\"", signal, &self.pid().to_string()]).status()?;
+        let status =
+            Command::new("sh").args(["-c", "kill -\"$0\" \"$1\"", signal, &self.pid().to_string()]).status()?;
         if status.success() { Ok(()) } else { trouble!("cannot send {signal} to {}", self.name) }
     }
 

@@ -99,7 +99,13 @@ impl Plan {
     /// Payload of reading `n`: `name/n` and then JSON that differs from reading to reading.
     pub fn payload(&self, n: u64) -> Vec<u8> {
         let value = n.wrapping_mul(2_654_435_761) % 100_000;
-        let mut text = format!("{}/{n} {{\"t\":{},\"v\":{}.{:02},\"u\":\"C\"", self.name, 1_700_000_000 + n, value / 100, value % 100);
+        let mut text = format!(
+            "{}/{n} {{\"t\":{},\"v\":{}.{:02},\"u\":\"C\"",
+            self.name,
+            1_700_000_000 + n,
+            value / 100,
+            value % 100
+        );
         while text.len() + 1 < self.payload_bytes {
             text.push(char::from(b'a' + (text.len() as u64 ^ n) as u8 % 16));
         }

@@ -111,7 +111,10 @@ impl Reader {
 
     /// Reads until the question is answered with yes; then goes on to the end of what is there.
     pub fn read_until(
-        &mut self, what: &str, limit: Duration, mut enough: impl FnMut(&[Record]) -> bool,
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut enough: impl FnMut(&[Record]) -> bool,
     ) -> Outcome<&[Record]> {
         let end = Instant::now() + limit;
         while !enough(&self.records) {

@@ -1,0 +1,268 @@
+//! A chunk: the events of one commit as one blob, an [envelope](super::envelope) around a CBOR sequence.
+//!
+//! Each event is the array `[sequence, arrival ms, flags, route, topic, payload, headers]`. Flags: bits 0 and 1 the QoS,
+//! bit 2 retain. Headers: null, or `[content type or null, correlation data or null, [[name, value], …]]`.
+//! A chunk is read back into memory that its events share: their payloads are slices of it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::envelope::{Damage, Opener, Sealer};
+use super::limits::{CHUNK_RAW_BYTES, TOPICS_KEPT};
+use crate::cbor::{self, Blob};
+use crate::event::{Event, Properties, Qos, RouteId, Sequence, Stored};
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Line<'a>(Sequence, i64, u8, u16, &'a str, #[serde(borrow)] Blob<'a>, #[serde(borrow)] Option<Headers<'a>>);
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Headers<'a>(
+    #[serde(borrow)] Option<&'a str>,
+    #[serde(borrow)] Option<Blob<'a>>,
+    #[serde(borrow)] Vec<(&'a str, &'a str)>,
+);
+
+const QOS_BITS: u8 = 0b011;
+const RETAIN_BIT: u8 = 0b100;
+
+/// Builds chunks, one after the other, in memory that is used again.
+pub(super) struct ChunkWriter {
+    compress: bool,
+    raw: Vec<u8>,
+    sealer: Sealer,
+    open: Option<Extent>,
+}
+
+/// What a chunk holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Extent {
+    pub(super) first: Sequence,
+    pub(super) last: Sequence,
+    pub(super) count: u32,
+    /// Smallest arrival time in it.
+    pub(super) oldest_ms: i64,
+}
+
+impl ChunkWriter {
+    pub(super) fn new(compress: bool) -> Self {
+        Self { compress, raw: Vec::new(), sealer: Sealer::default(), open: None }
+    }
+
+    /// Appends; true when the chunk has its size and must be taken.
+    pub(super) fn push(&mut self, stored: &Stored) -> Result<bool, Damage> {
+        let event = &stored.event;
+        let headers = event.properties.as_deref().map(|p| {
+            let user = p.user.iter().map(|(k, v)| (&**k, &**v)).collect();
+            Headers(p.content_type.as_deref(), p.correlation_data.as_deref().map(Blob), user)
+        });
+        let flags = event.qos.level() | if event.retain { RETAIN_BIT } else { 0 };
+        let (sequence, at, payload) = (stored.sequence, event.arrived_ms, Blob(&event.payload));
+        cbor::append(&Line(sequence, at, flags, event.route.0, &event.topic, payload, headers), &mut self.raw)?;
+        let extent = self.open.get_or_insert(Extent { first: sequence, last: sequence, count: 0, oldest_ms: at });
+        extent.last = sequence;
+        extent.count = extent.count.saturating_add(1);
+        extent.oldest_ms = extent.oldest_ms.min(at);
+        Ok(self.raw.len() >= CHUNK_RAW_BYTES)
+    }
+
+    /// Closes the chunk and hands it over; `None` when nothing was pushed since.
+    pub(super) fn take(&mut self) -> Result<Option<(Extent, &[u8])>, Damage> {
+        let Some(extent) = self.open.take() else { return Ok(None) };
+        let len = u64::try_from(self.raw.len()).unwrap_or(u64::MAX);
+        let body = self.sealer.seal(&self.raw, self.compress);
+        self.raw.clear();
+        self.raw.shrink_to(CHUNK_RAW_BYTES.saturating_mul(2));
+        body.map(|body| Some((extent, body))).ok_or(Damage::TooLong(len))
+    }
+
+    /// Forgets what was pushed.
+    pub(super) fn discard(&mut self) {
+        self.raw.clear();
+        self.open = None;
+    }
+}
+
+/// Reads chunks; equal topics share memory across them.
+#[derive(Default)]
+pub(super) struct ChunkReader {
+    opener: Opener,
+    topics: HashSet<Arc<str>>,
+}
+
+impl ChunkReader {
+    /// The events, if they are what the row says: first and last sequence and, where it is known, their number.
+    pub(super) fn read(&mut self, body: &[u8], first: Sequence, last: Sequence) -> Result<Vec<Stored>, Damage> {
+        let raw = Bytes::from(self.opener.open(body)?);
+        let mut events: Vec<Stored> = Vec::new();
+        for line in cbor::read_sequence::<Line<'_>>(&raw) {
+            let last_topic = events.last().map(|stored| Arc::clone(&stored.event.topic));
+            let stored = self.stored(line?, &raw, last_topic)?;
+            if events.last().is_some_and(|before| before.sequence >= stored.sequence) {
+                return Err(Damage::Content(format!("sequence {} is not in order", stored.sequence)));
+            }
+            events.push(stored);
+        }
+        let found = (events.first().map(|e| e.sequence), events.last().map(|e| e.sequence));
+        if found != (Some(first), Some(last)) {
+            return Err(Damage::Content(format!("holds events {found:?}, not {first} to {last}")));
+        }
+        Ok(events)
+    }
+
+    fn stored(&mut self, line: Line<'_>, raw: &Bytes, last_topic: Option<Arc<str>>) -> Result<Stored, Damage> {
+        let Line(sequence, arrived_ms, flags, route, topic, payload, headers) = line;
+        let qos = Qos::from_level(flags & QOS_BITS).filter(|_| flags & !(QOS_BITS | RETAIN_BIT) == 0);
+        let qos = qos.ok_or_else(|| Damage::Content(format!("flags {flags:#x} of event {sequence}")))?;
+        // The slices are borrowed from `raw`, which is what slice_ref asks for.
+        let properties = headers.map(|Headers(content_type, correlation_data, user)| {
+            Box::new(Properties {
+                content_type: content_type.map(Box::from),
+                correlation_data: correlation_data.map(|data| raw.slice_ref(data.0)),
+                user: user.into_iter().map(|(k, v)| (Box::from(k), Box::from(v))).collect(),
+            })
+        });
+        let event = Event {
+            topic: last_topic.filter(|last| &**last == topic).unwrap_or_else(|| self.topic(topic)),
+            payload: raw.slice_ref(payload.0),
+            qos,
+            retain: flags & RETAIN_BIT != 0,
+            arrived_ms,
+            route: RouteId(route),
+            properties,
+        };
+        Ok(Stored { sequence, event })
+    }
+
+    fn topic(&mut self, topic: &str) -> Arc<str> {
+        if let Some(known) = self.topics.get(topic) {
+            return Arc::clone(known);
+        }
+        if self.topics.len() >= TOPICS_KEPT {
+            self.topics.clear();
+        }
+        let new: Arc<str> = Arc::from(topic);
+        self.topics.insert(Arc::clone(&new));
+        new
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    pub(crate) fn any_event() -> impl Strategy<Value = Event> {
+        let properties = (
+            proptest::option::of("[a-z/]{0,12}"),
+            proptest::option::of(proptest::collection::vec(any::<u8>(), 0..20)),
+            proptest::collection::vec(("[a-zäß]{0,8}", "[a-z0-9]{0,8}"), 0..4),
+        )
+            .prop_map(|(content_type, correlation, user)| Properties {
+                content_type: content_type.map(Into::into),
+                correlation_data: correlation.map(Into::into),
+                user: user.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
+            });
+        let payload = prop_oneof![
+            8 => proptest::collection::vec(any::<u8>(), 0..60),
+            1 => (0usize..70_000).prop_map(|len| (0..len).map(|i| u8::try_from(i * i % 251).unwrap()).collect()),
+        ];
+        ("[a-cé/]{1,10}", payload, 0u8..3, any::<bool>(), any::<i64>(), 0u16..3, proptest::option::of(properties))
+            .prop_map(|(topic, payload, qos, retain, arrived_ms, route, properties)| Event {
+                topic: topic.into(),
+                payload: payload.into(),
+                qos: Qos::from_level(qos).unwrap(),
+                retain,
+                arrived_ms,
+                route: RouteId(route),
+                properties: properties.map(Box::new),
+            })
+    }
+
+    fn chunk(events: &[Event], compress: bool) -> (Vec<Stored>, Extent, Vec<u8>) {
+        let mut writer = ChunkWriter::new(compress);
+        let stored: Vec<Stored> =
+            (7..).zip(events).map(|(sequence, e)| Stored { sequence, event: e.clone() }).collect();
+        for event in &stored {
+            writer.push(event).unwrap();
+        }
+        let (extent, body) = writer.take().unwrap().unwrap();
+        let body = body.to_vec();
+        assert!(writer.take().unwrap().is_none());
+        (stored, extent, body)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn events_come_back_as_they_went_in(
+            events in proptest::collection::vec(any_event(), 1..20), compress in any::<bool>(),
+        ) {
+            let (stored, extent, body) = chunk(&events, compress);
+            prop_assert_eq!(extent.count as usize, stored.len());
+            let back = ChunkReader::default().read(&body, extent.first, extent.last).unwrap();
+            prop_assert_eq!(back, stored);
+            prop_assert!(ChunkReader::default().read(&body, extent.first + 1, extent.last + 1).is_err());
+        }
+
+        #[test]
+        fn cbor_is_byte_for_byte_what_ciborium_writes(events in proptest::collection::vec(any_event(), 1..6)) {
+            let (stored, extent, body) = chunk(&events, false);
+            let raw = Opener::default().open(&body).unwrap();
+            let mut theirs = Vec::new();
+            for Stored { sequence, event } in &stored {
+                let headers = event.properties.as_deref().map(|p| Headers(
+                    p.content_type.as_deref(),
+                    p.correlation_data.as_deref().map(Blob),
+                    p.user.iter().map(|(k, v)| (&**k, &**v)).collect(),
+                ));
+                let flags = event.qos.level() | u8::from(event.retain) << 2;
+                let blob = Blob(&event.payload);
+                let line = Line(*sequence, event.arrived_ms, flags, event.route.0, &event.topic, blob, headers);
+                ciborium::into_writer(&line, &mut theirs).unwrap();
+            }
+            prop_assert_eq!(raw, theirs);
+            prop_assert_eq!(extent.first, 7);
+        }
+
+        #[test]
+        fn no_content_behind_a_right_checksum_makes_it_panic(
+            events in proptest::collection::vec(any_event(), 1..3),
+            flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let (_, extent, body) = chunk(&events, false);
+            let mut raw = Opener::default().open(&body).unwrap();
+            for (at, value) in flips {
+                let at = at.index(raw.len());
+                raw[at] = value;
+            }
+            raw.truncate(cut.index(raw.len() + 1));
+            let mut sealer = Sealer::default();
+            let forged = sealer.seal(&raw, true).unwrap();
+            if let Ok(read) = ChunkReader::default().read(forged, extent.first, extent.last) {
+                prop_assert!(read.windows(2).all(|pair| pair[0].sequence < pair[1].sequence));
+            }
+        }
+    }
+
+    #[test]
+    fn equal_topics_share_memory() {
+        let event = Event {
+            topic: "a/b".into(),
+            payload: Bytes::from_static(b"1"),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            arrived_ms: 0,
+            route: RouteId(1),
+            properties: None,
+        };
+        let other = Event { topic: "c".into(), ..event.clone() };
+        let (_, extent, body) = chunk(&[event.clone(), other, event], true);
+        let back = ChunkReader::default().read(&body, extent.first, extent.last).unwrap();
+        assert!(Arc::ptr_eq(&back[0].event.topic, &back[2].event.topic));
+    }
+}

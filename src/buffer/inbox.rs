@@ -1,0 +1,129 @@
+//! What waits for the buffer thread: arrivals from ingest, settlements from forward.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::{Weak, mpsc};
+use std::time::Duration;
+
+use super::books::Books;
+use super::commit::Batch;
+use super::settle::Pending;
+use super::settlement::{Settlement, Ticket};
+use super::{Arrivals, limits::TICK};
+
+/// The thread's ends of both queues, and what was taken from them for the next transaction.
+pub(super) struct Inbox<R> {
+    arrivals: mpsc::Receiver<Arrivals<R>>,
+    settlements: mpsc::Receiver<(Ticket, Settlement)>,
+    doors: Weak<()>,
+    settler_gone: bool,
+    pub(super) batch: Batch<R>,
+    pub(super) pending: Pending,
+    /// Settlements in a transaction whose outcome is unknown. While there are some, the batch does not grow either:
+    /// what is found on disk later must be exactly what was attempted.
+    doubtful: Option<Pending>,
+}
+
+impl<R> Inbox<R> {
+    pub(super) fn new(
+        arrivals: Receiver<Arrivals<R>>,
+        doors: Weak<()>,
+        settlements: Receiver<(Ticket, Settlement)>,
+    ) -> Self {
+        Self {
+            arrivals,
+            settlements,
+            doors,
+            settler_gone: false,
+            batch: Batch::new(),
+            pending: Pending::default(),
+            doubtful: None,
+        }
+    }
+
+    /// Waits up to [`TICK`] for something to do, unless there is something. True when nothing came.
+    pub(super) fn wait(&mut self, full: bool, books: &Books) -> bool {
+        let mut quiet = false;
+        if full || self.ingest_gone() {
+            quiet = !self.wait_for_settlement(TICK, books);
+        } else if self.batch.is_empty() {
+            match self.arrivals.recv_timeout(TICK) {
+                Ok(arrivals) => self.batch.add(arrivals, books.next),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => quiet = true,
+            }
+        }
+        let arrived = self.take_arrivals(books);
+        self.take_settlements(books);
+        quiet && arrived == 0
+    }
+
+    /// Takes what has arrived; how many.
+    pub(super) fn take_arrivals(&mut self, books: &Books) -> usize {
+        let mut taken = 0_usize;
+        while let Ok(arrivals) = self.arrivals.try_recv() {
+            self.batch.add(arrivals, books.next);
+            taken = taken.saturating_add(1);
+        }
+        taken
+    }
+
+    /// Waits for a settlement without touching the arrivals; true when one came.
+    pub(super) fn wait_for_settlement(&mut self, wait: Duration, books: &Books) -> bool {
+        if self.settler_gone {
+            std::thread::sleep(wait);
+            return false;
+        }
+        match self.settlements.recv_timeout(wait) {
+            Ok((ticket, settlement)) => {
+                self.pending.add(ticket, settlement, books, self.doubtful.as_ref());
+                self.take_settlements(books);
+                true
+            }
+            Err(RecvTimeoutError::Timeout) => false,
+            Err(RecvTimeoutError::Disconnected) => {
+                self.settler_gone = true;
+                false
+            }
+        }
+    }
+
+    /// A transaction of batch and pending settlements failed, and nobody knows how.
+    pub(super) fn doubt(&mut self) {
+        self.doubtful = Some(std::mem::take(&mut self.pending));
+    }
+
+    /// It did not happen.
+    pub(super) fn undone(&mut self) {
+        if let Some(mut doubtful) = self.doubtful.take() {
+            doubtful.absorb(std::mem::take(&mut self.pending));
+            self.pending = doubtful;
+        }
+    }
+
+    /// It did happen: what was in it.
+    pub(super) fn done(&mut self) -> Pending {
+        self.doubtful.take().unwrap_or_default()
+    }
+
+    /// Nobody can send arrivals any more, and all that were sent are in the batch.
+    pub(super) fn ingest_gone(&self) -> bool {
+        self.doors.strong_count() == 0
+    }
+
+    /// Nobody can send anything any more.
+    pub(super) fn closed(&self) -> bool {
+        self.ingest_gone() && self.settler_gone
+    }
+
+    fn take_settlements(&mut self, books: &Books) {
+        loop {
+            match self.settlements.try_recv() {
+                Ok((ticket, settlement)) => self.pending.add(ticket, settlement, books, self.doubtful.as_ref()),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    self.settler_gone = true;
+                    return;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The ledger: what became of every event, by route, since the buffer was made.
+//!
+//! custody rule 7: `received = delivered + dead_lettered + dropped + purged + held` in every committed state. Each
+//! method books both sides at once, so no caller can break it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::LedgerLine;
+use super::books::LedgerRow;
+use crate::event::RouteId;
+
+/// The books of all routes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Ledger(BTreeMap<RouteId, Line>);
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Line {
+    received: u64,
+    delivered: u64,
+    dead_lettered: u64,
+    dropped: u64,
+    purged: u64,
+    held: u64,
+}
+
+impl Ledger {
+    /// Events taken in and held.
+    pub(super) fn stored(&mut self, route: RouteId, events: u64) {
+        let line = self.line(route);
+        line.received = line.received.saturating_add(events);
+        line.held = line.held.saturating_add(events);
+    }
+
+    /// Events that found no room.
+    pub(super) fn dropped(&mut self, route: RouteId, events: u64) {
+        let line = self.line(route);
+        line.received = line.received.saturating_add(events);
+        line.dropped = line.dropped.saturating_add(events);
+    }
+
+    /// Held events that Kafka has.
+    pub(super) fn delivered(&mut self, route: RouteId, events: u64) {
+        let line = self.line(route);
+        let moved = events.min(line.held);
+        debug_assert_eq!(moved, events, "more delivered than held");
+        line.held = line.held.saturating_sub(moved);
+        line.delivered = line.delivered.saturating_add(moved);
+    }
+
+    /// A held event that Kafka will never take.
+    pub(super) fn dead_lettered(&mut self, route: RouteId) {
+        let line = self.line(route);
+        let moved = line.held.min(1);
+        debug_assert_eq!(moved, 1, "more dead letters than held");
+        line.held = line.held.saturating_sub(moved);
+        line.dead_lettered = line.dead_lettered.saturating_add(moved);
+    }
+
+    /// Opens the line of a route.
+    pub(super) fn open(&mut self, route: RouteId) {
+        self.line(route);
+    }
+
+    /// As status and metrics show it; `names` by route id.
+    pub(super) fn lines(&self, names: &BTreeMap<RouteId, Arc<str>>) -> Vec<(RouteId, LedgerLine)> {
+        let line = |(route, line): (&RouteId, &Line)| {
+            let &Line { received, delivered, dead_lettered, dropped, purged, held } = line;
+            let name = names.get(route).cloned().unwrap_or_else(|| Arc::from(""));
+            (*route, LedgerLine { route: name, received, delivered, dead_lettered, dropped, purged, held })
+        };
+        self.0.iter().map(line).collect()
+    }
+
+    /// As the state row has it.
+    pub(super) fn rows(&self) -> Vec<LedgerRow> {
+        debug_assert!(self.balanced(), "{self:?}");
+        let row = |(route, l): (&RouteId, &Line)| {
+            (route.0, l.received, l.delivered, l.dead_lettered, l.dropped, l.purged, l.held)
+        };
+        self.0.iter().map(row).collect()
+    }
+
+    pub(super) fn from_rows(rows: Vec<LedgerRow>) -> Self {
+        let line = |(route, received, delivered, dead_lettered, dropped, purged, held)| {
+            (RouteId(route), Line { received, delivered, dead_lettered, dropped, purged, held })
+        };
+        Self(rows.into_iter().map(line).collect())
+    }
+
+    /// Does every line add up?
+    pub(super) fn balanced(&self) -> bool {
+        self.0.values().all(|line| {
+            let parts = [line.delivered, line.dead_lettered, line.dropped, line.purged, line.held];
+            parts.iter().fold(0_u64, |sum, part| sum.saturating_add(*part)) == line.received
+        })
+    }
+
+    fn line(&mut self, route: RouteId) -> &mut Line {
+        self.0.entry(route).or_default()
+    }
+}

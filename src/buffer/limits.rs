@@ -1,0 +1,101 @@
+//! Every number of the buffer, with its unit and its reason.
+
+use std::time::Duration;
+
+/// Memory for events that wait for their commit. A commit on an SD card takes up to 50 ms and 30,000 events/s of 260
+/// bytes (100 payload, 160 structs) fill 390 KB meanwhile; 2 MiB is five such commits, and a tenth of the agent's 20 MB.
+pub(super) const INTAKE_BYTES: usize = 2 * 1024 * 1024;
+
+/// Memory for events that are on disk and that the forwarder has not taken yet. 2,000 events of 260 bytes: at 30,000
+/// events/s the forwarder may fall 65 ms behind before it has to read the disk.
+pub(super) const LIVE_BYTES: usize = 512 * 1024;
+
+/// Raw size at which a chunk is closed. A reader holds one chunk at a time, and zstd gains nothing beyond this size.
+pub(super) const CHUNK_RAW_BYTES: usize = 256 * 1024;
+
+/// One call of `Outlet::next` returns about this much.
+pub(super) const NEXT_BYTES: usize = 256 * 1024;
+
+/// Chunks that one read looks at: with a lone event in each chunk this keeps a read transaction below a millisecond.
+pub(super) const NEXT_CHUNKS: u32 = 64;
+
+/// Largest raw length that a body may announce: one MQTT packet (256 MiB) and the frame around it. Larger is damage.
+pub(super) const MAX_RAW_BYTES: usize = 272 * 1024 * 1024;
+
+/// Topics that a reader remembers, so that equal topics share memory: 1,024 of 100 bytes are 100 KB.
+pub(super) const TOPICS_KEPT: usize = 1024;
+
+/// Longest sleep of the buffer thread: settlements that arrive alone are on disk this soon, and the pulse needs one
+/// beat a second.
+pub(super) const TICK: Duration = Duration::from_millis(200);
+
+/// Under load the thread looks for company in steps of this length. Shorter steps cost more CPU than they save bytes;
+/// a step without company ends the wait, so this is what a publisher with a small window pays.
+pub(super) const GATHER_STEP: Duration = Duration::from_micros(500);
+
+/// Under load a commit waits no longer than this for company: 240 events at 30,000/s, 8 ms of a publisher's patience.
+pub(super) const GATHER_LONGEST: Duration = Duration::from_millis(8);
+
+/// Raw bytes that need no more company: about 450 events of 100 bytes, 8 to 10 KiB compressed, so that the pages that
+/// every commit writes (leaf, state, head) are a small part of it.
+pub(super) const GATHER_BYTES: usize = 64 * 1024;
+
+/// Commits with fewer events than this never make the next one wait: nothing is gained by joining a handful.
+pub(super) const GATHER_EVENTS: usize = 8;
+
+/// Load is high while events are at most this far apart (4,000 events/s).
+pub(super) const GATHER_SPACING: Duration = Duration::from_micros(250);
+
+/// After waits that brought nothing, 2, 4, … up to 2^6 commits do not wait: publishers with a small window stay fast.
+pub(super) const GATHER_FUTILE: u32 = 6;
+
+/// With `commit_delay`, company up to this size is waited for; above, half of the intake is used and ingest would stall.
+pub(super) const DELAY_BYTES: usize = INTAKE_BYTES / 2;
+
+/// SQLite's page. Smaller pages write more per large chunk, larger ones more per small commit (measured: 4 KiB is best).
+pub(super) const PAGE_BYTES: u64 = 4096;
+
+/// Pages in the write-ahead log at which SQLite writes them back: 16 MiB of disk, 32 KiB of shared memory. Pages that
+/// change often are written back once in that span; from 4,000 on the gain is small (measured).
+pub(super) const WAL_PAGES: u64 = 4000;
+
+/// Small buffers keep the log below a quarter of their size, but not below this many pages.
+pub(super) const WAL_PAGES_LEAST: u64 = 64;
+
+/// SQLite's page cache, KiB a connection. The tree above a gigabyte of chunks is about 100 pages; the rest is read once.
+pub(super) const CACHE_KIB: i64 = 512;
+
+/// Room above `max_bytes` that only SQLite's own limit guards: one full intake (2 MiB) that was admitted just below the
+/// limit, and the pages that settlements need to move events to a parked lane or to the dead letters.
+pub(super) const HEADROOM_BYTES: u64 = 8 * 1024 * 1024;
+
+/// … and this part of `max_bytes`, because what moves grows with what is held.
+pub(super) const HEADROOM_DIVISOR: u64 = 32;
+
+/// Once full, the intake opens again below this many hundredths of `max_bytes`, so that it does not flutter.
+pub(super) const RESUME_PERCENT: u64 = 95;
+
+/// When SQLite or the disk has no room although the limit is not reached, storing is tried again this often.
+pub(super) const NO_SPACE_RETRY: Duration = Duration::from_secs(1);
+
+/// How long SQLite waits for a lock. Only a checkpoint against a reader, or a person with a shell, can hold one.
+pub(super) const BUSY_WAIT: Duration = Duration::from_secs(5);
+
+/// Sequences that the side file reserves at a time: one rename and two syncs a million events.
+pub(super) const RESERVE_SEQUENCES: u64 = 1_000_000;
+
+/// The side file's mark of what is committed is at most this old. It bounds what can vanish unnoticed.
+pub(super) const MARK_EVERY: Duration = Duration::from_secs(30);
+
+/// Status is published at most this often.
+pub(super) const STATUS_EVERY: Duration = Duration::from_millis(100);
+
+/// A settled span above the cursor is swept for whole chunks from this length on. Shorter ones are the ordinary
+/// disorder of delivery reports, which the cursor passes a moment later.
+pub(super) const SWEEP_SEQUENCES: u64 = 1024;
+
+/// A disk that fails while the agent stops gets this long; what is left then was never acknowledged.
+pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A failing disk is mentioned again at most this often.
+pub(super) const SAY_AGAIN: Duration = Duration::from_secs(60);

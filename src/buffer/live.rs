@@ -1,0 +1,199 @@
+//! Events on their way from the commit to the forwarder, in memory: moved, not copied, never decoded again.
+//!
+//! The window is bounded ([`LIVE_BYTES`]). When the forwarder is behind, the commit thread drops its copy and only
+//! says how far the disk goes; the forwarder sees the gap in the sequences and reads it from there.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::limits::{LIVE_BYTES, NEXT_BYTES};
+use crate::event::{Sequence, Stored};
+
+/// The window. The commit thread fills it, the outlet empties it.
+#[derive(Debug)]
+pub(super) struct Live {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Inner {
+    batches: VecDeque<(usize, Vec<Stored>)>,
+    bytes: usize,
+    /// The highest sequence on disk.
+    committed: Sequence,
+    closed: bool,
+}
+
+/// Where the next events are.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// Here, directly behind the position.
+    Memory(Vec<Stored>),
+    /// On disk, up to this sequence at least.
+    Disk { committed: Sequence },
+    /// There are none yet.
+    Nowhere,
+    /// There are none, and no more will come.
+    Closed,
+}
+
+impl Live {
+    pub(super) fn new(committed: Sequence) -> Self {
+        let inner = Inner { batches: VecDeque::new(), bytes: 0, committed, closed: false };
+        Self { inner: Mutex::new(inner), changed: Condvar::new() }
+    }
+
+    /// After COMMIT: these events are on disk.
+    pub(super) fn offer(&self, events: Vec<Stored>) {
+        let Some(last) = events.last().map(|event| event.sequence) else { return };
+        let cost = events.iter().fold(0_usize, |sum, event| sum.saturating_add(event.event.cost_bytes()));
+        let mut inner = self.lock();
+        inner.committed = last;
+        let bytes = inner.bytes.saturating_add(cost);
+        if bytes <= LIVE_BYTES {
+            inner.bytes = bytes;
+            inner.batches.push_back((cost, events));
+        }
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    /// Nothing more will come.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// What comes after `position`, waiting up to `wait` for it.
+    pub(super) fn after(&self, position: Sequence, wait: Duration) -> Place {
+        let deadline = Instant::now().checked_add(wait);
+        let mut inner = self.lock();
+        loop {
+            inner.drop_until(position);
+            if let Some(events) = inner.take_behind(position) {
+                return Place::Memory(events);
+            }
+            if inner.committed > position {
+                return Place::Disk { committed: inner.committed };
+            }
+            if inner.closed {
+                return Place::Closed;
+            }
+            let left = deadline.map_or(wait, |deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Place::Nowhere;
+            }
+            inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Forgets what the position has passed.
+    fn drop_until(&mut self, position: Sequence) {
+        while let Some((cost, events)) = self.batches.front_mut() {
+            if events.last().is_some_and(|event| event.sequence > position) {
+                if events.first().is_some_and(|event| event.sequence <= position) {
+                    events.retain(|event| event.sequence > position);
+                }
+                return;
+            }
+            self.bytes = self.bytes.saturating_sub(*cost);
+            self.batches.pop_front();
+        }
+    }
+
+    /// The first batch, if it begins right behind the position; at most about [`NEXT_BYTES`] of it.
+    fn take_behind(&mut self, position: Sequence) -> Option<Vec<Stored>> {
+        let (cost, events) = self.batches.front_mut()?;
+        if events.first()?.sequence != position.checked_add(1)? {
+            return None;
+        }
+        let mut taken_bytes = 0_usize;
+        let fits = events.iter().take_while(|event| {
+            let before = taken_bytes;
+            taken_bytes = taken_bytes.saturating_add(event.event.cost_bytes());
+            before < NEXT_BYTES
+        });
+        let fits = fits.count();
+        if fits < events.len() {
+            let rest = events.split_off(fits);
+            let rest_cost = rest.iter().fold(0_usize, |sum, event| sum.saturating_add(event.event.cost_bytes()));
+            self.bytes = self.bytes.saturating_sub(cost.saturating_sub(rest_cost));
+            *cost = rest_cost;
+            return Some(std::mem::replace(events, rest));
+        }
+        self.bytes = self.bytes.saturating_sub(*cost);
+        self.batches.pop_front().map(|(_, events)| events)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::event::{Event, Qos, RouteId};
+
+    fn events(sequences: std::ops::RangeInclusive<u64>, payload: usize) -> Vec<Stored> {
+        let event = Event {
+            topic: "t".into(),
+            payload: Bytes::from(vec![0; payload]),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            arrived_ms: 0,
+            route: RouteId(1),
+            properties: None,
+        };
+        sequences.map(|sequence| Stored { sequence, event: event.clone() }).collect()
+    }
+
+    fn sequences(place: Place) -> Vec<u64> {
+        let Place::Memory(events) = place else { panic!("{place:?}") };
+        events.iter().map(|event| event.sequence).collect()
+    }
+
+    #[test]
+    fn events_come_from_memory_only_right_behind_the_position() {
+        let live = Live::new(4);
+        live.offer(events(5..=8, 1));
+        assert!(matches!(live.after(2, Duration::ZERO), Place::Disk { committed: 8 }));
+        assert_eq!(sequences(live.after(6, Duration::ZERO)), [7, 8]);
+        assert!(matches!(live.after(8, Duration::ZERO), Place::Nowhere));
+        live.close();
+        assert!(matches!(live.after(8, Duration::ZERO), Place::Closed));
+        assert!(matches!(live.after(7, Duration::ZERO), Place::Disk { committed: 8 }));
+    }
+
+    #[test]
+    fn a_full_window_sends_the_forwarder_to_the_disk_and_recovers() {
+        let live = Live::new(0);
+        live.offer(events(1..=1, LIVE_BYTES / 2));
+        live.offer(events(2..=2, LIVE_BYTES));
+        live.offer(events(3..=3, 1));
+        assert_eq!(sequences(live.after(0, Duration::ZERO)), [1]);
+        assert!(matches!(live.after(1, Duration::ZERO), Place::Disk { committed: 3 }));
+        assert_eq!(sequences(live.after(2, Duration::ZERO)), [3]);
+        assert_eq!(live.lock().bytes, 0);
+    }
+
+    #[test]
+    fn a_large_batch_is_handed_out_in_pieces() {
+        let live = Live::new(0);
+        live.offer(events(1..=40, 10_000));
+        let mut position = 0;
+        let mut calls = 0;
+        while let Place::Memory(events) = live.after(position, Duration::ZERO) {
+            assert!(events.iter().map(|e| e.event.cost_bytes()).sum::<usize>() < NEXT_BYTES + 11_000);
+            position = events.last().unwrap().sequence;
+            calls += 1;
+        }
+        assert_eq!((position, calls, live.lock().bytes), (40, 2, 0));
+    }
+}

@@ -1,0 +1,94 @@
+//! What the buffer thread does after a failed transaction (custody rule 6: in doubt, stop, and go on from what the
+//! disk says).
+//!
+//! A failed COMMIT may have happened: after a failed sync the row can be there or not. So nothing is acknowledged, the
+//! connection is dropped, and the database is opened again; the log is written back into it and synced, because its
+//! pages may be in memory only; then the number of the last transaction tells. It is the attempted one: the batch is
+//! durable and acknowledged. It is the one before: the batch is stored again. It is any other: somebody exchanged the
+//! file, and the thread waits for a person.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rusqlite::Connection;
+
+use super::books::Books;
+use super::checkpoint;
+use super::error::{CloseError, WriteError};
+use super::limits::{STOP_PATIENCE, TICK};
+use super::pace;
+use super::writer::Writer;
+
+impl<R> Writer<R> {
+    /// Returns with a database whose books are known.
+    pub(super) fn recover(&mut self, error: &WriteError) -> Result<Connection, CloseError> {
+        self.failed(error);
+        self.inbox.doubt();
+        loop {
+            self.pause()?;
+            match self.reopen() {
+                Ok((connection, on_disk)) => {
+                    self.resolve(on_disk);
+                    return Ok(connection);
+                }
+                Err(error) => self.failed(&error),
+            }
+        }
+    }
+
+    fn failed(&mut self, error: &WriteError) {
+        self.counts.write_failures = self.counts.write_failures.saturating_add(1);
+        self.counts.publish_due = true;
+        self.counts.trouble.failed(error);
+        let failures = self.counts.write_failures;
+        self.outside.status.send_modify(|status| Arc::make_mut(status).write_failures = failures);
+    }
+
+    /// Waits before the next try. The thread is alive meanwhile, and settlements do not pile up.
+    fn pause(&mut self) -> Result<(), CloseError> {
+        let start = Instant::now();
+        let wait = self.counts.backoff.next_wait();
+        loop {
+            if self.inbox.closed() {
+                let since = *self.counts.stuck_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= STOP_PATIENCE {
+                    let (events, cause) = (self.inbox.batch.events(), self.counts.trouble.text());
+                    return Err(CloseError::Unwritten { events, cause });
+                }
+            }
+            let left = pace::left(start, wait, Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            self.pulse.beat();
+            self.inbox.wait_for_settlement(left.min(TICK), &self.books);
+        }
+    }
+
+    fn reopen(&self) -> Result<(Connection, Books), WriteError> {
+        let connection = self.database.open_existing()?;
+        self.database.apply(&connection)?;
+        if !checkpoint(&connection)? {
+            return Err(WriteError::LogInUse);
+        }
+        let on_disk = Books::load(&connection)?;
+        let found = on_disk.transaction;
+        if found != self.durable && found != self.durable.saturating_add(1) {
+            return Err(WriteError::Strange { expected: self.durable, found });
+        }
+        Ok((connection, on_disk))
+    }
+
+    fn resolve(&mut self, on_disk: Books) {
+        let happened = on_disk.transaction != self.durable;
+        tracing::info!(transaction = on_disk.transaction, happened, "buffer: opened again after a failed write");
+        self.books = on_disk;
+        if happened {
+            let pending = self.inbox.done();
+            let events = if self.attempted_batch { self.inbox.batch.found_on_disk(&self.books) } else { Vec::new() };
+            self.committed(events, &pending);
+        } else {
+            self.inbox.undone();
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! QoS 2 packet ids of the MQTT sessions: changed in the same transaction as the events they came with, so that a
+//! repeat after any crash is recognised and a PUBCOMP never runs ahead of the disk.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::books::seal_packet_ids;
+use super::clock;
+use super::envelope::Sealer;
+use super::error::WriteError;
+use super::statements::Statements;
+use super::{IdChange, SessionChange, StoredSession};
+use crate::planted::{Bug, planted};
+
+/// Applies all changes in order and writes each changed session once.
+pub(super) fn apply(
+    changes: &[SessionChange],
+    sessions: &mut HashMap<Arc<str>, StoredSession>,
+    tx: &mut Statements<'_>,
+    raw: &mut Vec<u8>,
+    sealer: &mut Sealer,
+) -> Result<(), WriteError> {
+    if changes.is_empty() || planted(Bug::ForgetPacketIds) {
+        return Ok(());
+    }
+    let now_ms = clock::now_ms();
+    let mut changed: BTreeSet<&Arc<str>> = BTreeSet::new();
+    for SessionChange { session, changes } in changes {
+        changed.insert(session);
+        for change in changes {
+            apply_one(*change, session, sessions, now_ms);
+        }
+    }
+    for name in changed {
+        match sessions.get(name) {
+            Some(StoredSession { packet_ids, used_ms, expiry_s }) => {
+                let body = seal_packet_ids(packet_ids, raw, sealer)?;
+                tx.upsert_session.execute((&**name, used_ms, expiry_s, body))?;
+            }
+            None => {
+                tx.delete_session.execute([&**name])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn apply_one(change: IdChange, name: &Arc<str>, sessions: &mut HashMap<Arc<str>, StoredSession>, now_ms: i64) {
+    if change == IdChange::Forget {
+        sessions.remove(name);
+        return;
+    }
+    // A session nobody announced is kept: forgetting its ids could let a repeat through.
+    let new = || StoredSession { expiry_s: u32::MAX, ..StoredSession::default() };
+    let session = sessions.entry(Arc::clone(name)).or_insert_with(new);
+    session.used_ms = now_ms;
+    match change {
+        IdChange::Add(id) => {
+            session.packet_ids.insert(id);
+        }
+        IdChange::Remove(id) => {
+            session.packet_ids.remove(&id);
+        }
+        IdChange::Keep(expiry_s) => session.expiry_s = expiry_s,
+        IdChange::Forget => {}
+    }
+}

@@ -1,0 +1,114 @@
+//! What became of events, and forward's end of the queue that tells the buffer.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+
+use super::{LaneId, Stopped};
+use crate::delivered::Delivered;
+use crate::event::{RouteId, Sequence};
+
+/// What became of events.
+///
+/// A sequence that is settled already is ignored: after a rewind the same event may be reported twice.
+#[derive(Debug, Default)]
+pub struct Settlement {
+    /// Main lane: confirmed by Kafka.
+    pub delivered: Vec<Delivered>,
+    /// Main lane: to the dead letters. The buffer itself copies the event out of its chunk.
+    pub dead: Vec<DeadLetter>,
+    /// Main lane: to the lane of their Kafka topic, in this order. The buffer itself copies the events.
+    pub parked: Vec<Parked>,
+    /// Chunks of a parked lane that are settled as a whole: lane, chunk id, its confirmed events, its dead letters.
+    /// A chunk that these do not cover exactly stays where it is.
+    pub lane_chunks: Vec<(LaneId, i64, Vec<Delivered>, Vec<DeadLetter>)>,
+}
+
+/// An event that Kafka will never take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Which.
+    pub sequence: Sequence,
+    /// Its ledger line.
+    pub route: RouteId,
+    /// The Kafka topic it was meant for; empty when no route matched.
+    pub kafka_topic: Arc<str>,
+    /// Why, in words for the operator.
+    pub reason: String,
+}
+
+/// An event whose Kafka topic is missing or forbidden.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parked {
+    /// Which.
+    pub sequence: Sequence,
+    /// Where it waits for.
+    pub kafka_topic: Arc<str>,
+}
+
+/// Number of a settlement: it is on disk when [`Settler::applied`] has reached it.
+pub type Ticket = u64;
+
+/// Forward's end of the queue to the buffer thread.
+#[derive(Debug)]
+pub struct Settler {
+    queue: Mutex<Queue>,
+    applied: Arc<Applied>,
+}
+
+/// The number and the place in the queue are given in one step, so that tickets are applied in order.
+#[derive(Debug)]
+struct Queue {
+    last: Ticket,
+    sender: mpsc::Sender<(Ticket, Settlement)>,
+}
+
+/// What the buffer thread tells the settler after each commit.
+#[derive(Debug, Default)]
+pub(super) struct Applied {
+    ticket: AtomicU64,
+    lanes: Mutex<HashMap<Arc<str>, LaneId>>,
+}
+
+impl Settler {
+    pub(super) fn new(applied: Arc<Applied>) -> (Self, mpsc::Receiver<(Ticket, Settlement)>) {
+        let (sender, receiver) = mpsc::channel();
+        (Self { queue: Mutex::new(Queue { last: 0, sender }), applied }, receiver)
+    }
+
+    /// Queues a settlement; it is committed together with the next events, or within 200 ms.
+    ///
+    /// # Errors
+    /// When the buffer has stopped; what was not applied will be sent again.
+    pub fn settle(&self, settlement: Settlement) -> Result<Ticket, Stopped> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let ticket = queue.last.saturating_add(1);
+        queue.sender.send((ticket, settlement)).map_err(|mpsc::SendError(_)| Stopped)?;
+        queue.last = ticket;
+        Ok(ticket)
+    }
+
+    /// The newest ticket that is on disk, all older ones included.
+    #[must_use]
+    pub fn applied(&self) -> Ticket {
+        self.applied.ticket.load(Ordering::Acquire)
+    }
+
+    /// The lane of that Kafka topic, once a settlement that parks to it was applied.
+    #[must_use]
+    pub fn lane(&self, kafka_topic: &str) -> Option<LaneId> {
+        self.applied.lanes.lock().unwrap_or_else(PoisonError::into_inner).get(kafka_topic).copied()
+    }
+}
+
+impl Applied {
+    /// After COMMIT.
+    pub(super) fn reached(&self, ticket: Ticket) {
+        self.ticket.fetch_max(ticket, Ordering::Release);
+    }
+
+    /// After a COMMIT that made or removed lanes.
+    pub(super) fn set_lanes(&self, lanes: impl Iterator<Item = (Arc<str>, LaneId)>) {
+        *self.lanes.lock().unwrap_or_else(PoisonError::into_inner) = lanes.collect();
+    }
+}

@@ -1,0 +1,114 @@
+//! The limit on disk: measured after each commit, announced once when it is reached and once when it is over.
+//!
+//! ```text
+//!            used ≥ max_bytes                      SQLite or the disk has no room
+//!   Open ─────────────────────▶ Limit     Open ─────────────────────────────────▶ NoSpace
+//!     ▲                           │         ▲                                        │
+//!     └── used < 95 % ────────────┘         └── tried again each second, or after ───┘
+//!                                               a settlement, and it worked
+//! ```
+//! While it is not open, events wait unacknowledged in their queue and keep their room, so ingest stops reading its
+//! sockets (custody rule 5: no bound is silent). Settlements go on: they are the way out.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::limits::{NO_SPACE_RETRY, PAGE_BYTES, RESUME_PERCENT};
+use super::statements::Statements;
+
+/// What is used, and whether events may be stored.
+pub(super) struct Space {
+    wal: PathBuf,
+    max_bytes: u64,
+    used: u64,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    Limit,
+    NoSpace { retry: Instant },
+}
+
+impl Space {
+    pub(super) fn new(wal: PathBuf, max_bytes: u64) -> Self {
+        Self { wal, max_bytes, used: 0, state: State::Open }
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        self.used
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.state != State::Open
+    }
+
+    /// May events be stored now?
+    pub(super) fn may_store(&self, now: Instant) -> bool {
+        match self.state {
+            State::Open => true,
+            State::Limit => false,
+            State::NoSpace { retry } => now >= retry,
+        }
+    }
+
+    /// After a commit, and when quiet: measures and decides.
+    pub(super) fn measure(&mut self, tx: &mut Statements<'_>) -> rusqlite::Result<()> {
+        let (mut pages, mut log) = self.look(tx)?;
+        let resume = self.max_bytes / 100 * RESUME_PERCENT;
+        if pages.saturating_add(log) >= self.mark() && pages < resume && log > 0 {
+            // The log alone keeps us above: write it back and begin a new one. Only at the brim, and it keeps the
+            // intake open for as long as there really is room.
+            super::checkpoint(tx.connection)?;
+            (pages, log) = self.look(tx)?;
+        }
+        self.used = pages.saturating_add(log);
+        let (used, limit) = (self.used, self.max_bytes);
+        match self.state {
+            State::Open if used >= limit => {
+                self.state = State::Limit;
+                tracing::warn!(used, limit, "buffer: full, the intake is stopped until Kafka takes something");
+            }
+            State::Limit if used < resume => self.opens(),
+            State::Open | State::Limit | State::NoSpace { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// A transaction found no room although the limit is not reached.
+    pub(super) fn no_space(&mut self, error: &rusqlite::Error, now: Instant) {
+        if self.state == State::Open {
+            tracing::warn!(%error, used = self.used, "buffer: no room on disk, the intake is stopped until there is");
+        }
+        self.state = State::NoSpace { retry: now.checked_add(NO_SPACE_RETRY).unwrap_or(now) };
+    }
+
+    /// A transaction was committed; `stored` when events were part of it.
+    pub(super) fn worked(&mut self, stored: bool, now: Instant) {
+        match self.state {
+            State::NoSpace { .. } if stored => self.opens(),
+            // It freed something: try at once.
+            State::NoSpace { .. } => self.state = State::NoSpace { retry: now },
+            State::Open | State::Limit => {}
+        }
+    }
+
+    fn opens(&mut self) {
+        self.state = State::Open;
+        tracing::info!(used = self.used, limit = self.max_bytes, "buffer: room again, the intake is open");
+    }
+
+    /// Where the state would change.
+    fn mark(&self) -> u64 {
+        if self.state == State::Open { self.max_bytes } else { self.max_bytes / 100 * RESUME_PERCENT }
+    }
+
+    /// Bytes of pages in use, and of the log.
+    fn look(&self, tx: &mut Statements<'_>) -> rusqlite::Result<(u64, u64)> {
+        let pages: i64 = tx.page_count.query_row([], |row| row.get(0))?;
+        let free: i64 = tx.free_pages.query_row([], |row| row.get(0))?;
+        let used = u64::try_from(pages.saturating_sub(free)).unwrap_or(0).saturating_mul(PAGE_BYTES);
+        Ok((used, std::fs::metadata(&self.wal).map_or(0, |metadata| metadata.len())))
+    }
+}

@@ -1,0 +1,41 @@
+//! What the buffer looks like from outside.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::BufferStatus;
+use super::limits::STATUS_EVERY;
+use super::statements::Statements;
+use super::writer::Writer;
+
+impl<R> Writer<R> {
+    /// Publishes after commits, at most ten times a second, and what was left over when quiet.
+    pub(super) fn publish(&mut self, quiet: bool, tx: &mut Statements<'_>) -> rusqlite::Result<()> {
+        let now = Instant::now();
+        let recent = self.counts.published.is_some_and(|at| now.saturating_duration_since(at) < STATUS_EVERY);
+        let changed = self.counts.publish_due || self.outside.status.borrow().full != self.space.is_full();
+        if !changed || (recent && !quiet) {
+            return Ok(());
+        }
+        let oldest_ms = tx.oldest.query_row([], |row| row.get(0))?;
+        let books = &self.books;
+        let status = BufferStatus {
+            ledger: books.ledger.lines(&self.route_names),
+            next_sequence: books.next,
+            released: books.settled.released(),
+            oldest_ms,
+            used_bytes: self.space.used(),
+            max_bytes: self.max_bytes,
+            full: self.space.is_full(),
+            lanes: books.lanes.iter().map(|(id, lane)| (*id, Arc::clone(&lane.kafka_topic), lane.held)).collect(),
+            commits: self.counts.commits,
+            stored: self.counts.stored,
+            write_failures: self.counts.write_failures,
+            commit_seconds: self.counts.commit_time.as_secs_f64(),
+        };
+        self.outside.status.send_replace(Arc::new(status));
+        self.counts.published = Some(now);
+        self.counts.publish_due = false;
+        Ok(())
+    }
+}

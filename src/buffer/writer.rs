@@ -1,0 +1,285 @@
+//! The buffer thread: the one owner of the write connection.
+//!
+//! ```text
+//!        ┌──────────────── serve ────────────────┐          recover
+//!  ──▶ wait ──▶ gather company ──▶ one commit ───┼─ failed ─▶ drop the connection, wait, open again,
+//!        ▲                             │         │            write the log back, read the books:
+//!        └──── measure, publish ◀──────┘         │            found on disk → acknowledge, else store again
+//!                                                │                 │
+//!                    all doors closed ─▶ close   └◀────────────────┘
+//! ```
+//! There is at most one commit at a time, and all that is queued goes into it. A failing disk is retried for ever
+//! (custody rule 6: no memory fallback, nothing acknowledged meanwhile); only when all doors are closed does the
+//! thread give up after a while, because what is left then was never acknowledged.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use tokio::sync::{Semaphore, watch};
+
+use super::books::Books;
+use super::commit::{Batch, Scratch};
+use super::error::{CloseError, WriteError};
+use super::identity::Marks;
+use super::inbox::Inbox;
+use super::limits::{DELAY_BYTES, GATHER_BYTES, GATHER_LONGEST, GATHER_STEP, MARK_EVERY};
+use super::live::Live;
+use super::pace::{self, Pace};
+use super::schema::Database;
+use super::settle::{Pending, Tools};
+use super::settlement::Applied;
+use super::space::Space;
+use super::statements::Statements;
+use super::trouble::Trouble;
+use super::{BufferStatus, checkpoint};
+use crate::event::{RouteId, Sequence, Stored};
+use crate::observe::pulse::Pulse;
+use crate::retry::Backoff;
+
+/// Everything the thread owns.
+pub(super) struct Writer<R> {
+    pub(super) data_dir: PathBuf,
+    pub(super) database: Database,
+    /// Held for its lock.
+    pub(super) lock: File,
+    pub(super) max_bytes: u64,
+    pub(super) commit_delay: Duration,
+    pub(super) marks: Marks,
+    pub(super) books: Books,
+    pub(super) route_names: BTreeMap<RouteId, Arc<str>>,
+    pub(super) inbox: Inbox<R>,
+    pub(super) tools: Tools,
+    pub(super) outside: Outside,
+    pub(super) pulse: Pulse,
+    pub(super) space: Space,
+    pub(super) counts: Counts,
+    /// Number of the last transaction that is surely on disk.
+    pub(super) durable: u64,
+    /// Whether the last attempt included the batch.
+    pub(super) attempted_batch: bool,
+}
+
+/// What others see of it.
+pub(super) struct Outside {
+    pub(super) live: Arc<Live>,
+    pub(super) applied: Arc<Applied>,
+    pub(super) room: Arc<Semaphore>,
+    pub(super) status: watch::Sender<Arc<BufferStatus>>,
+}
+
+impl Drop for Outside {
+    /// However the thread ends, nobody waits for it in vain.
+    fn drop(&mut self) {
+        self.room.close();
+        self.live.close();
+    }
+}
+
+/// What is counted and remembered from turn to turn.
+pub(super) struct Counts {
+    pub(super) scratch: Scratch,
+    pub(super) pace: Pace,
+    pub(super) backoff: Backoff,
+    pub(super) trouble: Trouble,
+    pub(super) commits: u64,
+    pub(super) stored: u64,
+    pub(super) write_failures: u64,
+    pub(super) commit_time: Duration,
+    pub(super) published: Option<Instant>,
+    pub(super) publish_due: bool,
+    pub(super) marked: Instant,
+    /// Since when a disk fails that should be closed.
+    pub(super) stuck_since: Option<Instant>,
+}
+
+impl Counts {
+    pub(super) fn new() -> Self {
+        Self {
+            scratch: Scratch::default(),
+            pace: Pace::new(),
+            backoff: Backoff::new(),
+            trouble: Trouble::default(),
+            commits: 0,
+            stored: 0,
+            write_failures: 0,
+            commit_time: Duration::ZERO,
+            published: None,
+            publish_due: true,
+            marked: Instant::now(),
+            stuck_since: None,
+        }
+    }
+}
+
+impl<R> Writer<R> {
+    /// Runs until all doors are closed and everything is committed.
+    pub(super) fn run(mut self, connection: Connection) -> Result<(), CloseError> {
+        let mut connection = connection;
+        loop {
+            let served =
+                Statements::prepare(&connection).map_err(WriteError::from).and_then(|mut tx| self.serve(&mut tx));
+            match served {
+                Ok(()) => return self.close(connection),
+                Err(error) => {
+                    drop(connection);
+                    connection = self.recover(&error)?;
+                }
+            }
+        }
+    }
+
+    /// Turns until there is nothing more to come.
+    fn serve(&mut self, tx: &mut Statements<'_>) -> Result<(), WriteError> {
+        self.space.measure(tx)?;
+        loop {
+            self.pulse.beat();
+            let quiet = self.inbox.wait(self.space.is_full(), &self.books);
+            if !self.space.is_full() && !self.inbox.batch.is_empty() {
+                self.gather();
+            }
+            let store = !self.inbox.batch.is_empty() && self.space.may_store(Instant::now());
+            let urgent = quiet || self.space.is_full() || self.inbox.ingest_gone();
+            let settle = !self.inbox.pending.is_empty() && (store || urgent);
+            if store || settle {
+                self.transact(store, tx)?;
+            } else if quiet {
+                self.rest(tx)?;
+            }
+            self.publish(quiet, tx)?;
+            let idle = self.inbox.pending.is_empty() && (self.inbox.batch.is_empty() || self.space.is_full());
+            if idle && self.inbox.closed() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for company where that is asked for or pays.
+    fn gather(&mut self) {
+        let start = Instant::now();
+        if !self.commit_delay.is_zero() {
+            loop {
+                let left = pace::left(start, self.commit_delay, Instant::now());
+                if left.is_zero() || self.inbox.batch.raw_bytes() >= DELAY_BYTES || self.inbox.ingest_gone() {
+                    break;
+                }
+                std::thread::sleep(left.min(GATHER_LONGEST));
+                self.pulse.beat();
+                self.inbox.take_arrivals(&self.books);
+            }
+        } else if self.inbox.batch.raw_bytes() < GATHER_BYTES && self.counts.pace.expects_company(start) {
+            let mut arrivals = 0_usize;
+            while self.inbox.batch.raw_bytes() < GATHER_BYTES
+                && !pace::left(start, GATHER_LONGEST, Instant::now()).is_zero()
+            {
+                std::thread::sleep(GATHER_STEP);
+                let came = self.inbox.take_arrivals(&self.books);
+                arrivals = arrivals.saturating_add(came);
+                if came == 0 {
+                    break;
+                }
+            }
+            self.counts.pace.waited(arrivals);
+        }
+        self.counts.pace.commits(Instant::now(), self.inbox.batch.events());
+    }
+
+    /// One transaction: all settlements, and with `store` all arrivals.
+    fn transact(&mut self, store: bool, tx: &mut Statements<'_>) -> Result<(), WriteError> {
+        if store && let Some(last) = self.inbox.batch.last() {
+            self.reserve(last)?;
+        }
+        let started = Instant::now();
+        self.attempted_batch = store;
+        let mut nothing = Batch::new();
+        let batch = if store { &mut self.inbox.batch } else { &mut nothing };
+        let Counts { scratch, .. } = &mut self.counts;
+        match batch.commit(&self.inbox.pending, &mut self.books, tx, &mut self.tools, scratch) {
+            Ok(events) => {
+                let pending = std::mem::take(&mut self.inbox.pending);
+                self.counts.commit_time = self.counts.commit_time.saturating_add(started.elapsed());
+                self.committed(events, &pending);
+                self.space.worked(store, Instant::now());
+                self.space.measure(tx)?;
+                if self.counts.marked.elapsed() >= MARK_EVERY {
+                    self.mark();
+                }
+                Ok(())
+            }
+            Err(WriteError::Full(error)) => {
+                // Rolled back: the books in memory are ahead of the disk.
+                self.books = Books::load(tx.connection)?;
+                self.space.no_space(&error, Instant::now());
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Tells everyone who waits for it. The acknowledgements have left already.
+    pub(super) fn committed(&mut self, events: Vec<Stored>, pending: &Pending) {
+        self.durable = self.books.transaction;
+        self.counts.commits = self.counts.commits.saturating_add(1);
+        self.counts.stored = self.counts.stored.saturating_add(u64::try_from(events.len()).unwrap_or(u64::MAX));
+        self.counts.publish_due = true;
+        self.counts.stuck_since = None;
+        self.counts.backoff.reset();
+        self.counts.trouble.over();
+        self.outside.live.offer(events);
+        if pending.touches_lanes() {
+            let lanes = self.books.lanes.iter().map(|(id, lane)| (Arc::clone(&lane.kafka_topic), *id));
+            self.outside.applied.set_lanes(lanes);
+        }
+        self.outside.applied.reached(pending.ticket());
+    }
+
+    /// Nothing to do.
+    fn rest(&mut self, tx: &mut Statements<'_>) -> Result<(), WriteError> {
+        if self.space.is_full() {
+            self.space.measure(tx)?;
+        }
+        if self.counts.marked.elapsed() >= MARK_EVERY && self.marks.committed != self.committed_sequence() {
+            self.mark();
+        }
+        Ok(())
+    }
+
+    /// No sequence is given out before the side file says so.
+    fn reserve(&mut self, last: Sequence) -> Result<(), WriteError> {
+        if last <= self.marks.reserved {
+            return Ok(());
+        }
+        let marks = Marks { committed: self.committed_sequence(), ..self.marks }.reserving(last);
+        marks.write(&self.data_dir).map_err(WriteError::SideFile)?;
+        self.marks = marks;
+        self.counts.marked = Instant::now();
+        Ok(())
+    }
+
+    /// Brings the side file up to date.
+    fn mark(&mut self) {
+        let marks = Marks { committed: self.committed_sequence(), ..self.marks };
+        match marks.write(&self.data_dir) {
+            Ok(()) => self.marks = marks,
+            Err(error) => tracing::warn!(%error, "buffer: the side file could not be brought up to date"),
+        }
+        self.counts.marked = Instant::now();
+    }
+
+    fn committed_sequence(&self) -> Sequence {
+        self.books.next.saturating_sub(1)
+    }
+
+    /// Everything is committed: leaves a short log and an exact side file. The next start can do without both.
+    fn close(mut self, connection: Connection) -> Result<(), CloseError> {
+        self.mark();
+        let untidy = |error: String| CloseError::Untidy(error);
+        checkpoint(&connection).map_err(|error| untidy(error.to_string()))?;
+        connection.close().map_err(|(_, error)| untidy(error.to_string()))?;
+        drop(self.lock);
+        Ok(())
+    }
+}

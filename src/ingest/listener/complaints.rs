@@ -1,0 +1,112 @@
+//! What goes wrong with clients is said once for each cause, then summed up: a sensor that fails every second must
+//! not fill the disk with words.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::limits::COMPLAINT_INTERVAL;
+
+/// The log of one listener about its clients.
+#[derive(Debug)]
+pub(super) struct Complaints {
+    listener: Arc<str>,
+    /// Causes are constants of this crate: a dozen.
+    causes: HashMap<&'static str, Said>,
+}
+
+/// How it is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tone {
+    /// A sensor that goes without a goodbye.
+    Everyday,
+    /// Somebody should look at that client.
+    Odd,
+}
+
+/// Whom it is about.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct About<'a> {
+    pub(super) peer: SocketAddr,
+    /// Client id; empty when it is not known.
+    pub(super) client: &'a str,
+    pub(super) detail: &'a str,
+}
+
+#[derive(Debug)]
+struct Said {
+    tone: Tone,
+    at: Instant,
+    since_then: u64,
+    last: String,
+}
+
+impl Complaints {
+    pub(super) fn new(listener: Arc<str>) -> Self {
+        Self { listener, causes: HashMap::new() }
+    }
+
+    /// Something about one client; nothing was lost. `cause` is what repeats are counted by.
+    pub(super) fn add(&mut self, now: Instant, tone: Tone, cause: &'static str, about: &About<'_>) {
+        let About { peer, client, detail } = *about;
+        let last = format!("{peer} {client:?} {detail}");
+        if let Some(said) = self.causes.get_mut(cause) {
+            said.since_then = said.since_then.saturating_add(1);
+            said.last = last;
+            return;
+        }
+        match tone {
+            Tone::Everyday => tracing::info!(listener = %self.listener, %peer, client, detail, "{cause}"),
+            Tone::Odd => tracing::warn!(listener = %self.listener, %peer, client, detail, "{cause}"),
+        }
+        self.causes.insert(cause, Said { tone, at: now, since_then: 0, last });
+    }
+
+    /// Sums up what has repeated and forgets what has stopped. Called about once a second.
+    pub(super) fn sum_up(&mut self, now: Instant) {
+        let listener = &self.listener;
+        self.causes.retain(|cause, said| {
+            if now.saturating_duration_since(said.at) < COMPLAINT_INTERVAL {
+                return true;
+            }
+            let repeats = said.since_then;
+            if repeats > 0 {
+                match said.tone {
+                    Tone::Everyday => tracing::info!(%listener, repeats, last = said.last, "again: {cause}"),
+                    Tone::Odd => tracing::warn!(%listener, repeats, last = said.last, "again: {cause}"),
+                }
+                said.at = now;
+                said.since_then = 0;
+            }
+            repeats > 0
+        });
+    }
+
+    #[cfg(test)]
+    fn counted(&self, cause: &str) -> Option<u64> {
+        self.causes.get(cause).map(|said| said.since_then)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeats_are_counted_and_a_cause_that_stops_is_forgotten() {
+        let start = Instant::now();
+        let peer = SocketAddr::from(([192, 0, 2, 1], 50000));
+        let mut complaints = Complaints::new("floor".into());
+        for _ in 0..100_000 {
+            complaints.add(start, Tone::Odd, "wrong password", &About { peer, client: "press-07", detail: "" });
+        }
+        assert_eq!(complaints.counted("wrong password"), Some(99_999));
+        complaints.sum_up(start + COMPLAINT_INTERVAL / 2);
+        assert_eq!(complaints.counted("wrong password"), Some(99_999), "said again too early");
+        complaints.sum_up(start + COMPLAINT_INTERVAL);
+        assert_eq!(complaints.counted("wrong password"), Some(0));
+        complaints.sum_up(start + COMPLAINT_INTERVAL * 2);
+        assert_eq!(complaints.counted("wrong password"), None, "said once more after it has stopped");
+    }
+}

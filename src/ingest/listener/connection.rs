@@ -1,0 +1,223 @@
+//! One connection: the thin task around a [`Link`].
+//!
+//! In order: CONNECT within its time; name and password; the session, claimed from the listener's registry (which first
+//! ends an older connection of the same client); then the link, until it is over; then the goodbye; last of all what
+//! the end of the session leaves to be written, and the session itself back to the registry as part of the result.
+//! A connection is never cancelled by dropping it, except at the end of the process.
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+
+use super::end::{End, Kind};
+use super::handshake::{Admission, Handshake, Progress, refusal};
+use super::limits::{CONNECT_TIMEOUT, FAREWELL_TIMEOUT, TOPIC_CACHE_BYTES};
+use super::link::{Link, read};
+use super::registry::{Answer, Claim, ConnectionId, Departure, Entry, Now, session_key};
+use super::session::{Last, Session};
+use super::terms::Terms;
+use super::users::Users;
+use crate::buffer::Stopped;
+use crate::ingest::batch::Batch;
+use crate::ingest::codec::reason;
+use crate::ingest::door::{Door, Entrance, Replies, Submitted};
+use crate::ingest::status::LinkStatus;
+use crate::stop::Stop;
+
+/// What all connections of a listener share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) name: Arc<str>,
+    pub(super) terms: Arc<Terms>,
+    pub(super) users: Option<Users>,
+    pub(super) entrance: Entrance,
+    pub(super) status: Arc<LinkStatus>,
+    /// To the listener's task.
+    pub(super) words: mpsc::Sender<Word>,
+    /// Memory for large packets that are still arriving, in bytes.
+    pub(super) assembly: Arc<Semaphore>,
+    pub(super) stop: Stop,
+}
+
+/// What a connection says to the listener's task while it lives.
+#[derive(Debug)]
+pub(super) enum Word {
+    Claim(Claim),
+    /// Said once a connection.
+    SubscribeRefused {
+        peer: SocketAddr,
+        client: Arc<str>,
+    },
+}
+
+/// What a connection leaves behind.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) peer: SocketAddr,
+    pub(super) client: Option<Arc<str>>,
+    pub(super) end: End,
+    /// If it had a session.
+    pub(super) departure: Option<Departure>,
+}
+
+/// Both clocks, read now.
+pub(super) fn now() -> Now {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now { instant: Instant::now(), unix_ms: i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX) }
+}
+
+/// A connection from accept to end.
+pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, id: ConnectionId, shared: Arc<Shared>) -> Ended {
+    let mut stop = shared.stop.clone();
+    let let_in = tokio::select! {
+        let_in = let_in(&mut stream, id, &shared) => let_in,
+        () = stop.wait() => return Ended { peer, client: None, end: End::stopped(), departure: None },
+    };
+    let (admission, entry) = match let_in {
+        Ok(let_in) => let_in,
+        Err(Turned { client, answer, end }) => {
+            farewell(stream, answer).await;
+            return Ended { peer, client, end, departure: None };
+        }
+    };
+    let client = Arc::clone(&admission.client);
+    let key = session_key(&shared.name, &client).into();
+    let (mut door, mut replies) = Door::new(&shared.entrance, key, Arc::clone(&shared.status));
+    let topics = shared.entrance.topics(TOPIC_CACHE_BYTES);
+    let Entry { lent, displaced } = *entry;
+    let mut session = Session::enter(*admission, lent, Arc::clone(&shared.terms), topics, now());
+    LinkStatus::add(&shared.status.connects, 1);
+    LinkStatus::add(&shared.status.connected, 1);
+    let mut link = Link::new(&mut session, &mut door, &mut replies, displaced, peer, Arc::clone(&client), &shared);
+    if link.serve(&mut stream).await.is_err() {
+        session.finish(End::stopped());
+    }
+    shared.status.connected.fetch_sub(1, Ordering::Relaxed);
+    let Last { end, memory, expiry_s, will, mut batch, output } = session.into_last(now());
+    match end.kind {
+        // Nobody listens any more, or (taken over) the next connection shall not wait for this one.
+        Kind::Bye | Kind::Gone => drop(stream),
+        Kind::Refused | Kind::Broke | Kind::Stopped => farewell(stream, output.freeze()).await,
+    }
+    tokio::select! {
+        biased;
+        handed = hand_over(&mut door, &mut replies, &mut batch) => {
+            if handed.is_err() && !batch.is_empty() {
+                tracing::debug!(%client, "the buffer has stopped before the end of a session was written");
+            }
+        }
+        () = stop.wait() => {
+            if batch.holds_events() {
+                tracing::warn!(%client, "the agent stops: a will found no room in the buffer and is given up");
+            }
+        }
+    }
+    let departure = Departure { connection: id, client: Arc::clone(&client), memory, expiry_s, will };
+    Ended { peer, client: Some(client), end, departure: Some(departure) }
+}
+
+/// A client that was not let in, and what it is told.
+struct Turned {
+    client: Option<Arc<str>>,
+    answer: Bytes,
+    end: End,
+}
+
+impl Turned {
+    fn away(admission: &Admission, code: u8, cause: &'static str) -> Self {
+        let end = End::refused(Some(code), cause, "");
+        Self { client: Some(Arc::clone(&admission.client)), answer: refusal(admission.version, &end), end }
+    }
+}
+
+async fn let_in(
+    stream: &mut TcpStream,
+    id: ConnectionId,
+    shared: &Shared,
+) -> Result<(Box<Admission>, Box<Entry>), Turned> {
+    let mut admission = greet(stream, shared).await?;
+    if let (Some(users), Some((name, password))) = (&shared.users, admission.credentials.take())
+        && !users.admit(name, password).await
+    {
+        return Err(Turned::away(&admission, reason::BAD_USER_NAME_OR_PASSWORD, "wrong user name or password"));
+    }
+    let (answer, answered) = oneshot::channel();
+    let claim = Claim { connection: id, client: Arc::clone(&admission.client), resume: admission.resume, answer };
+    if shared.words.send(Word::Claim(claim)).await.is_err() {
+        return Err(Turned::away(&admission, reason::SERVER_SHUTTING_DOWN, "the agent stops"));
+    }
+    // Waited for until it comes: the answer may bring the session, which must not be dropped.
+    match answered.await {
+        Ok(Answer::Enter(entry)) => Ok((admission, entry)),
+        Ok(Answer::Busy) => Err(Turned::away(&admission, reason::SERVER_BUSY, "max_connections reached")),
+        Err(_) => Err(Turned::away(&admission, reason::SERVER_UNAVAILABLE, "client connected again while it waited")),
+    }
+}
+
+async fn greet(stream: &mut TcpStream, shared: &Shared) -> Result<Box<Admission>, Turned> {
+    let mut too_late = pin!(sleep(CONNECT_TIMEOUT));
+    let turned = |answer, end| Turned { client: None, answer, end };
+    let mut handshake = Handshake::new();
+    let (mut reader, _) = stream.split();
+    loop {
+        let mut progress = Progress::ReadOn;
+        let took = read(&mut reader, |bytes| progress = handshake.received(bytes, &shared.terms));
+        tokio::select! {
+            took = took => match took {
+                Ok(0) => return Err(turned(Bytes::new(), End::lost("before CONNECT"))),
+                Ok(_) => {}
+                Err(error) => return Err(turned(Bytes::new(), End::lost(format!("before CONNECT: {error}")))),
+            },
+            () = &mut too_late => {
+                let end = End::refused(None, "client sent no CONNECT in time", format!("{CONNECT_TIMEOUT:?}"));
+                return Err(turned(Bytes::new(), end));
+            }
+        }
+        match progress {
+            Progress::ReadOn => {}
+            Progress::Admit(admission) => return Ok(admission),
+            Progress::Refuse(answer, end) => return Err(turned(answer, end)),
+        }
+    }
+}
+
+/// Says the last words and waits until the client has closed its side, or for a moment. A socket that is closed with
+/// unread bytes in it is reset, and a reset may overtake the acknowledgements before it.
+async fn farewell(mut stream: TcpStream, last_words: Bytes) {
+    let said = async {
+        stream.write_all(&last_words).await?;
+        stream.shutdown().await?;
+        let (mut reader, _) = stream.split();
+        while read(&mut reader, |_| ()).await? > 0 {}
+        Ok::<(), std::io::Error>(())
+    };
+    match timeout(FAREWELL_TIMEOUT, said).await {
+        Ok(Ok(())) | Err(_) => {}
+        Ok(Err(error)) => tracing::trace!(%error, "a client did not wait for the goodbye"),
+    }
+}
+
+/// Hands over what the end of a session leaves to be written, and what the ledger has not been told.
+pub(super) async fn hand_over(door: &mut Door, replies: &mut Replies, batch: &mut Batch) -> Result<(), Stopped> {
+    if door.submit(batch)? == Submitted::Wait {
+        let room = door.room(batch).await?;
+        door.store(batch, room)?;
+    }
+    while door.owes_report() {
+        if door.outstanding() > 0 {
+            // Not to be answered any more: the connection is over.
+            drop(replies.recv().await);
+            door.answered();
+        }
+        door.report_dropped()?;
+    }
+    Ok(())
+}

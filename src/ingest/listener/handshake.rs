@@ -1,0 +1,185 @@
+//! From the first byte to an acceptable CONNECT. Bytes in, an [`Admission`] or an end out; no clock, no socket.
+//!
+//! Refused here, with the code of the client's own version where it can be told: other versions than 3.1.1 and 5,
+//! enhanced authentication, client ids that are too long or hold control characters, an empty client id that is to
+//! keep a session (3.1.1), a missing user name, and a will for a topic that begins with `$`. A first packet that is no CONNECT gets no answer.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::end::End;
+use super::limits::{MAX_CLIENT_ID_BYTES, MAX_CONNECT_BYTES};
+use super::terms::Terms;
+use crate::config::MqttVersion;
+use crate::ingest::codec::encode::{self, Grants};
+use crate::ingest::codec::{self, Connect, DecodeError, Will, reason};
+
+/// A connection that has not said who it is.
+#[derive(Debug)]
+pub(super) struct Handshake {
+    input: BytesMut,
+}
+
+/// What bytes have led to.
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// CONNECT is not complete.
+    ReadOn,
+    /// A CONNECT to be accepted, if name and password are right and there is room.
+    Admit(Box<Admission>),
+    /// The answer, if there is one, and the end.
+    Refuse(Bytes, End),
+}
+
+/// What a client asked for, cut down to what it gets.
+#[derive(Debug)]
+pub(super) struct Admission {
+    pub(super) version: MqttVersion,
+    pub(super) client: Arc<str>,
+    /// To be checked; empty when nobody asks.
+    pub(super) credentials: Option<(String, Bytes)>,
+    pub(super) resume: bool,
+    /// 0: the session ends with the connection.
+    pub(super) expiry_s: u32,
+    /// Never 0.
+    pub(super) keepalive_s: u16,
+    pub(super) will: Option<Will>,
+    pub(super) grants: Grants,
+    /// What came behind CONNECT.
+    pub(super) input: BytesMut,
+}
+
+impl Handshake {
+    pub(super) fn new() -> Self {
+        Self { input: BytesMut::new() }
+    }
+
+    pub(super) fn received(&mut self, bytes: &[u8], terms: &Terms) -> Progress {
+        self.input.extend_from_slice(bytes);
+        // Decoding takes the packet away, also when it is bad.
+        let version = spoken_version(&self.input);
+        let max_bytes = MAX_CONNECT_BYTES.min(terms.max_packet_bytes);
+        match codec::decode_connect(&mut self.input, max_bytes) {
+            Ok(None) => Progress::ReadOn,
+            Ok(Some(connect)) => {
+                let version = connect.version;
+                match admit(connect, terms) {
+                    Ok(admission) => {
+                        let input = std::mem::take(&mut self.input);
+                        Progress::Admit(Box::new(Admission { input, ..admission }))
+                    }
+                    Err(end) => Progress::Refuse(refusal(version, &end), end),
+                }
+            }
+            Err(DecodeError::UnsupportedVersion(level)) => {
+                let version = if level > 5 { MqttVersion::V5 } else { MqttVersion::V311 };
+                let end = End::refused(
+                    Some(reason::UNSUPPORTED_PROTOCOL_VERSION),
+                    "client speaks an unsupported MQTT version",
+                    format!("protocol level {level}; 4 (MQTT 3.1.1) and 5 are spoken"),
+                );
+                Progress::Refuse(refusal(version, &end), end)
+            }
+            Err(error) => {
+                let told = (version == Some(MqttVersion::V5)).then(|| error.reason());
+                let end = End::refused(told, "client did not begin with an acceptable CONNECT", error.to_string());
+                Progress::Refuse(refusal(MqttVersion::V5, &end), end)
+            }
+        }
+    }
+}
+
+/// The CONNACK for an end that came before the session, if it has a code.
+pub(super) fn refusal(version: MqttVersion, end: &End) -> Bytes {
+    let mut out = BytesMut::new();
+    if let Some(code) = end.reason {
+        encode::refuse(&mut out, version, code);
+    }
+    out.freeze()
+}
+
+fn admit(mut connect: Connect, terms: &Terms) -> Result<Admission, End> {
+    let refuse = |code, cause, detail: String| Err(End::refused(Some(code), cause, detail));
+    if connect.wants_authentication_method {
+        let detail = "enhanced authentication is not spoken".to_owned();
+        return refuse(reason::BAD_AUTHENTICATION_METHOD, "client wants an authentication method", detail);
+    }
+    if let Err(detail) = check_client_id(&connect) {
+        return refuse(reason::CLIENT_IDENTIFIER_NOT_VALID, "client id refused", detail);
+    }
+    if connect.will.as_ref().is_some_and(|will| will.topic.starts_with('$')) {
+        let detail = "the will's topic begins with $".to_owned();
+        return refuse(reason::NOT_AUTHORIZED, "client published to a topic that begins with $", detail);
+    }
+    let credentials = match (terms.credentials, connect.username.take()) {
+        (false, _) => None,
+        (true, Some(name)) => Some((name, connect.password.take().unwrap_or_default())),
+        (true, None) => {
+            let detail = format!("client id {:?}", connect.client_id);
+            return refuse(reason::NOT_AUTHORIZED, "client gave no user name", detail);
+        }
+    };
+    let assigned = connect.client_id.is_empty().then(|| format!("auto-{}", uuid::Uuid::new_v4().simple()));
+    let client = assigned.as_deref().unwrap_or(&connect.client_id).into();
+    let asked_expiry_s = match connect.version {
+        MqttVersion::V5 => connect.session_expiry_s.unwrap_or(0),
+        // Such a session has no end at all, as far as the standard goes; ours have.
+        MqttVersion::V311 if connect.clean_start => 0,
+        MqttVersion::V311 => u32::MAX,
+    };
+    let expiry_s = asked_expiry_s.min(terms.max_session_expiry_s);
+    let keepalive_s = keepalive(&connect, terms);
+    Ok(Admission {
+        version: connect.version,
+        client,
+        credentials,
+        resume: !connect.clean_start,
+        expiry_s,
+        keepalive_s,
+        will: connect.will,
+        grants: Grants {
+            assigned_client_id: assigned,
+            session_expiry_s: (expiry_s != asked_expiry_s).then_some(expiry_s),
+            server_keepalive_s: (keepalive_s != connect.keepalive_s).then_some(keepalive_s),
+            receive_maximum: terms.receive_maximum,
+            max_packet_bytes: terms.max_packet_bytes,
+        },
+        input: BytesMut::new(),
+    })
+}
+
+/// MQTT 5 clients are told when theirs is longer than granted. A 3.1.1 client cannot be told: it keeps its own, and
+/// only one without any is given ours, so that a dead connection ends at all.
+fn keepalive(connect: &Connect, terms: &Terms) -> u16 {
+    match (connect.version, connect.keepalive_s) {
+        (_, 0) => terms.max_keepalive_s,
+        (MqttVersion::V5, asked) => asked.min(terms.max_keepalive_s),
+        (MqttVersion::V311, asked) => asked,
+    }
+}
+
+fn check_client_id(connect: &Connect) -> Result<(), String> {
+    let id = &connect.client_id;
+    if id.len() > MAX_CLIENT_ID_BYTES {
+        return Err(format!("{} bytes long; at most {MAX_CLIENT_ID_BYTES} are taken", id.len()));
+    }
+    if id.contains(char::is_control) {
+        return Err(format!("{id:?} has a control character"));
+    }
+    if id.is_empty() && connect.version == MqttVersion::V311 && !connect.clean_start {
+        return Err("empty, and the session is to be kept".to_owned());
+    }
+    Ok(())
+}
+
+/// The version of a CONNECT that may be damaged further on, so that its client can be told. No more than a glance.
+fn spoken_version(input: &[u8]) -> Option<MqttVersion> {
+    let (_, rest) = input.split_first()?;
+    let length_bytes = rest.iter().take(4).take_while(|byte| **byte & 0x80 != 0).count().saturating_add(1);
+    match rest.get(length_bytes..)? {
+        [0, 4, b'M', b'Q', b'T', b'T', 5, ..] => Some(MqttVersion::V5),
+        [0, 4, b'M', b'Q', b'T', b'T', 4, ..] => Some(MqttVersion::V311),
+        _ => None,
+    }
+}

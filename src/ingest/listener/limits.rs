@@ -1,0 +1,78 @@
+//! Every limit of the listener that is not a key of `[[listen]]`, with its reason.
+
+use std::time::Duration;
+
+/// From TCP accept to a complete CONNECT. The standard asks for "a reasonable time"; a sensor on a satellite link needs
+/// three round trips of 0.6 s. What comes then (password, session) takes our time, not the client's.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A CONNECT carries names, a password and a will. Until the client is known, nobody gets more memory than this (16 KiB
+/// times 272 sockets are 4 MB).
+pub(super) const MAX_CONNECT_BYTES: u32 = 16 * 1024;
+
+/// The standard demands 23; UUIDs, serial numbers and MAC addresses with a prefix stay below 100. Each id is part of a
+/// key in the database.
+pub(super) const MAX_CLIENT_ID_BYTES: usize = 256;
+
+/// Sockets above `max_connections`: they may say who they are, because a client that was cut off comes back while its
+/// old connection still counts, and the others get a CONNACK "server busy" instead of a mere close.
+pub(super) const SPARE_SOCKETS: usize = 16;
+
+/// Sessions that are remembered while their client is away, for each listener: about 300 bytes each in memory and on
+/// disk, 1.2 MB. Sixteen times the default of `max_connections`.
+pub(super) const MAX_SESSIONS_AWAY: usize = 4096;
+
+/// No wall clock before 2024-01-01 is believed: a device without a clock battery starts in 1970, or where it was switched
+/// off.
+pub(super) const EARLIEST_SANE_MS: i64 = 1_704_067_200_000;
+
+/// Wills that wait for their delay, all together. What is above goes out at once.
+pub(super) const MAX_WAITING_WILL_BYTES: usize = 1024 * 1024;
+
+/// A will waits no longer than this, whatever its delay: a day late, it is no news.
+pub(super) const MAX_WILL_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What one read takes from a socket; one buffer for all connections of the thread. Big enough for 500 readings of
+/// 100 bytes, which brings the system call below 10 ns a reading.
+pub(super) const READ_BYTES: usize = 64 * 1024;
+
+/// A packet that is still arriving may occupy this much without asking. One read may bring more of it: at worst
+/// [`READ_BYTES`] times 272 sockets, 17 MB, when every client is in the middle of a large packet at once.
+pub(super) const SMALL_PACKET_BYTES: usize = 16 * 1024;
+
+/// Larger packets that are still arriving, of all connections of a listener together; who finds no room is not read
+/// meanwhile. A single packet of up to `max_packet_bytes` is always let in.
+pub(super) const ASSEMBLY_BYTES: usize = 4 * 1024 * 1024;
+
+/// Answers that a client has not taken off its socket. Above that it is not read: who does not listen shall not speak. 64 KiB
+/// are 16,384 acknowledgements.
+pub(super) const MAX_UNREAD_ANSWERS_BYTES: usize = 64 * 1024;
+
+/// Topic names that a connection remembers with their route: a sensor has a handful, 32 KiB are about 300.
+pub(super) const TOPIC_CACHE_BYTES: usize = 32 * 1024;
+
+/// How long a goodbye may take to leave, and the kernel to take the last acknowledgements.
+pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// At a stop: how long to wait for the commits of what was read. One synced commit on a slow card takes 0.05 s; the
+/// whole process has 10 s.
+pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The whole listener: the connections' own time, their goodbyes, and wills that wait for room.
+pub(super) const WHOLE_STOP_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// The listener's own work: signs of life (twice as often as the watchdog asks), wills that are due, summing up.
+pub(super) const TICK: Duration = Duration::from_millis(500);
+
+/// After accept failed for want of file descriptors or memory: long enough not to spin, short enough not to be
+/// noticed.
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// What connections have to say to the listener's task. It answers at once, so more than a few never wait.
+pub(super) const WORDS: usize = 64;
+
+/// A complaint that repeats is summed up this often.
+pub(super) const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// 10,000 users take about 1.5 MB.
+pub(super) const MAX_USERS_FILE_BYTES: u64 = 4 * 1024 * 1024;

@@ -1,0 +1,307 @@
+//! The loop of one connection between a socket, a [`Session`] and the buffer's door.
+//!
+//! It reads only when it could do something with the bytes: a batch that waits for room in the buffer, a large packet
+//! that waits for memory, and a client that does not take its answers all stop it; TCP then stops the client. One read
+//! gives one batch, and all that the buffer has answered meanwhile leaves in one write.
+
+use std::cell::RefCell;
+use std::future::{self, Future};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, oneshot};
+use tokio::time::{Sleep, sleep};
+
+use super::connection::{Shared, Word, now};
+use super::end::End;
+use super::limits::{READ_BYTES, SMALL_PACKET_BYTES, STOP_TIMEOUT};
+use super::session::Session;
+use crate::buffer::{Durable, Room, Stopped};
+use crate::ingest::door::{Door, Replies, Submitted};
+use crate::ingest::receipt::Receipts;
+use crate::ingest::status::LinkStatus;
+use crate::planted::{Bug, planted};
+use crate::stop::Stop;
+
+/// A connected client.
+pub(super) struct Link<'a> {
+    session: &'a mut Session,
+    door: &'a mut Door,
+    replies: &'a mut Replies,
+    displaced: Option<oneshot::Receiver<()>>,
+    peer: SocketAddr,
+    client: Arc<str>,
+    shared: &'a Shared,
+    /// Not read for a reason that is ours.
+    held: bool,
+    room: Option<Wait<Result<Room, Stopped>>>,
+    assembly: Assembly,
+    subscribe_refused: bool,
+    stopping: bool,
+}
+
+type Wait<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Memory for a large packet that is still arriving.
+enum Assembly {
+    NotNeeded,
+    Waiting(Wait<Result<OwnedSemaphorePermit, AcquireError>>),
+    Granted { _until_complete: OwnedSemaphorePermit },
+}
+
+/// What woke the loop.
+enum Woken {
+    Durable(Durable<Receipts>),
+    Room(Result<Room, Stopped>),
+    Assembly(Result<OwnedSemaphorePermit, AcquireError>),
+    Read(io::Result<usize>),
+    Writable(io::Result<()>),
+    Displaced,
+    Stop,
+    Timer,
+}
+
+impl<'a> Link<'a> {
+    pub(super) fn new(
+        session: &'a mut Session,
+        door: &'a mut Door,
+        replies: &'a mut Replies,
+        displaced: oneshot::Receiver<()>,
+        peer: SocketAddr,
+        client: Arc<str>,
+        shared: &'a Shared,
+    ) -> Self {
+        Self {
+            session,
+            door,
+            replies,
+            displaced: Some(displaced),
+            peer,
+            client,
+            shared,
+            held: false,
+            room: None,
+            assembly: Assembly::NotNeeded,
+            subscribe_refused: false,
+            stopping: false,
+        }
+    }
+
+    /// Until the session is over.
+    ///
+    /// # Errors
+    /// When the buffer has stopped.
+    pub(super) async fn serve(&mut self, stream: &mut TcpStream) -> Result<(), Stopped> {
+        let (mut reader, writer) = stream.split();
+        let mut stop = self.shared.stop.clone();
+        let mut timer = pin!(sleep(Duration::ZERO));
+        loop {
+            self.submit()?;
+            self.write(&writer);
+            if self.session.is_over() {
+                return Ok(());
+            }
+            if self.stopping && self.room.is_none() && self.door.outstanding() == 0 {
+                // All that was read is on disk and acknowledged.
+                self.session.finish(End::stopped());
+                continue;
+            }
+            self.hold();
+            let may_time_out = self.arm(timer.as_mut());
+            let woken = self.wait(&mut reader, &writer, &mut stop, timer.as_mut(), may_time_out).await;
+            self.apply(woken, timer.as_mut())?;
+        }
+    }
+
+    async fn wait(
+        &mut self,
+        reader: &mut ReadHalf<'_>,
+        writer: &WriteHalf<'_>,
+        stop: &mut Stop,
+        timer: Pin<&mut Sleep>,
+        may_time_out: bool,
+    ) -> Woken {
+        let may_read = !self.held && !self.stopping && self.session.wants_bytes();
+        let has_answers = !self.session.output.is_empty();
+        let session = &mut *self.session;
+        // In this order: what frees memory comes before what takes more.
+        tokio::select! {
+            biased;
+            () = stop.wait(), if !self.stopping => Woken::Stop,
+            Some(durable) = self.replies.recv() => Woken::Durable(durable),
+            room = until(&mut self.room) => Woken::Room(room),
+            permit = self.assembly.granted() => Woken::Assembly(permit),
+            ready = writer.writable(), if has_answers => Woken::Writable(ready),
+            () = until_displaced(&mut self.displaced) => Woken::Displaced,
+            took = read(reader, |bytes| session.received(bytes, now())), if may_read => Woken::Read(took),
+            () = timer, if may_time_out => Woken::Timer,
+        }
+    }
+
+    /// No waiting and no way to fail but a stopped buffer.
+    fn apply(&mut self, woken: Woken, mut timer: Pin<&mut Sleep>) -> Result<(), Stopped> {
+        match woken {
+            Woken::Durable(durable) => {
+                self.answer(durable);
+                while let Ok(durable) = self.replies.try_recv() {
+                    self.answer(durable);
+                }
+            }
+            Woken::Room(room) => {
+                self.room = None;
+                self.door.store(&mut self.session.batch, room?)?;
+            }
+            Woken::Assembly(permit) => {
+                // The semaphore is never closed.
+                self.assembly =
+                    permit.map_or(Assembly::NotNeeded, |permit| Assembly::Granted { _until_complete: permit });
+            }
+            Woken::Read(Ok(0)) => self.session.finish(End::lost("closed without DISCONNECT")),
+            Woken::Read(Ok(_)) => self.report_subscribe(),
+            Woken::Read(Err(error)) | Woken::Writable(Err(error)) => {
+                self.session.finish(End::lost(error.to_string()));
+            }
+            Woken::Writable(Ok(())) => {}
+            Woken::Displaced => self.session.finish(End::taken_over()),
+            Woken::Stop => {
+                self.stopping = true;
+                if planted(Bug::CarelessStop) {
+                    self.session.finish(End::stopped());
+                }
+                timer.set(sleep(STOP_TIMEOUT));
+            }
+            Woken::Timer if self.stopping => self.session.finish(End::stopped()),
+            Woken::Timer => self.session.timed_out(Instant::now()),
+        }
+        Ok(())
+    }
+
+    /// Custody rule 1: the answers to a commit leave after it, and only on the connection that they were earned on.
+    fn answer(&mut self, durable: Durable<Receipts>) {
+        self.door.answered();
+        let sent = self.session.durable(durable, now());
+        LinkStatus::add(&self.shared.status.acknowledgements, sent);
+    }
+
+    fn submit(&mut self) -> Result<(), Stopped> {
+        if self.room.is_none() && self.door.submit(&mut self.session.batch)? == Submitted::Wait {
+            self.room = Some(Box::pin(self.door.room(&self.session.batch)));
+        }
+        self.door.report_dropped()
+    }
+
+    /// As much as the socket takes now.
+    fn write(&mut self, writer: &WriteHalf<'_>) {
+        while !self.session.output.is_empty() {
+            match writer.try_write(&self.session.output) {
+                Ok(written) => self.session.output.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    self.session.output.clear();
+                    self.session.finish(End::lost(error.to_string()));
+                    return;
+                }
+            }
+        }
+        // An idle client has no memory for answers.
+        self.session.output = BytesMut::new();
+    }
+
+    /// Decides whether we listen. While we do not, the client's silence does not count.
+    fn hold(&mut self) {
+        let unfinished = if self.session.wants_bytes() { self.session.unfinished_bytes() } else { 0 };
+        if unfinished <= SMALL_PACKET_BYTES {
+            self.assembly = Assembly::NotNeeded;
+        } else if matches!(self.assembly, Assembly::NotNeeded) {
+            let semaphore = Arc::clone(&self.shared.assembly);
+            let bytes = self.shared.terms.max_packet_bytes;
+            self.assembly = Assembly::Waiting(Box::pin(semaphore.acquire_many_owned(bytes)));
+        }
+        let held = self.room.is_some() || matches!(self.assembly, Assembly::Waiting(_));
+        if held != self.held {
+            self.held = held;
+            self.session.hold(held, Instant::now());
+        }
+    }
+
+    /// Sets the timer, if there is anything to wait for. The deadline moves with every packet; the timer only when it fires.
+    fn arm(&self, timer: Pin<&mut Sleep>) -> bool {
+        if self.stopping {
+            return true;
+        }
+        let Some(deadline) = self.session.deadline().map(tokio::time::Instant::from_std) else { return false };
+        if timer.is_elapsed() || timer.deadline() > deadline {
+            timer.reset(deadline);
+        }
+        true
+    }
+
+    fn report_subscribe(&mut self) {
+        let refused = self.session.take_subscribe_refusals();
+        if refused == 0 {
+            return;
+        }
+        LinkStatus::add(&self.shared.status.refusals, refused);
+        if !std::mem::replace(&mut self.subscribe_refused, true) {
+            let word = Word::SubscribeRefused { peer: self.peer, client: Arc::clone(&self.client) };
+            if self.shared.words.try_send(word).is_err() {
+                tracing::trace!("the listener has more important things to hear");
+            }
+        }
+    }
+}
+
+impl Assembly {
+    /// Never ready while nothing is waited for.
+    async fn granted(&mut self) -> Result<OwnedSemaphorePermit, AcquireError> {
+        match self {
+            Self::Waiting(permit) => permit.as_mut().await,
+            Self::NotNeeded | Self::Granted { .. } => future::pending().await,
+        }
+    }
+}
+
+/// Never ready while nothing is waited for.
+async fn until<T>(wait: &mut Option<Wait<T>>) -> T {
+    match wait {
+        Some(wait) => wait.as_mut().await,
+        None => future::pending().await,
+    }
+}
+
+/// Never ready when the registry has gone: then the process stops.
+async fn until_displaced(displaced: &mut Option<oneshot::Receiver<()>>) {
+    let told = match displaced {
+        Some(displaced) => displaced.await,
+        None => future::pending().await,
+    };
+    *displaced = None;
+    if told.is_err() {
+        future::pending::<()>().await;
+    }
+}
+
+/// One read into the buffer that all connections of the thread share, shown to `take`: so an idle client has no read
+/// buffer, and what its packets keep alive is as long as they are.
+pub(super) async fn read(reader: &mut ReadHalf<'_>, mut take: impl FnMut(&[u8])) -> io::Result<usize> {
+    thread_local! {
+        static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
+    }
+    future::poll_fn(|context| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut buffer = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut *reader).poll_read(context, &mut buffer))?;
+            take(buffer.filled());
+            Poll::Ready(Ok(buffer.filled().len()))
+        })
+    })
+    .await
+}

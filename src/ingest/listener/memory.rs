@@ -1,0 +1,59 @@
+//! What a session remembers beyond its connection: the QoS 2 packet ids that were not released, and whether the buffer
+//! knows of the session at all.
+
+use std::collections::BTreeSet;
+
+use crate::ingest::unreleased::Unreleased;
+
+/// Of one session.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// The commit that writes them may still be running: it stands in the buffer's queue before all that comes later.
+    pub(super) unreleased: Unreleased,
+    /// The buffer may hold something under the session's key.
+    pub(super) on_disk: bool,
+}
+
+impl Memory {
+    /// As the buffer has kept it.
+    pub(super) fn stored(packet_ids: BTreeSet<u16>) -> Self {
+        Self { unreleased: Unreleased::resumed(packet_ids), on_disk: true }
+    }
+
+    /// For the next connection of its client. A sensor that has lost its own memory begins again with packet id 1 and
+    /// may still ask for its session: so from here on an id counts as a repeat only with DUP, as
+    /// [`Unreleased::inherited`] explains.
+    pub(super) fn resumed(self) -> Self {
+        Self { unreleased: self.unreleased.carried_over(), ..self }
+    }
+
+    /// For a session that begins anew; what the buffer holds must be forgotten first.
+    pub(super) fn emptied(self) -> Self {
+        Self { on_disk: self.on_disk, ..Self::default() }
+    }
+
+    /// No message is half way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.unreleased.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::unreleased::Delivery;
+
+    #[test]
+    fn a_resumed_session_tells_a_repeat_from_a_client_that_lost_its_memory() {
+        let mut memory = Memory::stored(BTreeSet::from([1, 2])).resumed();
+        assert_eq!(memory.unreleased.publish(1, true), Delivery::Repeat);
+        assert_eq!(memory.unreleased.publish(2, false), Delivery::New);
+        assert_eq!(memory.unreleased.publish(2, false), Delivery::Repeat, "now it is an id of this connection");
+    }
+
+    #[test]
+    fn a_new_session_knows_no_id_and_still_has_something_to_forget() {
+        let memory = Memory::stored(BTreeSet::from([1])).emptied();
+        assert!(memory.is_idle() && memory.on_disk);
+    }
+}

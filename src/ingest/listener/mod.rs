@@ -1,0 +1,363 @@
+//! `[[listen]]`: sensors publish straight to Tidegate, with no broker between. A PUBACK that a sensor gets is its proof that
+//! the reading is on disk here.
+//!
+//! ```text
+//!                 bind ─▶ run: accept ──────────▶ connection ─▶ handshake ─▶ users
+//!                          ▲  │                      │    ▲
+//!                  result  │  └─ registry ◀── claim ─┤    │ session
+//!                (session) └─────────────────────────┘    ▼
+//!                                                       link: socket ◀─▶ session ◀─▶ door to the buffer
+//! ```
+//!
+//! One task runs the listener. It accepts, owns the [`registry`] of sessions, and keeps its connections in a set of tasks. A
+//! connection takes its session out of the registry and hands it back with its result; they share nothing else that
+//! changes. The protocol itself is in [`handshake`] and [`session`], which own no socket and read no clock.
+//!
+//! # What clients can rely on
+//!
+//! * MQTT 3.1.1 and 5, QoS 0, 1 and 2. PUBACK, PUBREC and PUBCOMP leave after the commit they speak of (custody rules 1
+//!   and 3). A repeated QoS 2 PUBLISH is recognised, also after a restart of the agent, as long as its session lives.
+//! * A clean start has forgotten the old session durably, and a kept session is on disk, before CONNACK says so.
+//! * A second connection with the same client id ends the first.
+//! * Wills are events like any other. With a delay (MQTT 5) they wait in memory: a will that waits when the power goes is
+//!   lost, as the standard allows. When the agent stops, connected clients' wills are not published: it was not they who
+//!   failed.
+//!
+//! # What they cannot
+//!
+//! * There is nothing to subscribe to: each filter of a SUBSCRIBE is refused (MQTT 5: 0x87; 3.1.1: 0x80) and the
+//!   connection goes on. Topics that begin with `$` belong to servers: a PUBLISH to one ends the connection (0x87).
+//! * No topic aliases, no enhanced authentication.
+//! * MQTT 5: more than `receive_maximum` messages in flight end the connection. 3.1.1 has no such number: there, as
+//!   everywhere, it is memory that counts, and a client for whose messages there is no room is not read.
+//!
+//! Whoever breaks the rules is told why (MQTT 5), counted, and logged once for each cause; repeats are summed up.
+
+mod complaints;
+mod connection;
+mod end;
+mod handshake;
+mod limits;
+mod link;
+mod memory;
+mod registry;
+mod session;
+mod terms;
+mod users;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{self, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use self::complaints::{About, Complaints, Tone};
+use self::connection::{Ended, Shared, Word, hand_over, now, serve};
+use self::end::Kind;
+use self::limits::{ACCEPT_PAUSE, ASSEMBLY_BYTES, MAX_SESSIONS_AWAY, SPARE_SOCKETS, TICK, WHOLE_STOP_TIMEOUT, WORDS};
+use self::registry::{ConnectionId, Registry, session_key};
+use self::session::event;
+use self::users::Users;
+pub use self::users::UsersError;
+use crate::buffer::{Arrivals, SessionChange, StoredSession};
+use crate::config::Listener;
+use crate::ingest::batch::Batch;
+use crate::ingest::codec::Will;
+use crate::ingest::door::{Door, Entrance};
+use crate::ingest::status::LinkStatus;
+use crate::observe::pulse::Pulse;
+use crate::stop::Stop;
+
+/// A `[[listen]]` table cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The address cannot be had.
+    #[error("[[listen]] name = {name:?}: listen on {address}: {cause}")]
+    Bind {
+        /// Of the table.
+        name: String,
+        /// Its `address`.
+        address: SocketAddr,
+        /// Most often: another process has it.
+        cause: io::Error,
+    },
+    /// Its `users_file` cannot be used.
+    #[error("[[listen]] name = {name:?}: {cause}")]
+    Users {
+        /// Of the table.
+        name: String,
+        /// Which file and line.
+        cause: UsersError,
+    },
+}
+
+/// A listener that has its address and its users, and accepts nobody yet: the kernel lets clients wait.
+#[derive(Debug)]
+pub struct Bound {
+    settings: Listener,
+    socket: net::TcpListener,
+    address: SocketAddr,
+    users: Option<Users>,
+}
+
+/// Takes the address and reads the users file.
+///
+/// # Errors
+/// When one of them cannot be had.
+pub fn bind(settings: Listener) -> Result<Bound, ListenError> {
+    let users = match settings.users_file.as_deref().map(Users::open).transpose() {
+        Ok(users) => users,
+        Err(cause) => return Err(ListenError::Users { name: settings.name, cause }),
+    };
+    let bound = net::TcpListener::bind(settings.address).and_then(|socket| {
+        socket.set_nonblocking(true)?;
+        let address = socket.local_addr()?;
+        Ok((socket, address))
+    });
+    match bound {
+        Ok((socket, address)) => Ok(Bound { settings, socket, address, users }),
+        Err(cause) => Err(ListenError::Bind { name: settings.name, address: settings.address, cause }),
+    }
+}
+
+impl Bound {
+    /// Where clients connect; tells the port when the settings said 0.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// Serves clients until the stop, and then until what they have sent is on disk and acknowledged. `sessions` are those
+/// that the buffer has kept, of any link.
+///
+/// # Errors
+/// When the socket cannot be handed to the runtime.
+#[expect(clippy::implicit_hasher, reason = "it is the map that the buffer has made")]
+pub async fn run(
+    bound: Bound,
+    entrance: Entrance,
+    sessions: HashMap<Arc<str>, StoredSession>,
+    status: Arc<LinkStatus>,
+    pulse: Pulse,
+    stop: Stop,
+) -> Result<(), ListenError> {
+    let Bound { settings, socket, address, users } = bound;
+    let socket = match TcpListener::from_std(socket) {
+        Ok(socket) => socket,
+        Err(cause) => return Err(ListenError::Bind { name: settings.name, address, cause }),
+    };
+    let (words, heard) = mpsc::channel(WORDS);
+    let max_packet_bytes = usize::try_from(settings.max_packet_bytes).unwrap_or(usize::MAX);
+    let name: Arc<str> = settings.name.as_str().into();
+    let shared = Shared {
+        name: Arc::clone(&name),
+        terms: Arc::new((&settings).into()),
+        users,
+        entrance,
+        status,
+        words,
+        assembly: Arc::new(Semaphore::new(ASSEMBLY_BYTES.max(max_packet_bytes).min(Semaphore::MAX_PERMITS))),
+        stop: stop.clone(),
+    };
+    let listening = Listening {
+        registry: Registry::new(&name, settings.max_connections, sessions),
+        complaints: Complaints::new(Arc::clone(&name)),
+        shared: Arc::new(shared),
+        connections: JoinSet::new(),
+        wills: JoinSet::new(),
+        max_sockets: settings.max_connections.saturating_add(SPARE_SOCKETS),
+        last_id: 0,
+    };
+    tracing::info!(listener = %name, %address, "listening for sensors");
+    listening.run(socket, heard, pulse, stop).await;
+    tracing::info!(listener = %name, %address, "listener stopped");
+    Ok(())
+}
+
+/// The state of the listener's task.
+struct Listening {
+    registry: Registry,
+    complaints: Complaints,
+    shared: Arc<Shared>,
+    connections: JoinSet<Ended>,
+    /// Wills whose client did not come back, on their way into the buffer.
+    wills: JoinSet<()>,
+    max_sockets: usize,
+    last_id: ConnectionId,
+}
+
+impl Listening {
+    async fn run(mut self, socket: TcpListener, mut words: mpsc::Receiver<Word>, pulse: Pulse, mut stop: Stop) {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            pulse.beat();
+            tokio::select! {
+                () = stop.wait() => break,
+                Some(ended) = self.connections.join_next() => self.ended(ended),
+                Some(word) = words.recv() => self.hear(word),
+                accepted = socket.accept() => match accepted {
+                    Ok((stream, peer)) => self.accept(stream, peer),
+                    Err(error) => self.cannot_accept(&error).await,
+                },
+                _ = tick.tick() => self.tick(),
+            }
+        }
+        drop(socket);
+        self.stop(words, &pulse).await;
+    }
+
+    fn accept(&mut self, stream: TcpStream, peer: SocketAddr) {
+        if self.connections.len() >= self.max_sockets {
+            LinkStatus::add(&self.shared.status.refusals, 1);
+            let about = About { peer, client: "", detail: "closed without an answer" };
+            self.complaints.add(Instant::now(), Tone::Odd, "max_connections reached", &about);
+            return;
+        }
+        if let Err(error) = stream.set_nodelay(true) {
+            // It is gone already; reading from it will tell.
+            tracing::trace!(%peer, %error, "TCP_NODELAY");
+        }
+        self.last_id = self.last_id.wrapping_add(1);
+        self.connections.spawn(serve(stream, peer, self.last_id, Arc::clone(&self.shared)));
+    }
+
+    /// Out of file descriptors or memory: the client waits in the kernel's queue.
+    async fn cannot_accept(&mut self, error: &io::Error) {
+        let peer = SocketAddr::from(([0, 0, 0, 0], 0));
+        let about = About { peer, client: "", detail: &error.to_string() };
+        self.complaints.add(Instant::now(), Tone::Odd, "connections cannot be accepted", &about);
+        self.shared.status.failed(&format!("accept: {error}"));
+        sleep(ACCEPT_PAUSE).await;
+    }
+
+    fn hear(&mut self, word: Word) {
+        match word {
+            Word::Claim(claim) => self.registry.claim(claim, now()),
+            Word::SubscribeRefused { peer, client } => {
+                let about = About { peer, client: &client, detail: "there is nothing to subscribe to here" };
+                self.complaints.add(Instant::now(), Tone::Odd, "SUBSCRIBE refused", &about);
+            }
+        }
+    }
+
+    fn ended(&mut self, ended: Result<Ended, JoinError>) {
+        let Ended { peer, client, end, departure } = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                // A panic ends the process in a release. Elsewhere its client's session is gone until the restart.
+                tracing::error!(%error, "a connection's task failed");
+                return;
+            }
+        };
+        let client = client.as_deref().unwrap_or_default();
+        let about = About { peer, client, detail: &end.detail };
+        let status = &self.shared.status;
+        let counter = match end.kind {
+            Kind::Bye | Kind::Stopped => None,
+            Kind::Gone => Some((&status.failures, Tone::Everyday)),
+            Kind::Broke => Some((&status.failures, Tone::Odd)),
+            Kind::Refused => Some((&status.refusals, Tone::Odd)),
+        };
+        if let Some((counter, tone)) = counter {
+            LinkStatus::add(counter, 1);
+            status.failed(format!("{peer} {client:?}: {} {}", end.cause, end.detail).trim_end());
+            self.complaints.add(Instant::now(), tone, end.cause, &about);
+        } else {
+            tracing::debug!(listener = %self.shared.name, %peer, client, "{}", end.cause);
+        }
+        let Some(departure) = departure else { return };
+        let (forgotten, will) = self.registry.depart(departure, now());
+        self.forget(forgotten);
+        if let Some(will) = will {
+            self.publish(will);
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        self.complaints.sum_up(now);
+        for will in self.registry.due_wills(now) {
+            self.publish(will);
+        }
+        while let Some(published) = self.wills.try_join_next() {
+            report(published);
+        }
+    }
+
+    /// A will whose client did not come back. Waits for room in a task of its own; how many there can be is bounded by
+    /// the memory for waiting wills.
+    fn publish(&mut self, will: Will) {
+        let mut topics = self.shared.entrance.topics(0);
+        let mut batch = Batch::default();
+        batch.event(event(will, &mut topics, now()));
+        let key = session_key(&self.shared.name, "").into();
+        let (mut door, mut replies) = Door::new(&self.shared.entrance, key, Arc::clone(&self.shared.status));
+        self.wills.spawn(async move {
+            if hand_over(&mut door, &mut replies, &mut batch).await.is_err() {
+                tracing::warn!("the buffer has stopped: a will is given up");
+            }
+        });
+    }
+
+    /// Queued at once: were the client to come back meanwhile, its new session must stand behind this.
+    fn forget(&self, sessions: Vec<SessionChange>) {
+        if sessions.is_empty() {
+            return;
+        }
+        tracing::info!(
+            listener = %self.shared.name,
+            sessions = sessions.len(),
+            limit = MAX_SESSIONS_AWAY,
+            "sessions of clients that have been away longest are forgotten"
+        );
+        let (reply, _nobody_waits) = mpsc::unbounded_channel();
+        let work =
+            Arrivals { events: Vec::new(), sessions, dropped: Vec::new(), receipt: Vec::new(), reply, room: None };
+        if let Err(stopped) = self.shared.entrance.intake.store(work) {
+            tracing::debug!(%stopped, "sessions will be forgotten after the next start");
+        }
+    }
+
+    /// Custody rule 1 up to the end: each connection waits for the commits of what it has read, and answers.
+    async fn stop(mut self, mut words: mpsc::Receiver<Word>, pulse: &Pulse) {
+        for will in self.registry.all_wills() {
+            self.publish(will);
+        }
+        let mut tick = interval(TICK);
+        let all = async {
+            while !(self.connections.is_empty() && self.wills.is_empty()) {
+                pulse.beat();
+                // Who waits for an older connection to end need not wait any longer.
+                self.registry.drop_claims();
+                tokio::select! {
+                    Some(ended) = self.connections.join_next() => self.ended(ended),
+                    Some(published) = self.wills.join_next() => report(published),
+                    Some(_too_late) = words.recv() => {}
+                    _ = tick.tick() => {}
+                }
+            }
+        };
+        // Each connection has a time-out of its own; this one is for wills that find no room.
+        if timeout(WHOLE_STOP_TIMEOUT, all).await.is_err() {
+            tracing::warn!(
+                listener = %self.shared.name,
+                connections = self.connections.len(),
+                wills = self.wills.len(),
+                "listener stopped before all was done: what was not acknowledged is still with its sender"
+            );
+        }
+    }
+}
+
+fn report(published: Result<(), JoinError>) {
+    if let Err(error) = published {
+        tracing::error!(%error, "a will's task failed");
+    }
+}

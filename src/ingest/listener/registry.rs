@@ -1,0 +1,339 @@
+//! Who is connected, and the sessions of those who are away.
+//!
+//! The listener's own task owns the registry. A connection borrows the session of its client as a value ([`Entry`])
+//! and gives it back when it ends ([`Registry::depart`]): there is never a second copy, and no lock.
+//!
+//! ```text
+//!                 claim                      claim by another connection
+//!   (unknown) ───────────▶ Connected ──────────────────────────────────▶ Connected, told to go, next one waits
+//!      ▲  ▲                │   ▲  ▲                                         │ depart
+//!      │  └─ depart, over ─┘   │  └──────────── the next one enters ────────┘
+//!      │                       │ claim
+//!      └── claim, over ─── Away ◀── depart (from Connected), the session lives on
+//! ```
+//!
+//! * **Take-over.** The next one enters only with the session that the old connection has handed back. What the old one
+//!   had sent to the buffer stands in its queue before anything the new one sends, and its QoS 2 packet ids
+//!   are in the session although their commit may still be running.
+//! * **Expiry** is judged only when the client comes back, never by a timer: a clock that jumps deletes nothing. For sessions
+//!   left since this process started it is measured by the monotonic clock; for older ones by the wall clock, and
+//!   only when both its readings make sense. A session may so live longer than granted, never shorter.
+//! * **Bound.** At most [`MAX_SESSIONS_AWAY`] are remembered; above that the one that has been away longest goes, those
+//!   without packet ids first. Its client is told "no session" when it comes back, as after an expiry.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::limits::{EARLIEST_SANE_MS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WILL_DELAY};
+use super::memory::Memory;
+use crate::buffer::{IdChange, SessionChange, StoredSession};
+use crate::ingest::codec::Will;
+
+/// One connection, as long as the process lives.
+pub(super) type ConnectionId = u64;
+
+/// Both clocks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Now {
+    pub(super) instant: Instant,
+    /// Milliseconds since 1970, by the wall clock.
+    pub(super) unix_ms: i64,
+}
+
+/// A client whose CONNECT was accepted wants its session.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) connection: ConnectionId,
+    pub(super) client: Arc<str>,
+    /// Neither a clean start nor a clean session.
+    pub(super) resume: bool,
+    /// Dropped without a word when yet another connection of this client takes its place, and at a stop.
+    pub(super) answer: oneshot::Sender<Answer>,
+}
+
+/// What a claim leads to.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// The client is in; its connection must [`Registry::depart`] when it ends.
+    Enter(Box<Entry>),
+    /// `max_connections` others are.
+    Busy,
+}
+
+/// A place among the connected.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) lent: Lent,
+    /// Fires when another connection of the same client waits.
+    pub(super) displaced: oneshot::Receiver<()>,
+}
+
+/// The session, lent to a connection.
+#[derive(Debug)]
+pub(super) struct Lent {
+    pub(super) memory: Memory,
+    /// There was a session, and it goes on.
+    pub(super) present: bool,
+    /// The will of the session before, which has just ended: to be published first.
+    pub(super) overdue: Option<Will>,
+}
+
+/// The session, given back.
+#[derive(Debug)]
+pub(super) struct Departure {
+    pub(super) connection: ConnectionId,
+    pub(super) client: Arc<str>,
+    pub(super) memory: Memory,
+    /// 0: it has ended with its connection, which has told the buffer to forget it.
+    pub(super) expiry_s: u32,
+    /// To be published unless the client comes back in time. A will without delay was published by the connection.
+    pub(super) will: Option<(Will, Duration)>,
+}
+
+#[derive(Debug)]
+pub(super) struct Registry {
+    /// Of the keys in the buffer: `listen:<name>:`.
+    prefix: String,
+    clients: HashMap<Arc<str>, Client>,
+    max_connections: usize,
+    connected: usize,
+    waiting_will_bytes: usize,
+}
+
+#[derive(Debug)]
+enum Client {
+    Connected { connection: ConnectionId, displace: Option<oneshot::Sender<()>>, next: Option<Claim> },
+    Away(Box<Away>),
+}
+
+#[derive(Debug)]
+struct Away {
+    memory: Memory,
+    expiry_s: u32,
+    since: Since,
+    will: Option<(Will, Instant)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Since {
+    /// Loaded from the buffer: milliseconds since 1970 by the clock of that time.
+    BeforeStart(i64),
+    Here(Instant),
+}
+
+impl Registry {
+    /// With the sessions that the buffer has kept; those of other listeners are left aside.
+    pub(super) fn new(name: &str, max_connections: usize, stored: HashMap<Arc<str>, StoredSession>) -> Self {
+        let prefix = session_key(name, "");
+        let mut clients = HashMap::new();
+        for (key, session) in stored {
+            let Some(client) = key.strip_prefix(&prefix) else { continue };
+            let away = Away {
+                expiry_s: session.expiry_s,
+                since: Since::BeforeStart(session.used_ms),
+                memory: Memory::stored(session.packet_ids),
+                will: None,
+            };
+            clients.insert(client.into(), Client::Away(Box::new(away)));
+        }
+        Self { prefix, clients, max_connections, connected: 0, waiting_will_bytes: 0 }
+    }
+
+    /// Lends the session out, or tells its present holder to bring it back.
+    pub(super) fn claim(&mut self, claim: Claim, now: Now) {
+        match self.clients.remove(&claim.client) {
+            Some(Client::Connected { connection, displace, next: _an_older_claim_is_dropped }) => {
+                if let Some(displace) = displace
+                    && displace.send(()).is_err()
+                {
+                    tracing::trace!(connection, "displaced connection is already going");
+                }
+                let client = Arc::clone(&claim.client);
+                self.clients.insert(client, Client::Connected { connection, displace: None, next: Some(claim) });
+            }
+            away if self.connected >= self.max_connections => {
+                if let Some(away) = away {
+                    self.clients.insert(Arc::clone(&claim.client), away);
+                }
+                if claim.answer.send(Answer::Busy).is_err() {
+                    tracing::trace!("refused client has gone");
+                }
+            }
+            Some(Client::Away(away)) => self.enter(claim, Some(*away), now),
+            None => self.enter(claim, None, now),
+        }
+    }
+
+    /// Takes the session back. What has to be forgotten to keep the bound is returned, and so is a will for which there is no room
+    /// to wait.
+    pub(super) fn depart(&mut self, departure: Departure, now: Now) -> (Vec<SessionChange>, Option<Will>) {
+        let Departure { connection, client, memory, expiry_s, will } = departure;
+        let next = match self.clients.remove(&client) {
+            Some(Client::Connected { connection: holder, next, .. }) if holder == connection => next,
+            other => {
+                // Not the holder: nothing was lent to it.
+                if let Some(other) = other {
+                    self.clients.insert(client, other);
+                }
+                return (Vec::new(), will.map(|(will, _)| will));
+            }
+        };
+        self.connected = self.connected.saturating_sub(1);
+        let mut at_once = None;
+        if expiry_s > 0 {
+            let will = will.and_then(|(will, delay)| {
+                let bytes = self.waiting_will_bytes.saturating_add(will_bytes(&will));
+                let delay = delay.min(MAX_WILL_DELAY);
+                match now.instant.checked_add(delay) {
+                    Some(due) if bytes <= MAX_WAITING_WILL_BYTES => {
+                        self.waiting_will_bytes = bytes;
+                        Some((will, due))
+                    }
+                    Some(_) | None => {
+                        at_once = Some(will);
+                        None
+                    }
+                }
+            });
+            let away = Away { memory, expiry_s, since: Since::Here(now.instant), will };
+            self.clients.insert(Arc::clone(&client), Client::Away(Box::new(away)));
+        } else {
+            at_once = will.map(|(will, _)| will);
+        }
+        if let Some(claim) = next.filter(|claim| !claim.answer.is_closed()) {
+            self.claim(claim, now);
+        }
+        (self.keep_the_bound(), at_once)
+    }
+
+    /// Wills whose delay is over.
+    pub(super) fn due_wills(&mut self, now: Instant) -> Vec<Will> {
+        if self.waiting_will_bytes == 0 {
+            return Vec::new();
+        }
+        self.take_wills(|due| due <= now)
+    }
+
+    /// All wills that still wait: at a stop nobody will come back in time.
+    pub(super) fn all_wills(&mut self) -> Vec<Will> {
+        self.take_wills(|_| true)
+    }
+
+    /// Lets go of those who wait to come in.
+    pub(super) fn drop_claims(&mut self) {
+        for client in self.clients.values_mut() {
+            if let Client::Connected { next, .. } = client {
+                *next = None;
+            }
+        }
+    }
+
+    fn enter(&mut self, claim: Claim, before: Option<Away>, now: Now) {
+        let Claim { connection, client, resume, answer } = claim;
+        let (mut memory, mut present, mut overdue) = (Memory::default(), false, None);
+        if let Some(mut away) = before {
+            let will = self.take_will(&mut away);
+            present = resume && !away.is_over(now);
+            if present {
+                // Back before the delay was over: the will is void.
+                memory = away.memory.resumed();
+            } else {
+                memory = away.memory.emptied();
+                overdue = will;
+            }
+        }
+        let (displace, displaced) = oneshot::channel();
+        match answer.send(Answer::Enter(Box::new(Entry { lent: Lent { memory, present, overdue }, displaced }))) {
+            Ok(()) => {
+                self.connected = self.connected.saturating_add(1);
+                self.clients.insert(client, Client::Connected { connection, displace: Some(displace), next: None });
+            }
+            // A connection waits for its answer until it comes. Should it not have, the session is still here.
+            Err(Answer::Enter(entry)) => {
+                let since = Since::Here(now.instant);
+                let away = Away { memory: entry.lent.memory, expiry_s: u32::MAX, since, will: None };
+                self.clients.insert(client, Client::Away(Box::new(away)));
+            }
+            Err(Answer::Busy) => {}
+        }
+    }
+
+    /// One leaves for one that came: the caller adds at most one at a time, but the first may find more, of a time when
+    /// the bound was higher.
+    fn keep_the_bound(&mut self) -> Vec<SessionChange> {
+        let mut away: Vec<_> = self
+            .clients
+            .iter()
+            .filter_map(|(id, client)| match client {
+                Client::Away(away) => Some((!away.memory.is_idle(), away.since, Arc::clone(id))),
+                Client::Connected { .. } => None,
+            })
+            .collect();
+        let surplus = away.len().saturating_sub(MAX_SESSIONS_AWAY);
+        if surplus == 0 {
+            return Vec::new();
+        }
+        away.sort_unstable();
+        away.truncate(surplus);
+        let mut forgotten = Vec::with_capacity(surplus);
+        for (_, _, client) in away {
+            if let Some(Client::Away(mut away)) = self.clients.remove(&client) {
+                // A will of that session would be due with its end; it is given up with it.
+                drop(self.take_will(&mut away));
+            }
+            let session = format!("{}{client}", self.prefix).into();
+            forgotten.push(SessionChange { session, changes: vec![IdChange::Forget] });
+        }
+        forgotten
+    }
+
+    fn take_wills(&mut self, mut which: impl FnMut(Instant) -> bool) -> Vec<Will> {
+        let mut taken = Vec::new();
+        for client in self.clients.values_mut() {
+            if let Client::Away(away) = client
+                && let Some((will, _)) = away.will.take_if(|(_, due)| which(*due))
+            {
+                self.waiting_will_bytes = self.waiting_will_bytes.saturating_sub(will_bytes(&will));
+                taken.push(will);
+            }
+        }
+        taken
+    }
+
+    fn take_will(&mut self, away: &mut Away) -> Option<Will> {
+        let (will, _) = away.will.take()?;
+        self.waiting_will_bytes = self.waiting_will_bytes.saturating_sub(will_bytes(&will));
+        Some(will)
+    }
+}
+
+impl Away {
+    fn is_over(&self, now: Now) -> bool {
+        if self.expiry_s == u32::MAX {
+            return false;
+        }
+        let granted = Duration::from_secs(self.expiry_s.into());
+        match self.since {
+            Since::Here(since) => now.instant.saturating_duration_since(since) > granted,
+            // It was to end with its connection, and that has ended.
+            Since::BeforeStart(_) if self.expiry_s == 0 => true,
+            Since::BeforeStart(used_ms) => {
+                let elapsed = u64::try_from(now.unix_ms.saturating_sub(used_ms)).map(Duration::from_millis);
+                used_ms >= EARLIEST_SANE_MS && elapsed.is_ok_and(|elapsed| elapsed > granted)
+            }
+        }
+    }
+}
+
+/// The name under which the buffer keeps a session.
+pub(super) fn session_key(listener: &str, client: &str) -> String {
+    format!("listen:{listener}:{client}")
+}
+
+fn will_bytes(will: &Will) -> usize {
+    // The properties are bounded by the CONNECT they came in.
+    will.topic.len().saturating_add(will.payload.len()).saturating_add(1024)
+}

@@ -1,0 +1,373 @@
+//! One client's session on one connection, from its CONNACK to its end. Bytes and time in; bytes and a batch of work for the
+//! buffer out. It owns no socket, so tests can feed it anything in any order.
+//!
+//! ```text
+//!            the session's changes are queued             durable: CONNACK leaves
+//!   (admitted) ───────────────────────────▶ Settling ───────────────────────────▶ Open
+//!        │        nothing to change                                            ▲   │ DISCONNECT, lost, silent,
+//!        └─────────────────────────────────────────────────────────────────────┘   │ broke the rules, taken over,
+//!                                     CONNACK leaves at once                       ▼ we stop (from Settling too)
+//!                                                                                 Over
+//! ```
+//!
+//! * In `Settling` the bytes of the client wait undecoded: a stale packet id must not swallow a new message.
+//! * In `Open` every read is decoded to its end and gives one batch. PUBACK, PUBREC and PUBCOMP leave only through the
+//!   [`Acker`], for what the buffer has made durable (custody rule 1).
+//! * In `Over` nothing is decoded any more; [`Session::into_last`] says what is left to be written: the will, and
+//!   the end of the session if it was not to outlive its connection.
+//!
+//! A session that ends with its connection keeps its QoS 2 ids in memory only: nobody can ask for them later.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+
+use super::end::End;
+use super::handshake::Admission;
+use super::limits::MAX_UNREAD_ANSWERS_BYTES;
+use super::memory::Memory;
+use super::registry::{Lent, Now};
+use super::terms::{Terms, patience};
+use crate::buffer::{Durable, IdChange};
+use crate::config::MqttVersion;
+use crate::event::{Event, Qos};
+use crate::ingest::acker::{Acker, Acknowledged};
+use crate::ingest::batch::Batch;
+use crate::ingest::codec::encode::{self, Grants};
+use crate::ingest::codec::{self, Disconnect, Packet, Publish, Will, reason};
+use crate::ingest::receipt::{Epoch, Receipts};
+use crate::ingest::topics::Topics;
+
+/// See the drawing above.
+#[derive(Debug)]
+enum State {
+    Settling,
+    Open,
+    Over(End),
+}
+
+/// The session on its connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    state: State,
+    version: MqttVersion,
+    terms: Arc<Terms>,
+    acker: Acker,
+    topics: Topics,
+    memory: Memory,
+    present: bool,
+    /// The buffer was told, if the session is on disk at all.
+    granted_expiry_s: u32,
+    /// A DISCONNECT may have changed it.
+    expiry_s: u32,
+    will: Option<Will>,
+    grants: Grants,
+    keepalive: Duration,
+    heard: Instant,
+    /// The client is not read for a reason that is ours: its silence does not count.
+    held: bool,
+    /// Received on this connection with QoS 1 or 2, or PUBREL, and not answered.
+    unanswered: u64,
+    /// QoS 2 ids that arrived on this connection and were not released.
+    half_way: usize,
+    subscribe_refusals: u64,
+    input: BytesMut,
+    /// To be written to the socket.
+    pub(super) output: BytesMut,
+    /// To be handed to the buffer.
+    pub(super) batch: Batch,
+}
+
+/// What is left of a session when its connection is over.
+#[derive(Debug)]
+pub(super) struct Last {
+    pub(super) end: End,
+    pub(super) memory: Memory,
+    /// 0: the session has ended too.
+    pub(super) expiry_s: u32,
+    /// To be published if the client stays away so long.
+    pub(super) will: Option<(Will, Duration)>,
+    /// To be handed to the buffer before anything of the client's next connection.
+    pub(super) batch: Batch,
+    pub(super) output: BytesMut,
+}
+
+impl Session {
+    /// The registry has let the client in. What must be durable before its CONNACK is in the batch.
+    pub(super) fn enter(admission: Admission, lent: Lent, terms: Arc<Terms>, topics: Topics, now: Now) -> Self {
+        let Admission { version, expiry_s, keepalive_s, will, grants, input, .. } = admission;
+        let Lent { memory, present, overdue } = lent;
+        let mut session = Self {
+            state: State::Settling,
+            version,
+            terms,
+            acker: Acker::new(Epoch::next()),
+            topics,
+            memory,
+            present,
+            granted_expiry_s: expiry_s,
+            expiry_s,
+            will,
+            grants,
+            keepalive: patience(keepalive_s),
+            heard: now.instant,
+            held: false,
+            unanswered: 0,
+            half_way: 0,
+            subscribe_refusals: 0,
+            input,
+            output: BytesMut::new(),
+            batch: Batch::default(),
+        };
+        session.settle(overdue, now);
+        session
+    }
+
+    /// Bytes came in.
+    pub(super) fn received(&mut self, bytes: &[u8], now: Now) {
+        self.input.extend_from_slice(bytes);
+        self.decode(now);
+    }
+
+    /// The buffer has made work of this connection durable. Returns how many acknowledgements were written.
+    pub(super) fn durable(&mut self, durable: Durable<Receipts>, now: Now) -> u64 {
+        let done = self.acker.acknowledge(durable, &mut self.output);
+        self.acknowledged(done, now);
+        done.packets
+    }
+
+    /// The connection ends for a reason outside of it. The first end counts.
+    pub(super) fn finish(&mut self, end: End) {
+        if matches!(self.state, State::Over(_)) {
+            return;
+        }
+        let settling = matches!(self.state, State::Settling);
+        if let Some(code) = end.reason {
+            match (settling, self.version) {
+                (true, version) => encode::refuse(&mut self.output, version, code),
+                (false, MqttVersion::V5) => encode::disconnect(&mut self.output, MqttVersion::V5, code),
+                // A server of 3.1.1 has no word for it and just closes.
+                (false, MqttVersion::V311) => {}
+            }
+        }
+        self.state = State::Over(end);
+    }
+
+    /// The deadline has passed.
+    pub(super) fn timed_out(&mut self, now: Instant) {
+        if self.deadline().is_some_and(|deadline| deadline <= now) {
+            self.finish(End::silent());
+        }
+    }
+
+    /// When the client's silence becomes too long; `None` while it is we who do not listen.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self.state {
+            State::Open if !self.held => self.heard.checked_add(self.keepalive),
+            State::Open | State::Settling | State::Over(_) => None,
+        }
+    }
+
+    /// The connection stops reading for want of room, or goes on.
+    pub(super) fn hold(&mut self, held: bool, now: Instant) {
+        if self.held && !held {
+            self.heard = now;
+        }
+        self.held = held;
+    }
+
+    /// May the socket be read? Not before CONNACK, and not while the client leaves our answers lying.
+    pub(super) fn wants_bytes(&self) -> bool {
+        matches!(self.state, State::Open) && self.output.len() < MAX_UNREAD_ANSWERS_BYTES
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.state, State::Over(_))
+    }
+
+    /// Bytes of a packet that is still arriving.
+    pub(super) fn unfinished_bytes(&self) -> usize {
+        self.input.len()
+    }
+
+    /// SUBSCRIBE filters refused since the last question.
+    pub(super) fn take_subscribe_refusals(&mut self) -> u64 {
+        std::mem::take(&mut self.subscribe_refusals)
+    }
+
+    /// The end: what is left to be done. A batch that was not handed to the buffer is given up: its messages are not
+    /// acknowledged, so the client still has them.
+    pub(super) fn into_last(mut self, now: Now) -> Last {
+        self.batch.abandon(&mut self.memory.unreleased);
+        let end = match self.state {
+            State::Over(end) => end,
+            State::Settling | State::Open => End::lost(""),
+        };
+        let will = self.will.take().filter(|_| end.wants_will());
+        let delay_s = will.as_ref().map_or(0, |will| will.delay_s).min(self.expiry_s);
+        let mut waiting = None;
+        match will {
+            Some(will) if delay_s == 0 => self.batch.event(event(will, &mut self.topics, now)),
+            Some(will) => waiting = Some((will, Duration::from_secs(delay_s.into()))),
+            None => {}
+        }
+        if self.expiry_s == 0 && self.memory.on_disk {
+            self.batch.changes.push(IdChange::Forget);
+            self.memory.on_disk = false;
+        } else if self.expiry_s != self.granted_expiry_s {
+            self.batch.changes.push(IdChange::Keep(self.expiry_s));
+        }
+        let Self { memory, expiry_s, batch, output, .. } = self;
+        Last { end, memory, expiry_s, will: waiting, batch, output }
+    }
+
+    fn settle(&mut self, overdue: Option<Will>, now: Now) {
+        let mut changes = Vec::new();
+        if self.memory.on_disk && !self.present {
+            changes.push(IdChange::Forget);
+            self.memory.on_disk = false;
+        }
+        if self.expiry_s > 0 || self.memory.on_disk {
+            // With expiry 0 it says that what is there ends with this connection, should the process not live to forget it.
+            changes.push(IdChange::Keep(self.expiry_s));
+            self.memory.on_disk = true;
+        }
+        if changes.is_empty() && overdue.is_none() {
+            return self.open(now);
+        }
+        if let Some(will) = overdue {
+            self.batch.event(event(will, &mut self.topics, now));
+        }
+        self.batch.session(self.acker.epoch(), changes);
+    }
+
+    fn acknowledged(&mut self, done: Acknowledged, now: Now) {
+        self.unanswered = self.unanswered.saturating_sub(done.packets);
+        if done.proceed && matches!(self.state, State::Settling) {
+            self.open(now);
+        }
+    }
+
+    fn open(&mut self, now: Now) {
+        self.state = State::Open;
+        self.heard = now.instant;
+        let grants = std::mem::take(&mut self.grants);
+        if let Err(error) = encode::accept(&mut self.output, self.version, self.present, grants) {
+            return self.finish(End::broke(reason::UNSPECIFIED_ERROR, "CONNACK cannot be written", error.to_string()));
+        }
+        self.decode(now);
+    }
+
+    fn decode(&mut self, now: Now) {
+        while matches!(self.state, State::Open) {
+            match codec::decode(self.version, &mut self.input, self.terms.max_packet_bytes) {
+                Ok(Some(packet)) => {
+                    self.heard = now.instant;
+                    self.packet(packet, now);
+                }
+                Ok(None) => break,
+                Err(error) => self.finish(error.into()),
+            }
+        }
+        if self.input.is_empty() || self.is_over() {
+            // The events hold the memory as long as they need it; an idle client has none.
+            self.input = BytesMut::new();
+        }
+        if self.expiry_s == 0 && !self.memory.on_disk {
+            self.batch.changes.clear();
+        }
+    }
+
+    fn packet(&mut self, packet: Packet, now: Now) {
+        match packet {
+            Packet::Publish(publish) => self.publish(publish, now),
+            Packet::PubRel(ack) => {
+                let before = self.memory.unreleased.len();
+                self.batch.release(self.acker.epoch(), ack.packet_id, &mut self.memory.unreleased);
+                self.half_way = self.half_way.saturating_sub(before.saturating_sub(self.memory.unreleased.len()));
+                self.unanswered = self.unanswered.saturating_add(1);
+            }
+            Packet::PingReq => encode::pingresp(&mut self.output),
+            Packet::Subscribe(subscribe) => {
+                // Whoever subscribes waits for messages that will never come: it must be told, not left waiting.
+                let codes = vec![reason::NOT_AUTHORIZED; subscribe.filters.len()];
+                encode::suback(&mut self.output, self.version, subscribe.packet_id, &codes);
+                let refused = u64::try_from(codes.len()).unwrap_or(u64::MAX);
+                self.subscribe_refusals = self.subscribe_refusals.saturating_add(refused);
+            }
+            Packet::Unsubscribe(unsubscribe) => encode::unsuback(
+                &mut self.output,
+                self.version,
+                unsubscribe.packet_id,
+                unsubscribe.filters,
+                reason::NO_SUBSCRIPTION_EXISTED,
+            ),
+            Packet::Disconnect(disconnect) => self.disconnect(&disconnect),
+            Packet::Connect(_)
+            | Packet::ConnAck(_)
+            | Packet::PubAck(_)
+            | Packet::PubRec(_)
+            | Packet::PubComp(_)
+            | Packet::SubAck { .. }
+            | Packet::UnsubAck { .. }
+            | Packet::PingResp => {
+                let detail = format!("{} out of place", packet.name());
+                self.finish(End::broke(reason::PROTOCOL_ERROR, "client broke the protocol", detail));
+            }
+        }
+    }
+
+    fn publish(&mut self, publish: Publish, now: Now) {
+        if publish.topic().starts_with('$') {
+            // Such topics belong to the server; a reading there would match no route that does not name it.
+            let detail = format!("{:?}", publish.topic());
+            return self.finish(End::broke(
+                reason::NOT_AUTHORIZED,
+                "client published to a topic that begins with $",
+                detail,
+            ));
+        }
+        if publish.qos != Qos::AtMostOnce {
+            if self.version == MqttVersion::V5 && self.in_flight() >= u64::from(self.terms.receive_maximum) {
+                let detail = format!("more than {} in flight", self.terms.receive_maximum);
+                return self.finish(End::broke(
+                    reason::RECEIVE_MAXIMUM_EXCEEDED,
+                    "client exceeded the receive maximum",
+                    detail,
+                ));
+            }
+            self.unanswered = self.unanswered.saturating_add(1);
+        }
+        let before = self.memory.unreleased.len();
+        self.batch.publish(self.acker.epoch(), publish, now.unix_ms, &mut self.topics, &mut self.memory.unreleased);
+        self.half_way = self.half_way.saturating_add(self.memory.unreleased.len().saturating_sub(before));
+    }
+
+    /// At least so many messages of this connection are in flight. QoS 1 alone and QoS 2 alone are counted exactly; of a mixture at
+    /// least the half.
+    fn in_flight(&self) -> u64 {
+        self.unanswered.max(u64::try_from(self.half_way).unwrap_or(u64::MAX))
+    }
+
+    fn disconnect(&mut self, disconnect: &Disconnect) {
+        if let Some(asked_s) = disconnect.session_expiry_s {
+            if self.expiry_s == 0 && asked_s > 0 {
+                let detail = "a session expiry in DISCONNECT, but none in CONNECT";
+                return self.finish(End::broke(reason::PROTOCOL_ERROR, "client broke the protocol", detail));
+            }
+            self.expiry_s = asked_s.min(self.terms.max_session_expiry_s);
+        }
+        self.finish(match disconnect.reason {
+            reason::SUCCESS => End::bye(),
+            code => End::bye_with_will(code),
+        });
+    }
+}
+
+/// A will is an event like any other.
+pub(super) fn event(will: Will, topics: &mut Topics, now: Now) -> Event {
+    let (topic, route) = topics.resolve(&will.topic);
+    let Will { payload, qos, retain, properties, .. } = will;
+    Event { topic, payload, qos, retain, arrived_ms: now.unix_ms, route, properties }
+}
