@@ -24,7 +24,7 @@ use crate::config::{self, Compression, Delivery, Secret, SyncMode, WhenFull};
 use crate::event::{Event, Qos, RouteId};
 use crate::observe::pulse::Pulse;
 use crate::route::filter::Filter;
-use crate::route::template::TopicTemplate;
+use crate::route::template::{KeyTemplate, TopicTemplate};
 use crate::route::{Route, Routes, ValueFormat};
 use crate::stop::{self, Stopper};
 
@@ -37,7 +37,8 @@ type Mock = MockCluster<'static, DefaultProducerContext>;
 fn routes() -> Arc<Routes> {
     let from = Filter::parse("k/{name}/+").unwrap();
     let to = TopicTemplate::parse("{name}", &from).unwrap();
-    let route = Route { name: "k/{name}/+".into(), from, to, key: None, value: ValueFormat::Payload };
+    let key = KeyTemplate::parse("{topic}", &from).unwrap();
+    let route = Route { name: "k/{name}/+".into(), from, to, key, value: ValueFormat::Payload };
     Arc::new(Routes::new(vec![route]))
 }
 
