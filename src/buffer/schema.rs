@@ -1,6 +1,6 @@
 //! The database: its tables, its settings, and how a connection is made.
 //!
-//! `application_id` is "TdGt", `user_version` the format version. Every blob is an [envelope](super::envelope).
+//! `application_id` is `TdGt`, `user_version` the format version. Every blob is an [envelope](super::envelope).
 //!
 //! | table | a row is |
 //! |---|---|
@@ -24,7 +24,7 @@ use super::error::OpenError;
 use super::limits::{BUSY_WAIT, CACHE_KIB, HEADROOM_BYTES, HEADROOM_DIVISOR, PAGE_BYTES, WAL_PAGES, WAL_PAGES_LEAST};
 use crate::config::{self, SyncMode};
 
-/// "TdGt"
+/// `TdGt`.
 pub(super) const APPLICATION_ID: i64 = 0x5464_4774;
 
 /// Goes up when an older Tidegate could not read what a newer one writes.
