@@ -55,11 +55,16 @@ struct Site {
 
 impl Site {
     fn start(folder: &Path, settings: Listener) -> Self {
+        Self::start_slow(folder, settings, Duration::ZERO)
+    }
+
+    /// With a buffer that takes its time.
+    fn start_slow(folder: &Path, settings: Listener, commit_delay: Duration) -> Self {
         let disk = config::Buffer {
             max_bytes: 1 << 30,
             when_full: WhenFull::StopReading,
             sync: SyncMode::Normal,
-            commit_delay: Duration::ZERO,
+            commit_delay,
             compression: Compression::Zstd,
         };
         let (buffer, recovered) = Buffer::open(disk, folder, &[]).unwrap();
@@ -314,7 +319,7 @@ async fn a_client_that_vanishes_leaves_its_will_and_one_that_comes_back_in_time_
 async fn a_stop_acknowledges_what_was_read_and_says_goodbye() {
     for version in [V311, V5] {
         let folder = tempfile::tempdir().unwrap();
-        let site = Site::start(folder.path(), settings());
+        let site = Site::start_slow(folder.path(), settings(), Duration::from_millis(300));
         let (mut client, _) = Client::connected(site.address, &connect(version, "press")).await;
         let burst: Vec<u8> = (1..=500).flat_map(|id| publish(version, 1, false, id, "x")).collect();
         client.send(&burst).await;
