@@ -93,7 +93,7 @@ fn gateway(build: Build, way: Way, kafka: &Kafka, topics: &[String; 2]) -> Outco
         Way::Listener => gateway.listen("").listener(),
         Way::Broker => {
             let broker = mosquitto::shared()?;
-            gateway.subscribe("plant", &broker.url(), &format!("{root}/#"), 2, "");
+            gateway.subscribe("plant", &broker.url(), &format!("{root}/#"), 2, mosquitto::WIDE);
             broker.address()
         }
     };

@@ -19,7 +19,7 @@ pub fn stopped_under_load(build: Build) -> Outcome<Verdict> {
     let (kafka, broker) = (kafka::shared()?, mosquitto::shared()?);
     let topic = kafka.topic("stop")?;
     let mut gateway = Gateway::new(build, &kafka.brokers())?;
-    gateway.subscribe("plant", &broker.url(), &format!("{topic}/#"), 1, "").listen("").route("#", &topic);
+    gateway.subscribe("plant", &broker.url(), &format!("{topic}/#"), 1, mosquitto::WIDE).listen("").route("#", &topic);
     let mut agent = gateway.start()?;
     agent.wait_subscribed(1)?;
     let plan = |name: &str, qos| {
