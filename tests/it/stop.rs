@@ -64,7 +64,7 @@ fn a_stop_while_kafka_is_away_ends_in_time_and_keeps_what_is_held() -> Outcome<(
     gateway.listen("").route("#", &topic);
     let mut agent = gateway.start()?;
     let first = publish_all(gateway.listener(), Plan::new("before", "t/0", 1).count(100))?;
-    agent.wait_book("held", 0)?;
+    agent.wait_book("delivered", 100)?;
     link.set(Weather::Fog)?;
     let second = publish_all(gateway.listener(), Plan::new("away", "t/1", 1).count(1_000))?;
     let status = agent.stop(STOP_LIMIT)?;
