@@ -107,15 +107,15 @@ impl Link {
     async fn run(mut self, relay: SocketAddr) -> (usize, Journal) {
         let mut pause = SHORTEST_PAUSE;
         while !self.out_of_patience() {
-            if let Ok(Ok(mut socket)) = timeout(ANSWER_TIME, TcpStream::connect(relay)).await {
-                if let Ok(waiting) = self.handshake(&mut socket).await {
-                    pause = SHORTEST_PAUSE;
-                    self.tally.connected.fetch_add(1, Ordering::Relaxed);
-                    let end = self.converse(socket, waiting).await;
-                    self.tally.connected.fetch_sub(1, Ordering::Relaxed);
-                    if let Ok(End::Finished) = end {
-                        break;
-                    }
+            if let Ok(Ok(mut socket)) = timeout(ANSWER_TIME, TcpStream::connect(relay)).await
+                && let Ok(waiting) = self.handshake(&mut socket).await
+            {
+                pause = SHORTEST_PAUSE;
+                self.tally.connected.fetch_add(1, Ordering::Relaxed);
+                let end = self.converse(socket, waiting).await;
+                self.tally.connected.fetch_sub(1, Ordering::Relaxed);
+                if let Ok(End::Finished) = end {
+                    break;
                 }
             }
             if self.stop.requested() && self.session.in_flight() == 0 {

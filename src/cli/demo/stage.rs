@@ -21,18 +21,19 @@ use super::Options;
 use super::books::{Account, Books};
 use super::central::{Central, CentralError};
 use super::reading::Fleet;
-use super::relay::{Relay, RelayError, Site, Status};
+use super::relay::{Relay, RelayError, Site};
 use super::report::Outcome;
 use super::sensors::{self, Pace, Tally};
 use super::session::Journal;
 use super::view::{Numbers, View, grouped};
+use crate::observe::status::Status;
 use crate::stop::pair;
 
 /// Longest outage on stage.
 const OUTAGE: Duration = Duration::from_secs(8);
 
 /// Of the whole time, what starting, draining and stopping take.
-const BEFORE_AND_AFTER: Duration = Duration::from_secs(3);
+const BEFORE_AND_AFTER: Duration = Duration::from_secs(2);
 
 /// How long Kafka may take to get the last acknowledged reading. A backlog drains in a second or two.
 const DRAIN_TIME: Duration = Duration::from_secs(30);
@@ -200,7 +201,7 @@ impl Act<'_> {
         self.view.scene("kill -9: the relay dies in mid-sentence. The sensors keep what was not acknowledged.");
         sleep(self.times.dark).await;
         let (mut relay, took) = Relay::start(self.site).await?;
-        let held = self.site.status().await.map_or(0, |status| status.held);
+        let held = self.site.status().await.map_or(0, |status| status.total.held);
         self.view.scene(format!(
             "The relay is started again: ready after {:.2} s, with {} readings from its disk.",
             took.as_secs_f64(),
@@ -243,7 +244,7 @@ impl Act<'_> {
         let begun = Instant::now();
         loop {
             let numbers = self.numbers();
-            let empty = self.site.status().await.is_some_and(|status| status.held == 0);
+            let empty = self.site.status().await.is_some_and(|status| status.total.held == 0);
             if empty && numbers.in_kafka >= numbers.acknowledged {
                 self.view.scene("The buffer is empty.");
                 return Ok(());
@@ -273,7 +274,7 @@ impl Act<'_> {
     async fn watch(&self) -> Infallible {
         loop {
             let held = match self.site.status().await {
-                Some(status) => status.held,
+                Some(status) => status.total.held,
                 // It is dead or busy: what was promised and has not arrived is the best guess.
                 None => {
                     let numbers = self.numbers();
@@ -316,7 +317,7 @@ mod tests {
         let times = Times::new(30);
         assert_eq!(times.kafka_back, times.kafka_goes + Duration::from_secs(8));
         assert_eq!(times.killed, times.kafka_goes + Duration::from_secs(4));
-        assert_eq!(times.sensors_stop, Duration::from_secs(27));
+        assert_eq!(times.sensors_stop, Duration::from_secs(28));
     }
 
     #[test]

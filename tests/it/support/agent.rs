@@ -114,6 +114,12 @@ impl Gateway {
         self
     }
 
+    /// Another Kafka from the next start on.
+    pub fn kafka_at(&mut self, brokers: &str) -> &mut Self {
+        self.tables.kafka = format!("brokers = [\"{brokers}\"]\ndelivery = \"at-least-once\"\n");
+        self
+    }
+
     /// Lines of `[kafka.options]`.
     pub fn kafka_options(&mut self, lines: &str) -> &mut Self {
         self.tables.options.push_str(lines);
