@@ -10,8 +10,8 @@ use crate::support::client::{Connection, keep};
 use crate::support::kafka::{self, Kafka};
 use crate::support::mosquitto;
 use crate::support::publisher::{Plan, Publisher};
-use crate::support::reader::Reader;
-use crate::support::settle::settle;
+use crate::support::reader::{Reader, Record};
+use crate::support::settle::{settle, wait_while_anything_comes};
 use crate::support::wire::{Message, Packet, Version};
 use crate::support::{Outcome, PATIENCE, Trouble, Verdict, trouble};
 
@@ -93,7 +93,7 @@ fn gateway(build: Build, way: Way, kafka: &Kafka, topics: &[String; 2]) -> Outco
         Way::Listener => gateway.listen("").listener(),
         Way::Broker => {
             let broker = mosquitto::shared()?;
-            gateway.subscribe("plant", &broker.url(), &format!("{root}/#"), 2, "");
+            gateway.subscribe("plant", &broker.url(), &format!("{root}/#"), 2, mosquitto::WIDE);
             broker.address()
         }
     };
@@ -116,10 +116,13 @@ pub fn killed_right_after_an_acknowledgement(build: Build) -> Outcome<Verdict> {
         acknowledged.push(payload);
     }
     let agent = gateway.start()?;
-    agent.wait_book("held", 0)?;
     let mut reader = Reader::open(&kafka.brokers(), &[&topic])?;
-    let records = reader.read_all()?;
-    let lost = acknowledged.iter().filter(|payload| !records.iter().any(|record| record.payload == **payload)).count();
+    let missing = |records: &[Record]| {
+        let there = |payload: &Vec<u8>| records.iter().any(|record| record.payload == *payload);
+        acknowledged.iter().filter(|payload| !there(payload)).count()
+    };
+    wait_while_anything_comes(&agent, &mut reader, |records| missing(records) == 0)?;
+    let lost = missing(reader.records());
     Ok(if lost == 0 { Ok(()) } else { Err(Trouble(format!("{lost} of 5 acknowledged readings lost"))) })
 }
 
@@ -151,11 +154,11 @@ pub fn qos_2_across_a_kill(build: Build, version: Version) -> Outcome<Verdict> {
     let agent = gateway.start()?;
     let (mut sensor, _) = Connection::open(gateway.listener(), version, keep("s"))?;
     sensor.publish(&Message { payload: b"next".to_vec(), ..message }, 7)?;
-    agent.wait_book("held", 0)?;
     let mut reader = Reader::open(&kafka.brokers(), &[&topic])?;
-    let records = reader.read_count(2, PATIENCE)?;
+    reader.read_until("the next", PATIENCE, |records| records.iter().any(|record| record.payload == b"next"))?;
+    let records = reader.records();
     let mut once: Vec<Option<(String, u64)>> =
-        records.iter().filter(|record| record.payload == b"once").map(crate::support::reader::Record::id).collect();
+        records.iter().filter(|record| record.payload == b"once").map(Record::id).collect();
     // At least once to Kafka: the same id again is a repeat of delivery, and recognisable.
     once.dedup();
     let next = records.iter().filter(|record| record.payload == b"next").count();

@@ -177,7 +177,7 @@ fn status_tells_what_is_held_and_why_for_people_and_for_machines() -> Outcome<()
     gateway.listen("").route("#", &topic);
     let agent = gateway.start()?;
     publish_all(gateway.listener(), Plan::new("p", "t", 1).count(100))?;
-    agent.wait_book("held", 0)?;
+    agent.wait_book("delivered", 100)?;
     link.set(Weather::Cut)?;
     publish_all(gateway.listener(), Plan::new("q", "t", 1).count(50))?;
     agent.wait_book("received", 150)?;

@@ -101,7 +101,7 @@ fn parked_readings_survive_a_kill() -> Outcome<()> {
         agent.kill();
         agent = gateway.start()?;
     }
-    assert_eq!(agent.book("held")?, 1_500);
+    agent.wait_book("held", 1_500)?;
     kafka.create_topic(&shut, 1, &[])?;
     settle(&agent, &kafka.brokers(), &[&shut], &logs)?.exactly_once()
 }
@@ -121,6 +121,7 @@ pub fn one_record_too_large(build: Build) -> Outcome<Verdict> {
         let payload = if id == 11 { noise(20_000) } else { vec![id as u8] };
         sensor.publish(&Message { topic: "t".into(), payload, qos: 1, ..Message::default() }, id)?;
     }
+    agent.wait_book("received", 21)?;
     agent.wait_book("held", 0)?;
     let mut reader = Reader::open(&kafka.brokers(), &[&topic])?;
     let payloads: Vec<u8> = reader.read_all()?.iter().filter_map(|record| record.payload.first().copied()).collect();
@@ -153,6 +154,7 @@ fn small_records_that_are_too_large_together_are_all_delivered() -> Outcome<()> 
         let payload = (0..700).map(|_| fastrand::u8(..)).collect();
         sensor.publish(&Message { topic: "t".into(), payload, qos: 1, ..Message::default() }, id)?;
     }
+    agent.wait_book("received", 60)?;
     agent.wait_book("held", 0)?;
     assert_eq!((agent.book("delivered")?, agent.book("dead_lettered")?), (60, 0), "{}", agent.log());
     let ids: Vec<_> =

@@ -19,7 +19,7 @@ pub fn stopped_under_load(build: Build) -> Outcome<Verdict> {
     let (kafka, broker) = (kafka::shared()?, mosquitto::shared()?);
     let topic = kafka.topic("stop")?;
     let mut gateway = Gateway::new(build, &kafka.brokers())?;
-    gateway.subscribe("plant", &broker.url(), &format!("{topic}/#"), 1, "").listen("").route("#", &topic);
+    gateway.subscribe("plant", &broker.url(), &format!("{topic}/#"), 1, mosquitto::WIDE).listen("").route("#", &topic);
     let mut agent = gateway.start()?;
     agent.wait_subscribed(1)?;
     let plan = |name: &str, qos| {
@@ -64,7 +64,7 @@ fn a_stop_while_kafka_is_away_ends_in_time_and_keeps_what_is_held() -> Outcome<(
     gateway.listen("").route("#", &topic);
     let mut agent = gateway.start()?;
     let first = publish_all(gateway.listener(), Plan::new("before", "t/0", 1).count(100))?;
-    agent.wait_book("held", 0)?;
+    agent.wait_book("delivered", 100)?;
     link.set(Weather::Fog)?;
     let second = publish_all(gateway.listener(), Plan::new("away", "t/1", 1).count(1_000))?;
     let status = agent.stop(STOP_LIMIT)?;

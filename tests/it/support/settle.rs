@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::agent::Agent;
 use super::books::{Books, Missing};
 use super::publisher::Log;
-use super::reader::Reader;
+use super::reader::{Reader, Record};
 use super::{Outcome, PATIENCE};
 
 /// An agent that holds nothing for this long has nothing more to come, from a broker's queue either.
@@ -16,23 +16,27 @@ const QUIET: Duration = Duration::from_secs(4);
 pub fn settle(agent: &Agent, brokers: &str, topics: &[&str], logs: &[Log]) -> Outcome<Books> {
     let mut reader = Reader::open(brokers, topics)?;
     let mut missing = Missing::of(logs);
+    wait_while_anything_comes(agent, &mut reader, |records| missing.none(records))?;
+    // What was published and not acknowledged may still be on its way: it must be in the books, too.
+    agent.wait_book("held", 0)?;
+    Ok(Books::close(logs, reader.read_all()?))
+}
+
+/// Reads until there is enough, or nothing more will come: the agent holds nothing, and nothing came for a while.
+pub fn wait_while_anything_comes(
+    agent: &Agent,
+    reader: &mut Reader,
+    mut enough: impl FnMut(&[Record]) -> bool,
+) -> Outcome<()> {
     let end = Instant::now() + PATIENCE * 3;
     let mut quiet_since = Instant::now();
     let mut count = 0;
-    while !missing.none(reader.read_all()?) && quiet_since.elapsed() < QUIET && Instant::now() < end {
+    while !enough(reader.read_all()?) && quiet_since.elapsed() < QUIET && Instant::now() < end {
         if reader.records().len() != count || agent.book("held").ok() != Some(0) {
             count = reader.records().len();
             quiet_since = Instant::now();
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    // What was published and not acknowledged may still be on its way: it must be in the books, too.
-    drained(agent)?;
-    Ok(Books::close(logs, reader.read_all()?))
-}
-
-/// Waits until the agent holds nothing, if it ever does.
-fn drained(agent: &Agent) -> Outcome<()> {
-    let empty = || agent.book("held").ok() == Some(0);
-    super::wait_until("an empty buffer", PATIENCE, empty)
+    Ok(())
 }
