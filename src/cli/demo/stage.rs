@@ -128,7 +128,7 @@ fn introduce(view: &View, options: &Options, site: &Site, kafka: &str) {
         options.seconds
     ));
     view.line(format!(
-        "  sensors  {} simulated ones, {rate} readings/s together, over TCP: MQTT 5 and 3.1.1, QoS 1 and 2",
+        "  sensors  {} of them, simulated, {rate} readings/s together, over TCP: MQTT 5 and 3.1.1, QoS 1 and 2",
         options.sensors
     ));
     view.line(format!("  relay    tidegate run --config {}", site.config.display()));
@@ -209,9 +209,10 @@ impl Act<'_> {
         ));
         self.until(self.times.kafka_back, &mut relay).await?;
         self.view.scene(format!(
-            "In the outage {} readings were acknowledged; {} sensors came back to their sessions.",
+            "In the outage {} readings were acknowledged. {} of {} sensors found their session again.",
             grouped(self.numbers().acknowledged.saturating_sub(acknowledged_before)),
-            self.tally.resumed.load(Ordering::Relaxed).saturating_sub(resumed_before)
+            self.tally.resumed.load(Ordering::Relaxed).saturating_sub(resumed_before),
+            self.options.sensors
         ));
         Ok(relay)
     }
@@ -246,11 +247,11 @@ impl Act<'_> {
             let numbers = self.numbers();
             let empty = self.site.status().await.is_some_and(|status| status.total.held == 0);
             if empty && numbers.in_kafka >= numbers.acknowledged {
-                self.view.scene("The buffer is empty.");
+                self.view.scene("Kafka holds everything, and the buffer is empty.");
                 return Ok(());
             }
             if begun.elapsed() > DRAIN_TIME {
-                self.view.scene(format!("The buffer is not empty after {} s.", DRAIN_TIME.as_secs()));
+                self.view.scene(format!("Kafka does not hold everything after {} s, and no more is waited.", DRAIN_TIME.as_secs()));
                 return Ok(());
             }
             self.pause(relay).await?;
