@@ -33,6 +33,9 @@ pub(super) const FORMAT_VERSION: i64 = 1;
 /// The database's name in the data directory.
 pub(super) const FILE_NAME: &str = "buffer.db";
 
+/// SQLite's own limit.
+const MOST_PAGES: u64 = 4_294_967_294;
+
 const TABLES: &str = "
     CREATE TABLE identity (
         id INTEGER PRIMARY KEY CHECK (id = 1), buffer_id BLOB NOT NULL, created_ms INTEGER NOT NULL
@@ -74,7 +77,7 @@ impl Database {
         Self {
             path: data_dir.join(FILE_NAME),
             sync: settings.sync,
-            max_pages: settings.max_bytes.saturating_add(headroom).div_ceil(PAGE_BYTES).min(u64::from(u32::MAX) - 1),
+            max_pages: settings.max_bytes.saturating_add(headroom).div_ceil(PAGE_BYTES).min(MOST_PAGES),
             wal_pages: (settings.max_bytes / PAGE_BYTES / 4).clamp(WAL_PAGES_LEAST, WAL_PAGES),
         }
     }

@@ -55,10 +55,6 @@ impl Spans {
         (last >= sequence).then_some((first, last))
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     pub(super) fn iter(&self) -> impl Iterator<Item = (Sequence, Sequence)> {
         self.0.iter().map(|(first, last)| (*first, *last))
     }

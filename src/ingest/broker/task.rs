@@ -124,6 +124,16 @@ enum Happened {
 
 impl Link {
     async fn live(mut self) {
+        self.connect_again_and_again().await;
+        if let Err(Stopped) = self.door.report_dropped() {
+            debug!(
+                broker = self.session.settings().name,
+                "the buffer stopped before the last report of dropped events"
+            );
+        }
+    }
+
+    async fn connect_again_and_again(&mut self) {
         loop {
             self.said = false;
             self.well = false;

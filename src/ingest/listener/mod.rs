@@ -43,6 +43,9 @@ mod memory;
 mod registry;
 mod session;
 mod terms;
+#[cfg(test)]
+#[expect(clippy::wildcard_enum_match_arm, clippy::arithmetic_side_effects, reason = "a test that meets them fails")]
+mod tests;
 mod users;
 
 use std::collections::HashMap;
@@ -63,7 +66,7 @@ use self::limits::{ACCEPT_PAUSE, ASSEMBLY_BYTES, MAX_SESSIONS_AWAY, SPARE_SOCKET
 use self::registry::{ConnectionId, Registry, session_key};
 use self::session::event;
 use self::users::Users;
-pub use self::users::UsersError;
+pub use self::users::{UsersError, check_users_file};
 use crate::buffer::{Arrivals, SessionChange, StoredSession};
 use crate::config::Listener;
 use crate::ingest::batch::Batch;

@@ -132,6 +132,10 @@ impl Session {
 
     /// The buffer has made work of this connection durable. Returns how many acknowledgements were written.
     pub(super) fn durable(&mut self, durable: Durable<Receipts>, now: Now) -> u64 {
+        if self.is_over() {
+            // Nothing may follow a DISCONNECT; the client will send again what was not acknowledged.
+            return 0;
+        }
         let done = self.acker.acknowledge(durable, &mut self.output);
         self.acknowledged(done, now);
         done.packets
@@ -220,6 +224,19 @@ impl Session {
         }
         let Self { memory, expiry_s, batch, output, .. } = self;
         Last { end, memory, expiry_s, will: waiting, batch, output }
+    }
+
+    #[cfg(test)]
+    pub(super) fn durable_unproven(&mut self, receipts: Receipts, now: Now) {
+        if !self.is_over() {
+            let done = self.acker.acknowledge_unproven(receipts, &mut self.output);
+            self.acknowledged(done, now);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn input_capacity(&self) -> usize {
+        self.input.capacity()
     }
 
     fn settle(&mut self, overdue: Option<Will>, now: Now) {

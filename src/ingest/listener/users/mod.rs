@@ -53,6 +53,14 @@ impl Users {
     }
 }
 
+/// Could a listener use this file? For the check of the configuration.
+///
+/// # Errors
+/// When it cannot be read, or a line of it is wrong.
+pub fn check_users_file(path: &Path) -> Result<(), UsersError> {
+    UsersFile::open(path).map(drop)
+}
+
 /// The password file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum UsersError {
