@@ -75,7 +75,14 @@ enum Step {
 impl Session {
     pub(super) fn new(qos: Qos) -> Self {
         let journal = Journal::default();
-        Self { qos, in_flight: VecDeque::with_capacity(WINDOW), window: WINDOW, last_packet_id: 0, acknowledged: 0, journal }
+        Self {
+            qos,
+            in_flight: VecDeque::with_capacity(WINDOW),
+            window: WINDOW,
+            last_packet_id: 0,
+            acknowledged: 0,
+            journal,
+        }
     }
 
     /// A connection stands: what must be sent before anything new.

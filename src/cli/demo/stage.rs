@@ -39,7 +39,7 @@ const BEFORE_AND_AFTER: Duration = Duration::from_secs(2);
 const DRAIN_TIME: Duration = Duration::from_secs(30);
 
 /// How often the numbers are read and drawn.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(80);
 
 /// Why the play broke off.
 #[derive(Debug, thiserror::Error)]
@@ -73,8 +73,8 @@ impl Times {
         let kafka_goes = play.saturating_sub(outage).mul_f64(0.4);
         Self {
             kafka_goes,
-            killed: kafka_goes.saturating_add(outage / 2),
-            dark: outage / 10,
+            killed: kafka_goes.saturating_add(outage.mul_f64(0.5)),
+            dark: outage.mul_f64(0.1),
             kafka_back: kafka_goes.saturating_add(outage),
             sensors_stop: play,
         }
@@ -251,7 +251,10 @@ impl Act<'_> {
                 return Ok(());
             }
             if begun.elapsed() > DRAIN_TIME {
-                self.view.scene(format!("Kafka does not hold everything after {} s, and no more is waited.", DRAIN_TIME.as_secs()));
+                self.view.scene(format!(
+                    "Kafka does not hold everything after {} s, and no more is waited.",
+                    DRAIN_TIME.as_secs()
+                ));
                 return Ok(());
             }
             self.pause(relay).await?;
@@ -267,20 +270,19 @@ impl Act<'_> {
 
     /// A moment, in which the relay must not end by itself.
     async fn pause(&self, relay: &mut Relay) -> Result<(), StageError> {
-        sleep(LOOK / 2).await;
+        sleep(LOOK).await;
         Ok(relay.check()?)
     }
 
     /// Keeps the numbers fresh and on the screen, for ever.
     async fn watch(&self) -> Infallible {
         loop {
-            let held = match self.site.status().await {
-                Some(status) => status.total.held,
+            let held = if let Some(status) = self.site.status().await {
+                status.total.held
+            } else {
                 // It is dead or busy: what was promised and has not arrived is the best guess.
-                None => {
-                    let numbers = self.numbers();
-                    numbers.acknowledged.saturating_sub(numbers.in_kafka)
-                }
+                let numbers = self.numbers();
+                numbers.acknowledged.saturating_sub(numbers.in_kafka)
             };
             self.held.set(held);
             self.most_held.set(held.max(self.most_held.get()));
