@@ -102,11 +102,11 @@ mod tests {
 
     fn good() -> Outcome {
         let books = Books { published: 3, acknowledged: 3, delivered: 3, records: 3, ids: 3, ..Books::default() };
-        Outcome { books, relay: relay(3, true), exit: Some(ExitStatus::from_raw(0)) }
+        Outcome { books, relay: Some(relay(3, true)), exit: Some(ExitStatus::from_raw(0)) }
     }
 
-    fn relay(received: u64, balanced: bool) -> Option<Status> {
-        Some(Status { total: status::Books { received, ..status::Books::default() }, balanced, ..Status::default() })
+    fn relay(received: u64, balanced: bool) -> Status {
+        Status { total: status::Books { received, ..status::Books::default() }, balanced, ..Status::default() }
     }
 
     #[test]
@@ -114,8 +114,8 @@ mod tests {
         assert_eq!(good().faults(), Vec::<String>::new());
         let mut lost = good();
         lost.books.lost = 1;
-        let unbalanced = Outcome { relay: relay(3, false), ..good() };
-        let other = Outcome { relay: relay(4, true), ..good() };
+        let unbalanced = Outcome { relay: Some(relay(3, false)), ..good() };
+        let other = Outcome { relay: Some(relay(4, true)), ..good() };
         let silent = Outcome { relay: None, ..good() };
         let failed = Outcome { exit: Some(ExitStatus::from_raw(256)), ..good() };
         let stuck = Outcome { exit: None, ..good() };

@@ -39,7 +39,7 @@ const BEFORE_AND_AFTER: Duration = Duration::from_secs(2);
 const DRAIN_TIME: Duration = Duration::from_secs(30);
 
 /// How often the numbers are read and drawn.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(80);
 
 /// Why the play broke off.
 #[derive(Debug, thiserror::Error)]
@@ -73,8 +73,8 @@ impl Times {
         let kafka_goes = play.saturating_sub(outage).mul_f64(0.4);
         Self {
             kafka_goes,
-            killed: kafka_goes.saturating_add(outage / 2),
-            dark: outage / 10,
+            killed: kafka_goes.saturating_add(outage.mul_f64(0.5)),
+            dark: outage.mul_f64(0.1),
             kafka_back: kafka_goes.saturating_add(outage),
             sensors_stop: play,
         }
@@ -128,7 +128,7 @@ fn introduce(view: &View, options: &Options, site: &Site, kafka: &str) {
         options.seconds
     ));
     view.line(format!(
-        "  sensors  {} simulated ones, {rate} readings/s together, over TCP: MQTT 5 and 3.1.1, QoS 1 and 2",
+        "  sensors  {} of them, simulated, {rate} readings/s together, over TCP: MQTT 5 and 3.1.1, QoS 1 and 2",
         options.sensors
     ));
     view.line(format!("  relay    tidegate run --config {}", site.config.display()));
@@ -209,9 +209,10 @@ impl Act<'_> {
         ));
         self.until(self.times.kafka_back, &mut relay).await?;
         self.view.scene(format!(
-            "In the outage {} readings were acknowledged; {} sensors came back to their sessions.",
+            "In the outage {} readings were acknowledged. {} of {} sensors found their session again.",
             grouped(self.numbers().acknowledged.saturating_sub(acknowledged_before)),
-            self.tally.resumed.load(Ordering::Relaxed).saturating_sub(resumed_before)
+            self.tally.resumed.load(Ordering::Relaxed).saturating_sub(resumed_before),
+            self.options.sensors
         ));
         Ok(relay)
     }
@@ -246,11 +247,14 @@ impl Act<'_> {
             let numbers = self.numbers();
             let empty = self.site.status().await.is_some_and(|status| status.total.held == 0);
             if empty && numbers.in_kafka >= numbers.acknowledged {
-                self.view.scene("The buffer is empty.");
+                self.view.scene("Kafka holds everything, and the buffer is empty.");
                 return Ok(());
             }
             if begun.elapsed() > DRAIN_TIME {
-                self.view.scene(format!("The buffer is not empty after {} s.", DRAIN_TIME.as_secs()));
+                self.view.scene(format!(
+                    "Kafka does not hold everything after {} s, and no more is waited.",
+                    DRAIN_TIME.as_secs()
+                ));
                 return Ok(());
             }
             self.pause(relay).await?;
@@ -266,20 +270,19 @@ impl Act<'_> {
 
     /// A moment, in which the relay must not end by itself.
     async fn pause(&self, relay: &mut Relay) -> Result<(), StageError> {
-        sleep(LOOK / 2).await;
+        sleep(LOOK).await;
         Ok(relay.check()?)
     }
 
     /// Keeps the numbers fresh and on the screen, for ever.
     async fn watch(&self) -> Infallible {
         loop {
-            let held = match self.site.status().await {
-                Some(status) => status.total.held,
+            let held = if let Some(status) = self.site.status().await {
+                status.total.held
+            } else {
                 // It is dead or busy: what was promised and has not arrived is the best guess.
-                None => {
-                    let numbers = self.numbers();
-                    numbers.acknowledged.saturating_sub(numbers.in_kafka)
-                }
+                let numbers = self.numbers();
+                numbers.acknowledged.saturating_sub(numbers.in_kafka)
             };
             self.held.set(held);
             self.most_held.set(held.max(self.most_held.get()));
