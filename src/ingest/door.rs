@@ -2,7 +2,7 @@
 //!
 //! Rules:
 //! * A batch is stored as a whole or waits as a whole; while one waits, its connection reads nothing more. That bounds
-//!   memory by bytes, whatever number of messages a peer has in flight.
+//!   memory by bytes, whatever number of messages a peer has in flight (custody rule 5).
 //! * Room is asked for before anything is queued. When there is none, QoS 0 events are dropped and counted (custody
 //!   rule 7: the count goes into the ledger with the next batch, or with [`Door::report_dropped`]); the rest waits.
 //! * The buffer answers every batch it was given exactly once, in order; [`Door::outstanding`] counts the open ones.
