@@ -135,7 +135,7 @@ fn sample(line: &str) -> Option<(&str, f64)> {
     let (name, value) = line.rsplit_once(' ')?;
     let bare = name.split('{').next()?;
     let legal = bare.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    let closed = !name.contains('{') || name.ends_with('}') && name.matches('"').count() % 2 == 0;
+    let closed = !name.contains('{') || name.ends_with('}') && name.replace("\\\"", "").matches('"').count() % 2 == 0;
     (legal && closed && !bare.is_empty()).then_some(())?;
     Some((name, value.parse().ok()?))
 }

@@ -262,7 +262,8 @@ impl Agent {
 
     /// A sample of `/metrics` by its name and, if any, labels as they stand there.
     pub fn metric(&self, name: &str) -> Outcome<f64> {
-        let text = self.get("/metrics")?.body;
+        // A sample without labels may be written with empty braces.
+        let text = self.get("/metrics")?.body.replace("{}", "");
         let value =
             text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.split(' ').next()?.parse().ok());
         value.ok_or_else(|| Trouble::new(format!("no {name} in:\n{text}")))
