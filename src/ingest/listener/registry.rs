@@ -264,6 +264,9 @@ impl Registry {
     /// One leaves for one that came: the caller adds at most one at a time, but the first may find more, of a time when
     /// the bound was higher.
     fn keep_the_bound(&mut self) -> Vec<SessionChange> {
+        if self.clients.len().saturating_sub(self.connected) <= MAX_SESSIONS_AWAY {
+            return Vec::new();
+        }
         let mut away: Vec<_> = self
             .clients
             .iter()
@@ -273,9 +276,6 @@ impl Registry {
             })
             .collect();
         let surplus = away.len().saturating_sub(MAX_SESSIONS_AWAY);
-        if surplus == 0 {
-            return Vec::new();
-        }
         away.sort_unstable();
         away.truncate(surplus);
         let mut forgotten = Vec::with_capacity(surplus);

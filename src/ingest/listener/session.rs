@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use super::end::End;
-use super::handshake::Admission;
-use super::limits::MAX_UNREAD_ANSWERS_BYTES;
+use super::handshake::{Admission, write_refusal};
+use super::limits::{MAX_UNREAD_ANSWERS_BYTES, SIGN_OF_LIFE_BYTES};
 use super::memory::Memory;
 use super::registry::{Lent, Now};
 use super::terms::{Terms, patience};
@@ -64,7 +64,10 @@ pub(super) struct Session {
     will: Option<Will>,
     grants: Grants,
     keepalive: Duration,
+    /// When the client last gave a sign of life.
     heard: Instant,
+    /// Bytes since then.
+    since_heard: usize,
     /// The client is not read for a reason that is ours: its silence does not count.
     held: bool,
     /// Received on this connection with QoS 1 or 2, or PUBREL, and not answered.
@@ -112,6 +115,7 @@ impl Session {
             grants,
             keepalive: patience(keepalive_s),
             heard: now.instant,
+            since_heard: 0,
             held: false,
             unanswered: 0,
             half_way: 0,
@@ -127,6 +131,10 @@ impl Session {
     /// Bytes came in.
     pub(super) fn received(&mut self, bytes: &[u8], now: Now) {
         self.input.extend_from_slice(bytes);
+        self.since_heard = self.since_heard.saturating_add(bytes.len());
+        if self.since_heard >= SIGN_OF_LIFE_BYTES {
+            self.hear(now);
+        }
         self.decode(now);
     }
 
@@ -146,14 +154,11 @@ impl Session {
         if matches!(self.state, State::Over(_)) {
             return;
         }
-        let settling = matches!(self.state, State::Settling);
-        if let Some(code) = end.reason {
-            match (settling, self.version) {
-                (true, version) => encode::refuse(&mut self.output, version, code),
-                (false, MqttVersion::V5) => encode::disconnect(&mut self.output, MqttVersion::V5, code),
-                // A server of 3.1.1 has no word for it and just closes.
-                (false, MqttVersion::V311) => {}
-            }
+        match (&self.state, self.version, end.reason) {
+            (State::Settling, version, _) => write_refusal(&mut self.output, version, &end),
+            (_, MqttVersion::V5, Some(code)) => encode::disconnect(&mut self.output, MqttVersion::V5, code),
+            // A server of 3.1.1 has no word for it and just closes.
+            (_, MqttVersion::V311, _) | (_, _, None) => {}
         }
         self.state = State::Over(end);
     }
@@ -280,7 +285,7 @@ impl Session {
         while matches!(self.state, State::Open) {
             match codec::decode(self.version, &mut self.input, self.terms.max_packet_bytes) {
                 Ok(Some(packet)) => {
-                    self.heard = now.instant;
+                    self.hear(now);
                     self.packet(packet, now);
                 }
                 Ok(None) => break,
@@ -294,6 +299,11 @@ impl Session {
         if self.expiry_s == 0 && !self.memory.on_disk {
             self.batch.changes.clear();
         }
+    }
+
+    fn hear(&mut self, now: Now) {
+        self.heard = now.instant;
+        self.since_heard = 0;
     }
 
     fn packet(&mut self, packet: Packet, now: Now) {
