@@ -10,13 +10,13 @@ use serde::{Deserialize, Serialize};
 /// Encoding or decoding failed.
 #[derive(Debug, thiserror::Error)]
 #[error("CBOR: {0}")]
-pub struct Error(#[from] serde_cbor::Error);
+pub(crate) struct Error(#[from] serde_cbor::Error);
 
 /// Appends one item.
 ///
 /// # Errors
 /// Only when the value's own `Serialize` fails.
-pub fn append<T: Serialize>(value: &T, to: &mut Vec<u8>) -> Result<(), Error> {
+pub(crate) fn append<T: Serialize>(value: &T, to: &mut Vec<u8>) -> Result<(), Error> {
     Ok(serde_cbor::to_writer(to, value)?)
 }
 
@@ -24,19 +24,19 @@ pub fn append<T: Serialize>(value: &T, to: &mut Vec<u8>) -> Result<(), Error> {
 ///
 /// # Errors
 /// When it is not that item, or bytes are left over.
-pub fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Error> {
+pub(crate) fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Error> {
     Ok(serde_cbor::from_slice(bytes)?)
 }
 
 /// Reads a CBOR sequence (RFC 8742): items behind one another, until the bytes end.
-pub fn read_sequence<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> impl Iterator<Item = Result<T, Error>> {
+pub(crate) fn read_sequence<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> impl Iterator<Item = Result<T, Error>> {
     serde_cbor::Deserializer::from_slice(bytes).into_iter::<T>().map(|item| Ok(item?))
 }
 
 /// A byte string; serde takes a plain `&[u8]` for a list of numbers when it writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
-pub struct Blob<'a>(pub &'a [u8]);
+pub(crate) struct Blob<'a>(pub(crate) &'a [u8]);
 
 impl Serialize for Blob<'_> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -31,7 +31,7 @@
 pub mod event; // the words all stages share
 pub mod ingest; // MQTT in
 pub mod buffer; // durable in SQLite
-pub mod cbor; // the buffer's encoding
+mod cbor; // the buffer's encoding
 pub mod delivered; // Kafka's confirmation as a value
 pub mod route; // which Kafka topic and key
 pub mod forward; // Kafka out

@@ -150,12 +150,13 @@ impl ChunkReader {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+#[expect(clippy::arithmetic_side_effects, reason = "tests count small numbers")]
+mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    pub(crate) fn any_event() -> impl Strategy<Value = Event> {
+    fn any_event() -> impl Strategy<Value = Event> {
         let properties = (
             proptest::option::of("[a-z/]{0,12}"),
             proptest::option::of(proptest::collection::vec(any::<u8>(), 0..20)),

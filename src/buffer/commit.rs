@@ -217,8 +217,8 @@ fn insert_chunk(tx: &mut Statements<'_>, tools: &mut Tools) -> Result<(), WriteE
 /// "No room" before COMMIT leaves nothing in doubt, if the way back worked. All else does.
 fn roll_back(error: WriteError, tx: &Statements<'_>) -> WriteError {
     let undone = tx.connection.is_autocommit() || tx.connection.execute_batch("ROLLBACK").is_ok();
-    match error {
-        WriteError::Doubt(source) if undone && is_full(&source) => WriteError::Full(source),
-        error => error,
+    if let WriteError::Doubt(source) = error {
+        return if undone && is_full(&source) { WriteError::Full(source) } else { WriteError::Doubt(source) };
     }
+    error
 }

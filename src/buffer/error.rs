@@ -79,12 +79,8 @@ impl OpenError {
     #[must_use]
     pub fn next_step(&self) -> NextStep {
         match self {
-            Self::Files { source, .. } => match source.kind() {
-                io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
-                    NextStep::Usage
-                }
-                _ => NextStep::Retry,
-            },
+            Self::Files { source, .. } if is_misplaced(source) => NextStep::Usage,
+            Self::Files { .. } => NextStep::Retry,
             Self::TooManyRoutes { .. } => NextStep::Usage,
             Self::InUse { .. } | Self::Disk { .. } => NextStep::Retry,
             Self::Newer { .. } | Self::Setting { .. } => NextStep::Halt,
@@ -98,6 +94,12 @@ impl OpenError {
     pub(super) fn files(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> Self {
         move |source| Self::Files { operation, path: path.to_owned(), source }
     }
+}
+
+/// A path that a person has to correct, or rights that a person has to grant.
+fn is_misplaced(error: &io::Error) -> bool {
+    use io::ErrorKind::{AlreadyExists, NotADirectory, PermissionDenied, ReadOnlyFilesystem};
+    matches!(error.kind(), AlreadyExists | NotADirectory | PermissionDenied | ReadOnlyFilesystem)
 }
 
 /// The buffer thread ended with less than it should have done. What was not committed was never acknowledged.

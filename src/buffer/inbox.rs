@@ -1,7 +1,7 @@
 //! What waits for the buffer thread: arrivals from ingest, settlements from forward.
 
+use std::sync::Weak;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
-use std::sync::{Weak, mpsc};
 use std::time::Duration;
 
 use super::books::Books;
@@ -12,8 +12,8 @@ use super::{Arrivals, limits::TICK};
 
 /// The thread's ends of both queues, and what was taken from them for the next transaction.
 pub(super) struct Inbox<R> {
-    arrivals: mpsc::Receiver<Arrivals<R>>,
-    settlements: mpsc::Receiver<(Ticket, Settlement)>,
+    arrivals: Receiver<Arrivals<R>>,
+    settlements: Receiver<(Ticket, Settlement)>,
     doors: Weak<()>,
     settler_gone: bool,
     pub(super) batch: Batch<R>,

@@ -83,6 +83,11 @@ impl<R> Intake<R> {
         (Self { queue, room, open }, receiver, doors)
     }
 
+    #[cfg(test)]
+    pub(super) fn room(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.room)
+    }
+
     /// Room for that many bytes, if there is some now. More than the whole bound asks for the whole bound.
     #[must_use]
     pub fn try_reserve(&self, bytes: usize) -> Option<Room> {

@@ -42,6 +42,7 @@ mod spans;
 mod statements;
 mod status;
 #[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "tests count small numbers")]
 mod tests;
 mod trouble;
 mod writer;

@@ -272,12 +272,13 @@ fn open_existing(database: &Database) -> Result<Existing, OpenError> {
 }
 
 fn unreadable(error: LoadError) -> Result<Existing, OpenError> {
-    match error {
-        LoadError::Sqlite(source) if !is_unreadable(&source) => {
-            Err(OpenError::Disk { operation: "read the database", source })
+    if let LoadError::Sqlite(source) = error {
+        if !is_unreadable(&source) {
+            return Err(OpenError::Disk { operation: "read the database", source });
         }
-        error => Ok(Existing::Unreadable(error.to_string())),
+        return Ok(Existing::Unreadable(source.to_string()));
     }
+    Ok(Existing::Unreadable(error.to_string()))
 }
 
 fn load(connection: &Connection) -> Result<(Books, Uuid), LoadError> {
@@ -292,6 +293,11 @@ fn load(connection: &Connection) -> Result<(Books, Uuid), LoadError> {
     if last.is_some_and(|last| sequence(last) >= books.next) {
         let cause = format!("holds events up to {last:?}, but the next sequence is {}", books.next);
         return Err(LoadError::Damaged { what: "state", cause });
+    }
+    // What lies in the other tables is read later, or hardly ever; that they can be read shows now, while the file
+    // can still be set aside.
+    for table in ["route", "lane_chunk", "dead_letter"] {
+        connection.query_row(&format!("SELECT count(*) FROM (SELECT * FROM {table} LIMIT 1)"), [], |_| Ok(()))?;
     }
     Ok((books, Uuid::from_bytes(buffer_id)))
 }
@@ -338,7 +344,12 @@ fn reconcile(
                 "buffer: the side file belongs to another buffer; it is made anew from the database");
             None
         }
-        None => None,
+        None => {
+            if books.next > 1 {
+                tracing::warn!(%buffer_id, "buffer: there is no side file; it is made anew from the database");
+            }
+            None
+        }
     };
     let lost = marks.filter(|marks| marks.committed > committed);
     if let Some(Marks { committed: was, reserved, .. }) = lost {
@@ -386,16 +397,14 @@ fn assign_routes(connection: &Connection, wanted: &[Arc<str>], books: &mut Books
         let mut ids = Vec::with_capacity(wanted.len());
         for name in wanted {
             let known = names.iter().find(|(_, known)| *known == name).map(|(id, _)| *id);
-            let id = match known {
-                Some(id) => id,
-                None => {
-                    let last = names.last_key_value().map_or(0, |(id, _)| id.0);
-                    let Some(id) = last.checked_add(1).map(RouteId) else { return Ok(None) };
-                    tx.execute("INSERT INTO route VALUES (?1, ?2)", (id.0, &**name))?;
-                    names.insert(id, Arc::clone(name));
-                    id
-                }
-            };
+            if let Some(id) = known {
+                ids.push(id);
+                continue;
+            }
+            let last = names.last_key_value().map_or(0, |(id, _)| id.0);
+            let Some(id) = last.checked_add(1).map(RouteId) else { return Ok(None) };
+            tx.execute("INSERT INTO route VALUES (?1, ?2)", (id.0, &**name))?;
+            names.insert(id, Arc::clone(name));
             ids.push(id);
         }
         tx.commit()?;

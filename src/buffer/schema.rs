@@ -1,6 +1,6 @@
 //! The database: its tables, its settings, and how a connection is made.
 //!
-//! `application_id` is "TdGt", `user_version` the format version. Every blob is an [envelope](super::envelope).
+//! `application_id` is `TdGt`, `user_version` the format version. Every blob is an [envelope](super::envelope).
 //!
 //! | table | a row is |
 //! |---|---|
@@ -24,7 +24,7 @@ use super::error::OpenError;
 use super::limits::{BUSY_WAIT, CACHE_KIB, HEADROOM_BYTES, HEADROOM_DIVISOR, PAGE_BYTES, WAL_PAGES, WAL_PAGES_LEAST};
 use crate::config::{self, SyncMode};
 
-/// "TdGt"
+/// `TdGt`.
 pub(super) const APPLICATION_ID: i64 = 0x5464_4774;
 
 /// Goes up when an older Tidegate could not read what a newer one writes.
@@ -32,6 +32,9 @@ pub(super) const FORMAT_VERSION: i64 = 1;
 
 /// The database's name in the data directory.
 pub(super) const FILE_NAME: &str = "buffer.db";
+
+/// SQLite's own limit.
+const MOST_PAGES: u64 = 4_294_967_294;
 
 const TABLES: &str = "
     CREATE TABLE identity (
@@ -74,7 +77,7 @@ impl Database {
         Self {
             path: data_dir.join(FILE_NAME),
             sync: settings.sync,
-            max_pages: settings.max_bytes.saturating_add(headroom).div_ceil(PAGE_BYTES).min(u64::from(u32::MAX) - 1),
+            max_pages: settings.max_bytes.saturating_add(headroom).div_ceil(PAGE_BYTES).min(MOST_PAGES),
             wal_pages: (settings.max_bytes / PAGE_BYTES / 4).clamp(WAL_PAGES_LEAST, WAL_PAGES),
         }
     }

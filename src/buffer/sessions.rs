@@ -24,14 +24,14 @@ pub(super) fn apply(
         return Ok(());
     }
     let now_ms = clock::now_ms();
-    let mut changed: BTreeSet<&Arc<str>> = BTreeSet::new();
+    let mut touched: BTreeSet<&Arc<str>> = BTreeSet::new();
     for SessionChange { session, changes } in changes {
-        changed.insert(session);
+        touched.insert(session);
         for change in changes {
             apply_one(*change, session, sessions, now_ms);
         }
     }
-    for name in changed {
+    for name in touched {
         match sessions.get(name) {
             Some(StoredSession { packet_ids, used_ms, expiry_s }) => {
                 let body = seal_packet_ids(packet_ids, raw, sealer)?;

@@ -56,7 +56,7 @@ impl Space {
     /// After a commit, and when quiet: measures and decides.
     pub(super) fn measure(&mut self, tx: &mut Statements<'_>) -> rusqlite::Result<()> {
         let (mut pages, mut log) = self.look(tx)?;
-        let resume = self.max_bytes / 100 * RESUME_PERCENT;
+        let resume = self.resume();
         if pages.saturating_add(log) >= self.mark() && pages < resume && log > 0 {
             // The log alone keeps us above: write it back and begin a new one. Only at the brim, and it keeps the
             // intake open for as long as there really is room.
@@ -101,7 +101,11 @@ impl Space {
 
     /// Where the state would change.
     fn mark(&self) -> u64 {
-        if self.state == State::Open { self.max_bytes } else { self.max_bytes / 100 * RESUME_PERCENT }
+        if self.state == State::Open { self.max_bytes } else { self.resume() }
+    }
+
+    fn resume(&self) -> u64 {
+        (self.max_bytes / 100).saturating_mul(RESUME_PERCENT)
     }
 
     /// Bytes of pages in use, and of the log.

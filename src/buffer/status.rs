@@ -9,12 +9,13 @@ use super::statements::Statements;
 use super::writer::Writer;
 
 impl<R> Writer<R> {
-    /// Publishes after commits, at most ten times a second, and what was left over when quiet.
+    /// Publishes after commits, at most ten times a second, what was left over when quiet, and at once when the
+    /// limit is reached or over.
     pub(super) fn publish(&mut self, quiet: bool, tx: &mut Statements<'_>) -> rusqlite::Result<()> {
         let now = Instant::now();
         let recent = self.counts.published.is_some_and(|at| now.saturating_duration_since(at) < STATUS_EVERY);
-        let changed = self.counts.publish_due || self.outside.status.borrow().full != self.space.is_full();
-        if !changed || (recent && !quiet) {
+        let turned = self.outside.status.borrow().full != self.space.is_full();
+        if !turned && (!self.counts.publish_due || (recent && !quiet)) {
             return Ok(());
         }
         let oldest_ms = tx.oldest.query_row([], |row| row.get(0))?;

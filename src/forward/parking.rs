@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::status::ParkedTopic;
-use crate::buffer::{LaneId, Ticket};
+use crate::buffer::Ticket;
 
 /// First wait before a parked topic is tried: whoever creates it wants to see it flow.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -44,7 +44,6 @@ struct Parked {
     unhanded: bool,
     /// The newest settlement that touched this lane.
     ticket: Ticket,
-    lane: Option<LaneId>,
     /// Events that were sent from the lane.
     sent: u64,
 }
@@ -87,24 +86,16 @@ impl Parking {
         if self.topics.contains_key(topic) {
             return false;
         }
-        self.enter(Arc::from(topic), None, reason, now, now_ms, FIRST_WAIT);
+        self.enter(Arc::from(topic), reason, now, now_ms, FIRST_WAIT);
         true
     }
 
     /// A lane that the buffer still held at start: tried at once.
-    pub(super) fn recovered(&mut self, topic: Arc<str>, lane: LaneId, now: Instant, now_ms: i64) {
-        self.enter(topic, Some(lane), "parked before the last start", now, now_ms, Duration::ZERO);
+    pub(super) fn recovered(&mut self, topic: Arc<str>, now: Instant, now_ms: i64) {
+        self.enter(topic, "parked before the last start", now, now_ms, Duration::ZERO);
     }
 
-    fn enter(
-        &mut self,
-        topic: Arc<str>,
-        lane: Option<LaneId>,
-        reason: &str,
-        now: Instant,
-        now_ms: i64,
-        wait: Duration,
-    ) {
+    fn enter(&mut self, topic: Arc<str>, reason: &str, now: Instant, now_ms: i64, wait: Duration) {
         let parked = Parked {
             reason: reason.to_owned(),
             since: now,
@@ -113,7 +104,6 @@ impl Parking {
             wait: FIRST_WAIT,
             unhanded: false,
             ticket: 0,
-            lane,
             sent: 0,
         };
         self.topics.insert(topic, parked);
@@ -178,18 +168,6 @@ impl Parking {
                 Stage::Trying | Stage::Closing | Stage::OpenAtOnce => None,
             })
             .min()
-    }
-
-    /// The lane of that topic, as far as it is known here.
-    pub(super) fn lane(&self, topic: &str) -> Option<LaneId> {
-        self.topics.get(topic).and_then(|parked| parked.lane)
-    }
-
-    /// The buffer told its lane.
-    pub(super) fn set_lane(&mut self, topic: &str, lane: LaneId) {
-        if let Some(parked) = self.topics.get_mut(topic) {
-            parked.lane = Some(lane);
-        }
     }
 
     /// Still refused, or the try came to nothing: wait longer.
@@ -312,7 +290,7 @@ mod tests {
     fn topics_are_tried_in_turn() {
         let now = Instant::now();
         let mut parking = parked(now);
-        parking.recovered(Arc::from("old"), LaneId(4), now, 0);
+        parking.recovered(Arc::from("old"), now, 0);
         let later = now + second(60);
         assert_eq!(parking.next_due(later).as_deref(), Some("old"));
         assert_eq!(parking.next_due(later).as_deref(), Some("t"));

@@ -17,7 +17,7 @@ use super::record::Records;
 use super::shared::{Shared, unix_ms};
 use super::status::ForwardStatus;
 use super::targets::Targets;
-use crate::buffer::{LaneId, Outlet, ReadError, Settler, Stopped};
+use crate::buffer::{LaneId, Outlet, ReadError, Recovered, Settler, Stopped};
 use crate::config;
 use crate::event::Sequence;
 use crate::observe::pulse::Pulse;
@@ -52,6 +52,13 @@ pub struct Recovery {
     pub settled: Vec<std::ops::RangeInclusive<Sequence>>,
     /// Lanes that hold events, with their Kafka topic.
     pub lanes: Vec<(LaneId, Arc<str>)>,
+}
+
+impl From<&Recovered> for Recovery {
+    fn from(recovered: &Recovered) -> Self {
+        let Recovered { buffer_id, settled, lanes, .. } = recovered;
+        Self { buffer_id: *buffer_id, settled: settled.clone(), lanes: lanes.clone() }
+    }
 }
 
 /// Why the forwarder cannot go on.
@@ -91,9 +98,9 @@ pub fn run(
     let producer = Producer::new(&config).map_err(|error| ForwardError::Options(options::cause(&error)))?;
     let now = Instant::now();
     let mut parking = Parking::default();
-    for (lane, topic) in recovery.lanes {
+    for (_, topic) in recovery.lanes {
         tracing::info!(topic = &*topic, "kafka: topic was parked when the agent stopped; trying it again");
-        parking.recovered(topic, lane, now, unix_ms());
+        parking.recovered(topic, now, unix_ms());
     }
     let relay = Relay {
         lanes: LaneSender::new(config.clone()),
@@ -149,7 +156,9 @@ impl Relay {
             }
             self.main.turn(&mut self.shared, now);
             if let Err(error) = self.lanes.step(&mut self.shared, now) {
-                self.lanes.end(&mut self.shared, now);
+                if matches!(error, ReadError::Disk(_)) {
+                    self.lanes.end(&mut self.shared, now);
+                }
                 self.read_failed(&error, now)?;
             }
             if self.shared.outcome.due().is_some_and(|due| due <= now) {

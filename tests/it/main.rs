@@ -14,4 +14,17 @@
 #![allow(missing_docs, reason = "names of fields and variants say it")]
 #![allow(unreachable_pub, reason = "the benchmark includes support/ as well")]
 
-mod support;
+mod config; // wrong configurations
+mod controls; // planted bugs turn the scenarios red
+mod custody; // nothing acknowledged is lost when the agent is killed
+mod flow; // what goes in comes out
+mod health; // systemd, probes, metrics, status
+mod hostile; // peers that break the rules
+mod kafka_away; // nothing is lost, and order kept, while Kafka is away
+mod memory; // bounds
+mod parking; // missing, forbidden, too large
+mod quiet; // no trouble, no noise
+mod secrets;
+mod session; // MQTT sessions
+mod stop; // SIGTERM
+mod support; // passwords never show

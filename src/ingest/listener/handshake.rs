@@ -2,7 +2,8 @@
 //!
 //! Refused here, with the code of the client's own version where it can be told: other versions than 3.1.1 and 5,
 //! enhanced authentication, client ids that are too long or hold control characters, an empty client id that is to
-//! keep a session (3.1.1), a missing user name, and a will for a topic that begins with `$`. A first packet that is no CONNECT gets no answer.
+//! keep a session (3.1.1), a missing user name, and a will for a topic that begins with `$`. A first packet that is no
+//! CONNECT gets no answer.
 
 use std::sync::Arc;
 

@@ -22,8 +22,8 @@ pub(super) const SPARE_SOCKETS: usize = 16;
 /// disk, 1.2 MB. Sixteen times the default of `max_connections`.
 pub(super) const MAX_SESSIONS_AWAY: usize = 4096;
 
-/// No wall clock before 2024-01-01 is believed: a device without a clock battery starts in 1970, or where it was switched
-/// off.
+/// No wall clock before 2024-01-01 is believed: a device without a clock battery starts in 1970, or where it was
+/// switched off.
 pub(super) const EARLIEST_SANE_MS: i64 = 1_704_067_200_000;
 
 /// Wills that wait for their delay, all together. What is above goes out at once.
@@ -48,8 +48,8 @@ pub(super) const ASSEMBLY_BYTES: usize = 4 * 1024 * 1024;
 /// longer over a thin link than one and a half keepalives. Single bytes are none.
 pub(super) const SIGN_OF_LIFE_BYTES: usize = 1024;
 
-/// Answers that a client has not taken off its socket. Above that it is not read: who does not listen shall not speak. 64 KiB
-/// are 16,384 acknowledgements.
+/// Answers that a client has not taken off its socket. Above that it is not read: who does not listen shall not speak.
+/// 64 KiB are 16,384 acknowledgements.
 pub(super) const MAX_UNREAD_ANSWERS_BYTES: usize = 64 * 1024;
 
 /// Topic names that a connection remembers with their route: a sensor has a handful, 32 KiB are about 300.

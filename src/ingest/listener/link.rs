@@ -232,7 +232,8 @@ impl<'a> Link<'a> {
         }
     }
 
-    /// Sets the timer, if there is anything to wait for. The deadline moves with every packet; the timer only when it fires.
+    /// Sets the timer, if there is anything to wait for. The deadline moves with every packet; the timer only when it
+    /// fires.
     fn arm(&self, timer: Pin<&mut Sleep>) -> bool {
         if self.stopping {
             return true;

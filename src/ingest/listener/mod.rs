@@ -1,5 +1,5 @@
-//! `[[listen]]`: sensors publish straight to Tidegate, with no broker between. A PUBACK that a sensor gets is its proof that
-//! the reading is on disk here.
+//! `[[listen]]`: sensors publish straight to Tidegate, with no broker between. A PUBACK that a sensor gets is its
+//! proof that the reading is on disk here.
 //!
 //! ```text
 //!                 bind ─▶ run: accept ──────────▶ connection ─▶ handshake ─▶ users
@@ -9,8 +9,8 @@
 //!                                                       link: socket ◀─▶ session ◀─▶ door to the buffer
 //! ```
 //!
-//! One task runs the listener. It accepts, owns the registry of sessions, and keeps its connections in a set of tasks. A
-//! connection takes its session out of the registry and hands it back with its result; they share nothing else that
+//! One task runs the listener. It accepts, owns the registry of sessions, and keeps its connections in a set of tasks.
+//! A connection takes its session out of the registry and hands it back with its result; they share nothing else that
 //! changes. The protocol itself is in `handshake` and `session`, which own no socket and read no clock.
 //!
 //! # What clients can rely on
@@ -20,9 +20,9 @@
 //! * A session is kept as long as the client asks for, up to `max_session_expiry`; on 3.1.1, which cannot ask, so long.
 //! * A clean start has forgotten the old session durably, and a kept session is on disk, before CONNACK says so.
 //! * A second connection with the same client id ends the first.
-//! * Wills are events like any other. With a delay (MQTT 5) they wait in memory: a will that waits when the power goes is
-//!   lost, as the standard allows. When the agent stops, connected clients' wills are not published: it was not they who
-//!   failed.
+//! * Wills are events like any other. With a delay (MQTT 5) they wait in memory: a will that waits when the power goes
+//!   is lost, as the standard allows. When the agent stops, connected clients' wills are not published: it was not
+//!   they who failed.
 //!
 //! # What they cannot
 //!
@@ -66,8 +66,8 @@ use self::end::Kind;
 use self::limits::{ASSEMBLY_BYTES, MAX_SESSIONS_AWAY, SPARE_SOCKETS, TICK, WHOLE_STOP_TIMEOUT, WORDS};
 use self::registry::{ConnectionId, Registry, session_key};
 use self::session::event;
-pub use self::users::UsersError;
 use self::users::{Users, UsersFile};
+pub use self::users::{UsersError, check_users_file};
 use crate::buffer::{Arrivals, SessionChange, StoredSession};
 use crate::config::Listener;
 use crate::ingest::batch::Batch;

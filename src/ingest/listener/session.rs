@@ -1,5 +1,5 @@
-//! One client's session on one connection, from its CONNACK to its end. Bytes and time in; bytes and a batch of work for the
-//! buffer out. It owns no socket, so tests can feed it anything in any order.
+//! One client's session on one connection, from its CONNACK to its end. Bytes and time in; bytes and a batch of work
+//! for the buffer out. It owns no socket, so tests can feed it anything in any order.
 //!
 //! ```text
 //!            the session's changes are queued             durable: CONNACK leaves
@@ -251,7 +251,8 @@ impl Session {
             self.memory.on_disk = false;
         }
         if self.expiry_s > 0 || self.memory.on_disk {
-            // With expiry 0 it says that what is there ends with this connection, should the process not live to forget it.
+            // With expiry 0 it says that what is there ends with this connection, should the process not live to
+            // forget it.
             changes.push(IdChange::Keep(self.expiry_s));
             self.memory.on_disk = true;
         }
@@ -371,8 +372,8 @@ impl Session {
         self.half_way = self.half_way.saturating_add(self.memory.unreleased.len().saturating_sub(before));
     }
 
-    /// At least so many messages of this connection are in flight. QoS 1 alone and QoS 2 alone are counted exactly; of a mixture at
-    /// least the half.
+    /// At least so many messages of this connection are in flight. QoS 1 alone and QoS 2 alone are counted exactly; of
+    /// a mixture at least the half.
     fn in_flight(&self) -> u64 {
         self.unanswered.max(u64::try_from(self.half_way).unwrap_or(u64::MAX))
     }

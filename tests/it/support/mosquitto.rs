@@ -17,6 +17,9 @@ pub struct Mosquitto {
     process: Mutex<Option<Process>>,
 }
 
+/// For `[[mqtt]]` tables of tests that judge the order of a backlog: in MQTT 5 the client's window counts.
+pub const WIDE: &str = "receive_maximum = 65535\n";
+
 /// The one that tests share which do not restart it.
 pub fn shared() -> Outcome<&'static Mosquitto> {
     static SHARED: LazyLock<Outcome<Mosquitto>> = LazyLock::new(|| Mosquitto::start(""));
@@ -34,6 +37,10 @@ impl Mosquitto {
         }
         // Queues must hold what a killed relay leaves behind.
         conf.push_str("max_queued_messages 0\nset_tcp_nodelay true\nuser root\n");
+        // mosquitto 2.0.11 mixes up the order of one topic as soon as a subscriber's window is full (1,595 of 4,000
+        // readings with the default of 20, an ordinary subscriber, no Tidegate). Without a window in MQTT 3.1.1, and
+        // with WIDE in MQTT 5, the tests see what the relay does and not what mosquitto does.
+        conf.push_str("max_inflight_messages 0\n");
         writeln!(conf, "persistence true\npersistence_location {}/", folder.path().display())?;
         conf.push_str(settings);
         std::fs::write(folder.path().join("mosquitto.conf"), conf)?;

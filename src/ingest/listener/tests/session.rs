@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::super::end::{End, Kind};
@@ -455,7 +456,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn no_bytes_make_it_panic(five: bool, bytes in proptest::collection::vec(any::<u8>(), 0..400), cut in 0_usize..400) {
+    fn no_bytes_make_it_panic(five: bool, bytes in vec(any::<u8>(), 0..400), cut in 0_usize..400) {
         let version = if five { V5 } else { V311 };
         let mut bench = Bench::open(&connect(version, "press").kept());
         let cut = cut.min(bytes.len());
@@ -466,7 +467,7 @@ proptest! {
     }
 
     #[test]
-    fn no_first_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+    fn no_first_bytes_make_it_panic(bytes in vec(any::<u8>(), 0..400)) {
         let mut connect_first = vec![0x10];
         connect_first.extend(&bytes);
         for bytes in [bytes, connect_first] {
@@ -477,7 +478,7 @@ proptest! {
 
     /// Good packets with single bytes changed come further than noise.
     #[test]
-    fn no_damage_makes_it_panic(five: bool, at in 0_usize..200, byte: u8, steps in proptest::collection::vec(0_u8..6, 1..8)) {
+    fn no_damage_makes_it_panic(five: bool, at in 0_usize..200, byte: u8, steps in vec(0_u8..6, 1..8)) {
         let version = if five { V5 } else { V311 };
         let mut bytes = connect(version, "press").kept().with_will(3).bytes();
         let mut id = 0;

@@ -1,8 +1,8 @@
 //! Who may connect: a password file as `mosquitto_passwd` writes it.
 //!
 //! One line a user, `name:hash`; empty lines and lines that begin with `#` are skipped; anything else is an error that
-//! names file and line. The file is read when the listener starts, and again at the first CONNECT after it changed. A file that
-//! cannot be read then leaves the users as they were, and is reported.
+//! names file and line. The file is read when the listener starts, and again at the first CONNECT after it changed. A
+//! file that cannot be read then leaves the users as they were, and is reported.
 //!
 //! A check may take tens of milliseconds (that is the point of these hashes), so one thread owns the file and does the
 //! checks, **one at a time**: a crowd of wrong passwords costs one core and the memory of one check, and cannot stop
@@ -65,6 +65,14 @@ impl Users {
         // The thread is gone only when the runtime goes down: then nobody comes in any more.
         self.checks.send(Check { name, password, answer }).await.is_ok() && answered.await.unwrap_or(false)
     }
+}
+
+/// Could a listener use this file? For the check of the configuration.
+///
+/// # Errors
+/// When it cannot be read, or a line of it is wrong.
+pub fn check_users_file(path: &Path) -> Result<(), UsersError> {
+    UsersFile::open(path).map(drop)
 }
 
 /// The password file cannot be used.
@@ -143,7 +151,7 @@ impl UsersFile {
             Ok(()) => tracing::info!(file = %self.path.display(), users = self.users.len(), "users_file read again"),
             Err(error) => {
                 self.stamp = now;
-                tracing::error!(%error, "users_file changed and cannot be used: the users stay as they were before; correct the file");
+                tracing::error!(%error, "users_file changed and cannot be used: correct it; until then the users are the old ones");
             }
         }
     }

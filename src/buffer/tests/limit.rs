@@ -1,0 +1,85 @@
+//! The limit on disk.
+
+use super::*;
+
+const MIB: u64 = 1024 * 1024;
+
+fn noise(n: u64) -> Event {
+    Event { payload: (0..50_000).map(|_| fastrand::u8(..)).collect::<Vec<u8>>().into(), ..event(n) }
+}
+
+#[test]
+fn a_full_buffer_acknowledges_nothing_settles_on_and_opens_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut small = settings();
+    small.max_bytes = 2 * MIB;
+    let mut bench = open_with(dir.path(), small.clone());
+    let mut stored = 0;
+    while !bench.status().full {
+        stored += 1;
+        bench.send(vec![noise(stored)], stored);
+        let start = Instant::now();
+        while bench.durable.is_empty() && !bench.status().full {
+            assert!(start.elapsed() < PATIENCE);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    let status = bench.status();
+    assert!(status.used_bytes >= 2 * MIB && status.used_bytes < 4 * MIB, "{status:?}");
+    bench.send(vec![noise(stored + 1)], stored + 1);
+    bench.send(vec![event(stored + 2)], stored + 2);
+    std::thread::sleep(Duration::from_millis(500));
+    let mut acknowledged = 0;
+    while let Ok(durable) = bench.durable.try_recv() {
+        acknowledged = durable.into_receipt();
+    }
+    assert!(acknowledged <= stored, "stored although full");
+    let held = bench.read_all().len() as u64;
+    assert_eq!(held, acknowledged);
+
+    bench.deliver(1..=held / 2);
+    for waiting in acknowledged + 1..=stored + 2 {
+        assert_eq!(bench.acknowledged(), waiting);
+    }
+    wait_for("room", || !bench.status().full);
+    assert_eq!(sequences(&bench.read_all()), (acknowledged + 1..=stored + 2).collect::<Vec<_>>());
+    bench.deliver(1..=stored + 2);
+    let bytes = std::fs::metadata(dir.path().join("buffer.db")).unwrap().len();
+    assert!(bytes <= 2 * MIB + 2 * MIB / 32 + 8 * MIB);
+    bench.close();
+
+    // Full at the start, and stopped while full: nothing hangs, nothing unacknowledged is kept.
+    let mut bench = open_with(dir.path(), small.clone());
+    bench.send((1..=45).map(noise).collect(), 1);
+    bench.acknowledged();
+    wait_for("the limit", || bench.status().full);
+    bench.close();
+    let bench = open_with(dir.path(), small);
+    wait_for("the limit", || bench.status().full);
+    bench.send(vec![event(1)], 9);
+    let Bench { running, mut durable, reply, .. } = bench;
+    let Running { intake, settler, thread, .. } = running;
+    drop((intake, settler, reply));
+    thread.join().unwrap();
+    assert!(durable.blocking_recv().is_none());
+}
+
+#[test]
+fn sqlites_own_limit_keeps_the_batch_and_stores_it_when_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut small = settings();
+    small.max_bytes = 2 * MIB;
+    let mut bench = open_with(dir.path(), small);
+    bench.send((1..=30).map(noise).collect(), 1);
+    assert_eq!(bench.acknowledged(), 1);
+    // 1.5 and 9.3 MB do not fit into 10 MiB; the limit itself is not reached before.
+    let huge = Event { payload: (0..9_300_000).map(|_| fastrand::u8(..)).collect::<Vec<u8>>().into(), ..event(31) };
+    bench.send(vec![huge], 2);
+    wait_for("no room", || bench.status().full);
+    assert!(bench.durable.is_empty());
+    assert_eq!(bench.status().write_failures, 0, "nothing is in doubt");
+    assert_eq!(bench.status().next_sequence, 31);
+    bench.deliver(1..=30);
+    assert_eq!(bench.acknowledged(), 2);
+    assert_eq!(sequences(&bench.read_all()), [31]);
+}
