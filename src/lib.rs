@@ -18,7 +18,7 @@
 //!    `no_number_outside_the_table_is_final` and `a_release_before_delivery_is_seen` (the control).
 //! 3. **Nothing is stored twice that QoS 2 delivered once**: packet ids are durable with the events, and PUBCOMP leaves
 //!    when their removal is. (Exactly once up to Kafka's readers comes with transactions.)
-//!    Kept by `ingest/unreleased.rs` and `buffer/sessions.rs`. Proven by 
+//!    Kept by `ingest/unreleased.rs` and `buffer/sessions.rs`. Proven by
 //!    `a_qos_2_reading_is_taken_once_though_the_agent_is_killed_between_pubrec_and_pubrel`,
 //!    `qos_2_goes_on_where_it_was_after_a_kill` and `forgotten_packet_ids_are_seen_at_a_broker` (the control).
 //! 4. **Order**: events of one MQTT topic reach their Kafka partition in arrival order.
@@ -26,7 +26,7 @@
 //!    `no_acknowledged_reading_is_lost_when_the_agent_behind_its_listener_is_killed` and
 //!    `a_parked_topic_that_is_overtaken_is_seen` (the control).
 //! 5. **Everything is bounded**: disk, memory, open files, reconnect rate, log rate. No bound is silent.
-//!    Kept by `buffer/limits.rs`, `ingest/door.rs` and `retry.rs`. Proven by 
+//!    Kept by `buffer/limits.rs`, `ingest/door.rs` and `retry.rs`. Proven by
 //!    `memory_stays_below_20_mb_while_kafka_is_away_and_200_000_readings_pile_up_and_drain`,
 //!    `a_full_buffer_acknowledges_nothing_settles_on_and_opens_again`,
 //!    `an_oversized_packet_does_not_make_a_loop_and_does_not_stop_others` and `an_unbounded_intake_is_seen` (a control).
