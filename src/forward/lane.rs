@@ -111,6 +111,7 @@ impl LaneSender {
                 self.active = None;
             }
             Step::Refused(reason) => {
+                tracing::debug!(topic = &*active.topic, reason, "kafka: parked topic was tried, and stays parked");
                 shared.parking.refused(&active.topic, reason, now);
                 self.end(shared, now);
             }
@@ -175,7 +176,6 @@ impl Try {
                 self.look_at = now.checked_add(LOOK_AGAIN).unwrap_or(now);
                 return Ok(shared.parking.seen_empty(&self.topic, applied, now).map_or(Step::On, Step::Opened));
             }
-            shared.parking.more_came(&self.topic);
             self.last_progress = now;
         }
         if self.producer.is_none() {
@@ -320,7 +320,7 @@ impl Try {
             match verdict(failure.code) {
                 Verdict::Resend | Verdict::Wait => {}
                 Verdict::Alone => suspects.push(failure),
-                Verdict::DeadLetter => self.dead(failure, shared, now),
+                Verdict::DeadLetter => self.dead(&failure, shared, now),
                 Verdict::ParkTopic => step = Step::Refused(Some(park_reason(failure.code).0)),
                 Verdict::NewProducer => {
                     if matches!(step, Step::On) {
@@ -333,7 +333,7 @@ impl Try {
             && self.pace.refused(suspects.len(), newest) == Finding::Guilty
             && let Some(guilty) = suspects.pop()
         {
-            self.dead(guilty, shared, now);
+            self.dead(&guilty, shared, now);
         }
         self.retire(shared, now);
         self.next = 0; // what is done is left out
@@ -341,7 +341,7 @@ impl Try {
         step
     }
 
-    fn dead(&mut self, failure: Failure, shared: &mut Shared, now: Instant) {
+    fn dead(&mut self, failure: &Failure, shared: &mut Shared, now: Instant) {
         let letter = DeadLetter {
             sequence: failure.sequence,
             route: failure.route,

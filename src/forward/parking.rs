@@ -2,17 +2,16 @@
 //!
 //! ```text
 //!            refused: wait 1 s, 2 s, … 30 s
-//!           ┌───────────────────────────────┐
-//!           ▼                               │
-//!   ──▶ Waiting ──due──▶ Trying ──accepted──▶ (still Trying) ──lane is empty──▶ Closing ──still empty──▶ direct
-//!  park                    ▲                                                     │
-//!                          └──────────── more came ──────────────────────────────┘
+//!           ┌───────────────────┬──────────────────────────┐
+//!           ▼                   │                          │
+//!   ──▶ Waiting ──due──▶ Trying ┴──lane looks empty──▶ Closing ──empty for certain──▶ direct
+//!  park
 //! ```
 //!
 //! While a topic is here, every new event for it goes behind the parked ones. Under a steady inflow a lane would never
 //! be empty, because what is parked shows up in the lane only after the buffer's next commit. So at the end, in
-//! *Closing*, the main lane is held at the first event for this topic until all that was parked is on disk and sent.
-//! That takes one commit and one round trip; then the topic is direct again, and order was kept all the way.
+//! *Closing*, the main lane is held at the first event for this topic until all that was parked is on disk and sent:
+//! one commit and a round trip or two. Then the topic is direct again, and order was kept all the way.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -197,15 +196,6 @@ impl Parking {
         }
     }
 
-    /// More came while closing: it is not empty after all.
-    pub(super) fn more_came(&mut self, topic: &str) {
-        if let Some(parked) = self.topics.get_mut(topic)
-            && parked.stage == Stage::Closing
-        {
-            parked.stage = Stage::Trying;
-        }
-    }
-
     /// The lane was read as empty, with that ticket on disk *before* it was read. Opens the topic when nothing can be
     /// on its way into the lane any more; otherwise it is closing.
     pub(super) fn seen_empty(&mut self, topic: &str, applied: Ticket, now: Instant) -> Option<Opened> {
@@ -274,7 +264,8 @@ mod tests {
         let mut now = Instant::now();
         let mut parking = parked(now);
         for wait in [1, 1, 2, 4, 8, 16, 30, 30] {
-            assert_eq!(parking.next_due(now + second(wait) - Duration::from_millis(1)), None);
+            assert_eq!(parking.next_wake(), Some(now + second(wait)));
+            assert_eq!(parking.next_due(now), None);
             now += second(wait);
             assert_eq!(parking.next_due(now).as_deref(), Some("t"));
             parking.refused("t", None, now);
@@ -308,9 +299,8 @@ mod tests {
         assert_eq!(parking.gate("t"), Gate::Hold);
         parking.handed_over(100);
         assert_eq!(parking.seen_empty("t", 99, now), None);
-        // Now it shows up in the lane.
-        parking.more_came("t");
-        assert_eq!(parking.gate("t"), Gate::Park);
+        // Now it shows up in the lane, and is sent. Meanwhile nothing may go behind it, or there would be no end.
+        assert_eq!(parking.gate("t"), Gate::Hold);
         parking.lane_settled("t", 1);
         assert_eq!(parking.seen_empty("t", 100, now), None);
         parking.handed_over(101);

@@ -240,7 +240,7 @@ impl Relay {
         match error {
             ReadError::Stopped => return Err(ForwardError::BufferStopped),
             ReadError::Damaged { .. } => {
-                tracing::error!(%error, "kafka: readings that cannot be read stay in the file")
+                tracing::error!(%error, "kafka: readings that cannot be read stay in the file");
             }
             ReadError::Disk(_) => {
                 self.read_after = now.checked_add(READ_AGAIN).unwrap_or(now);
@@ -256,7 +256,9 @@ impl Relay {
         let in_flight = u64::try_from(self.main.in_flight()).unwrap_or(u64::MAX);
         let connected = self.link.connected();
         let status = &mut self.shared.status;
-        self.shared.changed |= in_flight != status.in_flight || connected != status.connected;
+        self.shared.changed |= in_flight != status.in_flight
+            || connected != status.connected
+            || self.link.last_error() != status.last_error;
         if !self.shared.changed || now < self.publish_after {
             return;
         }
@@ -265,7 +267,7 @@ impl Relay {
         status.in_flight = in_flight;
         status.connected = connected;
         status.parked = self.shared.parking.status();
-        if !self.link.last_error().is_empty() || connected {
+        if self.link.last_error() != status.last_error {
             self.link.last_error().clone_into(&mut status.last_error);
         }
         self.published.send_replace(status.clone());
@@ -279,7 +281,9 @@ impl Relay {
             let now = Instant::now();
             self.main.collect(&mut self.shared, now);
             let lane_done = self.lanes.finish_chunk(&mut self.shared, now);
-            if self.main.in_flight() == 0 && lane_done {
+            self.watch_link(now);
+            // Without a link no answer will come in time.
+            if self.main.in_flight() == 0 && lane_done || !self.link.connected() {
                 break;
             }
             match self.main.producer() {
