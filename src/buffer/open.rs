@@ -19,6 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, watch};
@@ -30,7 +31,7 @@ use super::envelope::Sealer;
 use super::error::{CloseError, LoadError, OpenError, is_unreadable, sequence};
 use super::identity::{self, Marks, ReadFault};
 use super::inbox::Inbox;
-use super::limits::INTAKE_BYTES;
+use super::limits::{INTAKE_BYTES, LOCK_STEP, LOCK_WAIT};
 use super::live::Live;
 use super::schema::{APPLICATION_ID, Database, FORMAT_VERSION};
 use super::settle::Tools;
@@ -140,7 +141,16 @@ impl Buffer {
         let (settler, settlements) = Settler::new(Arc::clone(&applied));
         let live = Arc::new(Live::new(self.books.next.saturating_sub(1)));
         let outlet = Outlet::new(self.reader, Arc::clone(&live), self.books.settled.released());
-        let (status, status_receiver) = watch::channel(Arc::new(BufferStatus::default()));
+        // The books of the life before are there from the first look on: counters never go back.
+        let first = BufferStatus {
+            ledger: self.books.ledger.lines(&self.route_names),
+            next_sequence: self.books.next,
+            released: self.books.settled.released(),
+            max_bytes: self.settings.max_bytes,
+            lanes: self.books.lanes.iter().map(|(id, lane)| (*id, Arc::clone(&lane.kafka_topic), lane.held)).collect(),
+            ..BufferStatus::default()
+        };
+        let (status, status_receiver) = watch::channel(Arc::new(first));
         let compress = self.settings.compression == Compression::Zstd;
         let writer: Writer<R> = Writer {
             lock: self.lock,
@@ -169,15 +179,19 @@ impl Buffer {
     }
 }
 
-/// One agent a directory.
+/// One agent a directory. A process that was killed a moment ago may still be on its way out: its lock goes with it.
 fn lock(data_dir: &Path) -> Result<File, OpenError> {
     let path = data_dir.join("lock");
     let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = open.map_err(OpenError::files("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path }),
-        Err(TryLockError::Error(source)) => Err(OpenError::Files { operation: "lock", path, source }),
+    let since = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if since.elapsed() < LOCK_WAIT => thread::sleep(LOCK_STEP),
+            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { path }),
+            Err(TryLockError::Error(source)) => return Err(OpenError::Files { operation: "lock", path, source }),
+        }
     }
 }
 

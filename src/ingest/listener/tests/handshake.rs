@@ -1,3 +1,5 @@
+//! The first packet: what is let in, and what is told to the rest.
+
 use bytes::Bytes;
 
 use super::super::end::{End, Kind};

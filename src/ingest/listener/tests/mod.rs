@@ -24,7 +24,7 @@ use crate::ingest::codec::{Packet, Will};
 use crate::ingest::receipt::Receipts;
 use crate::ingest::topics::Topics;
 
-const MAX_PACKET: u32 = 1000;
+const MAX_PACKET: u32 = 4000;
 const RECEIVE_MAXIMUM: u16 = 4;
 
 fn terms() -> Terms {

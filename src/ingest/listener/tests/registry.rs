@@ -1,3 +1,5 @@
+//! Sessions on loan: take-over, expiry, bounds and waiting wills.
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

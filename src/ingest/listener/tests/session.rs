@@ -1,5 +1,8 @@
+//! The session: acknowledgements, QoS 2, wills, keepalive, limits, and every way to break the rules.
+
 use std::time::Duration;
 
+use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::super::end::{End, Kind};
@@ -207,7 +210,7 @@ fn subscriptions_are_refused_filter_by_filter_and_the_connection_goes_on() {
 #[test]
 fn whoever_breaks_the_rules_is_told_why_and_what_came_before_is_kept() {
     let alias = packet(0x32, b"\x00\x01t\x00\x01\x03\x23\x00\x01x");
-    let too_large = packet(0x30, &[0; 2000]);
+    let too_large = packet(0x30, &[0; 8000]);
     let cases: [(&str, Vec<u8>, u8); 14] = [
         ("topic alias", alias, 0x94),
         ("too large", too_large[..5].to_vec(), 0x95),
@@ -235,7 +238,7 @@ fn whoever_breaks_the_rules_is_told_why_and_what_came_before_is_kept() {
 
 #[test]
 fn a_client_of_3_1_1_that_breaks_the_rules_is_just_closed() {
-    for bytes in [publish_to(V311, "a/#", 1, false, 1, b""), vec![0xf0, 0], packet(0x30, &[0; 2000])] {
+    for bytes in [publish_to(V311, "a/#", 1, false, 1, b""), vec![0xf0, 0], packet(0x30, &[0; 8000])] {
         let mut bench = Bench::open(&connect(V311, "press"));
         bench.feed(&bytes);
         assert!(bench.session.output.is_empty());
@@ -301,7 +304,7 @@ fn silence_ends_a_connection_after_one_and_a_half_keepalives() {
         assert!(!bench.session.is_over());
         bench.feed(&publish(version, 1, false, 1, "half")[..5]);
         bench.wait(1);
-        assert!(bench.session.is_over(), "half a packet is no sign of life");
+        assert!(bench.session.is_over(), "five bytes of a packet are no sign of life");
         assert_eq!(farewell(&mut bench), (version == V5).then_some(0x8d));
         bench.ended();
         assert_eq!(bench.payloads(), ["offline"]);
@@ -408,9 +411,24 @@ fn disconnect_may_change_the_session_expiry() {
 
 #[test]
 fn a_session_that_ends_before_connack_refuses() {
-    let mut bench = Bench::enter(&connect(V5, "press").kept(), nothing());
-    bench.session.finish(End::taken_over());
-    assert!(matches!(&bench.said()[..], [Packet::ConnAck(ack)] if ack.reason == 0x8e));
+    for end in [End::taken_over(), End::stopped()] {
+        for (version, code) in [(V311, 3), (V5, 0x88)] {
+            let mut bench = Bench::enter(&connect(version, "press").kept(), nothing());
+            bench.session.finish(end.clone());
+            assert!(matches!(&bench.said()[..], [Packet::ConnAck(ack)] if ack.reason == code));
+        }
+    }
+}
+
+#[test]
+fn a_large_packet_over_a_thin_link_is_a_sign_of_life() {
+    let mut bench = Bench::open(&connect(V5, "press"));
+    for piece in publish(V5, 1, false, 1, &"x".repeat(3900)).chunks(1100) {
+        bench.wait(80);
+        bench.feed(piece);
+    }
+    bench.commit();
+    assert_eq!(bench.said(), [Packet::PubAck(ack(1))]);
 }
 
 #[test]
@@ -438,7 +456,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn no_bytes_make_it_panic(five: bool, bytes in proptest::collection::vec(any::<u8>(), 0..400), cut in 0_usize..400) {
+    fn no_bytes_make_it_panic(five: bool, bytes in vec(any::<u8>(), 0..400), cut in 0_usize..400) {
         let version = if five { V5 } else { V311 };
         let mut bench = Bench::open(&connect(version, "press").kept());
         let cut = cut.min(bytes.len());
@@ -449,7 +467,7 @@ proptest! {
     }
 
     #[test]
-    fn no_first_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+    fn no_first_bytes_make_it_panic(bytes in vec(any::<u8>(), 0..400)) {
         let mut connect_first = vec![0x10];
         connect_first.extend(&bytes);
         for bytes in [bytes, connect_first] {
@@ -460,7 +478,7 @@ proptest! {
 
     /// Good packets with single bytes changed come further than noise.
     #[test]
-    fn no_damage_makes_it_panic(five: bool, at in 0_usize..200, byte: u8, steps in proptest::collection::vec(0_u8..6, 1..8)) {
+    fn no_damage_makes_it_panic(five: bool, at in 0_usize..200, byte: u8, steps in vec(0_u8..6, 1..8)) {
         let version = if five { V5 } else { V311 };
         let mut bytes = connect(version, "press").kept().with_will(3).bytes();
         let mut id = 0;
