@@ -151,7 +151,7 @@ pub fn qos_2_across_a_kill(build: Build, version: Version) -> Outcome<Verdict> {
     sensor.expect("PUBCOMP", |packet| matches!(packet, Packet::PubComp { id: 7, .. }))?;
     // Released: the id is free, and the next message under it is a new one, across a kill as well.
     agent.kill();
-    let agent = gateway.start()?;
+    let _agent = gateway.start()?;
     let (mut sensor, _) = Connection::open(gateway.listener(), version, keep("s"))?;
     sensor.publish(&Message { payload: b"next".to_vec(), ..message }, 7)?;
     let mut reader = Reader::open(&kafka.brokers(), &[&topic])?;

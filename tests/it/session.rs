@@ -59,9 +59,9 @@ pub fn cut_while_a_commit_is_under_way(build: Build, version: Version, qos: u8) 
     wait_until("the agent to have read it", PATIENCE, || link(&agent, 0, "messages") == Some(1))?;
     drop(peer);
     let mut peer = stage.broker.accept_and_welcome(true)?;
-    let stale = peer.answers_within(A_WHILE);
-    if !stale.is_empty() {
-        return Ok(Err(Trouble(format!("on the new connection came {stale:?}"))));
+    let unasked = peer.answers_within(A_WHILE);
+    if !unasked.is_empty() {
+        return Ok(Err(Trouble(format!("on the new connection came {unasked:?}"))));
     }
     // What was stored is delivered, acknowledged or not; what the broker sends again is acknowledged now.
     peer.publish("t/1", b"before", qos, 5, true)?;
@@ -227,7 +227,7 @@ fn a_refused_filter_is_named_and_the_others_flow() -> Outcome<()> {
             let (id, filters) = peer.expect_subscribe()?;
             let code = |filter: &str| if filter == "secret/#" { refusal } else { 1 };
             let codes: Vec<u8> = filters.iter().map(|(filter, _)| code(filter)).collect();
-            granted += codes.iter().filter(|code| **code == 1).count();
+            granted += usize::from(codes.contains(&1));
             peer.link.send(&Packet::SubAck { id, codes })?;
         }
         peer.publish("open/1", b"x", 1, 1, false)?;

@@ -170,12 +170,14 @@ impl Gateway {
         for (name, tables) in
             [("mqtt", &self.tables.mqtt), ("listen", &self.tables.listen), ("route", &self.tables.routes)]
         {
-            tables.iter().for_each(|table| text.push_str(&format!("[[{name}]]\n{table}\n")));
+            for table in tables {
+                text.extend(["[[", name, "]]\n", table, "\n"]);
+            }
         }
         for (name, lines) in
             [("buffer", &self.tables.buffer), ("kafka", &self.tables.kafka), ("kafka.options", &self.tables.options)]
         {
-            text.push_str(&format!("[{name}]\n{lines}\n"));
+            text.extend(["[", name, "]\n", lines, "\n"]);
         }
         text
     }
@@ -288,7 +290,7 @@ impl Agent {
             last = self.book(key).ok();
             last == Some(wanted)
         })
-        .map_err(|_| Trouble::new(format!("{key} is {last:?} and not {wanted}; log:\n{}", self.log())))
+        .map_err(|_in_vain| Trouble::new(format!("{key} is {last:?} and not {wanted}; log:\n{}", self.log())))
     }
 
     /// Kafka topics that are parked now.

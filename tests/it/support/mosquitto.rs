@@ -66,7 +66,7 @@ impl Mosquitto {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("log"))?;
         command.stdout(log.try_clone()?).stderr(log);
         let process = Process::start("mosquitto", command)?;
-        *self.process.lock().map_err(|_| Trouble::new("poisoned"))? = Some(process);
+        *self.process.lock()? = Some(process);
         let address = self.address();
         // With credentials asked for, the refusal is an answer as well.
         wait_until("mosquitto to answer", PATIENCE, || Connection::dial(address, Version::V5).is_ok())
@@ -74,7 +74,7 @@ impl Mosquitto {
 
     /// SIGTERM: it saves its sessions.
     pub fn stop(&self) -> Outcome<()> {
-        let process = self.process.lock().map_err(|_| Trouble::new("poisoned"))?.take();
+        let process = self.process.lock()?.take();
         if let Some(mut process) = process {
             process.signal("TERM")?;
             process.wait(PATIENCE)?;
@@ -84,7 +84,7 @@ impl Mosquitto {
 
     /// kill -9, and nothing of what it knew is left: sessions and queues are gone.
     pub fn lose_everything(&self) -> Outcome<()> {
-        self.process.lock().map_err(|_| Trouble::new("poisoned"))?.take();
+        self.process.lock()?.take();
         let saved = self.folder.path().join("mosquitto.db");
         if saved.exists() { Ok(std::fs::remove_file(saved)?) } else { Ok(()) }
     }
