@@ -80,9 +80,8 @@ impl OpenError {
     pub fn next_step(&self) -> NextStep {
         match self {
             Self::Files { source, .. } if is_misplaced(source) => NextStep::Usage,
-            Self::Files { .. } => NextStep::Retry,
             Self::TooManyRoutes { .. } => NextStep::Usage,
-            Self::InUse { .. } | Self::Disk { .. } => NextStep::Retry,
+            Self::Files { .. } | Self::InUse { .. } | Self::Disk { .. } => NextStep::Retry,
             Self::Newer { .. } | Self::Setting { .. } => NextStep::Halt,
         }
     }

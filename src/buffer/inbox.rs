@@ -4,11 +4,11 @@ use std::sync::Weak;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
 
+use super::Arrivals;
 use super::books::Books;
 use super::commit::Batch;
 use super::settle::Pending;
 use super::settlement::{Settlement, Ticket};
-use super::{Arrivals, limits::TICK};
 
 /// The thread's ends of both queues, and what was taken from them for the next transaction.
 pub(super) struct Inbox<R> {
@@ -40,13 +40,13 @@ impl<R> Inbox<R> {
         }
     }
 
-    /// Waits up to [`TICK`] for something to do, unless there is something. True when nothing came.
-    pub(super) fn wait(&mut self, full: bool, books: &Books) -> bool {
+    /// Waits that long for something to do, unless there is something. True when nothing came.
+    pub(super) fn wait(&mut self, wait: Duration, full: bool, books: &Books) -> bool {
         let mut quiet = false;
         if full || self.ingest_gone() {
-            quiet = !self.wait_for_settlement(TICK, books);
+            quiet = !self.wait_for_settlement(wait, books);
         } else if self.batch.is_empty() {
-            match self.arrivals.recv_timeout(TICK) {
+            match self.arrivals.recv_timeout(wait) {
                 Ok(arrivals) => self.batch.add(arrivals, books.next),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => quiet = true,
             }

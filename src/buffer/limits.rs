@@ -25,16 +25,23 @@ pub(super) const MAX_RAW_BYTES: usize = 272 * 1024 * 1024;
 /// Topics that a reader remembers, so that equal topics share memory: 1,024 of 100 bytes are 100 KB.
 pub(super) const TOPICS_KEPT: usize = 1024;
 
-/// Longest sleep of the buffer thread: settlements that arrive alone are on disk this soon, and the pulse needs one
-/// beat a second.
+/// Longest sleep of the buffer thread: the pulse needs one beat a second, and five wake-ups cost nothing.
 pub(super) const TICK: Duration = Duration::from_millis(200);
 
-/// Under load the thread looks for company in steps of this length. Shorter steps cost more CPU than they save bytes;
-/// a step without company ends the wait, so this is what a publisher with a small window pays.
+/// Settlements wait this long for each other. Deleting chunks one by one would change three more pages in every
+/// commit; ten chunks at a time change hardly more than one. A crash repeats what was confirmed meanwhile.
+pub(super) const SETTLE_DELAY: Duration = Duration::from_millis(100);
+
+/// Under load the thread looks for company in steps of this length. A step is one wake-up of this thread instead of
+/// one an arrival.
 pub(super) const GATHER_STEP: Duration = Duration::from_micros(500);
 
-/// Under load a commit waits no longer than this for company: 240 events at 30,000/s, 8 ms of a publisher's patience.
-pub(super) const GATHER_LONGEST: Duration = Duration::from_millis(8);
+/// Steps without an arrival that end the wait: publishers stand still, most likely because they wait for us.
+pub(super) const GATHER_QUIET_STEPS: u32 = 5;
+
+/// Under load a commit waits no longer than this for company: 450 events at 30,000/s, and 15 ms of a publisher's
+/// patience, half of what one sync of an SD card takes.
+pub(super) const GATHER_LONGEST: Duration = Duration::from_millis(15);
 
 /// Raw bytes that need no more company: about 450 events of 100 bytes, 8 to 10 KiB compressed, so that the pages that
 /// every commit writes (leaf, state, head) are a small part of it.
@@ -46,7 +53,7 @@ pub(super) const GATHER_EVENTS: usize = 8;
 /// Load is high while events are at most this far apart (4,000 events/s).
 pub(super) const GATHER_SPACING: Duration = Duration::from_micros(250);
 
-/// After waits that brought nothing, 2, 4, … up to 2^6 commits do not wait: publishers with a small window stay fast.
+/// After waits that ended in silence, 2, 4, … up to 2^6 commits do not wait: publishers with a small window stay fast.
 pub(super) const GATHER_FUTILE: u32 = 6;
 
 /// With `commit_delay`, company up to this size is waited for; above, half of the intake is used and ingest would stall.

@@ -39,6 +39,7 @@ mod settle;
 mod settlement;
 mod space;
 mod spans;
+mod start;
 mod statements;
 mod status;
 #[cfg(test)]
@@ -50,9 +51,10 @@ mod writer;
 pub use commit::Durable;
 pub use error::{CloseError, NextStep, OpenError};
 pub use intake::{Arrivals, IdChange, Intake, Room, SessionChange, Stopped};
-pub use open::{Buffer, BufferThread, Running};
+pub use open::Buffer;
 pub use outlet::{LaneChunk, Outlet, ReadError};
 pub use settlement::{DeadLetter, Parked, Settlement, Settler, Ticket};
+pub use start::{BufferThread, Running};
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

@@ -18,79 +18,41 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+<<<<<<< HEAD
 use std::thread;
 use std::time::Instant;
+=======
+>>>>>>> buffer
 
 use rusqlite::Connection;
-use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
 use super::books::Books;
-use super::chunk::{ChunkReader, ChunkWriter};
 use super::envelope::Sealer;
-use super::error::{CloseError, LoadError, OpenError, is_unreadable, sequence};
+use super::error::{LoadError, OpenError, is_unreadable, sequence};
 use super::identity::{self, Marks, ReadFault};
+<<<<<<< HEAD
 use super::inbox::Inbox;
 use super::limits::{INTAKE_BYTES, LOCK_STEP, LOCK_WAIT};
 use super::live::Live;
+=======
+>>>>>>> buffer
 use super::schema::{APPLICATION_ID, Database, FORMAT_VERSION};
-use super::settle::Tools;
-use super::settlement::Applied;
-use super::space::Space;
-use super::writer::{Counts, Outside, Writer};
-use super::{BufferStatus, Intake, Outlet, Recovered, Settler, clock};
-use crate::config::{self, Compression};
+use super::{Recovered, clock};
+use crate::config;
 use crate::event::{RouteId, Sequence};
-use crate::observe::pulse::Pulse;
 
 /// An open buffer whose thread does not run yet.
 pub struct Buffer {
-    settings: config::Buffer,
-    data_dir: PathBuf,
-    database: Database,
-    lock: File,
-    connection: Connection,
-    reader: Connection,
-    marks: Marks,
-    books: Books,
-    route_names: BTreeMap<RouteId, Arc<str>>,
-}
-
-/// The doors of a buffer whose thread runs.
-#[derive(Debug)]
-pub struct Running<R> {
-    /// For ingest.
-    pub intake: Intake<R>,
-    /// For forward: reading.
-    pub outlet: Outlet,
-    /// For forward: settling.
-    pub settler: Settler,
-    /// For everyone.
-    pub status: watch::Receiver<Arc<BufferStatus>>,
-    /// The thread.
-    pub thread: BufferThread,
-}
-
-/// The thread that owns the write connection. It ends by itself when all intakes and the settler are dropped and
-/// everything queued is committed.
-#[derive(Debug)]
-pub struct BufferThread(thread::JoinHandle<Result<(), CloseError>>);
-
-impl BufferThread {
-    /// Has it ended?
-    #[must_use]
-    pub fn is_finished(&self) -> bool {
-        self.0.is_finished()
-    }
-
-    /// Waits for its end.
-    ///
-    /// # Errors
-    /// When something that was received could not be stored, or the file could not be closed tidily. Nothing that was
-    /// acknowledged is lost by either.
-    pub fn join(self) -> Result<(), CloseError> {
-        self.0.join().unwrap_or(Err(CloseError::Panicked))
-    }
+    pub(super) settings: config::Buffer,
+    pub(super) data_dir: PathBuf,
+    pub(super) database: Database,
+    pub(super) lock: File,
+    pub(super) connection: Connection,
+    pub(super) reader: Connection,
+    pub(super) marks: Marks,
+    pub(super) books: Books,
+    pub(super) route_names: BTreeMap<RouteId, Arc<str>>,
 }
 
 impl Buffer {
@@ -123,10 +85,13 @@ impl Buffer {
             released: books.settled.released(),
             lanes: books.lanes.iter().map(|(id, lane)| (*id, Arc::clone(&lane.kafka_topic))).collect(),
         };
+        let (next, released, lanes) = (books.next, books.settled.released(), books.lanes.len());
+        tracing::info!(%buffer_id, next, released, lanes, path = %database.path().display(), "buffer: open");
         let data_dir = data_dir.to_owned();
         let buffer = Self { settings, data_dir, database, lock, connection, reader, marks, books, route_names };
         Ok((buffer, recovered))
     }
+<<<<<<< HEAD
 
     /// Starts the thread. It beats `pulse` at least once a second while its loop turns.
     ///
@@ -177,6 +142,8 @@ impl Buffer {
             .map_err(OpenError::files("start the buffer thread for", &self.data_dir))?;
         Ok(Running { intake, outlet, settler, status: status_receiver, thread: BufferThread(thread) })
     }
+=======
+>>>>>>> buffer
 }
 
 /// One agent a directory. A process that was killed a moment ago may still be on its way out: its lock goes with it.

@@ -2,9 +2,9 @@
 //!
 //! A lone event is committed at once. Under load, batches grow by themselves while the commit before is being synced;
 //! on a fast disk that is not enough, and small commits write up to 50 times more to the card than large ones. So
-//! while events follow each other closely, the next commit waits in small steps, until a step brought nothing, or
+//! while events follow each other closely, the next commit waits in small steps, until some steps brought nothing, or
 //! there is enough, or a few milliseconds are over. Publishers that stop at a window (Receive Maximum, mosquitto's 20)
-//! send nothing while they wait: a wait that brought nothing is not repeated for the next 2, 4, … 64 commits.
+//! fall silent while they wait for us: a wait that ended in silence is not repeated for the next 2, 4, … 64 commits.
 
 use std::time::{Duration, Instant};
 
@@ -35,13 +35,13 @@ impl Pace {
         })
     }
 
-    /// The wait is over and brought so many arrivals.
-    pub(super) fn waited(&mut self, arrivals: usize) {
-        if arrivals > 0 {
-            self.futile = 0;
-        } else {
+    /// The wait is over: events kept coming, or it ended in silence.
+    pub(super) fn waited(&mut self, silence: bool) {
+        if silence {
             self.futile = self.futile.saturating_add(1).min(GATHER_FUTILE);
             self.skip = 1_u32.checked_shl(self.futile).unwrap_or(1);
+        } else {
+            self.futile = 0;
         }
     }
 
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_that_bring_nothing_become_rare() {
+    fn waits_that_end_in_silence_become_rare() {
         let mut pace = Pace::new();
         let now = Instant::now();
         let mut waits = 0;
@@ -81,12 +81,12 @@ mod tests {
             pace.commits(now, 100);
             if pace.expects_company(now) {
                 waits += 1;
-                pace.waited(0);
+                pace.waited(true);
             }
         }
         assert!(waits <= 20, "{waits} futile waits in 1,000 commits");
         while !pace.expects_company(now) {}
-        pace.waited(3);
+        pace.waited(false);
         assert!(pace.expects_company(now), "one wait that paid is enough");
     }
 }

@@ -23,7 +23,9 @@ impl<R> Writer<R> {
     /// Returns with a database whose books are known.
     pub(super) fn recover(&mut self, error: &WriteError) -> Result<Connection, CloseError> {
         self.failed(error);
-        self.inbox.doubt();
+        if self.attempted.settlements {
+            self.inbox.doubt();
+        }
         loop {
             self.pause()?;
             match self.reopen() {
@@ -85,7 +87,7 @@ impl<R> Writer<R> {
         self.books = on_disk;
         if happened {
             let pending = self.inbox.done();
-            let events = if self.attempted_batch { self.inbox.batch.found_on_disk(&self.books) } else { Vec::new() };
+            let events = if self.attempted.batch { self.inbox.batch.found_on_disk(&self.books) } else { Vec::new() };
             self.committed(events, &pending);
         } else {
             self.inbox.undone();

@@ -11,13 +11,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rusqlite::OptionalExtension;
 
 use super::books::{Books, Lane};
 use super::chunk::{ChunkReader, ChunkWriter, Extent};
 use super::error::{WriteError, is_unreadable, row_id, sequence};
-use super::limits::SWEEP_SEQUENCES;
+use super::limits::{SETTLE_DELAY, SWEEP_SEQUENCES};
 use super::settlement::{DeadLetter, Parked, Settlement, Ticket};
 use super::spans::Spans;
 use super::statements::Statements;
@@ -29,7 +30,9 @@ use crate::event::{RouteId, Sequence, Stored};
 /// again when the transaction fails.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
+    /// The newest; 0 when there is none.
     ticket: Ticket,
+    since: Option<Instant>,
     spans: Spans,
     delivered: BTreeMap<RouteId, u64>,
     dead: Vec<DeadLetter>,
@@ -49,6 +52,7 @@ impl Pending {
     /// Takes one in. `books` are those of the last commit, `doubtful` is in a transaction whose outcome is unknown.
     pub(super) fn add(&mut self, ticket: Ticket, settlement: Settlement, books: &Books, doubtful: Option<&Self>) {
         self.ticket = self.ticket.max(ticket);
+        self.since.get_or_insert_with(Instant::now);
         let first = |spans: &mut Spans, sequence| first_time(spans, sequence, books, doubtful);
         let Settlement { delivered, dead, parked, lane_chunks } = settlement;
         for proof in delivered {
@@ -80,6 +84,16 @@ impl Pending {
     /// A ticket counts as well: an empty settlement must come to an end.
     pub(super) fn is_empty(&self) -> bool {
         self.ticket == 0
+    }
+
+    /// Have they waited long enough for each other?
+    pub(super) fn is_due(&self, urgent: bool) -> bool {
+        !self.is_empty() && (urgent || self.left().is_zero())
+    }
+
+    /// Until then.
+    pub(super) fn left(&self) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| SETTLE_DELAY.saturating_sub(since.elapsed()))
     }
 
     pub(super) fn ticket(&self) -> Ticket {

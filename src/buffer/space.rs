@@ -7,11 +7,12 @@
 //!     └── used < 95 % ────────────┘         └── tried again each second, or after ───┘
 //!                                               a settlement, and it worked
 //! ```
+//! Without room, settlements are tried alone and first: what they free may be what the events need.
 //! While it is not open, events wait unacknowledged in their queue and keep their room, so ingest stops reading its
 //! sockets (custody rule 5: no bound is silent). Settlements go on: they are the way out.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::limits::{NO_SPACE_RETRY, PAGE_BYTES, RESUME_PERCENT};
 use super::statements::Statements;
@@ -49,7 +50,15 @@ impl Space {
         match self.state {
             State::Open => true,
             State::Limit => false,
-            State::NoSpace { retry } => now >= retry,
+            State::NoSpace { .. } => self.until_retry(now).is_zero(),
+        }
+    }
+
+    /// How long to leave a disk without room alone.
+    pub(super) fn until_retry(&self, now: Instant) -> Duration {
+        match self.state {
+            State::NoSpace { retry } => retry.saturating_duration_since(now),
+            State::Open | State::Limit => Duration::ZERO,
         }
     }
 
@@ -84,7 +93,7 @@ impl Space {
         self.state = State::NoSpace { retry: now.checked_add(NO_SPACE_RETRY).unwrap_or(now) };
     }
 
-    /// A transaction was committed; `stored` when events were part of it.
+    /// A transaction was committed; `stored` when no events wait any more.
     pub(super) fn worked(&mut self, stored: bool, now: Instant) {
         match self.state {
             State::NoSpace { .. } if stored => self.opens(),

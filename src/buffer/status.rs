@@ -19,8 +19,17 @@ impl<R> Writer<R> {
             return Ok(());
         }
         let oldest_ms = tx.oldest.query_row([], |row| row.get(0))?;
+        let status = self.snapshot(oldest_ms);
+        self.outside.status.send_replace(Arc::new(status));
+        self.counts.published = Some(now);
+        self.counts.publish_due = false;
+        Ok(())
+    }
+
+    /// As of now.
+    pub(super) fn snapshot(&self, oldest_ms: Option<i64>) -> BufferStatus {
         let books = &self.books;
-        let status = BufferStatus {
+        BufferStatus {
             ledger: books.ledger.lines(&self.route_names),
             next_sequence: books.next,
             released: books.settled.released(),
@@ -33,10 +42,6 @@ impl<R> Writer<R> {
             stored: self.counts.stored,
             write_failures: self.counts.write_failures,
             commit_seconds: self.counts.commit_time.as_secs_f64(),
-        };
-        self.outside.status.send_replace(Arc::new(status));
-        self.counts.published = Some(now);
-        self.counts.publish_due = false;
-        Ok(())
+        }
     }
 }

@@ -26,7 +26,7 @@ use super::commit::{Batch, Scratch};
 use super::error::{CloseError, WriteError};
 use super::identity::Marks;
 use super::inbox::Inbox;
-use super::limits::{DELAY_BYTES, GATHER_BYTES, GATHER_LONGEST, GATHER_STEP, MARK_EVERY};
+use super::limits::{DELAY_BYTES, GATHER_BYTES, GATHER_LONGEST, GATHER_QUIET_STEPS, GATHER_STEP, MARK_EVERY, TICK};
 use super::live::Live;
 use super::pace::{self, Pace};
 use super::schema::Database;
@@ -59,8 +59,14 @@ pub(super) struct Writer<R> {
     pub(super) counts: Counts,
     /// Number of the last transaction that is surely on disk.
     pub(super) durable: u64,
-    /// Whether the last attempt included the batch.
-    pub(super) attempted_batch: bool,
+    pub(super) attempted: Attempted,
+}
+
+/// What the last transaction included.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Attempted {
+    pub(super) batch: bool,
+    pub(super) settlements: bool,
 }
 
 /// What others see of it.
@@ -137,15 +143,17 @@ impl<R> Writer<R> {
         self.space.measure(tx)?;
         loop {
             self.pulse.beat();
-            let quiet = self.inbox.wait(self.space.is_full(), &self.books);
+            let quiet = self.wait();
             if !self.space.is_full() && !self.inbox.batch.is_empty() {
                 self.gather();
             }
-            let store = !self.inbox.batch.is_empty() && self.space.may_store(Instant::now());
-            let urgent = quiet || self.space.is_full() || self.inbox.ingest_gone();
-            let settle = !self.inbox.pending.is_empty() && (store || urgent);
+            let now = Instant::now();
+            let settle = self.inbox.pending.is_due(self.urgent()) && self.space.until_retry(now).is_zero();
+            // Without room settlements go alone: together with events that do not fit they would be undone.
+            let alone = settle && self.space.is_full();
+            let store = !self.inbox.batch.is_empty() && self.space.may_store(now) && !alone;
             if store || settle {
-                self.transact(store, tx)?;
+                self.transact(store, settle, tx)?;
             } else if quiet {
                 self.rest(tx)?;
             }
@@ -155,6 +163,23 @@ impl<R> Writer<R> {
                 return Ok(());
             }
         }
+    }
+
+    /// Settlements do not wait for each other.
+    fn urgent(&self) -> bool {
+        self.space.is_full() || self.inbox.ingest_gone()
+    }
+
+    /// Waits until something can be done, but not longer than [`TICK`]. True when nothing came.
+    fn wait(&mut self) -> bool {
+        let wait = if self.inbox.pending.is_empty() {
+            TICK
+        } else if self.urgent() {
+            self.space.until_retry(Instant::now()).min(TICK)
+        } else {
+            self.inbox.pending.left().min(TICK)
+        };
+        self.inbox.wait(wait, self.space.is_full(), &self.books)
     }
 
     /// Waits for company where that is asked for or pays.
@@ -171,38 +196,37 @@ impl<R> Writer<R> {
                 self.inbox.take_arrivals(&self.books);
             }
         } else if self.inbox.batch.raw_bytes() < GATHER_BYTES && self.counts.pace.expects_company(start) {
-            let mut arrivals = 0_usize;
+            let mut silent_steps = 0_u32;
             while self.inbox.batch.raw_bytes() < GATHER_BYTES
+                && silent_steps < GATHER_QUIET_STEPS
                 && !pace::left(start, GATHER_LONGEST, Instant::now()).is_zero()
             {
                 std::thread::sleep(GATHER_STEP);
                 let came = self.inbox.take_arrivals(&self.books);
-                arrivals = arrivals.saturating_add(came);
-                if came == 0 {
-                    break;
-                }
+                silent_steps = if came == 0 { silent_steps.saturating_add(1) } else { 0 };
             }
-            self.counts.pace.waited(arrivals);
+            self.counts.pace.waited(silent_steps >= GATHER_QUIET_STEPS);
         }
         self.counts.pace.commits(Instant::now(), self.inbox.batch.events());
     }
 
-    /// One transaction: all settlements, and with `store` all arrivals.
-    fn transact(&mut self, store: bool, tx: &mut Statements<'_>) -> Result<(), WriteError> {
+    /// One transaction: with `store` all arrivals, with `settle` all settlements.
+    fn transact(&mut self, store: bool, settle: bool, tx: &mut Statements<'_>) -> Result<(), WriteError> {
         if store && let Some(last) = self.inbox.batch.last() {
             self.reserve(last)?;
         }
         let started = Instant::now();
-        self.attempted_batch = store;
-        let mut nothing = Batch::new();
-        let batch = if store { &mut self.inbox.batch } else { &mut nothing };
+        self.attempted = Attempted { batch: store, settlements: settle };
+        let (mut no_batch, none_pending) = (Batch::new(), Pending::default());
+        let batch = if store { &mut self.inbox.batch } else { &mut no_batch };
+        let pending = if settle { &self.inbox.pending } else { &none_pending };
         let Counts { scratch, .. } = &mut self.counts;
-        match batch.commit(&self.inbox.pending, &mut self.books, tx, &mut self.tools, scratch) {
+        match batch.commit(pending, &mut self.books, tx, &mut self.tools, scratch) {
             Ok(events) => {
-                let pending = std::mem::take(&mut self.inbox.pending);
+                let pending = if settle { std::mem::take(&mut self.inbox.pending) } else { none_pending };
                 self.counts.commit_time = self.counts.commit_time.saturating_add(started.elapsed());
                 self.committed(events, &pending);
-                self.space.worked(store, Instant::now());
+                self.space.worked(store || self.inbox.batch.is_empty(), Instant::now());
                 self.space.measure(tx)?;
                 if self.counts.marked.elapsed() >= MARK_EVERY {
                     self.mark();

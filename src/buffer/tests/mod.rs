@@ -1,6 +1,7 @@
 //! Tests of the buffer as a whole, on real files.
 
 mod crash;
+mod doubt;
 mod faults;
 mod files;
 mod limit;

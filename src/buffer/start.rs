@@ -1,0 +1,116 @@
+//! From an open buffer to one whose thread runs: queues, doors, and who holds which end.
+
+use std::sync::Arc;
+use std::thread;
+
+use rusqlite::Connection;
+use tokio::sync::{Semaphore, watch};
+
+use super::chunk::{ChunkReader, ChunkWriter};
+use super::error::{CloseError, OpenError};
+use super::inbox::Inbox;
+use super::limits::INTAKE_BYTES;
+use super::live::Live;
+use super::settle::Tools;
+use super::settlement::Applied;
+use super::space::Space;
+use super::writer::{Attempted, Counts, Outside, Writer};
+use super::{Buffer, BufferStatus, Intake, Outlet, Settler};
+use crate::config::Compression;
+use crate::observe::pulse::Pulse;
+
+/// The doors of a buffer whose thread runs.
+#[derive(Debug)]
+pub struct Running<R> {
+    /// For ingest.
+    pub intake: Intake<R>,
+    /// For forward: reading.
+    pub outlet: Outlet,
+    /// For forward: settling.
+    pub settler: Settler,
+    /// For everyone.
+    pub status: watch::Receiver<Arc<BufferStatus>>,
+    /// The thread.
+    pub thread: BufferThread,
+}
+
+/// The thread that owns the write connection. It ends by itself when all intakes and the settler are dropped and
+/// everything queued is committed.
+#[derive(Debug)]
+pub struct BufferThread(thread::JoinHandle<Result<(), CloseError>>);
+
+impl BufferThread {
+    /// Has it ended?
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When something that was received could not be stored, or the file could not be closed tidily. Nothing that was
+    /// acknowledged is lost by either.
+    pub fn join(self) -> Result<(), CloseError> {
+        self.0.join().unwrap_or(Err(CloseError::Panicked))
+    }
+}
+
+impl Buffer {
+    /// Starts the thread. It beats `pulse` at least once a second while its loop turns.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start<R: Send + 'static>(self, pulse: Pulse) -> Result<Running<R>, OpenError> {
+        let data_dir = self.data_dir.clone();
+        let (writer, connection, doors) = self.assemble(pulse);
+        let thread = thread::Builder::new()
+            .name("buffer".to_owned())
+            .spawn(move || writer.run(connection))
+            .map_err(OpenError::files("start the buffer thread for", &data_dir))?;
+        let Doors { intake, outlet, settler, status } = doors;
+        Ok(Running { intake, outlet, settler, status, thread: BufferThread(thread) })
+    }
+
+    /// The thread's part and everyone else's.
+    pub(super) fn assemble<R>(self, pulse: Pulse) -> (Writer<R>, Connection, Doors<R>) {
+        let room = Arc::new(Semaphore::new(INTAKE_BYTES));
+        let (intake, arrivals, open_doors) = Intake::new(Arc::clone(&room));
+        let applied = Arc::new(Applied::default());
+        applied.set_lanes(self.books.lanes.iter().map(|(id, lane)| (Arc::clone(&lane.kafka_topic), *id)));
+        let (settler, settlements) = Settler::new(Arc::clone(&applied));
+        let live = Arc::new(Live::new(self.books.next.saturating_sub(1)));
+        let outlet = Outlet::new(self.reader, Arc::clone(&live), self.books.settled.released());
+        let (status, status_receiver) = watch::channel(Arc::new(BufferStatus::default()));
+        let compress = self.settings.compression == Compression::Zstd;
+        let writer = Writer {
+            lock: self.lock,
+            max_bytes: self.settings.max_bytes,
+            commit_delay: self.settings.commit_delay,
+            space: Space::new(self.database.wal_path(), self.settings.max_bytes),
+            durable: self.books.transaction,
+            attempted: Attempted::default(),
+            data_dir: self.data_dir,
+            database: self.database,
+            marks: self.marks,
+            books: self.books,
+            route_names: self.route_names,
+            inbox: Inbox::new(arrivals, open_doors, settlements),
+            tools: Tools { writer: ChunkWriter::new(compress), reader: ChunkReader::default() },
+            outside: Outside { live, applied, room, status },
+            pulse,
+            counts: Counts::new(),
+        };
+        // Whoever looks before the first turn of the thread sees the books, not zeros.
+        writer.outside.status.send_replace(Arc::new(writer.snapshot(None)));
+        (writer, self.connection, Doors { intake, outlet, settler, status: status_receiver })
+    }
+}
+
+/// Everyone else's part.
+pub(super) struct Doors<R> {
+    pub(super) intake: Intake<R>,
+    pub(super) outlet: Outlet,
+    pub(super) settler: Settler,
+    pub(super) status: watch::Receiver<Arc<BufferStatus>>,
+}
