@@ -61,8 +61,8 @@ impl Properties {
     }
 
     fn cost_bytes(&self) -> usize {
-        let fixed =
-            self.content_type.as_ref().map_or(0, |t| t.len()) + self.correlation_data.as_ref().map_or(0, Bytes::len);
+        let fixed = self.content_type.as_ref().map_or(0, |t| t.len());
+        let fixed = fixed.saturating_add(self.correlation_data.as_ref().map_or(0, Bytes::len));
         self.user.iter().fold(fixed.saturating_add(size_of::<Self>()), |sum, (k, v)| {
             sum.saturating_add(k.len()).saturating_add(v.len()).saturating_add(32)
         })

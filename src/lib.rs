@@ -9,24 +9,35 @@
 //! 1. **No acknowledgement before durability.** PUBACK (QoS 1) and PUBREC/PUBCOMP (QoS 2) leave only after the SQLite
 //!    commit that holds the event has returned, and that commit was synced.
 //!    Kept by `buffer/commit.rs` (only there a `Durable` is made) and `ingest/acker.rs` (which takes nothing else).
-//!    Proven by @1.
+//!    Proven by `an_acknowledgement_means_that_the_reading_survives_the_kill_in_the_same_instant`,
+//!    `everything_acknowledged_is_in_the_files_at_once` and `an_acknowledgement_before_the_commit_is_seen` (the control).
 //! 2. **An event leaves the buffer in exactly four ways**: Kafka confirmed it; it was moved to the dead letters with its
 //!    reason; a declared overflow policy dropped it, counted and announced; an operator purged it. No timeout, retry
 //!    budget, Kafka error or restart ever removes one.
-//!    Kept by `delivered.rs`, `buffer/settle.rs` and `forward/verdict.rs`. Proven by @2.
+//!    Kept by `delivered.rs`, `buffer/settle.rs` and `forward/verdict.rs`. Proven by `a_broker_that_is_killed_and_restarted_loses_nothing_and_keeps_the_order`,
+//!    `no_number_outside_the_table_is_final` and `a_release_before_delivery_is_seen` (the control).
 //! 3. **Nothing is stored twice that QoS 2 delivered once**: packet ids are durable with the events, and PUBCOMP leaves
 //!    when their removal is. (Exactly once up to Kafka's readers comes with transactions.)
-//!    Kept by `ingest/unreleased.rs` and `buffer/sessions.rs`. Proven by @3.
+//!    Kept by `ingest/unreleased.rs` and `buffer/sessions.rs`. Proven by
+//!    `a_qos_2_reading_is_taken_once_though_the_agent_is_killed_between_pubrec_and_pubrel`,
+//!    `qos_2_goes_on_where_it_was_after_a_kill` and `forgotten_packet_ids_are_seen_at_a_broker` (the control).
 //! 4. **Order**: events of one MQTT topic reach their Kafka partition in arrival order.
-//!    Kept by `forward/outstanding.rs` and `forward/parking.rs`. Proven by @4.
+//!    Kept by `forward/outstanding.rs` and `forward/parking.rs`. Proven by `a_missing_topic_waits_in_order_while_the_other_flows_and_drains_when_it_appears`,
+//!    `no_acknowledged_reading_is_lost_when_the_agent_behind_its_listener_is_killed` and
+//!    `a_parked_topic_that_is_overtaken_is_seen` (the control).
 //! 5. **Everything is bounded**: disk, memory, open files, reconnect rate, log rate. No bound is silent.
-//!    Kept by `buffer/limits.rs`, `ingest/door.rs` and `retry.rs`. Proven by @5.
+//!    Kept by `buffer/limits.rs`, `ingest/door.rs` and `retry.rs`. Proven by
+//!    `memory_stays_below_20_mb_while_kafka_is_away_and_200_000_readings_pile_up_and_drain`,
+//!    `a_full_buffer_acknowledges_nothing_settles_on_and_opens_again`,
+//!    `an_oversized_packet_does_not_make_a_loop_and_does_not_stop_others` and `an_unbounded_intake_is_seen` (a control).
 //! 6. **In doubt, stop.** After a failed write or an unknown commit outcome: stop acknowledging, reopen, re-read, go on
 //!    from what the disk says. Never a crash loop on bad input, never an in-memory fallback, never a deleted buffer.
-//!    Kept by `buffer/open.rs` and `buffer/writer.rs`. Proven by @6.
+//!    Kept by `buffer/open.rs` and `buffer/writer.rs`. Proven by `a_failing_disk_acknowledges_nothing_and_recovers_unaided`,
+//!    `any_page_of_garbage_is_survived_at_open` and `a_truncated_database_is_set_aside`.
 //! 7. **Every loss is on the books.** A ledger in the database, which survives restarts: received = delivered +
 //!    dead-lettered + dropped + purged + held.
-//!    Kept by `buffer/ledger.rs`. Proven by @7.
+//!    Kept by `buffer/ledger.rs`. Proven by `nothing_is_lost_or_reordered_and_the_books_balance`,
+//!    `every_line_of_metrics_parses_and_event_counters_survive_a_kill` and `a_dropped_dead_letter_is_seen` (a control).
 
 pub mod event; // the words all stages share
 pub mod ingest; // MQTT in

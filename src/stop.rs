@@ -34,6 +34,6 @@ impl Stop {
     /// Returns when it was said, or when the [`Stopper`] is gone. Cancel safe.
     pub async fn wait(&mut self) {
         // An error means that the other side is gone, which is a stop as well.
-        if self.0.wait_for(|stop| *stop).await.is_err() {}
+        self.0.wait_for(|stop| *stop).await.map(drop).unwrap_or_default();
     }
 }

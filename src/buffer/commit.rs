@@ -110,7 +110,7 @@ impl<R> Batch<R> {
         scratch: &mut Scratch,
     ) -> Result<Vec<Stored>, WriteError> {
         if planted(Bug::AckBeforeCommit) {
-            self.acknowledge();
+            self.answer();
             std::thread::sleep(Duration::from_millis(300));
         }
         tx.begin.execute([])?;
@@ -178,11 +178,17 @@ impl<R> Batch<R> {
         Ok(())
     }
 
-    /// Private, and called after COMMIT only: the proofs are made here.
+    /// Called after COMMIT only: answers, and hands the events on.
     fn acknowledge(&mut self) -> Vec<Stored> {
+        self.answer();
         self.sessions.clear();
         self.dropped.clear();
         self.raw_bytes = 0;
+        std::mem::take(&mut self.events)
+    }
+
+    /// The proofs are made here.
+    fn answer(&mut self) {
         for Answer { receipt, reply, room } in self.answers.drain(..) {
             // Who hung up does not need the answer; the event is stored either way, and a repeat is the sender's right.
             if reply.send(Durable(receipt)).is_err() {
@@ -190,7 +196,6 @@ impl<R> Batch<R> {
             }
             drop(room);
         }
-        std::mem::take(&mut self.events)
     }
 }
 

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{EXIT_CONFIG, EXIT_FAILED};
 
@@ -18,8 +18,12 @@ pub fn run(file: &Path) -> ExitCode {
         }
     };
     if let Err(error) = crate::observe::log::start(&config.log) {
-        eprintln!("log: {error}");
+        eprintln!("{error}");
         return ExitCode::from(EXIT_FAILED);
+    }
+    die_whole();
+    for remark in &config.remarks {
+        warn!("{}", remark.in_file(&file.display().to_string()));
     }
     match crate::run::run(config) {
         Ok(()) => ExitCode::SUCCESS,
@@ -28,4 +32,13 @@ pub fn run(file: &Path) -> ExitCode {
             ExitCode::from(EXIT_FAILED)
         }
     }
+}
+
+/// A stage that panics takes the process with it, log line first; systemd starts it again, and what is on disk is on
+/// disk. Half an agent that looks alive would be worse.
+fn die_whole() {
+    std::panic::set_hook(Box::new(|panic| {
+        error!("bug: {panic}; please report this line");
+        std::process::abort();
+    }));
 }

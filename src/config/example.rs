@@ -22,7 +22,7 @@ fn render() -> String {
         prose(&mut out, table.why);
         // What a first install must say stands there; [[listen]] is for those who want it.
         let off = if table.name == "listen" { "#" } else { "" };
-        out.push_str(&format!("{off}{}\n", table.header()));
+        out.extend([off, &table.header(), "\n"]);
         for key in table.keys {
             render_key(&mut out, off, key);
         }
@@ -39,7 +39,7 @@ fn render_key(out: &mut String, off: &str, key: &Key) {
             prose(out, why);
             out.push_str("#[kafka.options]\n");
             for (name, value) in OPTIONS_EXAMPLE {
-                out.push_str(&format!("#{name} = {value}\n"));
+                out.extend(["#", name, " = ", value, "\n"]);
             }
         }
         (kind, default) => {
@@ -49,17 +49,15 @@ fn render_key(out: &mut String, off: &str, key: &Key) {
                 Default::Computed(words, _) => format!("Default: {words}."),
                 Default::Absent(_) => "Default: none.".to_owned(),
             };
-            let allowed = match kind {
-                Kind::Text(_) | Kind::List | Kind::Tables(_) => String::new(),
-                kind => format!("Allowed: {}.", kind.allowed()),
-            };
+            let said_by_why = matches!(kind, Kind::Text(_) | Kind::List | Kind::Tables(_));
+            let allowed = if said_by_why { String::new() } else { format!("Allowed: {}.", kind.allowed()) };
             prose(out, why);
             let words: Vec<&str> = [&*allowed, &*default_words].into_iter().filter(|words| !words.is_empty()).collect();
             if !words.is_empty() {
                 prose(out, &words.join(" "));
             }
             let unset = if matches!(default, Default::Required(_)) { off } else { "#" };
-            out.push_str(&format!("{unset}{name} = {example}\n"));
+            out.extend([unset, name, " = ", example, "\n"]);
         }
     }
 }
@@ -67,7 +65,7 @@ fn render_key(out: &mut String, off: &str, key: &Key) {
 fn prose(out: &mut String, text: &str) {
     let mut line = String::from("#");
     for word in text.split(' ') {
-        if line.len() + 1 + word.len() > WIDTH {
+        if WIDTH.saturating_sub(line.len()) <= word.len() {
             out.push_str(&line);
             out.push('\n');
             line = String::from("#");

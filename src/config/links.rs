@@ -13,6 +13,7 @@ use super::schema::{LISTEN, MAX_FILTERS, MAX_LINKS, MQTT};
 use super::secret::Secret;
 use super::settings::{Broker, Http, Listener, MqttVersion, Subscription};
 use crate::event::Qos;
+use crate::ingest::listener;
 use crate::route::filter::Filter;
 
 /// `[[mqtt]]` and `[[listen]]` together: at least one, and no name, session or address twice.
@@ -235,12 +236,7 @@ fn listener(
         }
         Ok(address)
     });
-    let users_file = files::path(section, "users_file", env).and_then(|path| match path {
-        Some(path) => {
-            files::check_readable(&path).map(|()| Some(path)).map_err(|why| section.problem("users_file", why))
-        }
-        None => Ok(None),
-    });
+    let users_file = users_file(section, env);
     let anonymous = section.flag("anonymous");
     let access = check_access(section, address.as_ref().ok(), users_file.as_ref().ok(), anonymous);
     let max_connections = section.count("max_connections");
@@ -259,6 +255,14 @@ fn listener(
         receive_maximum: receive_maximum?,
         max_session_expiry: max_session_expiry?,
     })
+}
+
+fn users_file(section: &Section<'_, '_>, env: &Env) -> Result<Option<PathBuf>, Reported> {
+    const KEY: &str = "users_file";
+    let Some(path) = files::path(section, KEY, env)? else { return Ok(None) };
+    files::check_readable(&path).map_err(|why| section.problem(KEY, why))?;
+    listener::check_users_file(&path).map_err(|error| section.problem(KEY, error.to_string()))?;
+    Ok(Some(path))
 }
 
 /// Nobody listens for everybody by accident.

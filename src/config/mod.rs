@@ -12,7 +12,7 @@
 //! * Sizes and times carry their unit.
 //! * A secret is never part of a message. Where one may stand by mistake (in a URL, in place of a path, in a Kafka
 //!   property) the value is not repeated.
-//! * Nothing here touches the network. Files are only read: secrets, and whether users files are there.
+//! * Nothing here touches the network. Files are only read: secrets, and users files to see whether they can be used.
 
 mod endpoint;
 mod env;
@@ -108,14 +108,14 @@ fn read(document: &Document<'_, '_>, env: &Env) -> Result<Config, Reported> {
 /// form repeats the line, which may hold a secret.
 fn note_syntax(notes: &Notes<'_>, errors: &[toml::de::Error]) -> Result<(), Reported> {
     let mut lines = BTreeSet::new();
-    let mut noted = Ok(());
+    let mut outcome = Ok(());
     for error in errors {
         let span = error.span().unwrap_or(0..0);
         if lines.insert(notes.line(&span)) {
-            noted = Err(notes.problem(&span, "", format!("not TOML: {}", error.message())));
+            outcome = Err(notes.problem(&span, "", format!("not TOML: {}", error.message())));
         }
     }
-    noted
+    outcome
 }
 
 fn read_file(path: &Path) -> Result<String, String> {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
 use super::env::Env;
 use super::files;
@@ -67,15 +67,13 @@ fn flatten<'t>(
     let mut problem = None;
     for (key, value) in table {
         let name = format!("{prefix}{}", key.get_ref());
-        match value.get_ref() {
-            DeValue::String(text) => entries.push((name, text, value.span())),
-            DeValue::Table(inner) if part < MOST_PARTS => {
-                problem = flatten(section, inner, &format!("{name}."), part.saturating_add(1), entries).or(problem);
-            }
-            other => {
-                let what = format!("found {}; allowed: text, in quotes", article(other));
-                problem = Some(section.problem_at(&value.span(), &path(&name), what));
-            }
+        if let Some(text) = value.get_ref().as_str() {
+            entries.push((name, text, value.span()));
+        } else if let Some(inner) = value.get_ref().as_table().filter(|_| part < MOST_PARTS) {
+            problem = flatten(section, inner, &format!("{name}."), part.saturating_add(1), entries).or(problem);
+        } else {
+            let what = format!("found {}; allowed: text, in quotes", article(value.get_ref()));
+            problem = Some(section.problem_at(&value.span(), &path(&name), what));
         }
     }
     problem

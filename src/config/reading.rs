@@ -59,19 +59,14 @@ impl<'t, 'a> Document<'t, 'a> {
         let mut section = self.section(schema, schema.name.to_owned());
         if let Some(found) = self.root.get(schema.name) {
             section.header = found.span();
-            match found.get_ref() {
-                DeValue::Table(table) => section.table = Some(table),
-                DeValue::Array(array) => {
-                    section.header = array.first().map_or(found.span(), toml::Spanned::span);
-                    section.here(format!(
-                        "there is only one; write {} instead of [[{}]]",
-                        schema.header(),
-                        schema.name
-                    ));
-                }
-                other => {
-                    section.here(format!("found {}; this is a table: write {}", article(other), schema.header()));
-                }
+            if let Some(table) = found.get_ref().as_table() {
+                section.table = Some(table);
+            } else if let Some(array) = found.get_ref().as_array() {
+                section.header = array.first().map_or(found.span(), toml::Spanned::span);
+                section.here(format!("there is only one; write {} instead of [[{}]]", schema.header(), schema.name));
+            } else {
+                let what = format!("found {}; this is a table: write {}", article(found.get_ref()), schema.header());
+                section.here(what);
             }
         }
         section
@@ -110,10 +105,10 @@ impl<'t, 'a> Section<'t, 'a> {
         let (spec, found) = self.find(key)?;
         let Some(found) = found else { return Ok(None) };
         let text = self.string(spec, &found)?;
-        let fits = match spec.kind {
-            Kind::Name => is_name(text),
-            Kind::Text(false) | Kind::Path | Kind::Folder => !text.is_empty(),
-            _ => true,
+        let fits = if matches!(spec.kind, Kind::Name) {
+            is_name(text)
+        } else {
+            !text.is_empty() || matches!(spec.kind, Kind::Text(true))
         };
         if fits { Ok(Some(text.to_owned())) } else { Err(self.refuse(spec, &found, &quoted(text))) }
     }
@@ -220,13 +215,10 @@ impl<'t, 'a> Section<'t, 'a> {
     pub(super) fn free_table(&self, key: &str) -> Result<Option<&'t DeTable<'a>>, Reported> {
         let spec = self.schema.key(key).ok_or_else(|| self.fault(key))?;
         let Some(found) = self.table.and_then(|table| table.get(key)) else { return Ok(None) };
-        match found.get_ref() {
-            DeValue::Table(table) => Ok(Some(table)),
-            other => {
-                let what = format!("found {}; allowed: {}", article(other), spec.kind.allowed());
-                Err(self.notes.problem(&found.span(), &self.path_of(key), what))
-            }
-        }
+        found.get_ref().as_table().map(Some).ok_or_else(|| {
+            let what = format!("found {}; allowed: {}", article(found.get_ref()), spec.kind.allowed());
+            self.notes.problem(&found.span(), &self.path_of(key), what)
+        })
     }
 
     /// Is the key in the file?
@@ -335,11 +327,9 @@ impl<'t, 'a> Section<'t, 'a> {
     }
 
     fn unit_error(&self, spec: &Key, found: &Found<'a>, error: UnitError) -> Reported {
-        let shown = match &found.value {
-            DeValue::Integer(number) => number.to_string(),
-            DeValue::Float(number) => number.to_string(),
-            other => other.as_str().map_or_else(String::new, quoted),
-        };
+        let number = found.value.as_integer().map(ToString::to_string);
+        let number = number.or_else(|| found.value.as_float().map(ToString::to_string));
+        let shown = number.or_else(|| found.value.as_str().map(quoted)).unwrap_or_default();
         match error {
             UnitError::NoUnit => {
                 let what = format!("{shown} has no unit; write for example {} = {}", spec.name, spec.example());
@@ -385,12 +375,10 @@ fn sections<'t, 'a>(
             header: item.span(),
             table: None,
         };
-        match item.get_ref() {
-            DeValue::Table(table) => {
-                section.table = Some(table);
-                Ok(section)
-            }
-            other => Err(section.here(format!("found {}; allowed: a table", article(other)))),
+        section.table = item.get_ref().as_table();
+        match section.table {
+            Some(_) => Ok(section),
+            None => Err(section.here(format!("found {}; allowed: a table", article(item.get_ref())))),
         }
     };
     let all: Vec<_> = array.iter().enumerate().map(section).collect();

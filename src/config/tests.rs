@@ -55,7 +55,14 @@ fn completed(text: &str) -> String {
 /// The files that cases speak of.
 fn files() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    for (name, content) in [("secret", &b"hunter2\n"[..]), ("empty", b""), ("binary", b"\xff"), ("users", b"a:b\n")] {
+    let contents: [(&str, &[u8]); 5] = [
+        ("secret", b"hunter2\n"),
+        ("empty", b""),
+        ("binary", b"\xff"),
+        ("users", b"# nobody yet\n"),
+        ("bad_users", b"# the floor\nbob:hunter2\n"),
+    ];
+    for (name, content) in contents {
         write_private(&folder.path().join(name), content);
     }
     folder
@@ -243,13 +250,13 @@ fn a_host_name_that_cannot_be_an_id_asks_for_one() {
 
 #[test]
 fn too_many_tables_are_refused_in_one_line() {
-    let routes: String = (0..1001).map(|n| format!("[[route]]\nfrom = \"r{n}\"\nto = \"all\"\n")).collect();
-    let problems = read(&completed(&routes)).unwrap_err();
+    let routes: Vec<String> = (0..1001).map(|n| format!("[[route]]\nfrom = \"r{n}\"\nto = \"all\"\n")).collect();
+    let problems = read(&completed(&routes.concat())).unwrap_err();
     assert_eq!(problems.list().len(), 1);
     assert!(problems.to_string().contains("route: found 1001; at most 1000 are allowed"), "{problems}");
-    let links: String =
+    let links: Vec<String> =
         (0..65).map(|n| format!("[[listen]]\nname = \"l{n}\"\naddress = \"127.0.0.1:{}\"\n", 2000 + n)).collect();
-    assert!(read(&completed(&links)).unwrap_err().to_string().contains("listen: found 65; at most 64"));
+    assert!(read(&completed(&links.concat())).unwrap_err().to_string().contains("listen: found 65; at most 64"));
 }
 
 #[test]
@@ -318,10 +325,10 @@ fn changed(changes: &[Change], switched_on: bool) -> String {
     for change in changes {
         let len = chars.len();
         match change {
-            Change::Delete(at, count) => drop(chars.drain(at.min(&len)..&(at + count).min(len))),
+            Change::Delete(at, count) => drop(chars.drain(*at.min(&len)..at.saturating_add(*count).min(len))),
             Change::Insert(at, text) => drop(chars.splice(at.min(&len)..at.min(&len), text.chars())),
             Change::Repeat(at, count) => {
-                let piece = chars[*at.min(&len)..(at + count).min(len)].to_vec();
+                let piece = chars[*at.min(&len)..at.saturating_add(*count).min(len)].to_vec();
                 chars.extend(piece);
             }
             Change::Swap(one, other) if *one < len && *other < len => chars.swap(*one, *other),
@@ -341,7 +348,7 @@ proptest! {
         let text = changed(&changes, switched_on);
         if let Err(problems) = read(&text) {
             prop_assert!(!problems.list().is_empty());
-            let lines = text.lines().count() + 1;
+            let lines = text.lines().count().saturating_add(1);
             for problem in problems.list() {
                 let (line, column) = problem.place.unwrap();
                 prop_assert!((1..=lines).contains(&line) && column > 0, "{}", problems);

@@ -16,7 +16,7 @@ use super::parking::Opened;
 use super::producer::{Failure, Producer};
 use super::shared::Shared;
 use super::verdict::{Verdict, dead_letter_reason, park_reason, send_verdict, verdict};
-use crate::buffer::{DeadLetter, LaneChunk, ReadError};
+use crate::buffer::{DeadLetter, LaneChunk, LaneId, ReadError};
 use crate::delivered::Delivered;
 use crate::event::{Sequence, Stored};
 use crate::planted::{Bug, planted};
@@ -44,7 +44,7 @@ pub(super) struct LaneSender {
 struct Try {
     topic: Arc<str>,
     place: LeftOff,
-    chunk: Option<LaneChunk>,
+    chunk: Option<(LaneId, LaneChunk)>,
     /// Index of the next event of the chunk.
     next: usize,
     producer: Option<Producer>,
@@ -111,6 +111,7 @@ impl LaneSender {
                 self.active = None;
             }
             Step::Refused(reason) => {
+                tracing::debug!(topic = &*active.topic, reason, "kafka: parked topic was tried, and stays parked");
                 shared.parking.refused(&active.topic, reason, now);
                 self.end(shared, now);
             }
@@ -175,7 +176,6 @@ impl Try {
                 self.look_at = now.checked_add(LOOK_AGAIN).unwrap_or(now);
                 return Ok(shared.parking.seen_empty(&self.topic, applied, now).map_or(Step::On, Step::Opened));
             }
-            shared.parking.more_came(&self.topic);
             self.last_progress = now;
         }
         if self.producer.is_none() {
@@ -193,27 +193,19 @@ impl Try {
 
     /// Reads the next chunk; false when there is none.
     fn load(&mut self, shared: &mut Shared) -> Result<bool, ReadError> {
-        let lane = match shared.parking.lane(&self.topic) {
-            Some(lane) => lane,
-            None => match shared.settler.lane(&self.topic) {
-                Some(lane) => {
-                    shared.parking.set_lane(&self.topic, lane);
-                    lane
-                }
-                None => return Ok(false),
-            },
-        };
+        // Asked each time: a lane that was empty for a moment comes back under another id.
+        let Some(lane) = shared.settler.lane(&self.topic) else { return Ok(false) };
         let Some(chunk) = shared.outlet.parked(lane, self.place.after)? else { return Ok(false) };
         if self.place.chunk != chunk.id {
             self.place = LeftOff { after: self.place.after, chunk: chunk.id, ..LeftOff::default() };
         }
         self.next = 0;
-        self.chunk = Some(chunk);
+        self.chunk = Some((lane, chunk));
         Ok(true)
     }
 
     fn send_chunk(&mut self, shared: &mut Shared, now: Instant) {
-        let (Some(chunk), Some(producer)) = (&self.chunk, &self.producer) else { return };
+        let (Some((_, chunk)), Some(producer)) = (&self.chunk, &self.producer) else { return };
         while let Some(stored) = chunk.events.get(self.next) {
             if self.place.done.contains(&stored.sequence) {
                 self.next = self.next.saturating_add(1);
@@ -292,9 +284,8 @@ impl Try {
 
     /// Settles the chunk when all its events are done with.
     fn settle_chunk(&mut self, shared: &mut Shared, now: Instant) {
-        let Some(chunk) = &self.chunk else { return };
+        let Some((lane, chunk)) = &self.chunk else { return };
         let all_done = chunk.events.iter().all(|stored| self.place.done.contains(&stored.sequence));
-        let Some(lane) = shared.parking.lane(&self.topic) else { return };
         if !all_done {
             return;
         }
@@ -302,7 +293,7 @@ impl Try {
         self.place.after = chunk.id;
         let events = u64::try_from(place.done.len()).unwrap_or(u64::MAX);
         shared.count_delivered(place.confirmed.len());
-        shared.outcome.lane_chunk(lane, chunk.id, place.confirmed, place.dead, now);
+        shared.outcome.lane_chunk(*lane, chunk.id, place.confirmed, place.dead, now);
         shared.parking.lane_settled(&self.topic, events);
         self.chunk = None;
     }
@@ -329,7 +320,7 @@ impl Try {
             match verdict(failure.code) {
                 Verdict::Resend | Verdict::Wait => {}
                 Verdict::Alone => suspects.push(failure),
-                Verdict::DeadLetter => self.dead(failure, shared, now),
+                Verdict::DeadLetter => self.dead(&failure, shared, now),
                 Verdict::ParkTopic => step = Step::Refused(Some(park_reason(failure.code).0)),
                 Verdict::NewProducer => {
                     if matches!(step, Step::On) {
@@ -342,7 +333,7 @@ impl Try {
             && self.pace.refused(suspects.len(), newest) == Finding::Guilty
             && let Some(guilty) = suspects.pop()
         {
-            self.dead(guilty, shared, now);
+            self.dead(&guilty, shared, now);
         }
         self.retire(shared, now);
         self.next = 0; // what is done is left out
@@ -350,7 +341,7 @@ impl Try {
         step
     }
 
-    fn dead(&mut self, failure: Failure, shared: &mut Shared, now: Instant) {
+    fn dead(&mut self, failure: &Failure, shared: &mut Shared, now: Instant) {
         let letter = DeadLetter {
             sequence: failure.sequence,
             route: failure.route,

@@ -31,10 +31,17 @@ pub(super) struct Remarks {
 
 impl Remarks {
     /// One call of the error callback.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all others are remarks about the link")]
     pub(super) fn hear(&mut self, code: Code, text: &str) {
-        if code == Code::AllBrokersDown {
-            self.all_down = true;
-            return;
+        match code {
+            Code::AllBrokersDown => {
+                self.all_down = true;
+                self.newest.get_or_insert_with(|| text.to_owned());
+                return;
+            }
+            // The lanes look for it themselves and judge what caused it.
+            Code::Fatal | Code::GaplessGuarantee => return,
+            _ => {}
         }
         if needs_a_human(code) {
             self.refused = Some(text.to_owned());
@@ -70,6 +77,8 @@ pub(super) struct Link {
     last_error: String,
     refused: Repeats,
     next_ask: Option<Instant>,
+    /// Somebody has answered since start.
+    met: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -100,12 +109,16 @@ pub(super) enum Line {
 impl Link {
     /// At least one broker answered the last time we heard anything.
     pub(super) fn connected(&self) -> bool {
-        matches!(self.state, State::Up | State::Doubt(_)) && self.refused.is_empty()
+        match self.state {
+            State::Up => self.refused.is_empty(),
+            State::Doubt(_) => self.met && self.refused.is_empty(),
+            State::Unknown | State::Down(_) => false,
+        }
     }
 
     /// Still waiting for the first answer since start.
     pub(super) fn never_met(&self) -> bool {
-        self.state == State::Unknown
+        !self.met
     }
 
     /// For the status.
@@ -116,12 +129,16 @@ impl Link {
     /// A broker answered: a confirmation, or cluster metadata.
     pub(super) fn answered(&mut self, now: Instant) -> Option<Line> {
         let line = match self.state {
-            State::Up => return None,
-            State::Doubt(_) => None,
+            State::Up => {
+                self.last_error.clear();
+                return None;
+            }
             State::Unknown => Some(Line::Connected),
+            State::Doubt(_) => (!self.met).then_some(Line::Connected),
             State::Down(since) => Some(Line::Back(now.saturating_duration_since(since))),
         };
         self.state = State::Up;
+        self.met = true;
         self.last_error.clear();
         self.refused = Repeats::default();
         line
@@ -210,6 +227,7 @@ pub(super) fn say(line: Line) {
 }
 
 #[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests {
     use super::*;
 
@@ -261,6 +279,7 @@ mod tests {
     fn a_start_without_kafka_is_said_once() {
         let (mut link, start) = (Link::default(), Instant::now());
         link.heard(remarks(&ALL_DOWN), start);
+        assert!(!link.connected());
         let lines: Vec<Line> = (0..100).filter_map(|second| link.tick(after(start, second))).collect();
         assert_eq!(lines.len(), 1);
         assert!(!link.connected());

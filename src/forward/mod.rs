@@ -29,7 +29,7 @@
 //!
 //! | what | bound | where |
 //! |---|---|---|
-//! | events in flight | 10,000 and 6 MiB with librdkafka's overhead | `main_lane.rs` |
+//! | events in flight | 2,500 and 2 MiB with librdkafka's overhead | `main_lane.rs` |
 //! | events read and not sent | one reading of the outlet (256 KiB) and one batch | `main_lane.rs` |
 //! | requests in flight | 1 a broker, 256 KiB before compression | `options.rs` |
 //! | producers at a time | 2: the main one, and one for the parked lane whose turn it is | `lane.rs` |
@@ -56,6 +56,9 @@ mod relay;
 mod shared;
 pub mod status;
 mod targets;
+#[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
+mod tests;
 mod verdict;
 
 pub use options::{REFUSED, check_options};

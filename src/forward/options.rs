@@ -73,6 +73,8 @@ const FIXED: &[(&str, &str)] = &[
 const DEFAULTS: &[(&str, &str, &[&str])] = &[
     // 15 bytes a reading on the wire, headers included; 0.6 µs.
     ("compression.type", "zstd", &["compression.codec"]),
+    // Measured with 100-byte readings: 10.1 bytes each in the log, against 10.8 with librdkafka's choice (3), and faster.
+    ("compression.level", "1", &["compression.type", "compression.codec"]),
     // 1 MiB of payloads in librdkafka's hands; more buys no throughput, only memory.
     ("queue.buffering.max.kbytes", "1024", &[]),
     // A batch of one reading each of a few thousand sensors; memory is bounded by it twice (raw and compressed).

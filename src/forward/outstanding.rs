@@ -252,8 +252,9 @@ mod tests {
         #[test]
         fn a_restart_sends_exactly_what_is_not_settled(reports in prop::collection::vec(any::<Option<bool>>(), 1..60)) {
             let mut ring = Outstanding::default();
-            let slots: Vec<u32> = (0..reports.len()).map(|i| ring.enter(i as u64 + 1, ROUTE, 1)).collect();
-            for (slot, report) in slots.iter().zip(&reports) {
+            let events: Vec<(u64, Option<bool>)> = (1..).zip(reports).collect();
+            let slots: Vec<u32> = events.iter().map(|(sequence, _)| ring.enter(*sequence, ROUTE, 1)).collect();
+            for (slot, (_, report)) in slots.iter().zip(&events) {
                 if let Some(confirmed) = report {
                     ring.report(*slot, *confirmed);
                 }
@@ -261,10 +262,11 @@ mod tests {
             let restart = ring.give_up();
             let mut skips = Skips::default();
             skips.restart(restart.settled);
-            let from = restart.after.unwrap_or(reports.len() as u64) + 1;
-            let sent: Vec<u64> = (from..=reports.len() as u64).filter(|s| !skips.take(*s)).collect();
+            let again = |after| events.iter().map(|(sequence, _)| *sequence).filter(move |sequence| *sequence > after);
+            let sent: Vec<u64> =
+                restart.after.map_or(vec![], |after| again(after).filter(|sequence| !skips.take(*sequence)).collect());
             let unsettled: Vec<u64> =
-                (1..=reports.len() as u64).filter(|s| reports[*s as usize - 1] != Some(true)).collect();
+                events.iter().filter(|(_, report)| *report != Some(true)).map(|(sequence, _)| *sequence).collect();
             prop_assert_eq!(sent, unsettled);
         }
     }

@@ -2,24 +2,23 @@
 //!
 //! ```text
 //!            refused: wait 1 s, 2 s, … 30 s
-//!           ┌───────────────────────────────┐
-//!           ▼                               │
-//!   ──▶ Waiting ──due──▶ Trying ──accepted──▶ (still Trying) ──lane is empty──▶ Closing ──still empty──▶ direct
-//!  park                    ▲                                                     │
-//!                          └──────────── more came ──────────────────────────────┘
+//!           ┌───────────────────┬──────────────────────────┐
+//!           ▼                   │                          │
+//!   ──▶ Waiting ──due──▶ Trying ┴──lane looks empty──▶ Closing ──empty for certain──▶ direct
+//!  park
 //! ```
 //!
 //! While a topic is here, every new event for it goes behind the parked ones. Under a steady inflow a lane would never
 //! be empty, because what is parked shows up in the lane only after the buffer's next commit. So at the end, in
-//! *Closing*, the main lane is held at the first event for this topic until all that was parked is on disk and sent.
-//! That takes one commit and one round trip; then the topic is direct again, and order was kept all the way.
+//! *Closing*, the main lane is held at the first event for this topic until all that was parked is on disk and sent:
+//! one commit and a round trip or two. Then the topic is direct again, and order was kept all the way.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::status::ParkedTopic;
-use crate::buffer::{LaneId, Ticket};
+use crate::buffer::Ticket;
 
 /// First wait before a parked topic is tried: whoever creates it wants to see it flow.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -44,7 +43,6 @@ struct Parked {
     unhanded: bool,
     /// The newest settlement that touched this lane.
     ticket: Ticket,
-    lane: Option<LaneId>,
     /// Events that were sent from the lane.
     sent: u64,
 }
@@ -87,24 +85,16 @@ impl Parking {
         if self.topics.contains_key(topic) {
             return false;
         }
-        self.enter(Arc::from(topic), None, reason, now, now_ms, FIRST_WAIT);
+        self.enter(Arc::from(topic), reason, now, now_ms, FIRST_WAIT);
         true
     }
 
     /// A lane that the buffer still held at start: tried at once.
-    pub(super) fn recovered(&mut self, topic: Arc<str>, lane: LaneId, now: Instant, now_ms: i64) {
-        self.enter(topic, Some(lane), "parked before the last start", now, now_ms, Duration::ZERO);
+    pub(super) fn recovered(&mut self, topic: Arc<str>, now: Instant, now_ms: i64) {
+        self.enter(topic, "parked before the last start", now, now_ms, Duration::ZERO);
     }
 
-    fn enter(
-        &mut self,
-        topic: Arc<str>,
-        lane: Option<LaneId>,
-        reason: &str,
-        now: Instant,
-        now_ms: i64,
-        wait: Duration,
-    ) {
+    fn enter(&mut self, topic: Arc<str>, reason: &str, now: Instant, now_ms: i64, wait: Duration) {
         let parked = Parked {
             reason: reason.to_owned(),
             since: now,
@@ -113,7 +103,6 @@ impl Parking {
             wait: FIRST_WAIT,
             unhanded: false,
             ticket: 0,
-            lane,
             sent: 0,
         };
         self.topics.insert(topic, parked);
@@ -180,18 +169,6 @@ impl Parking {
             .min()
     }
 
-    /// The lane of that topic, as far as it is known here.
-    pub(super) fn lane(&self, topic: &str) -> Option<LaneId> {
-        self.topics.get(topic).and_then(|parked| parked.lane)
-    }
-
-    /// The buffer told its lane.
-    pub(super) fn set_lane(&mut self, topic: &str, lane: LaneId) {
-        if let Some(parked) = self.topics.get_mut(topic) {
-            parked.lane = Some(lane);
-        }
-    }
-
     /// Still refused, or the try came to nothing: wait longer.
     pub(super) fn refused(&mut self, topic: &str, reason: Option<&str>, now: Instant) {
         if let Some(parked) = self.topics.get_mut(topic) {
@@ -216,15 +193,6 @@ impl Parking {
     pub(super) fn accepted(&mut self, topic: &str) {
         if let Some(parked) = self.topics.get_mut(topic) {
             parked.wait = FIRST_WAIT;
-        }
-    }
-
-    /// More came while closing: it is not empty after all.
-    pub(super) fn more_came(&mut self, topic: &str) {
-        if let Some(parked) = self.topics.get_mut(topic)
-            && parked.stage == Stage::Closing
-        {
-            parked.stage = Stage::Trying;
         }
     }
 
@@ -296,7 +264,8 @@ mod tests {
         let mut now = Instant::now();
         let mut parking = parked(now);
         for wait in [1, 1, 2, 4, 8, 16, 30, 30] {
-            assert_eq!(parking.next_due(now + second(wait) - Duration::from_millis(1)), None);
+            assert_eq!(parking.next_wake(), Some(now + second(wait)));
+            assert_eq!(parking.next_due(now), None);
             now += second(wait);
             assert_eq!(parking.next_due(now).as_deref(), Some("t"));
             parking.refused("t", None, now);
@@ -312,7 +281,7 @@ mod tests {
     fn topics_are_tried_in_turn() {
         let now = Instant::now();
         let mut parking = parked(now);
-        parking.recovered(Arc::from("old"), LaneId(4), now, 0);
+        parking.recovered(Arc::from("old"), now, 0);
         let later = now + second(60);
         assert_eq!(parking.next_due(later).as_deref(), Some("old"));
         assert_eq!(parking.next_due(later).as_deref(), Some("t"));
@@ -330,9 +299,8 @@ mod tests {
         assert_eq!(parking.gate("t"), Gate::Hold);
         parking.handed_over(100);
         assert_eq!(parking.seen_empty("t", 99, now), None);
-        // Now it shows up in the lane.
-        parking.more_came("t");
-        assert_eq!(parking.gate("t"), Gate::Park);
+        // Now it shows up in the lane, and is sent. Meanwhile nothing may go behind it, or there would be no end.
+        assert_eq!(parking.gate("t"), Gate::Hold);
         parking.lane_settled("t", 1);
         assert_eq!(parking.seen_empty("t", 100, now), None);
         parking.handed_over(101);

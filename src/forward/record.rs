@@ -13,7 +13,7 @@
 //! A publisher cannot forge what Tidegate says: a user property whose name is Tidegate's (`tidegate-…`, `mqtt-…`, in
 //! any case) travels under the same name behind `user.`, so `tidegate-id` becomes `user.tidegate-id`. Nothing is dropped.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Arguments, Write as _};
 use std::io::Write as _;
 
 use base64::Engine as _;
@@ -46,8 +46,7 @@ impl Records {
         format: ValueFormat,
     ) -> (OwnedHeaders, &'a [u8]) {
         self.id.truncate(self.id_prefix);
-        // Writing to a string does not fail.
-        if write!(self.id, "{sequence}").is_err() {}
+        push(&mut self.id, format_args!("{sequence}"));
         let headers = headers(&self.id, event);
         let value = match format {
             ValueFormat::Payload => event.payload.as_ref(),
@@ -111,10 +110,8 @@ fn json_envelope(out: &mut Vec<u8>, id: &str, event: &Event) {
     json_string(out, id);
     out.extend_from_slice(b",\"topic\":");
     json_string(out, &event.topic);
-    // Writing to a vector does not fail.
-    if write!(out, ",\"arrived_ms\":{},\"qos\":{},\"retain\":{}", event.arrived_ms, event.qos.level(), event.retain)
-        .is_err()
-    {}
+    let numbers = (event.arrived_ms, event.qos.level(), event.retain);
+    append(out, format_args!(",\"arrived_ms\":{},\"qos\":{},\"retain\":{}", numbers.0, numbers.1, numbers.2));
     if let Ok(text) = std::str::from_utf8(&event.payload) {
         out.extend_from_slice(b",\"payload\":");
         json_string(out, text);
@@ -135,11 +132,25 @@ fn json_string(out: &mut Vec<u8>, text: &str) {
             b'\n' => out.extend_from_slice(b"\\n"),
             b'\r' => out.extend_from_slice(b"\\r"),
             b'\t' => out.extend_from_slice(b"\\t"),
-            0..=0x1f => if write!(out, "\\u{byte:04x}").is_err() {},
+            0..=0x1f => append(out, format_args!("\\u{byte:04x}")),
             _ => out.push(byte),
         }
     }
     out.push(b'"');
+}
+
+/// Writing to a string does not fail.
+fn push(out: &mut String, text: Arguments<'_>) {
+    match out.write_fmt(text) {
+        Ok(()) | Err(fmt::Error) => {}
+    }
+}
+
+/// Nor does writing to a vector.
+fn append(out: &mut Vec<u8>, text: Arguments<'_>) {
+    match out.write_fmt(text) {
+        Ok(()) | Err(_) => {}
+    }
 }
 
 /// The same as a CBOR map with text keys; the payload is a byte string, always.
@@ -171,6 +182,11 @@ const BYTES: u8 = 2 << 5;
 const TEXT: u8 = 3 << 5;
 const MAP: u8 = 5 << 5;
 const SIMPLE: u8 = 7 << 5;
+// Additional information: the length of the value that follows.
+const ONE_BYTE: u8 = 0x18;
+const TWO_BYTES: u8 = 0x19;
+const FOUR_BYTES: u8 = 0x1a;
+const EIGHT_BYTES: u8 = 0x1b;
 
 fn cbor_text(out: &mut Vec<u8>, text: &str) {
     cbor_head(out, TEXT, length(text.len()));
@@ -183,16 +199,16 @@ fn cbor_head(out: &mut Vec<u8>, major: u8, value: u64) {
         if small < 24 {
             out.push(major | small);
         } else {
-            out.extend_from_slice(&[major | 24, small]);
+            out.extend_from_slice(&[major | ONE_BYTE, small]);
         }
     } else if let Ok(short) = u16::try_from(value) {
-        out.push(major | 25);
+        out.push(major | TWO_BYTES);
         out.extend_from_slice(&short.to_be_bytes());
     } else if let Ok(long) = u32::try_from(value) {
-        out.push(major | 26);
+        out.push(major | FOUR_BYTES);
         out.extend_from_slice(&long.to_be_bytes());
     } else {
-        out.push(major | 27);
+        out.push(major | EIGHT_BYTES);
         out.extend_from_slice(&value.to_be_bytes());
     }
 }

@@ -17,7 +17,7 @@ use super::record::Records;
 use super::shared::{Shared, unix_ms};
 use super::status::ForwardStatus;
 use super::targets::Targets;
-use crate::buffer::{LaneId, Outlet, ReadError, Settler, Stopped};
+use crate::buffer::{LaneId, Outlet, ReadError, Recovered, Settler, Stopped};
 use crate::config;
 use crate::event::Sequence;
 use crate::observe::pulse::Pulse;
@@ -52,6 +52,13 @@ pub struct Recovery {
     pub settled: Vec<std::ops::RangeInclusive<Sequence>>,
     /// Lanes that hold events, with their Kafka topic.
     pub lanes: Vec<(LaneId, Arc<str>)>,
+}
+
+impl From<&Recovered> for Recovery {
+    fn from(recovered: &Recovered) -> Self {
+        let Recovered { buffer_id, settled, lanes, .. } = recovered;
+        Self { buffer_id: *buffer_id, settled: settled.clone(), lanes: lanes.clone() }
+    }
 }
 
 /// Why the forwarder cannot go on.
@@ -91,9 +98,9 @@ pub fn run(
     let producer = Producer::new(&config).map_err(|error| ForwardError::Options(options::cause(&error)))?;
     let now = Instant::now();
     let mut parking = Parking::default();
-    for (lane, topic) in recovery.lanes {
+    for (_, topic) in recovery.lanes {
         tracing::info!(topic = &*topic, "kafka: topic was parked when the agent stopped; trying it again");
-        parking.recovered(topic, lane, now, unix_ms());
+        parking.recovered(topic, now, unix_ms());
     }
     let relay = Relay {
         lanes: LaneSender::new(config.clone()),
@@ -138,8 +145,12 @@ struct Relay {
 
 impl Relay {
     fn run(mut self) -> Result<(), ForwardError> {
+        let started = Instant::now();
         loop {
             self.pulse.beat();
+            while planted(Bug::StuckForward) && started.elapsed() > Duration::from_secs(2) {
+                std::thread::park();
+            }
             if self.stop.requested() {
                 return self.finish();
             }
@@ -149,7 +160,9 @@ impl Relay {
             }
             self.main.turn(&mut self.shared, now);
             if let Err(error) = self.lanes.step(&mut self.shared, now) {
-                self.lanes.end(&mut self.shared, now);
+                if matches!(error, ReadError::Disk(_)) {
+                    self.lanes.end(&mut self.shared, now);
+                }
                 self.read_failed(&error, now)?;
             }
             if self.shared.outcome.due().is_some_and(|due| due <= now) {
@@ -227,7 +240,7 @@ impl Relay {
         match error {
             ReadError::Stopped => return Err(ForwardError::BufferStopped),
             ReadError::Damaged { .. } => {
-                tracing::error!(%error, "kafka: readings that cannot be read stay in the file")
+                tracing::error!(%error, "kafka: readings that cannot be read stay in the file");
             }
             ReadError::Disk(_) => {
                 self.read_after = now.checked_add(READ_AGAIN).unwrap_or(now);
@@ -243,7 +256,9 @@ impl Relay {
         let in_flight = u64::try_from(self.main.in_flight()).unwrap_or(u64::MAX);
         let connected = self.link.connected();
         let status = &mut self.shared.status;
-        self.shared.changed |= in_flight != status.in_flight || connected != status.connected;
+        self.shared.changed |= in_flight != status.in_flight
+            || connected != status.connected
+            || self.link.last_error() != status.last_error;
         if !self.shared.changed || now < self.publish_after {
             return;
         }
@@ -252,7 +267,7 @@ impl Relay {
         status.in_flight = in_flight;
         status.connected = connected;
         status.parked = self.shared.parking.status();
-        if !self.link.last_error().is_empty() || connected {
+        if self.link.last_error() != status.last_error {
             self.link.last_error().clone_into(&mut status.last_error);
         }
         self.published.send_replace(status.clone());
@@ -266,7 +281,9 @@ impl Relay {
             let now = Instant::now();
             self.main.collect(&mut self.shared, now);
             let lane_done = self.lanes.finish_chunk(&mut self.shared, now);
-            if self.main.in_flight() == 0 && lane_done {
+            self.watch_link(now);
+            // Without a link no answer will come in time.
+            if self.main.in_flight() == 0 && lane_done || !self.link.connected() {
                 break;
             }
             match self.main.producer() {

@@ -2,7 +2,7 @@
 //!
 //! Rules:
 //! * A batch is stored as a whole or waits as a whole; while one waits, its connection reads nothing more. That bounds
-//!   memory by bytes, whatever number of messages a peer has in flight.
+//!   memory by bytes, whatever number of messages a peer has in flight (custody rule 5).
 //! * Room is asked for before anything is queued. When there is none, QoS 0 events are dropped and counted (custody
 //!   rule 7: the count goes into the ledger with the next batch, or with [`Door::report_dropped`]); the rest waits.
 //! * The buffer answers every batch it was given exactly once, in order; [`Door::outstanding`] counts the open ones.
@@ -180,5 +180,83 @@ impl Door {
 fn add(total: &AtomicU64, counted: &mut u64) {
     if *counted > 0 {
         LinkStatus::add(total, std::mem::take(counted));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+    use std::time::Duration;
+
+    use bytes::BytesMut;
+
+    use super::*;
+    use crate::buffer::Buffer;
+    use crate::config::{self, Compression, MqttVersion, SyncMode, WhenFull};
+    use crate::ingest::acker::Acker;
+    use crate::ingest::codec::{self, Packet};
+    use crate::ingest::receipt::Epoch;
+    use crate::ingest::unreleased::Unreleased;
+    use crate::observe::pulse::Pulse;
+
+    fn settings() -> config::Buffer {
+        config::Buffer {
+            max_bytes: 64 << 20,
+            when_full: WhenFull::StopReading,
+            sync: SyncMode::Full,
+            commit_delay: Duration::ZERO,
+            compression: Compression::Zstd,
+        }
+    }
+
+    /// One of QoS 0, one of QoS 1, one of QoS 2, the last of them twice.
+    fn batch(epoch: Epoch, topics: &mut Topics) -> Batch {
+        let mut unreleased = Unreleased::default();
+        let mut bytes =
+            BytesMut::from(&b"\x30\x04\0\x01ta\x32\x06\0\x01t\0\x01b\x34\x06\0\x01t\0\x02c\x3c\x06\0\x01t\0\x02c"[..]);
+        let mut batch = Batch::default();
+        while let Some(packet) = codec::decode(MqttVersion::V311, &mut bytes, 1000).unwrap() {
+            let Packet::Publish(publish) = packet else { panic!("{packet:?}") };
+            batch.publish(epoch, publish, 0, topics, &mut unreleased);
+        }
+        batch
+    }
+
+    #[tokio::test]
+    async fn without_room_qos_0_is_dropped_and_on_the_books_and_the_rest_waits() {
+        let folder = tempfile::tempdir().unwrap();
+        let (buffer, recovered) = Buffer::open(settings(), folder.path(), &[]).unwrap();
+        let running = buffer.start::<Receipts>(Pulse::new()).unwrap();
+        let entrance =
+            Entrance { intake: running.intake.clone(), routes: Arc::default(), route_ids: recovered.routes.into() };
+        let status = Arc::new(LinkStatus::new("b", "broker"));
+        let (mut door, mut replies) = Door::new(&entrance, "broker:b".into(), Arc::clone(&status));
+        let acker = Acker::new(Epoch::next());
+        let mut batch = batch(acker.epoch(), &mut entrance.topics(1000));
+
+        let everything = running.intake.try_reserve(usize::MAX).expect("an empty buffer has room");
+        assert_eq!(door.submit(&mut batch), Ok(Submitted::Wait));
+        assert_eq!(status.dropped.load(Ordering::Relaxed), 1);
+        assert_eq!(door.outstanding(), 0, "nothing is queued without room");
+        let room = door.room(&batch);
+        drop(everything);
+        door.store(&mut batch, room.await.unwrap()).unwrap();
+        assert!(batch.is_empty());
+        assert_eq!((door.outstanding(), status.messages.load(Ordering::Relaxed)), (1, 4));
+
+        let mut out = BytesMut::new();
+        let acknowledged = acker.acknowledge(replies.recv().await.unwrap(), &mut out);
+        door.answered();
+        assert_eq!((acknowledged.packets, door.outstanding()), (3, 0));
+        assert_eq!(&out[..], b"\x40\x02\0\x01\x50\x02\0\x02\x50\x02\0\x02");
+        assert!(!door.owes_report(), "the count went with the batch");
+
+        drop((door, entrance, running.intake, running.settler));
+        running.thread.join().unwrap();
+        let (_, recovered) = Buffer::open(settings(), folder.path(), &[]).unwrap();
+        assert_eq!(recovered.sessions["broker:b"].packet_ids.iter().copied().collect::<Vec<_>>(), [2]);
+        let books = running.status.borrow().clone();
+        let line = &books.ledger[0].1;
+        assert_eq!((line.received, line.dropped, line.held), (3, 1, 2));
     }
 }

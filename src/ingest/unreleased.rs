@@ -46,6 +46,10 @@ impl Unreleased {
     /// forgets the ids, the next CONNACK says "session present", and means the new one. So a PUBLISH under such an id
     /// counts as a repeat only with DUP set, which the standard demands of every repeat (MQTT-3.3.1-1); without it the
     /// id is in use for a new message, which must not be swallowed.
+    ///
+    /// What is left of this hole: all of the above, and then a message under one of these ids whose first copy (without
+    /// DUP) did not reach the disk because the link or the process broke once more. Closing it needs a broker that says
+    /// which session it resumes, or a digest of the message beside each stored id.
     #[must_use]
     pub fn inherited(ids: BTreeSet<u16>) -> Self {
         Self { inherited: ids.clone(), ids }

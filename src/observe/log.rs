@@ -60,13 +60,12 @@ where
 {
     let text = || tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colours()).boxed();
     match format {
-        LogFormat::Text => Ok(text()),
         LogFormat::Json => Ok(tracing_subscriber::fmt::layer().json().with_writer(io::stderr).boxed()),
         LogFormat::Journald => tracing_journald::layer().map(Layer::boxed).map_err(StartError::Journal),
         LogFormat::Auto if stderr_is_journal() => {
             Ok(tracing_journald::layer().map_or_else(|_absent: io::Error| text(), Layer::boxed))
         }
-        LogFormat::Auto => Ok(text()),
+        LogFormat::Auto | LogFormat::Text => Ok(text()),
     }
 }
 

@@ -30,11 +30,11 @@ pub const REMEMBERED: usize = 8;
 /// What one link or stage has said. Owned by it.
 #[derive(Debug, Default)]
 pub struct Repeats {
-    said: Vec<Said>,
+    causes: Vec<Cause>,
 }
 
 #[derive(Debug)]
-struct Said {
+struct Cause {
     text: String,
     /// When it last stood in the log.
     said_at: Instant,
@@ -48,31 +48,31 @@ impl Repeats {
     /// one that is forgotten.
     #[must_use = "these lines belong into the log"]
     pub fn saw(&mut self, text: &str, now: Instant) -> Vec<String> {
-        if let Some(said) = self.said.iter_mut().find(|said| said.text == text) {
-            said.seen_at = now;
-            said.unsaid = said.unsaid.saturating_add(1);
-            let due = now.saturating_duration_since(said.said_at) >= SAY_AGAIN;
-            return if due { said.sum_up(now).into_iter().collect() } else { Vec::new() };
+        if let Some(cause) = self.causes.iter_mut().find(|cause| cause.text == text) {
+            cause.seen_at = now;
+            cause.unsaid = cause.unsaid.saturating_add(1);
+            let due = now.saturating_duration_since(cause.said_at) >= SAY_AGAIN;
+            return if due { cause.sum_up(now).into_iter().collect() } else { Vec::new() };
         }
         let mut lines = Vec::new();
-        if self.said.len() >= REMEMBERED
-            && let Some((oldest, _)) = self.said.iter().enumerate().min_by_key(|(_, said)| said.seen_at)
+        if self.causes.len() >= REMEMBERED
+            && let Some((oldest, _)) = self.causes.iter().enumerate().min_by_key(|(_, cause)| cause.seen_at)
         {
-            lines.extend(self.said.remove(oldest).sum_up(now));
+            lines.extend(self.causes.remove(oldest).sum_up(now));
         }
         lines.push(text.to_owned());
-        self.said.push(Said { text: text.to_owned(), said_at: now, seen_at: now, unsaid: 0 });
+        self.causes.push(Cause { text: text.to_owned(), said_at: now, seen_at: now, unsaid: 0 });
         lines
     }
 
     /// The trouble is over: gives the counts that were not said, and forgets everything.
     #[must_use = "these lines belong into the log"]
     pub fn ended(&mut self, now: Instant) -> Vec<String> {
-        self.said.drain(..).filter_map(|mut said| said.sum_up(now)).collect()
+        self.causes.drain(..).filter_map(|mut cause| cause.sum_up(now)).collect()
     }
 }
 
-impl Said {
+impl Cause {
     fn sum_up(&mut self, now: Instant) -> Option<String> {
         let seconds = now.saturating_duration_since(self.said_at).as_secs();
         let times = std::mem::take(&mut self.unsaid);
@@ -128,6 +128,6 @@ mod tests {
         }
         assert_eq!(lines.iter().filter(|line| line.contains("repeated")).count(), 1);
         assert!(lines.contains(&"first (repeated 1 times in 8 s)".to_owned()), "{:?}", &lines[..10]);
-        assert_eq!(repeats.said.len(), REMEMBERED);
+        assert_eq!(repeats.causes.len(), REMEMBERED);
     }
 }

@@ -335,7 +335,7 @@ impl Status {
         if !self.kafka.parked.is_empty() {
             let n = self.kafka.parked.len();
             // Writing to a String cannot fail.
-            if write!(line, ", {n} Kafka topic{} parked", if n == 1 { "" } else { "s" }).is_err() {}
+            write!(line, ", {n} Kafka topic{} parked", if n == 1 { "" } else { "s" }).unwrap_or_default();
         }
         line
     }

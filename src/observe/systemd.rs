@@ -29,8 +29,8 @@ pub fn stopping() {
 pub async fn attend(sources: Arc<Sources>, mut stop: Stop) {
     let watchdog = sd_notify::watchdog_enabled();
     // systemd asks for a sign of life within the interval; three tries fit into it.
-    let pause = watchdog.map_or(STATUS_EVERY, |interval| (interval / 3).min(STATUS_EVERY));
-    let patience = watchdog.map_or(STUCK_AFTER, |interval| (interval / 2).min(STUCK_AFTER));
+    let pause = watchdog.map_or(STATUS_EVERY, |interval| part(interval, 3).min(STATUS_EVERY));
+    let patience = watchdog.map_or(STUCK_AFTER, |interval| part(interval, 2).min(STUCK_AFTER));
     let mut reported = false;
     loop {
         match sources.stuck(patience) {
@@ -53,6 +53,10 @@ pub async fn attend(sources: Arc<Sources>, mut stop: Stop) {
             () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+fn part(interval: Duration, of: u32) -> Duration {
+    interval.checked_div(of).unwrap_or(interval)
 }
 
 fn tell(state: &NotifyState<'_>) {

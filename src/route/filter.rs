@@ -27,6 +27,11 @@ pub(super) struct Captures<'t> {
     pub(super) rest: Option<&'t str>,
 }
 
+/// A match, and what is left for `#`.
+struct Matched<'t> {
+    rest: Option<&'t str>,
+}
+
 /// Names that templates give a meaning of their own.
 const RESERVED: [&str; 2] = ["topic", "rest"];
 
@@ -116,12 +121,12 @@ impl Filter {
     /// What the wildcards stand for in this topic; `None` when it does not match.
     pub(super) fn captures<'t>(&self, topic: &'t str) -> Option<Captures<'t>> {
         let mut named = Vec::new();
-        let rest = self.walk(topic, |level| named.push(level))?;
+        let Matched { rest } = self.walk(topic, |level| named.push(level))?;
         Some(Captures { named, rest })
     }
 
-    /// Goes along topic and filter together; gives the part that is left for `#`.
-    fn walk<'t>(&self, topic: &'t str, mut named: impl FnMut(&'t str)) -> Option<Option<&'t str>> {
+    /// Goes along topic and filter together.
+    fn walk<'t>(&self, topic: &'t str, mut named: impl FnMut(&'t str)) -> Option<Matched<'t>> {
         let mut left = Some(topic);
         if topic.starts_with('$') && !matches!(self.levels.first(), Some(Level::Exactly(_))) {
             return None;
@@ -139,7 +144,7 @@ impl Filter {
             }
             left = tail;
         }
-        (self.open || left.is_none()).then_some(left)
+        (self.open || left.is_none()).then_some(Matched { rest: left })
     }
 }
 

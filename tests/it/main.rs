@@ -9,9 +9,26 @@
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
     clippy::cast_sign_loss,
-    reason = "test figures are small"
+    clippy::indexing_slicing,
+    clippy::wildcard_enum_match_arm,
+    clippy::print_stderr,
+    reason = "a test that panics has failed, and says why on standard error; its figures are small"
 )]
 #![allow(missing_docs, reason = "names of fields and variants say it")]
 #![allow(unreachable_pub, reason = "the benchmark includes support/ as well")]
 
+mod config; // wrong configurations
+mod controls; // planted bugs turn the scenarios red
+mod custody; // nothing acknowledged is lost when the agent is killed
+mod flow; // what goes in comes out
+mod health; // systemd, probes, metrics, status
+mod hostile; // peers that break the rules
+mod kafka_away; // nothing is lost, and order kept, while Kafka is away
+mod memory; // bounds
+mod parking; // missing, forbidden, too large
+mod quiet; // no trouble, no noise
+mod secrets; // passwords never show
+mod session; // MQTT sessions
+mod stop; // SIGTERM
+#[allow(dead_code, reason = "the tests use one part of it, the benchmark another")]
 mod support;

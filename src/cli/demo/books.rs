@@ -229,14 +229,12 @@ fn count(length: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     fn account(qos: Qos, acknowledged: &[bool], sent_again: &[u64]) -> Account {
         let journal = Journal {
             acknowledged: acknowledged.to_vec(),
-            sent_again: BTreeSet::from_iter(sent_again.iter().copied()),
+            sent_again: sent_again.iter().copied().collect(),
             ..Journal::default()
         };
         Account { qos, journal }

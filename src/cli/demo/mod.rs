@@ -111,13 +111,16 @@ async fn interruption() -> io::Result<DemoError> {
 }
 
 fn what_next(options: &Options) -> String {
-    let keep = if options.keep { "" } else { " --keep" };
+    let more = if options.keep {
+        "tidegate demo --rate 20000       ten times the load"
+    } else {
+        "tidegate demo --keep             keeps the configuration, the buffer and the log, and says where"
+    };
     format!(
         "\nWhat to try next (README.md has the rest):\n  \
-         tidegate demo --rate 20000{keep}        ten times the load{}\n  \
-         tidegate check --config FILE         is a configuration right? All errors at once, with line and key\n  \
-         tidegate run --config FILE           the relay for your own sensors and your own Kafka",
-        if options.keep { "" } else { ", and the files stay: configuration, buffer, log" },
+         {more}\n  \
+         tidegate check --config FILE     is a configuration right? All errors at once, with line and key\n  \
+         tidegate run --config FILE       the relay, for your own sensors and your own Kafka"
     )
 }
 

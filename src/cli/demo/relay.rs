@@ -1,7 +1,8 @@
 //! The relay as the demo sees it: a child process, its configuration file, its log and its `/status`.
 //!
-//! The child never survives the demo: [`Relay`] kills it when dropped. It runs in a process group of its own, so that
-//! Ctrl-C in the terminal reaches the demo alone, which then ends it in its own order.
+//! The child does not survive the demo: [`Relay`] kills it when dropped. It runs in a process group of its own, so that
+//! Ctrl-C in the terminal reaches the demo alone, which then ends it in its own order. (Only a kill -9 of the demo
+//! itself leaves it behind: a process cannot answer that without unsafe code.)
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,10 +13,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
+
+use crate::observe::status::Status;
 
 /// The relay starts in well under a second; a slow SD card and a debug build get more.
 const START_TIME: Duration = Duration::from_secs(20);
@@ -97,15 +99,6 @@ impl Site {
         let lines: Vec<&str> = text.lines().collect();
         lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default().join("\n")
     }
-}
-
-/// The part of `/status` that the demo reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub(super) struct Status {
-    pub(super) received: u64,
-    pub(super) delivered: u64,
-    pub(super) held: u64,
-    pub(super) balanced: bool,
 }
 
 /// The running child.

@@ -3,8 +3,8 @@
 use std::process::ExitStatus;
 
 use super::books::Books;
-use super::relay::Status;
 use super::view::{View, grouped};
+use crate::observe::status::Status;
 
 /// Everything that the verdict hangs on.
 #[derive(Debug)]
@@ -21,12 +21,12 @@ impl Outcome {
     /// What must not be, in words.
     pub(super) fn faults(&self) -> Vec<String> {
         let mut faults = self.books.faults();
-        match self.relay {
+        match &self.relay {
             None => faults.push("the relay did not show its own books".to_owned()),
             Some(status) if !status.balanced => faults.push("the relay's own books do not balance".to_owned()),
-            Some(status) if status.received != self.books.ids => faults.push(format!(
+            Some(status) if status.total.received != self.books.ids => faults.push(format!(
                 "the relay's own books say it received {}, Kafka holds {} ids",
-                grouped(status.received),
+                grouped(status.total.received),
                 grouped(self.books.ids)
             )),
             Some(_) => {}
@@ -44,16 +44,16 @@ impl Outcome {
         view.line("");
         view.line(view.bold("The books, from what Kafka holds"));
         for (name, number, meaning) in rows(&self.books) {
-            let row = format!("  {name:<30}{:>10}   {meaning}", grouped(number));
+            let row = format!("  {name:<32}{:>10}   {meaning}", grouped(number));
             view.line(row.trim_end());
         }
         view.line("");
-        if let Some(status) = self.relay {
+        if let Some(status) = &self.relay {
             view.line(format!(
                 "The relay's own books, kept on its disk through the kill: received {} · delivered {} · held {} · {}",
-                grouped(status.received),
-                grouped(status.delivered),
-                grouped(status.held),
+                grouped(status.total.received),
+                grouped(status.total.delivered),
+                grouped(status.total.held),
                 if status.balanced { "balanced" } else { "NOT BALANCED" },
             ));
         }
@@ -71,29 +71,26 @@ impl Outcome {
 }
 
 fn rows(books: &Books) -> Vec<(&'static str, u64, &'static str)> {
-    let mut rows = vec![
+    let always = [
         ("published", books.published, "by the sensors, each reading counted once"),
         ("acknowledged", books.acknowledged, "PUBACK or PUBCOMP came: from here on the relay answers for it"),
         ("delivered", books.delivered, "different readings in Kafka, compared byte for byte"),
         ("lost", books.lost, "acknowledged, and not in Kafka"),
         ("out of order", books.out_of_order, "by MQTT topic, against the sensor's own counter"),
-        ("repeated", books.repeated(), "the same reading in Kafka more than once, of these:"),
-        ("  sent again by the relay", books.repeated_by_relay, "same tidegate-id as before, so a reader drops it"),
+        ("repeated", books.repeated(), "the same reading in Kafka more than once; of these:"),
+        ("  sent again by the relay", books.repeated_by_relay, "recognised by the same tidegate-id: a reader drops it"),
         (
             "  sent again by a sensor (QoS 1)",
             books.repeated_by_sensor,
-            "the kill took its PUBACK: a new event with a new id",
+            "the kill took its PUBACK: a new event, with a new tidegate-id",
         ),
-        ("  for no good reason", books.repeated_unexplained, ""),
-        ("  QoS 2 under two ids", books.qos_2_twice, "QoS 2 promises that there is none"),
     ];
-    if books.unacknowledged() > 0 {
-        rows.insert(
-            2,
-            ("not acknowledged", books.unacknowledged(), "the sensors still hold these; nothing was promised"),
-        );
-    }
-    rows
+    let if_any = [
+        ("  under two ids, for no reason", books.repeated_unexplained, "no sensor sent these again"),
+        ("  under two ids, at QoS 2", books.qos_2_twice, "QoS 2 promises that there is none"),
+        ("not acknowledged", books.unacknowledged(), "the sensors still hold these: nothing was promised"),
+    ];
+    always.into_iter().chain(if_any.into_iter().filter(|(_, number, _)| *number > 0)).collect()
 }
 
 #[cfg(test)]
@@ -101,11 +98,15 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
 
     use super::*;
+    use crate::observe::status;
 
     fn good() -> Outcome {
         let books = Books { published: 3, acknowledged: 3, delivered: 3, records: 3, ids: 3, ..Books::default() };
-        let relay = Some(Status { received: 3, delivered: 3, held: 0, balanced: true });
-        Outcome { books, relay, exit: Some(ExitStatus::from_raw(0)) }
+        Outcome { books, relay: Some(relay(3, true)), exit: Some(ExitStatus::from_raw(0)) }
+    }
+
+    fn relay(received: u64, balanced: bool) -> Status {
+        Status { total: status::Books { received, ..status::Books::default() }, balanced, ..Status::default() }
     }
 
     #[test]
@@ -113,8 +114,8 @@ mod tests {
         assert_eq!(good().faults(), Vec::<String>::new());
         let mut lost = good();
         lost.books.lost = 1;
-        let unbalanced = Outcome { relay: good().relay.map(|relay| Status { balanced: false, ..relay }), ..good() };
-        let other = Outcome { relay: good().relay.map(|relay| Status { received: 4, ..relay }), ..good() };
+        let unbalanced = Outcome { relay: Some(relay(3, false)), ..good() };
+        let other = Outcome { relay: Some(relay(4, true)), ..good() };
         let silent = Outcome { relay: None, ..good() };
         let failed = Outcome { exit: Some(ExitStatus::from_raw(256)), ..good() };
         let stuck = Outcome { exit: None, ..good() };

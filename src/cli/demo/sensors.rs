@@ -78,6 +78,7 @@ pub(super) fn start(
             sensor: sensor.clone(),
             pace,
             tally: Arc::clone(tally),
+            counted: 0,
             stop: stop.clone(),
             told_to_stop: None,
         };
@@ -91,6 +92,8 @@ struct Link {
     session: Session,
     pace: Pace,
     tally: Arc<Tally>,
+    /// Acknowledged readings that are in the tally.
+    counted: u64,
     stop: Stop,
     told_to_stop: Option<Instant>,
 }
@@ -107,15 +110,15 @@ impl Link {
     async fn run(mut self, relay: SocketAddr) -> (usize, Journal) {
         let mut pause = SHORTEST_PAUSE;
         while !self.out_of_patience() {
-            if let Ok(Ok(mut socket)) = timeout(ANSWER_TIME, TcpStream::connect(relay)).await {
-                if let Ok(waiting) = self.handshake(&mut socket).await {
-                    pause = SHORTEST_PAUSE;
-                    self.tally.connected.fetch_add(1, Ordering::Relaxed);
-                    let end = self.converse(socket, waiting).await;
-                    self.tally.connected.fetch_sub(1, Ordering::Relaxed);
-                    if let Ok(End::Finished) = end {
-                        break;
-                    }
+            if let Ok(Ok(mut socket)) = timeout(ANSWER_TIME, TcpStream::connect(relay)).await
+                && let Ok(waiting) = self.handshake(&mut socket).await
+            {
+                pause = SHORTEST_PAUSE;
+                self.tally.connected.fetch_add(1, Ordering::Relaxed);
+                let end = self.converse(socket, waiting).await;
+                self.tally.connected.fetch_sub(1, Ordering::Relaxed);
+                if let Ok(End::Finished) = end {
+                    break;
                 }
             }
             if self.stop.requested() && self.session.in_flight() == 0 {
@@ -156,6 +159,7 @@ impl Link {
         for say in self.session.resume(session_present, receive_maximum) {
             self.encode(say, &mut out)?;
         }
+        self.count();
         Ok(out)
     }
 
@@ -206,16 +210,19 @@ impl Link {
     /// Everything that has come.
     fn listen(&mut self, input: &mut BytesMut, out: &mut BytesMut) -> Result<(), WireError> {
         while let Some(packet) = wire::decode(self.sensor.version, input)? {
-            let before = (self.session.in_flight(), self.session.refused());
             let answer = self.session.hear(&packet);
-            if self.session.in_flight() < before.0 && self.session.refused() == before.1 {
-                self.tally.acknowledged.fetch_add(1, Ordering::Relaxed);
-            }
             if let Some(say) = answer {
                 self.encode(say, out)?;
             }
         }
+        self.count();
         Ok(())
+    }
+
+    fn count(&mut self) {
+        let now = self.session.acknowledged();
+        self.tally.acknowledged.fetch_add(now.saturating_sub(self.counted), Ordering::Relaxed);
+        self.counted = now;
     }
 
     fn encode(&self, say: Say, out: &mut BytesMut) -> Result<(), WireError> {
@@ -319,13 +326,14 @@ mod tests {
             let peer = Peer::new().await;
             let address = peer.listener.local_addr().unwrap();
             let (stopper, stop) = pair();
-            let sensor = Fleet::new(index + 1).sensors()[index].clone();
+            let sensor = Fleet::new(4).sensors()[index].clone();
             assert_eq!(sensor.version, MqttVersion::V311);
             let link = Link {
                 session: Session::new(sensor.qos),
-                pace: Pace { start: Instant::now(), per_second: 10_000, sensors: u64::try_from(index + 1).unwrap() },
+                pace: Pace { start: Instant::now(), per_second: 10_000, sensors: 4 },
                 sensor,
                 tally: Arc::new(Tally::default()),
+                counted: 0,
                 stop,
                 told_to_stop: None,
             };
@@ -381,10 +389,10 @@ mod tests {
             peer.say(Packet::PubComp(PubComp::new(1))).await;
             peer.say(Packet::PubRec(PubRec::new(2))).await;
             while let Some(packet) = peer.hear().await {
-                match packet {
-                    Packet::Publish(publish) => peer.say(Packet::PubRec(PubRec::new(publish.pkid))).await,
-                    Packet::PubRel(release) => peer.say(Packet::PubComp(PubComp::new(release.pkid))).await,
-                    _ => break,
+                if let Packet::Publish(publish) = packet {
+                    peer.say(Packet::PubRec(PubRec::new(publish.pkid))).await;
+                } else if let Packet::PubRel(release) = packet {
+                    peer.say(Packet::PubComp(PubComp::new(release.pkid))).await;
                 }
             }
         });

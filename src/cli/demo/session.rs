@@ -55,6 +55,7 @@ pub(super) struct Session {
     in_flight: VecDeque<InFlight>,
     window: usize,
     last_packet_id: u16,
+    acknowledged: u64,
     journal: Journal,
 }
 
@@ -74,17 +75,26 @@ enum Step {
 impl Session {
     pub(super) fn new(qos: Qos) -> Self {
         let journal = Journal::default();
-        Self { qos, in_flight: VecDeque::with_capacity(WINDOW), window: WINDOW, last_packet_id: 0, journal }
+        Self {
+            qos,
+            in_flight: VecDeque::with_capacity(WINDOW),
+            window: WINDOW,
+            last_packet_id: 0,
+            acknowledged: 0,
+            journal,
+        }
     }
 
     /// A connection stands: what must be sent before anything new.
     pub(super) fn resume(&mut self, session_present: bool, receive_maximum: Option<u16>) -> Vec<Say> {
         self.window = receive_maximum.map_or(WINDOW, |limit| WINDOW.min(usize::from(limit)));
         if !session_present {
-            for done in self.in_flight.iter().filter(|flight| flight.step == Step::Released) {
-                mark(&mut self.journal.acknowledged, done.n);
+            let (offered, released): (VecDeque<_>, VecDeque<_>) =
+                self.in_flight.iter().copied().partition(|flight| flight.step == Step::Offered);
+            self.in_flight = offered;
+            for flight in released {
+                self.acknowledge(flight.n);
             }
-            self.in_flight.retain(|flight| flight.step == Step::Offered);
         }
         let mut say = Vec::with_capacity(self.in_flight.len());
         for flight in &self.in_flight {
@@ -152,9 +162,9 @@ impl Session {
         self.in_flight.len()
     }
 
-    /// Readings refused so far.
-    pub(super) fn refused(&self) -> u64 {
-        self.journal.refused
+    /// Readings acknowledged so far.
+    pub(super) fn acknowledged(&self) -> u64 {
+        self.acknowledged
     }
 
     pub(super) fn into_journal(self) -> Journal {
@@ -164,9 +174,17 @@ impl Session {
     fn settle(&mut self, packet_id: u16, step: Step, accepted: bool) {
         let place = self.in_flight.iter().position(|flight| flight.packet_id == packet_id && flight.step == step);
         match place.and_then(|place| self.in_flight.remove(place)) {
-            Some(flight) if accepted => mark(&mut self.journal.acknowledged, flight.n),
+            Some(flight) if accepted => self.acknowledge(flight.n),
             Some(_) => self.journal.refused = self.journal.refused.saturating_add(1),
             None => self.journal.stray = self.journal.stray.saturating_add(1),
+        }
+    }
+
+    fn acknowledge(&mut self, n: u64) {
+        let place = usize::try_from(n).ok().and_then(|n| n.checked_sub(1));
+        if let Some(slot) = place.and_then(|place| self.journal.acknowledged.get_mut(place)) {
+            *slot = true;
+            self.acknowledged = self.acknowledged.saturating_add(1);
         }
     }
 
@@ -178,13 +196,6 @@ impl Session {
                 return self.last_packet_id;
             }
         }
-    }
-}
-
-fn mark(acknowledged: &mut [bool], n: u64) {
-    let place = usize::try_from(n).ok().and_then(|n| n.checked_sub(1));
-    if let Some(slot) = place.and_then(|place| acknowledged.get_mut(place)) {
-        *slot = true;
     }
 }
 
@@ -257,6 +268,7 @@ mod tests {
         let mut session = session(Qos::ExactlyOnce, 2);
         session.hear(&rec(1));
         assert_eq!(session.resume(false, None), [Say::Publish { packet_id: 2, n: 2, again: false }]);
+        assert_eq!(session.acknowledged(), 1);
         assert_eq!(session.into_journal().acknowledged, [true, false]);
     }
 
@@ -291,8 +303,8 @@ mod tests {
     fn a_refused_reading_is_not_acknowledged() {
         let mut session = session(Qos::ExactlyOnce, 1);
         session.hear(&Incoming::Received { packet_id: 1, accepted: false });
-        assert_eq!(session.refused(), 1);
-        assert_eq!(session.in_flight(), 0);
-        assert_eq!(session.into_journal().acknowledged, [false]);
+        assert_eq!((session.in_flight(), session.acknowledged()), (0, 0));
+        let journal = session.into_journal();
+        assert_eq!((journal.refused, journal.acknowledged), (1, vec![false]));
     }
 }

@@ -21,24 +21,25 @@ use super::Options;
 use super::books::{Account, Books};
 use super::central::{Central, CentralError};
 use super::reading::Fleet;
-use super::relay::{Relay, RelayError, Site, Status};
+use super::relay::{Relay, RelayError, Site};
 use super::report::Outcome;
 use super::sensors::{self, Pace, Tally};
 use super::session::Journal;
 use super::view::{Numbers, View, grouped};
+use crate::observe::status::Status;
 use crate::stop::pair;
 
 /// Longest outage on stage.
 const OUTAGE: Duration = Duration::from_secs(8);
 
 /// Of the whole time, what starting, draining and stopping take.
-const BEFORE_AND_AFTER: Duration = Duration::from_secs(3);
+const BEFORE_AND_AFTER: Duration = Duration::from_secs(2);
 
 /// How long Kafka may take to get the last acknowledged reading. A backlog drains in a second or two.
 const DRAIN_TIME: Duration = Duration::from_secs(30);
 
 /// How often the numbers are read and drawn.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(80);
 
 /// Why the play broke off.
 #[derive(Debug, thiserror::Error)]
@@ -72,8 +73,8 @@ impl Times {
         let kafka_goes = play.saturating_sub(outage).mul_f64(0.4);
         Self {
             kafka_goes,
-            killed: kafka_goes.saturating_add(outage / 2),
-            dark: outage / 10,
+            killed: kafka_goes.saturating_add(outage.mul_f64(0.5)),
+            dark: outage.mul_f64(0.1),
             kafka_back: kafka_goes.saturating_add(outage),
             sensors_stop: play,
         }
@@ -127,7 +128,7 @@ fn introduce(view: &View, options: &Options, site: &Site, kafka: &str) {
         options.seconds
     ));
     view.line(format!(
-        "  sensors  {} simulated ones, {rate} readings/s together, over TCP: MQTT 5 and 3.1.1, QoS 1 and 2",
+        "  sensors  {} of them, simulated, {rate} readings/s together, over TCP: MQTT 5 and 3.1.1, QoS 1 and 2",
         options.sensors
     ));
     view.line(format!("  relay    tidegate run --config {}", site.config.display()));
@@ -200,7 +201,7 @@ impl Act<'_> {
         self.view.scene("kill -9: the relay dies in mid-sentence. The sensors keep what was not acknowledged.");
         sleep(self.times.dark).await;
         let (mut relay, took) = Relay::start(self.site).await?;
-        let held = self.site.status().await.map_or(0, |status| status.held);
+        let held = self.site.status().await.map_or(0, |status| status.total.held);
         self.view.scene(format!(
             "The relay is started again: ready after {:.2} s, with {} readings from its disk.",
             took.as_secs_f64(),
@@ -208,9 +209,10 @@ impl Act<'_> {
         ));
         self.until(self.times.kafka_back, &mut relay).await?;
         self.view.scene(format!(
-            "In the outage {} readings were acknowledged; {} sensors came back to their sessions.",
+            "In the outage {} readings were acknowledged. {} of {} sensors found their session again.",
             grouped(self.numbers().acknowledged.saturating_sub(acknowledged_before)),
-            self.tally.resumed.load(Ordering::Relaxed).saturating_sub(resumed_before)
+            self.tally.resumed.load(Ordering::Relaxed).saturating_sub(resumed_before),
+            self.options.sensors
         ));
         Ok(relay)
     }
@@ -243,13 +245,16 @@ impl Act<'_> {
         let begun = Instant::now();
         loop {
             let numbers = self.numbers();
-            let empty = self.site.status().await.is_some_and(|status| status.held == 0);
+            let empty = self.site.status().await.is_some_and(|status| status.total.held == 0);
             if empty && numbers.in_kafka >= numbers.acknowledged {
-                self.view.scene("The buffer is empty.");
+                self.view.scene("Kafka holds everything, and the buffer is empty.");
                 return Ok(());
             }
             if begun.elapsed() > DRAIN_TIME {
-                self.view.scene(format!("The buffer is not empty after {} s.", DRAIN_TIME.as_secs()));
+                self.view.scene(format!(
+                    "Kafka does not hold everything after {} s, and no more is waited.",
+                    DRAIN_TIME.as_secs()
+                ));
                 return Ok(());
             }
             self.pause(relay).await?;
@@ -265,20 +270,19 @@ impl Act<'_> {
 
     /// A moment, in which the relay must not end by itself.
     async fn pause(&self, relay: &mut Relay) -> Result<(), StageError> {
-        sleep(LOOK / 2).await;
+        sleep(LOOK).await;
         Ok(relay.check()?)
     }
 
     /// Keeps the numbers fresh and on the screen, for ever.
     async fn watch(&self) -> Infallible {
         loop {
-            let held = match self.site.status().await {
-                Some(status) => status.held,
+            let held = if let Some(status) = self.site.status().await {
+                status.total.held
+            } else {
                 // It is dead or busy: what was promised and has not arrived is the best guess.
-                None => {
-                    let numbers = self.numbers();
-                    numbers.acknowledged.saturating_sub(numbers.in_kafka)
-                }
+                let numbers = self.numbers();
+                numbers.acknowledged.saturating_sub(numbers.in_kafka)
             };
             self.held.set(held);
             self.most_held.set(held.max(self.most_held.get()));
@@ -316,7 +320,7 @@ mod tests {
         let times = Times::new(30);
         assert_eq!(times.kafka_back, times.kafka_goes + Duration::from_secs(8));
         assert_eq!(times.killed, times.kafka_goes + Duration::from_secs(4));
-        assert_eq!(times.sensors_stop, Duration::from_secs(27));
+        assert_eq!(times.sensors_stop, Duration::from_secs(28));
     }
 
     #[test]

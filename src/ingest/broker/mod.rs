@@ -27,6 +27,10 @@ mod task;
 mod version;
 
 #[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, clippy::wildcard_enum_match_arm, reason = "a test may panic")]
+mod model_tests;
+#[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "a test may panic")]
 mod tests;
 
 pub use self::task::{run, session_key};

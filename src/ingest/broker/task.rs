@@ -115,7 +115,7 @@ type Waiting = Pin<Box<dyn Future<Output = Result<Room, Stopped>> + Send>>;
 
 enum Happened {
     Stop,
-    Durable(Durable<Receipts>),
+    Committed(Durable<Receipts>),
     Room(Result<Room, Stopped>),
     Written(io::Result<usize>),
     Read(io::Result<usize>),
@@ -124,6 +124,16 @@ enum Happened {
 
 impl Link {
     async fn live(mut self) {
+        self.connect_again_and_again().await;
+        if let Err(Stopped) = self.door.report_dropped() {
+            debug!(
+                broker = self.session.settings().name,
+                "the buffer stopped before the last report of dropped events"
+            );
+        }
+    }
+
+    async fn connect_again_and_again(&mut self) {
         loop {
             self.said = false;
             self.well = false;
@@ -184,7 +194,7 @@ impl Link {
             self.pulse.beat();
             let result = match happened {
                 Happened::Stop => Err(Ended::Asked),
-                Happened::Durable(durable) => self.durable(durable, now),
+                Happened::Committed(durable) => self.durable(durable, now),
                 Happened::Room(room) => {
                     waiting = None;
                     self.session.reading(now, true);
@@ -228,7 +238,7 @@ impl Link {
         tokio::select! {
             biased;
             () = self.stop.wait() => Happened::Stop,
-            Some(durable) = self.replies.recv(), if !self.session.is_greeting() => Happened::Durable(durable),
+            Some(durable) = self.replies.recv(), if !self.session.is_greeting() => Happened::Committed(durable),
             room = granted(waiting) => Happened::Room(room),
             written = write.write_buf(&mut self.session.out), if !self.session.out.is_empty() => Happened::Written(written),
             read = read.read_buf(self.inbox.space()), if reading => Happened::Read(read),
@@ -294,13 +304,13 @@ impl Link {
         while self.door.outstanding() > 0 || !self.session.out.is_empty() {
             let happened = tokio::select! {
                 biased;
-                Some(durable) = self.replies.recv() => Happened::Durable(durable),
+                Some(durable) = self.replies.recv() => Happened::Committed(durable),
                 written = write.write_buf(&mut self.session.out), if !self.session.out.is_empty() => Happened::Written(written),
                 _ = self.ticker.tick() => Happened::Tick,
             };
             self.pulse.beat();
             match happened {
-                Happened::Durable(durable) => {
+                Happened::Committed(durable) => {
                     if self.durable(durable, Instant::now()).is_err() {
                         return;
                     }

@@ -34,7 +34,7 @@ impl Bench {
     }
 
     fn with_ids(version: MqttVersion, ids: &[u16]) -> Self {
-        let disk = BTreeSet::from_iter(ids.iter().copied());
+        let disk = ids.iter().copied().collect::<BTreeSet<_>>();
         let stored = StoredSession { packet_ids: disk.clone(), used_ms: 0, expiry_s: u32::MAX };
         let now = Instant::now();
         let session = Session::new(settings(version), stored, Topics::unrouted(), now);
@@ -139,7 +139,7 @@ impl Bench {
     }
 }
 
-fn settings(version: MqttVersion) -> Broker {
+pub(super) fn settings(version: MqttVersion) -> Broker {
     Broker {
         name: "plant".to_owned(),
         host: "localhost".to_owned(),
@@ -159,14 +159,14 @@ fn settings(version: MqttVersion) -> Broker {
     }
 }
 
-fn connack(version: MqttVersion, session_present: bool, code: u8) -> Vec<u8> {
+pub(super) fn connack(version: MqttVersion, session_present: bool, code: u8) -> Vec<u8> {
     match version {
         V311 => vec![0x20, 2, u8::from(session_present), code],
         V5 => vec![0x20, 3, u8::from(session_present), code, 0],
     }
 }
 
-fn publish(version: MqttVersion, qos: u8, dup: bool, packet_id: u16, payload: &str) -> Vec<u8> {
+pub(super) fn publish(version: MqttVersion, qos: u8, dup: bool, packet_id: u16, payload: &str) -> Vec<u8> {
     let mut body = vec![0, 1, b't'];
     if qos > 0 {
         body.extend(packet_id.to_be_bytes());
@@ -180,7 +180,7 @@ fn publish(version: MqttVersion, qos: u8, dup: bool, packet_id: u16, payload: &s
     bytes
 }
 
-fn pubrel(packet_id: u16) -> Vec<u8> {
+pub(super) fn pubrel(packet_id: u16) -> Vec<u8> {
     let [high, low] = packet_id.to_be_bytes();
     vec![0x62, 2, high, low]
 }

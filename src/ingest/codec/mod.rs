@@ -28,6 +28,7 @@ mod properties;
 mod publish;
 mod reader;
 #[cfg(test)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "a test may panic")]
 mod tests;
 
 use bytes::BytesMut;

@@ -280,7 +280,7 @@ fn what_we_write_is_what_rumqttc_reads() {
         [r5p::SubscribeReasonCode::Success(r5::QoS::ExactlyOnce), r5p::SubscribeReasonCode::NotAuthorized]
     );
 
-    encode::suback(&mut out, MqttVersion::V311, 9, &vec![0x8f; 200]);
+    encode::suback(&mut out, MqttVersion::V311, 9, &[0x8f; 200]);
     let Ok(r4p::Packet::SubAck(ack)) = r4p::Packet::read(&mut out, 1000) else { panic!("no SUBACK") };
     assert_eq!(ack.return_codes, vec![r4p::SubscribeReasonCode::Failure; 200]);
 
@@ -426,7 +426,7 @@ fn drain(version: MqttVersion, bytes: &[u8]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn noise_is_survived(bytes in prop::collection::vec(any::<u8>(), 0..200)) {

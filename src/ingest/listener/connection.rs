@@ -78,8 +78,9 @@ pub(super) fn now() -> Now {
 pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, id: ConnectionId, shared: Arc<Shared>) -> Ended {
     let mut stop = shared.stop.clone();
     let let_in = tokio::select! {
-        let_in = let_in(&mut stream, id, &shared) => let_in,
+        biased;
         () = stop.wait() => return Ended { peer, client: None, end: End::stopped(), departure: None },
+        let_in = let_in(&mut stream, id, &shared) => let_in,
     };
     let (admission, entry) = match let_in {
         Ok(let_in) => let_in,
@@ -158,7 +159,10 @@ async fn let_in(
     match answered.await {
         Ok(Answer::Enter(entry)) => Ok((admission, entry)),
         Ok(Answer::Busy) => Err(Turned::away(&admission, reason::SERVER_BUSY, "max_connections reached")),
-        Err(_) => Err(Turned::away(&admission, reason::SERVER_UNAVAILABLE, "client connected again while it waited")),
+        Err(_) => {
+            let end = End::taken_over();
+            Err(Turned { client: Some(admission.client), answer: refusal(admission.version, &end), end })
+        }
     }
 }
 
@@ -172,6 +176,7 @@ async fn greet(stream: &mut TcpStream, shared: &Shared) -> Result<Box<Admission>
         let took = read(&mut reader, |bytes| progress = handshake.received(bytes, &shared.terms));
         tokio::select! {
             took = took => match took {
+                Ok(0) if handshake.is_silent() => return Err(turned(Bytes::new(), End::bye())),
                 Ok(0) => return Err(turned(Bytes::new(), End::lost("before CONNECT"))),
                 Ok(_) => {}
                 Err(error) => return Err(turned(Bytes::new(), End::lost(format!("before CONNECT: {error}")))),

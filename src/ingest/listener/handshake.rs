@@ -2,7 +2,8 @@
 //!
 //! Refused here, with the code of the client's own version where it can be told: other versions than 3.1.1 and 5,
 //! enhanced authentication, client ids that are too long or hold control characters, an empty client id that is to
-//! keep a session (3.1.1), a missing user name, and a will for a topic that begins with `$`. A first packet that is no CONNECT gets no answer.
+//! keep a session (3.1.1), a missing user name, and a will for a topic that begins with `$`. A first packet that is no
+//! CONNECT gets no answer.
 
 use std::sync::Arc;
 
@@ -55,6 +56,11 @@ impl Handshake {
         Self { input: BytesMut::new() }
     }
 
+    /// Nothing was said: most likely somebody only looked whether the port is open.
+    pub(super) fn is_silent(&self) -> bool {
+        self.input.is_empty()
+    }
+
     pub(super) fn received(&mut self, bytes: &[u8], terms: &Terms) -> Progress {
         self.input.extend_from_slice(bytes);
         // Decoding takes the packet away, also when it is bad.
@@ -93,10 +99,20 @@ impl Handshake {
 /// The CONNACK for an end that came before the session, if it has a code.
 pub(super) fn refusal(version: MqttVersion, end: &End) -> Bytes {
     let mut out = BytesMut::new();
-    if let Some(code) = end.reason {
-        encode::refuse(&mut out, version, code);
-    }
+    write_refusal(&mut out, version, end);
     out.freeze()
+}
+
+/// The same, appended.
+pub(super) fn write_refusal(out: &mut BytesMut, version: MqttVersion, end: &End) {
+    match end.reason {
+        None => {}
+        // Reasons of DISCONNECT that CONNACK does not have.
+        Some(reason::SESSION_TAKEN_OVER | reason::SERVER_SHUTTING_DOWN | reason::KEEP_ALIVE_TIMEOUT) => {
+            encode::refuse(out, version, reason::SERVER_UNAVAILABLE);
+        }
+        Some(code) => encode::refuse(out, version, code),
+    }
 }
 
 fn admit(mut connect: Connect, terms: &Terms) -> Result<Admission, End> {

@@ -22,8 +22,8 @@ pub(super) const SPARE_SOCKETS: usize = 16;
 /// disk, 1.2 MB. Sixteen times the default of `max_connections`.
 pub(super) const MAX_SESSIONS_AWAY: usize = 4096;
 
-/// No wall clock before 2024-01-01 is believed: a device without a clock battery starts in 1970, or where it was switched
-/// off.
+/// No wall clock before 2024-01-01 is believed: a device without a clock battery starts in 1970, or where it was
+/// switched off.
 pub(super) const EARLIEST_SANE_MS: i64 = 1_704_067_200_000;
 
 /// Wills that wait for their delay, all together. What is above goes out at once.
@@ -44,8 +44,12 @@ pub(super) const SMALL_PACKET_BYTES: usize = 16 * 1024;
 /// meanwhile. A single packet of up to `max_packet_bytes` is always let in.
 pub(super) const ASSEMBLY_BYTES: usize = 4 * 1024 * 1024;
 
-/// Answers that a client has not taken off its socket. Above that it is not read: who does not listen shall not speak. 64 KiB
-/// are 16,384 acknowledgements.
+/// A complete packet is a sign of life, and so is every KiB of one that is still arriving: a large packet may take
+/// longer over a thin link than one and a half keepalives. Single bytes are none.
+pub(super) const SIGN_OF_LIFE_BYTES: usize = 1024;
+
+/// Answers that a client has not taken off its socket. Above that it is not read: who does not listen shall not speak.
+/// 64 KiB are 16,384 acknowledgements.
 pub(super) const MAX_UNREAD_ANSWERS_BYTES: usize = 64 * 1024;
 
 /// Topic names that a connection remembers with their route: a sensor has a handful, 32 KiB are about 300.
@@ -54,25 +58,37 @@ pub(super) const TOPIC_CACHE_BYTES: usize = 32 * 1024;
 /// How long a goodbye may take to leave, and the kernel to take the last acknowledgements.
 pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// At a stop: how long to wait for the commits of what was read. One synced commit on a slow card takes 0.05 s; the
-/// whole process has 10 s.
-pub(super) const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// At a stop: how long to wait for the commits of what was read. One synced commit on a slow card takes 0.05 s; `run`
+/// gives all of ingest 4 s.
+pub(super) const STOP_TIMEOUT: Duration = Duration::from_millis(2500);
 
-/// The whole listener: the connections' own time, their goodbyes, and wills that wait for room.
-pub(super) const WHOLE_STOP_TIMEOUT: Duration = Duration::from_secs(7);
+/// The whole listener at a stop: the connections' own time, their goodbyes, and wills that wait for room.
+pub(super) const WHOLE_STOP_TIMEOUT: Duration = Duration::from_millis(3800);
 
-/// The listener's own work: signs of life (twice as often as the watchdog asks), wills that are due, summing up.
+/// The listener's own work: signs of life (twice as often as the watchdog asks), wills that are due, summing up, and
+/// another try after accept failed for want of file descriptors.
 pub(super) const TICK: Duration = Duration::from_millis(500);
-
-/// After accept failed for want of file descriptors or memory: long enough not to spin, short enough not to be
-/// noticed.
-pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// What connections have to say to the listener's task. It answers at once, so more than a few never wait.
 pub(super) const WORDS: usize = 64;
+
+/// Passwords that wait for their check; the connections themselves wait for a place here.
+pub(super) const CHECKS: usize = 16;
 
 /// A complaint that repeats is summed up this often.
 pub(super) const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// 10,000 users take about 1.5 MB.
 pub(super) const MAX_USERS_FILE_BYTES: u64 = 4 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::INGEST_TIME;
+
+    #[test]
+    fn the_listener_stops_within_the_time_of_ingest() {
+        assert!(WHOLE_STOP_TIMEOUT < INGEST_TIME);
+        assert!(STOP_TIMEOUT + FAREWELL_TIMEOUT < WHOLE_STOP_TIMEOUT);
+    }
+}

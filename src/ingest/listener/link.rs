@@ -59,7 +59,7 @@ enum Assembly {
 
 /// What woke the loop.
 enum Woken {
-    Durable(Durable<Receipts>),
+    Committed(Durable<Receipts>),
     Room(Result<Room, Stopped>),
     Assembly(Result<OwnedSemaphorePermit, AcquireError>),
     Read(io::Result<usize>),
@@ -106,6 +106,7 @@ impl<'a> Link<'a> {
         loop {
             self.submit()?;
             self.write(&writer);
+            self.report_subscribe();
             if self.session.is_over() {
                 return Ok(());
             }
@@ -136,7 +137,7 @@ impl<'a> Link<'a> {
         tokio::select! {
             biased;
             () = stop.wait(), if !self.stopping => Woken::Stop,
-            Some(durable) = self.replies.recv() => Woken::Durable(durable),
+            Some(durable) = self.replies.recv() => Woken::Committed(durable),
             room = until(&mut self.room) => Woken::Room(room),
             permit = self.assembly.granted() => Woken::Assembly(permit),
             ready = writer.writable(), if has_answers => Woken::Writable(ready),
@@ -149,7 +150,7 @@ impl<'a> Link<'a> {
     /// No waiting and no way to fail but a stopped buffer.
     fn apply(&mut self, woken: Woken, mut timer: Pin<&mut Sleep>) -> Result<(), Stopped> {
         match woken {
-            Woken::Durable(durable) => {
+            Woken::Committed(durable) => {
                 self.answer(durable);
                 while let Ok(durable) = self.replies.try_recv() {
                     self.answer(durable);
@@ -165,11 +166,10 @@ impl<'a> Link<'a> {
                     permit.map_or(Assembly::NotNeeded, |permit| Assembly::Granted { _until_complete: permit });
             }
             Woken::Read(Ok(0)) => self.session.finish(End::lost("closed without DISCONNECT")),
-            Woken::Read(Ok(_)) => self.report_subscribe(),
+            Woken::Read(Ok(_)) | Woken::Writable(Ok(())) => {}
             Woken::Read(Err(error)) | Woken::Writable(Err(error)) => {
                 self.session.finish(End::lost(error.to_string()));
             }
-            Woken::Writable(Ok(())) => {}
             Woken::Displaced => self.session.finish(End::taken_over()),
             Woken::Stop => {
                 self.stopping = true;
@@ -232,7 +232,8 @@ impl<'a> Link<'a> {
         }
     }
 
-    /// Sets the timer, if there is anything to wait for. The deadline moves with every packet; the timer only when it fires.
+    /// Sets the timer, if there is anything to wait for. The deadline moves with every packet; the timer only when it
+    /// fires.
     fn arm(&self, timer: Pin<&mut Sleep>) -> bool {
         if self.stopping {
             return true;

@@ -1,5 +1,5 @@
-//! `[[listen]]`: sensors publish straight to Tidegate, with no broker between. A PUBACK that a sensor gets is its proof that
-//! the reading is on disk here.
+//! `[[listen]]`: sensors publish straight to Tidegate, with no broker between. A PUBACK that a sensor gets is its
+//! proof that the reading is on disk here.
 //!
 //! ```text
 //!                 bind ─▶ run: accept ──────────▶ connection ─▶ handshake ─▶ users
@@ -9,19 +9,20 @@
 //!                                                       link: socket ◀─▶ session ◀─▶ door to the buffer
 //! ```
 //!
-//! One task runs the listener. It accepts, owns the [`registry`] of sessions, and keeps its connections in a set of tasks. A
-//! connection takes its session out of the registry and hands it back with its result; they share nothing else that
-//! changes. The protocol itself is in [`handshake`] and [`session`], which own no socket and read no clock.
+//! One task runs the listener. It accepts, owns the registry of sessions, and keeps its connections in a set of tasks.
+//! A connection takes its session out of the registry and hands it back with its result; they share nothing else that
+//! changes. The protocol itself is in `handshake` and `session`, which own no socket and read no clock.
 //!
 //! # What clients can rely on
 //!
 //! * MQTT 3.1.1 and 5, QoS 0, 1 and 2. PUBACK, PUBREC and PUBCOMP leave after the commit they speak of (custody rules 1
 //!   and 3). A repeated QoS 2 PUBLISH is recognised, also after a restart of the agent, as long as its session lives.
+//! * A session is kept as long as the client asks for, up to `max_session_expiry`; on 3.1.1, which cannot ask, so long.
 //! * A clean start has forgotten the old session durably, and a kept session is on disk, before CONNACK says so.
 //! * A second connection with the same client id ends the first.
-//! * Wills are events like any other. With a delay (MQTT 5) they wait in memory: a will that waits when the power goes is
-//!   lost, as the standard allows. When the agent stops, connected clients' wills are not published: it was not they who
-//!   failed.
+//! * Wills are events like any other. With a delay (MQTT 5) they wait in memory: a will that waits when the power goes
+//!   is lost, as the standard allows. When the agent stops, connected clients' wills are not published: it was not
+//!   they who failed.
 //!
 //! # What they cannot
 //!
@@ -43,6 +44,9 @@ mod memory;
 mod registry;
 mod session;
 mod terms;
+#[cfg(test)]
+#[expect(clippy::wildcard_enum_match_arm, clippy::arithmetic_side_effects, reason = "a test that meets them fails")]
+mod tests;
 mod users;
 
 use std::collections::HashMap;
@@ -54,16 +58,16 @@ use std::time::Instant;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::complaints::{About, Complaints, Tone};
 use self::connection::{Ended, Shared, Word, hand_over, now, serve};
 use self::end::Kind;
-use self::limits::{ACCEPT_PAUSE, ASSEMBLY_BYTES, MAX_SESSIONS_AWAY, SPARE_SOCKETS, TICK, WHOLE_STOP_TIMEOUT, WORDS};
+use self::limits::{ASSEMBLY_BYTES, MAX_SESSIONS_AWAY, SPARE_SOCKETS, TICK, WHOLE_STOP_TIMEOUT, WORDS};
 use self::registry::{ConnectionId, Registry, session_key};
 use self::session::event;
-use self::users::Users;
-pub use self::users::UsersError;
+use self::users::{Users, UsersFile};
+pub use self::users::{UsersError, check_users_file};
 use crate::buffer::{Arrivals, SessionChange, StoredSession};
 use crate::config::Listener;
 use crate::ingest::batch::Batch;
@@ -102,7 +106,7 @@ pub struct Bound {
     settings: Listener,
     socket: net::TcpListener,
     address: SocketAddr,
-    users: Option<Users>,
+    users: Option<UsersFile>,
 }
 
 /// Takes the address and reads the users file.
@@ -110,7 +114,7 @@ pub struct Bound {
 /// # Errors
 /// When one of them cannot be had.
 pub fn bind(settings: Listener) -> Result<Bound, ListenError> {
-    let users = match settings.users_file.as_deref().map(Users::open).transpose() {
+    let users = match settings.users_file.as_deref().map(UsersFile::open).transpose() {
         Ok(users) => users,
         Err(cause) => return Err(ListenError::Users { name: settings.name, cause }),
     };
@@ -158,7 +162,7 @@ pub async fn run(
     let shared = Shared {
         name: Arc::clone(&name),
         terms: Arc::new((&settings).into()),
-        users,
+        users: users.map(Users::ask),
         entrance,
         status,
         words,
@@ -173,6 +177,8 @@ pub async fn run(
         wills: JoinSet::new(),
         max_sockets: settings.max_connections.saturating_add(SPARE_SOCKETS),
         last_id: 0,
+        address,
+        exhausted: false,
     };
     tracing::info!(listener = %name, %address, "listening for sensors");
     listening.run(socket, heard, pulse, stop).await;
@@ -190,6 +196,10 @@ struct Listening {
     wills: JoinSet<()>,
     max_sockets: usize,
     last_id: ConnectionId,
+    /// Our own.
+    address: SocketAddr,
+    /// No connection can be accepted until the next tick.
+    exhausted: bool,
 }
 
 impl Listening {
@@ -202,9 +212,9 @@ impl Listening {
                 () = stop.wait() => break,
                 Some(ended) = self.connections.join_next() => self.ended(ended),
                 Some(word) = words.recv() => self.hear(word),
-                accepted = socket.accept() => match accepted {
+                accepted = socket.accept(), if !self.exhausted => match accepted {
                     Ok((stream, peer)) => self.accept(stream, peer),
-                    Err(error) => self.cannot_accept(&error).await,
+                    Err(error) => self.exhausted = self.cannot_accept(&error),
                 },
                 _ = tick.tick() => self.tick(),
             }
@@ -228,13 +238,16 @@ impl Listening {
         self.connections.spawn(serve(stream, peer, self.last_id, Arc::clone(&self.shared)));
     }
 
-    /// Out of file descriptors or memory: the client waits in the kernel's queue.
-    async fn cannot_accept(&mut self, error: &io::Error) {
-        let peer = SocketAddr::from(([0, 0, 0, 0], 0));
-        let about = About { peer, client: "", detail: &error.to_string() };
+    /// True: out of file descriptors or memory. The clients wait in the kernel's queue until some are free.
+    fn cannot_accept(&mut self, error: &io::Error) -> bool {
+        if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+            // Only this one, and it has gone.
+            return false;
+        }
+        let about = About { peer: self.address, client: "", detail: &error.to_string() };
         self.complaints.add(Instant::now(), Tone::Odd, "connections cannot be accepted", &about);
         self.shared.status.failed(&format!("accept: {error}"));
-        sleep(ACCEPT_PAUSE).await;
+        true
     }
 
     fn hear(&mut self, word: Word) {
@@ -267,7 +280,9 @@ impl Listening {
         };
         if let Some((counter, tone)) = counter {
             LinkStatus::add(counter, 1);
-            status.failed(format!("{peer} {client:?}: {} {}", end.cause, end.detail).trim_end());
+            if tone == Tone::Odd {
+                status.failed(format!("{peer} {client:?}: {} {}", end.cause, end.detail).trim_end());
+            }
             self.complaints.add(Instant::now(), tone, end.cause, &about);
         } else {
             tracing::debug!(listener = %self.shared.name, %peer, client, "{}", end.cause);
@@ -283,6 +298,7 @@ impl Listening {
     fn tick(&mut self) {
         let now = Instant::now();
         self.complaints.sum_up(now);
+        self.exhausted = false;
         for will in self.registry.due_wills(now) {
             self.publish(will);
         }

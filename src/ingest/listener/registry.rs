@@ -15,9 +15,10 @@
 //! * **Take-over.** The next one enters only with the session that the old connection has handed back. What the old one
 //!   had sent to the buffer stands in its queue before anything the new one sends, and its QoS 2 packet ids
 //!   are in the session although their commit may still be running.
-//! * **Expiry** is judged only when the client comes back, never by a timer: a clock that jumps deletes nothing. For sessions
-//!   left since this process started it is measured by the monotonic clock; for older ones by the wall clock, and
-//!   only when both its readings make sense. A session may so live longer than granted, never shorter.
+//! * **Expiry** is judged only when the client comes back, never by a timer: a clock that jumps deletes nothing. For
+//!   sessions left since this process started it is measured by the monotonic clock; for older ones by the wall clock,
+//!   from the last CONNECT or QoS 2 message that the buffer has written, and only when both readings make sense. In
+//!   doubt a session lives longer than granted.
 //! * **Bound.** At most [`MAX_SESSIONS_AWAY`] are remembered; above that the one that has been away longest goes, those
 //!   without packet ids first. Its client is told "no session" when it comes back, as after an expiry.
 
@@ -167,8 +168,8 @@ impl Registry {
         }
     }
 
-    /// Takes the session back. What has to be forgotten to keep the bound is returned, and so is a will for which there is no room
-    /// to wait.
+    /// Takes the session back. What has to be forgotten to keep the bound is returned, and so is a will for which
+    /// there is no room to wait.
     pub(super) fn depart(&mut self, departure: Departure, now: Now) -> (Vec<SessionChange>, Option<Will>) {
         let Departure { connection, client, memory, expiry_s, will } = departure;
         let next = match self.clients.remove(&client) {
@@ -264,6 +265,9 @@ impl Registry {
     /// One leaves for one that came: the caller adds at most one at a time, but the first may find more, of a time when
     /// the bound was higher.
     fn keep_the_bound(&mut self) -> Vec<SessionChange> {
+        if self.clients.len().saturating_sub(self.connected) <= MAX_SESSIONS_AWAY {
+            return Vec::new();
+        }
         let mut away: Vec<_> = self
             .clients
             .iter()
@@ -273,9 +277,6 @@ impl Registry {
             })
             .collect();
         let surplus = away.len().saturating_sub(MAX_SESSIONS_AWAY);
-        if surplus == 0 {
-            return Vec::new();
-        }
         away.sort_unstable();
         away.truncate(surplus);
         let mut forgotten = Vec::with_capacity(surplus);

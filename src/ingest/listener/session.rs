@@ -1,5 +1,5 @@
-//! One client's session on one connection, from its CONNACK to its end. Bytes and time in; bytes and a batch of work for the
-//! buffer out. It owns no socket, so tests can feed it anything in any order.
+//! One client's session on one connection, from its CONNACK to its end. Bytes and time in; bytes and a batch of work
+//! for the buffer out. It owns no socket, so tests can feed it anything in any order.
 //!
 //! ```text
 //!            the session's changes are queued             durable: CONNACK leaves
@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use super::end::End;
-use super::handshake::Admission;
-use super::limits::MAX_UNREAD_ANSWERS_BYTES;
+use super::handshake::{Admission, write_refusal};
+use super::limits::{MAX_UNREAD_ANSWERS_BYTES, SIGN_OF_LIFE_BYTES};
 use super::memory::Memory;
 use super::registry::{Lent, Now};
 use super::terms::{Terms, patience};
@@ -64,7 +64,10 @@ pub(super) struct Session {
     will: Option<Will>,
     grants: Grants,
     keepalive: Duration,
+    /// When the client last gave a sign of life.
     heard: Instant,
+    /// Bytes since then.
+    since_heard: usize,
     /// The client is not read for a reason that is ours: its silence does not count.
     held: bool,
     /// Received on this connection with QoS 1 or 2, or PUBREL, and not answered.
@@ -112,6 +115,7 @@ impl Session {
             grants,
             keepalive: patience(keepalive_s),
             heard: now.instant,
+            since_heard: 0,
             held: false,
             unanswered: 0,
             half_way: 0,
@@ -127,11 +131,19 @@ impl Session {
     /// Bytes came in.
     pub(super) fn received(&mut self, bytes: &[u8], now: Now) {
         self.input.extend_from_slice(bytes);
+        self.since_heard = self.since_heard.saturating_add(bytes.len());
+        if self.since_heard >= SIGN_OF_LIFE_BYTES {
+            self.hear(now);
+        }
         self.decode(now);
     }
 
     /// The buffer has made work of this connection durable. Returns how many acknowledgements were written.
     pub(super) fn durable(&mut self, durable: Durable<Receipts>, now: Now) -> u64 {
+        if self.is_over() {
+            // Nothing may follow a DISCONNECT; the client will send again what was not acknowledged.
+            return 0;
+        }
         let done = self.acker.acknowledge(durable, &mut self.output);
         self.acknowledged(done, now);
         done.packets
@@ -142,14 +154,11 @@ impl Session {
         if matches!(self.state, State::Over(_)) {
             return;
         }
-        let settling = matches!(self.state, State::Settling);
-        if let Some(code) = end.reason {
-            match (settling, self.version) {
-                (true, version) => encode::refuse(&mut self.output, version, code),
-                (false, MqttVersion::V5) => encode::disconnect(&mut self.output, MqttVersion::V5, code),
-                // A server of 3.1.1 has no word for it and just closes.
-                (false, MqttVersion::V311) => {}
-            }
+        match (&self.state, self.version, end.reason) {
+            (State::Settling, version, _) => write_refusal(&mut self.output, version, &end),
+            (_, MqttVersion::V5, Some(code)) => encode::disconnect(&mut self.output, MqttVersion::V5, code),
+            // A server of 3.1.1 has no word for it and just closes.
+            (_, MqttVersion::V311, _) | (_, _, None) => {}
         }
         self.state = State::Over(end);
     }
@@ -222,6 +231,19 @@ impl Session {
         Last { end, memory, expiry_s, will: waiting, batch, output }
     }
 
+    #[cfg(test)]
+    pub(super) fn durable_unproven(&mut self, receipts: Receipts, now: Now) {
+        if !self.is_over() {
+            let done = self.acker.acknowledge_unproven(receipts, &mut self.output);
+            self.acknowledged(done, now);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn input_capacity(&self) -> usize {
+        self.input.capacity()
+    }
+
     fn settle(&mut self, overdue: Option<Will>, now: Now) {
         let mut changes = Vec::new();
         if self.memory.on_disk && !self.present {
@@ -229,7 +251,8 @@ impl Session {
             self.memory.on_disk = false;
         }
         if self.expiry_s > 0 || self.memory.on_disk {
-            // With expiry 0 it says that what is there ends with this connection, should the process not live to forget it.
+            // With expiry 0 it says that what is there ends with this connection, should the process not live to
+            // forget it.
             changes.push(IdChange::Keep(self.expiry_s));
             self.memory.on_disk = true;
         }
@@ -263,7 +286,7 @@ impl Session {
         while matches!(self.state, State::Open) {
             match codec::decode(self.version, &mut self.input, self.terms.max_packet_bytes) {
                 Ok(Some(packet)) => {
-                    self.heard = now.instant;
+                    self.hear(now);
                     self.packet(packet, now);
                 }
                 Ok(None) => break,
@@ -277,6 +300,11 @@ impl Session {
         if self.expiry_s == 0 && !self.memory.on_disk {
             self.batch.changes.clear();
         }
+    }
+
+    fn hear(&mut self, now: Now) {
+        self.heard = now.instant;
+        self.since_heard = 0;
     }
 
     fn packet(&mut self, packet: Packet, now: Now) {
@@ -344,8 +372,8 @@ impl Session {
         self.half_way = self.half_way.saturating_add(self.memory.unreleased.len().saturating_sub(before));
     }
 
-    /// At least so many messages of this connection are in flight. QoS 1 alone and QoS 2 alone are counted exactly; of a mixture at
-    /// least the half.
+    /// At least so many messages of this connection are in flight. QoS 1 alone and QoS 2 alone are counted exactly; of
+    /// a mixture at least the half.
     fn in_flight(&self) -> u64 {
         self.unanswered.max(u64::try_from(self.half_way).unwrap_or(u64::MAX))
     }

@@ -114,6 +114,12 @@ impl Gateway {
         self
     }
 
+    /// Another Kafka from the next start on.
+    pub fn kafka_at(&mut self, brokers: &str) -> &mut Self {
+        self.tables.kafka = format!("brokers = [\"{brokers}\"]\ndelivery = \"at-least-once\"\n");
+        self
+    }
+
     /// Lines of `[kafka.options]`.
     pub fn kafka_options(&mut self, lines: &str) -> &mut Self {
         self.tables.options.push_str(lines);
@@ -164,12 +170,14 @@ impl Gateway {
         for (name, tables) in
             [("mqtt", &self.tables.mqtt), ("listen", &self.tables.listen), ("route", &self.tables.routes)]
         {
-            tables.iter().for_each(|table| text.push_str(&format!("[[{name}]]\n{table}\n")));
+            for table in tables {
+                text.extend(["[[", name, "]]\n", table, "\n"]);
+            }
         }
         for (name, lines) in
             [("buffer", &self.tables.buffer), ("kafka", &self.tables.kafka), ("kafka.options", &self.tables.options)]
         {
-            text.push_str(&format!("[{name}]\n{lines}\n"));
+            text.extend(["[", name, "]\n", lines, "\n"]);
         }
         text
     }
@@ -214,18 +222,6 @@ impl Gateway {
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
-    /// One number of `status --json`, at top level.
-    pub fn book(&self, key: &str) -> Outcome<u64> {
-        let status = self.status()?;
-        let value = status.get(key).and_then(serde_json::Value::as_u64);
-        value.ok_or_else(|| Trouble::new(format!("status has no number {key}: {status}")))
-    }
-
-    /// Waits until the books say that nothing is held.
-    pub fn wait_drained(&self) -> Outcome<()> {
-        wait_until("an empty buffer", PATIENCE * 2, || self.book("held").is_ok_and(|held| held == 0))
-    }
-
     fn config_file(&self) -> PathBuf {
         self.path().join("tidegate.toml")
     }
@@ -268,10 +264,47 @@ impl Agent {
 
     /// A sample of `/metrics` by its name and, if any, labels as they stand there.
     pub fn metric(&self, name: &str) -> Outcome<f64> {
-        let text = self.get("/metrics")?.body;
+        // A sample without labels may be written with empty braces.
+        let text = self.get("/metrics")?.body.replace("{}", "");
         let value =
             text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.split(' ').next()?.parse().ok());
         value.ok_or_else(|| Trouble::new(format!("no {name} in:\n{text}")))
+    }
+
+    /// `/status`, of which `tidegate status --json` is a copy.
+    pub fn status(&self) -> Outcome<serde_json::Value> {
+        Ok(serde_json::from_str(&self.get("/status")?.body)?)
+    }
+
+    /// One number of the books: `received`, `delivered`, `dead_lettered`, `dropped`, `purged`, `held`.
+    pub fn book(&self, key: &str) -> Outcome<u64> {
+        let status = self.status()?;
+        let value = status.get(key).and_then(serde_json::Value::as_u64);
+        value.ok_or_else(|| Trouble::new(format!("status has no number {key}: {status}")))
+    }
+
+    /// Waits until that number of the books is that.
+    pub fn wait_book(&self, key: &str, wanted: u64) -> Outcome<()> {
+        let mut last = None;
+        wait_until("the books", PATIENCE * 2, || {
+            last = self.book(key).ok();
+            last == Some(wanted)
+        })
+        .map_err(|_in_vain| Trouble::new(format!("{key} is {last:?} and not {wanted}; log:\n{}", self.log())))
+    }
+
+    /// Kafka topics that are parked now.
+    pub fn parked(&self) -> Outcome<Vec<String>> {
+        let status = self.status()?;
+        let parked = status.pointer("/kafka/parked").and_then(serde_json::Value::as_array).cloned().unwrap_or_default();
+        Ok(parked.iter().filter_map(|topic| Some(topic.get("topic")?.as_str()?.to_owned())).collect())
+    }
+
+    /// Waits until so many filters were granted in this life and the ones before.
+    pub fn wait_subscribed(&self, count: usize) -> Outcome<()> {
+        let granted = || self.log().lines().filter(|line| line.contains("\"subscribed\"")).count();
+        wait_until("subscriptions", PATIENCE, || granted() >= count)
+            .map_err(|error| Trouble::new(format!("{error:?}; log:\n{}", self.log())))
     }
 
     /// kill -9.

@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::publisher::{Log, Plan};
 use super::reader::Record;
+use super::{Trouble, Verdict};
 
 /// The result. Numbers first, examples for people.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -65,21 +66,21 @@ impl Books {
     }
 
     /// Nothing lost, invented, misdirected or out of order; every repeat bears the id of what it repeats.
-    pub fn at_least_once(&self) -> Result<(), String> {
+    pub fn at_least_once(&self) -> Verdict {
         let faults = self.lost + self.foreign + self.out_of_order + self.bad_ids + self.misdirected;
-        if faults == 0 { Ok(()) } else { Err(self.to_string()) }
+        if faults == 0 { Ok(()) } else { Err(Trouble(self.to_string())) }
     }
 
     /// Besides, no reading was taken twice: what QoS 2 promises for the MQTT hop.
-    pub fn once_into_the_buffer(&self) -> Result<(), String> {
+    pub fn once_into_the_buffer(&self) -> Verdict {
         self.at_least_once()?;
-        if self.taken_twice == 0 { Ok(()) } else { Err(self.to_string()) }
+        if self.taken_twice == 0 { Ok(()) } else { Err(Trouble(self.to_string())) }
     }
 
     /// Besides, Kafka holds every reading once: what a run without trouble leaves.
-    pub fn exactly_once(&self) -> Result<(), String> {
+    pub fn exactly_once(&self) -> Verdict {
         self.once_into_the_buffer()?;
-        if self.recognised == 0 && self.holes == 0 { Ok(()) } else { Err(self.to_string()) }
+        if self.recognised == 0 && self.holes == 0 { Ok(()) } else { Err(Trouble(self.to_string())) }
     }
 
     fn enter(&mut self, logs: &HashMap<&str, &Log>, record: &Record, seen: &mut Seen) {

@@ -117,7 +117,7 @@ impl Connection {
     /// More bytes from the socket; false when none came in time.
     fn fill(&mut self, limit: Duration) -> Outcome<bool> {
         self.stream.set_read_timeout(Some(limit.max(Duration::from_millis(1))))?;
-        let mut bytes = [0; 64 * 1024];
+        let mut bytes = [0; 16 * 1024];
         match self.stream.read(&mut bytes) {
             Ok(0) => Err(Closed("end of stream".into()).into()),
             Ok(count) => {

@@ -4,6 +4,7 @@
 //! broker starts its own. Besides its main listener the broker has a few whose advertised address is that of a proxy:
 //! a client that begins there stays behind that proxy ([`Lease`]), so that each test can have its own outage.
 
+use std::fmt::Write;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -55,9 +56,9 @@ impl Kafka {
         for link in 0..links {
             let behind = free_port()?;
             let front = TcpListener::bind(("127.0.0.1", free_port()?))?;
-            listeners.push_str(&format!(",LINK{link}://127.0.0.1:{behind}"));
-            advertised.push_str(&format!(",LINK{link}://{}", front.local_addr()?));
-            protocols.push_str(&format!(",LINK{link}:PLAINTEXT"));
+            write!(listeners, ",LINK{link}://127.0.0.1:{behind}")?;
+            write!(advertised, ",LINK{link}://{}", front.local_addr()?)?;
+            write!(protocols, ",LINK{link}:PLAINTEXT")?;
             proxies.push(Proxy::on(front, behind)?);
         }
         let data = folder.path().join("data");
@@ -86,19 +87,18 @@ impl Kafka {
 
     /// A link of one's own; waits until one is free.
     pub fn lease(&self) -> Outcome<Lease<'_>> {
-        let poisoned = || Trouble::new("a test panicked in lease()");
-        let mut free = self.free.lock().map_err(|_| poisoned())?;
+        let mut free = self.free.lock()?;
         loop {
             if let Some(index) = free.pop() {
                 return Ok(Lease { kafka: self, index });
             }
-            free = self.freed.wait(free).map_err(|_| poisoned())?;
+            free = self.freed.wait(free)?;
         }
     }
 
     /// kill -9.
     pub fn kill(&self) -> Outcome<()> {
-        let mut process = self.process.lock().map_err(|_| Trouble::new("poisoned"))?;
+        let mut process = self.process.lock()?;
         *process = None;
         Ok(())
     }
@@ -111,7 +111,7 @@ impl Kafka {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("log"))?;
         command.stdout(log.try_clone()?).stderr(log);
         let process = Process::start("kafka", command)?;
-        *self.process.lock().map_err(|_| Trouble::new("poisoned"))? = Some(process);
+        *self.process.lock()? = Some(process);
         let answers = || Reader::probe(&self.brokers(), Duration::from_secs(1)).is_ok();
         wait_until("Kafka to answer", START_LIMIT, answers).map_err(|error| self.with_log(&error))
     }

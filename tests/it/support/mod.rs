@@ -14,6 +14,7 @@ pub mod proxy; // a link that can be cut
 pub mod publisher; // a sensor that remembers what was acknowledged
 pub mod reader; // what Kafka holds
 pub mod scripted; // a broker that does what mosquitto will not do on demand
+pub mod settle; // waits for the end and closes the books
 pub mod wire; // MQTT packets, independent of the agent's codec
 
 use std::fmt;
@@ -24,6 +25,10 @@ pub struct Trouble(pub String);
 
 /// The usual answer.
 pub type Outcome<T> = Result<T, Trouble>;
+
+/// What a scenario found, once it could be run: `Outcome<Verdict>` tells a promise that is broken from a test that is.
+/// A planted bug must change the verdict and not the outcome.
+pub type Verdict = Result<(), Trouble>;
 
 impl Trouble {
     /// From anything that prints.

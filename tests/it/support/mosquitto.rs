@@ -17,6 +17,9 @@ pub struct Mosquitto {
     process: Mutex<Option<Process>>,
 }
 
+/// For `[[mqtt]]` tables of tests that judge the order of a backlog: in MQTT 5 the client's window counts.
+pub const WIDE: &str = "receive_maximum = 65535\n";
+
 /// The one that tests share which do not restart it.
 pub fn shared() -> Outcome<&'static Mosquitto> {
     static SHARED: LazyLock<Outcome<Mosquitto>> = LazyLock::new(|| Mosquitto::start(""));
@@ -34,6 +37,10 @@ impl Mosquitto {
         }
         // Queues must hold what a killed relay leaves behind.
         conf.push_str("max_queued_messages 0\nset_tcp_nodelay true\nuser root\n");
+        // mosquitto 2.0.11 mixes up the order of one topic as soon as a subscriber's window is full (1,595 of 4,000
+        // readings with the default of 20, an ordinary subscriber, no Tidegate). Without a window in MQTT 3.1.1, and
+        // with WIDE in MQTT 5, the tests see what the relay does and not what mosquitto does.
+        conf.push_str("max_inflight_messages 0\n");
         writeln!(conf, "persistence true\npersistence_location {}/", folder.path().display())?;
         conf.push_str(settings);
         std::fs::write(folder.path().join("mosquitto.conf"), conf)?;
@@ -59,7 +66,7 @@ impl Mosquitto {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("log"))?;
         command.stdout(log.try_clone()?).stderr(log);
         let process = Process::start("mosquitto", command)?;
-        *self.process.lock().map_err(|_| Trouble::new("poisoned"))? = Some(process);
+        *self.process.lock()? = Some(process);
         let address = self.address();
         // With credentials asked for, the refusal is an answer as well.
         wait_until("mosquitto to answer", PATIENCE, || Connection::dial(address, Version::V5).is_ok())
@@ -67,7 +74,7 @@ impl Mosquitto {
 
     /// SIGTERM: it saves its sessions.
     pub fn stop(&self) -> Outcome<()> {
-        let process = self.process.lock().map_err(|_| Trouble::new("poisoned"))?.take();
+        let process = self.process.lock()?.take();
         if let Some(mut process) = process {
             process.signal("TERM")?;
             process.wait(PATIENCE)?;
@@ -77,7 +84,7 @@ impl Mosquitto {
 
     /// kill -9, and nothing of what it knew is left: sessions and queues are gone.
     pub fn lose_everything(&self) -> Outcome<()> {
-        self.process.lock().map_err(|_| Trouble::new("poisoned"))?.take();
+        self.process.lock()?.take();
         let saved = self.folder.path().join("mosquitto.db");
         if saved.exists() { Ok(std::fs::remove_file(saved)?) } else { Ok(()) }
     }

@@ -99,8 +99,8 @@ fn spawn(command: Command) -> std::io::Result<Child> {
     });
     let gone = || std::io::Error::other("the thread that starts processes is gone");
     let (answer, child) = channel();
-    NURSERY.lock().map_err(|_| gone())?.send((command, answer)).map_err(|_| gone())?;
-    child.recv().map_err(|_| gone())?
+    NURSERY.lock().map_err(|_no_thread| gone())?.send((command, answer)).map_err(|_no_thread| gone())?;
+    child.recv().map_err(|_no_thread| gone())?
 }
 
 /// A folder of one test, removed when dropped.

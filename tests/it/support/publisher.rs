@@ -208,7 +208,7 @@ impl Publisher {
     /// Leaves at once.
     pub fn leave(self) -> Outcome<Log> {
         self.orders.leave.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| Trouble::new("the publisher panicked"))
+        self.thread.join().map_err(|_panic| Trouble::new("the publisher panicked"))
     }
 }
 

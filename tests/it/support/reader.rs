@@ -104,7 +104,7 @@ impl Reader {
             if Instant::now() > limit {
                 return trouble!("Kafka did not hand out what it holds: {:?} of {ends:?}", self.next);
             }
-            self.poll(Duration::from_millis(100))?;
+            self.poll(Duration::from_millis(100));
         }
         Ok(&self.records)
     }
@@ -122,11 +122,11 @@ impl Reader {
                 return trouble!("waited {limit:?} in vain for: {what} ({} records came)", self.records.len());
             }
             let before = self.records.len();
-            self.poll(Duration::from_millis(50))?;
+            self.poll(Duration::from_millis(50));
             // Questions cost time: many records are read before the next one.
             while self.records.len() > before && self.records.len() < before + 5_000 {
                 let count = self.records.len();
-                self.poll(Duration::ZERO)?;
+                self.poll(Duration::ZERO);
                 if self.records.len() == count {
                     break;
                 }
@@ -145,7 +145,7 @@ impl Reader {
         &self.records
     }
 
-    fn poll(&mut self, limit: Duration) -> Outcome<()> {
+    fn poll(&mut self, limit: Duration) {
         match self.consumer.poll(limit) {
             None => {}
             Some(Ok(message)) => {
@@ -156,7 +156,6 @@ impl Reader {
             // The broker is being restarted, or the like: the limits of the callers decide.
             Some(Err(_)) => std::thread::sleep(Duration::from_millis(20)),
         }
-        Ok(())
     }
 }
 
@@ -234,7 +233,7 @@ pub fn produce(brokers: &str, topic: &str, records: &[(&[u8], &[u8])]) -> Outcom
         producer.send(BaseRecord::to(topic).key(*key).payload(*payload)).map_err(|(error, _)| error)?;
     }
     producer.flush(PATIENCE)?;
-    let reports = producer.context().0.lock().map_err(|_| Trouble::new("poisoned"))?;
+    let reports = producer.context().0.lock()?;
     match reports.iter().find_map(|report| report.as_ref().err()) {
         Some(error) => trouble!("{topic}: {error}"),
         None if reports.len() == records.len() => Ok(()),

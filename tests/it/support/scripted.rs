@@ -129,9 +129,20 @@ impl Peer {
         self.link.send(&Packet::PubRel { id, reason: 0 })
     }
 
-    /// Waits for the PUBACK, PUBREC or PUBCOMP of this id.
+    /// Waits for the PUBACK, PUBREC or PUBCOMP of this id. A SUBSCRIBE on the way is granted: an agent may ask again
+    /// for what it has.
     pub fn expect_answer(&mut self, wanted: &Packet) -> Outcome<()> {
-        self.link.expect(&format!("{wanted:?}"), |packet| same_answer(packet, wanted)).map(|_| ())
+        loop {
+            let of_interest =
+                |packet: &Packet| same_answer(packet, wanted) || matches!(packet, Packet::Subscribe { .. });
+            match self.link.expect(&format!("{wanted:?}"), of_interest)? {
+                Packet::Subscribe { id, filters } => {
+                    let codes = filters.iter().map(|(_, options)| options & 3).collect();
+                    self.link.send(&Packet::SubAck { id, codes })?;
+                }
+                _ => return Ok(()),
+            }
+        }
     }
 
     /// PUBACK, PUBREC, PUBREL and PUBCOMP that come within this time; pings are answered.

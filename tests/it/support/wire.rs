@@ -130,7 +130,9 @@ impl Packet {
             Self::Unsubscribe { id, filters } => {
                 let mut body = id.to_be_bytes().to_vec();
                 write_properties(&[], version, &mut body);
-                filters.iter().for_each(|filter| write_bytes(filter.as_bytes(), &mut body));
+                for filter in filters {
+                    write_bytes(filter.as_bytes(), &mut body);
+                }
                 write_frame(0xa2, &body, out);
             }
             Self::SubAck { id, codes } => {

@@ -1,12 +1,12 @@
 //! Who may connect: a password file as `mosquitto_passwd` writes it.
 //!
 //! One line a user, `name:hash`; empty lines and lines that begin with `#` are skipped; anything else is an error that
-//! names file and line. The file is read when the listener starts, and again at the first CONNECT after it changed. A file that
-//! cannot be read then leaves the users as they were, and is reported.
+//! names file and line. The file is read when the listener starts, and again at the first CONNECT after it changed. A
+//! file that cannot be read then leaves the users as they were, and is reported.
 //!
-//! A check may take tens of milliseconds (that is the point of these hashes), so it runs on tokio's blocking pool,
-//! **one at a time**: a crowd of wrong passwords costs one core and the memory of one check, and cannot stop the
-//! readings of those who are in. An unknown name costs the check of a real line, so that names cannot be found by
+//! A check may take tens of milliseconds (that is the point of these hashes), so one thread owns the file and does the
+//! checks, **one at a time**: a crowd of wrong passwords costs one core and the memory of one check, and cannot stop
+//! the readings of those who are in. An unknown name costs the check of a real line, so that names cannot be found by
 //! measuring time.
 
 mod hash;
@@ -18,39 +18,61 @@ use std::fs::{self, File, Metadata};
 use std::hash::BuildHasher;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use tokio::sync::Mutex;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task;
 
 use self::hash::Stored;
-use super::limits::MAX_USERS_FILE_BYTES;
+use super::limits::{CHECKS, MAX_USERS_FILE_BYTES};
 
-/// The users of one listener. Cheap to clone; all clones wait for the same one check at a time.
+/// Where connections ask. The thread ends when the last one of these is dropped.
 #[derive(Debug, Clone)]
-pub(super) struct Users(Arc<Mutex<UsersFile>>);
+pub(super) struct Users {
+    checks: mpsc::Sender<Check>,
+}
+
+#[derive(Debug)]
+struct Check {
+    name: String,
+    password: Bytes,
+    answer: oneshot::Sender<bool>,
+}
 
 impl Users {
-    /// Reads the file.
-    ///
-    /// # Errors
-    /// When it cannot be read, or a line of it is wrong.
-    pub(super) fn open(path: &Path) -> Result<Self, UsersError> {
-        UsersFile::open(path).map(|file| Self(Arc::new(Mutex::new(file))))
+    /// Starts the thread that owns the file; must be called within a runtime.
+    pub(super) fn ask(mut file: UsersFile) -> Self {
+        let (checks, mut asked) = mpsc::channel::<Check>(CHECKS);
+        task::spawn_blocking(move || {
+            while let Some(Check { name, password, answer }) = asked.blocking_recv() {
+                // Whoever does not wait any more costs nothing.
+                if answer.is_closed() {
+                    continue;
+                }
+                file.refresh();
+                if answer.send(file.verify(&name, &password)).is_err() {
+                    tracing::trace!("a client did not wait for the check of its password");
+                }
+            }
+        });
+        Self { checks }
     }
 
-    /// May this client in? Reads the file again when it changed.
+    /// May this client in?
     pub(super) async fn admit(&self, name: String, password: Bytes) -> bool {
-        let mut file = Arc::clone(&self.0).lock_owned().await;
-        let check = task::spawn_blocking(move || {
-            file.refresh();
-            file.verify(&name, &password)
-        });
-        // The blocking pool gives no answer only when the runtime goes down: then nobody comes in any more.
-        check.await.unwrap_or(false)
+        let (answer, answered) = oneshot::channel();
+        // The thread is gone only when the runtime goes down: then nobody comes in any more.
+        self.checks.send(Check { name, password, answer }).await.is_ok() && answered.await.unwrap_or(false)
     }
+}
+
+/// Could a listener use this file? For the check of the configuration.
+///
+/// # Errors
+/// When it cannot be read, or a line of it is wrong.
+pub fn check_users_file(path: &Path) -> Result<(), UsersError> {
+    UsersFile::open(path).map(drop)
 }
 
 /// The password file cannot be used.
@@ -76,8 +98,9 @@ pub enum UsersError {
     },
 }
 
+/// The file as it was read.
 #[derive(Debug)]
-struct UsersFile {
+pub(super) struct UsersFile {
     path: PathBuf,
     /// What the file looked like when it was read last, well or not.
     stamp: Option<Stamp>,
@@ -102,7 +125,11 @@ impl From<&Metadata> for Stamp {
 }
 
 impl UsersFile {
-    fn open(path: &Path) -> Result<Self, UsersError> {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When it cannot be read, or a line of it is wrong.
+    pub(super) fn open(path: &Path) -> Result<Self, UsersError> {
         let mut file = Self {
             path: path.to_owned(),
             stamp: None,
@@ -124,7 +151,7 @@ impl UsersFile {
             Ok(()) => tracing::info!(file = %self.path.display(), users = self.users.len(), "users_file read again"),
             Err(error) => {
                 self.stamp = now;
-                tracing::error!(%error, "users_file changed and cannot be used: the users stay as they were before; correct the file");
+                tracing::error!(%error, "users_file changed and cannot be used: correct it; until then the users are the old ones");
             }
         }
     }
@@ -264,9 +291,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn checks_run_off_the_runtime_thread() {
+    async fn connections_ask_and_are_answered() {
         let (_folder, path) = file(BOB);
-        let users = Users::open(&path).unwrap();
+        let users = Users::ask(UsersFile::open(&path).unwrap());
         assert!(users.admit("bob".to_owned(), Bytes::from_static(b"hunter2")).await);
         assert!(!users.admit("bob".to_owned(), Bytes::from_static(b"hunter3")).await);
     }

@@ -1,0 +1,161 @@
+//! The first packet: what is let in, and what is told to the rest.
+
+use bytes::Bytes;
+
+use super::super::end::{End, Kind};
+use super::super::handshake::{Handshake, Progress};
+use super::super::limits::{MAX_CLIENT_ID_BYTES, MAX_CONNECT_BYTES};
+use super::super::terms::Terms;
+use super::client::{Connect, V5, V311, connect, packet, packets, pingreq, publish};
+use super::{admitted, terms};
+use crate::config::MqttVersion;
+use crate::ingest::codec::Packet;
+
+fn refused(bytes: &[u8], terms: &Terms) -> (Bytes, End) {
+    match Handshake::new().received(bytes, terms) {
+        Progress::Refuse(answer, end) => (answer, end),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The code of the CONNACK that a CONNECT gets.
+fn code(version: MqttVersion, connect: &Connect, terms: &Terms) -> u8 {
+    let (answer, end) = refused(&connect.bytes(), terms);
+    assert_eq!(end.kind, Kind::Refused);
+    match &packets(version, &answer)[..] {
+        [Packet::ConnAck(ack)] => ack.reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_connect_cut_anywhere_is_the_same_connect() {
+    for version in [V311, V5] {
+        let bytes = [connect(version, "press").with_will(0).bytes(), pingreq()].concat();
+        let whole = bytes.len() - 2;
+        for cut in 1..whole {
+            let mut handshake = Handshake::new();
+            assert!(matches!(handshake.received(&bytes[..cut], &terms()), Progress::ReadOn), "cut at {cut}");
+            match handshake.received(&bytes[cut..], &terms()) {
+                Progress::Admit(admission) => {
+                    assert_eq!(&*admission.client, "press");
+                    assert_eq!(&admission.input[..], [0xc0, 0], "what came behind CONNECT is kept");
+                }
+                other => panic!("cut at {cut}: {other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn other_versions_are_told_which_ones_are_spoken() {
+    let old = Connect { level: 3, name: "MQIsdp", ..connect(V311, "press") };
+    assert_eq!(code(V311, &old, &terms()), 1);
+    let future = Connect { level: 6, ..connect(V311, "press") };
+    assert_eq!(code(V5, &future, &terms()), 0x84);
+}
+
+#[test]
+fn what_is_no_connect_gets_no_answer() {
+    for bytes in [b"GET / HTTP/1.1\r\n".to_vec(), publish(V311, 0, false, 0, "x"), pingreq(), vec![0x16, 3, 1, 2, 0]] {
+        let (answer, end) = refused(&bytes, &terms());
+        assert!(answer.is_empty(), "{bytes:?}");
+        assert_eq!(end.kind, Kind::Refused);
+    }
+}
+
+#[test]
+fn a_connect_that_is_too_large_is_refused_before_it_arrives() {
+    let first_bytes = [0x10, 0xff, 0xff, 0xff, 0x7f, 0, 4, b'M', b'Q', b'T', b'T', 5];
+    let (answer, _) = refused(&first_bytes, &Terms { max_packet_bytes: 1 << 28, ..terms() });
+    assert_eq!(packets(V5, &answer).len(), 1, "an MQTT 5 client is told");
+    let just_above = usize::try_from(MAX_CONNECT_BYTES).unwrap();
+    refused(&packet(0x10, &vec![0; just_above]), &Terms { max_packet_bytes: 1 << 28, ..terms() });
+}
+
+#[test]
+fn client_ids_are_bounded_and_free_of_control_characters() {
+    for (version, wanted) in [(V311, 2), (V5, 0x85)] {
+        for id in ["a\u{1}b".to_owned(), "a\nb".to_owned(), "x".repeat(MAX_CLIENT_ID_BYTES + 1)] {
+            assert_eq!(code(version, &connect(version, &id), &terms()), wanted, "{id:?}");
+        }
+        admitted(&connect(version, &"x".repeat(MAX_CLIENT_ID_BYTES)), &terms());
+        admitted(&connect(version, "press 7/ä:#+"), &terms());
+    }
+}
+
+#[test]
+fn an_empty_client_id_is_given_one_unless_it_is_to_be_remembered_on_3_1_1() {
+    assert_eq!(code(V311, &connect(V311, "").kept(), &terms()), 2);
+    let unnamed = admitted(&connect(V311, ""), &terms());
+    assert!(!unnamed.client.is_empty());
+    let one = admitted(&connect(V5, "").kept(), &terms());
+    let two = admitted(&connect(V5, "").kept(), &terms());
+    assert_ne!(one.client, two.client);
+    assert_eq!(one.grants.assigned_client_id.as_deref(), Some(&*one.client));
+    assert_eq!(admitted(&connect(V5, "press"), &terms()).grants.assigned_client_id, None);
+}
+
+#[test]
+fn credentials_are_asked_for_only_with_a_users_file() {
+    let strict = Terms { credentials: true, ..terms() };
+    for (version, wanted) in [(V311, 5), (V5, 0x87)] {
+        let anonymous = connect(version, "press");
+        assert_eq!(code(version, &anonymous, &strict), wanted);
+        let named = Connect { username: Some("bob"), password: Some(b"\xff\x00x"), ..anonymous };
+        let admission = admitted(&named, &strict);
+        assert_eq!(admission.credentials, Some(("bob".to_owned(), Bytes::from_static(b"\xff\x00x"))));
+        assert_eq!(admitted(&named, &terms()).credentials, None);
+        let without_password = Connect { password: None, ..named };
+        assert_eq!(admitted(&without_password, &strict).credentials, Some(("bob".to_owned(), Bytes::new())));
+    }
+}
+
+#[test]
+fn an_authentication_method_is_refused() {
+    let mut asking = connect(V5, "press");
+    asking.properties = b"\x15\x00\x05SCRAM".to_vec();
+    assert_eq!(code(V5, &asking, &terms()), 0x8c);
+}
+
+#[test]
+fn a_will_for_a_topic_of_the_server_or_with_a_wildcard_is_refused() {
+    for (version, server, wildcard) in [(V311, Some(5), None), (V5, Some(0x87), Some(0x90))] {
+        for (topic, wanted) in [("$SYS/x", server), ("a/+", wildcard)] {
+            let mut bad = connect(version, "press").with_will(0);
+            bad.will.as_mut().unwrap().topic = topic;
+            let (answer, _) = refused(&bad.bytes(), &terms());
+            let told = packets(version, &answer).first().map(|packet| match packet {
+                Packet::ConnAck(ack) => ack.reason,
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(told, wanted, "{topic}");
+        }
+    }
+}
+
+#[test]
+fn expiry_and_keepalive_are_capped_and_mqtt_5_is_told() {
+    let long = Connect { keepalive: 3600, expiry: Some(u32::MAX), ..connect(V5, "press").kept() };
+    let long = admitted(&Connect { expiry: Some(u32::MAX), ..long }, &terms());
+    assert_eq!((long.expiry_s, long.grants.session_expiry_s), (86_400, Some(86_400)));
+    assert_eq!((long.keepalive_s, long.grants.server_keepalive_s), (600, Some(600)));
+    let none = admitted(&Connect { keepalive: 0, ..connect(V5, "press") }, &terms());
+    assert_eq!((none.keepalive_s, none.grants.server_keepalive_s), (600, Some(600)));
+    let modest = admitted(&Connect { keepalive: 30, expiry: Some(60), ..connect(V5, "press") }, &terms());
+    assert_eq!((modest.expiry_s, modest.grants.session_expiry_s), (60, None));
+    assert_eq!((modest.keepalive_s, modest.grants.server_keepalive_s), (30, None));
+    let untold = admitted(&Connect { keepalive: 3600, ..connect(V311, "press") }, &terms());
+    assert_eq!(untold.keepalive_s, 3600, "a client of 3.1.1 cannot be told, so it keeps its own");
+    assert_eq!(admitted(&Connect { keepalive: 0, ..connect(V311, "press") }, &terms()).keepalive_s, 600);
+}
+
+#[test]
+fn a_session_of_3_1_1_is_kept_when_it_is_not_clean() {
+    let clean = admitted(&connect(V311, "press"), &terms());
+    assert_eq!((clean.resume, clean.expiry_s), (false, 0));
+    let kept = admitted(&connect(V311, "press").kept(), &terms());
+    assert_eq!((kept.resume, kept.expiry_s), (true, 86_400));
+    let no_expiry = admitted(&Connect { clean: false, ..connect(V5, "press") }, &terms());
+    assert_eq!((no_expiry.resume, no_expiry.expiry_s), (true, 0));
+}

@@ -1,0 +1,168 @@
+//! The protocol of the listener, fed with bytes and time: no socket, no clock, no buffer.
+
+mod client;
+mod handshake;
+mod registry;
+mod session;
+mod tcp;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use self::client::{Connect, packets};
+use super::end::End;
+use super::handshake::{Admission, Handshake, Progress};
+use super::memory::Memory;
+use super::registry::{Lent, Now};
+use super::session::{Last, Session};
+use super::terms::Terms;
+use crate::buffer::IdChange;
+use crate::config::MqttVersion;
+use crate::event::Event;
+use crate::ingest::codec::{Packet, Will};
+use crate::ingest::receipt::Receipts;
+use crate::ingest::topics::Topics;
+
+const MAX_PACKET: u32 = 4000;
+const RECEIVE_MAXIMUM: u16 = 4;
+
+fn terms() -> Terms {
+    Terms {
+        credentials: false,
+        max_packet_bytes: MAX_PACKET,
+        receive_maximum: RECEIVE_MAXIMUM,
+        max_keepalive_s: 600,
+        max_session_expiry_s: 86_400,
+    }
+}
+
+fn admitted(connect: &Connect, terms: &Terms) -> Admission {
+    match Handshake::new().received(&connect.bytes(), terms) {
+        Progress::Admit(admission) => *admission,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A client's session with a disk of its own, and the bytes that left it.
+struct Bench {
+    session: Session,
+    version: MqttVersion,
+    now: Now,
+    /// Packet ids as the buffer would hold them; `None`: it knows no such session.
+    disk: Option<BTreeSet<u16>>,
+    expiry_s: u32,
+    events: Vec<Event>,
+}
+
+impl Bench {
+    /// CONNECT was accepted; nothing is durable yet.
+    fn enter(connect: &Connect, lent: Lent) -> Self {
+        let terms = terms();
+        let admission = admitted(connect, &terms);
+        let version = admission.version;
+        let now = Now { instant: Instant::now(), unix_ms: 1_800_000_000_000 };
+        let disk = lent.memory.on_disk.then(BTreeSet::new);
+        let session = Session::enter(admission, lent, Arc::new(terms), Topics::unrouted(), now);
+        Self { session, version, now, disk, expiry_s: 0, events: Vec::new() }
+    }
+
+    /// Connected with a new session, CONNACK taken.
+    fn open(connect: &Connect) -> Self {
+        let mut bench = Self::enter(connect, nothing());
+        bench.commit();
+        let said = bench.said();
+        assert!(matches!(said[..], [Packet::ConnAck(_)]), "{said:?}");
+        bench
+    }
+
+    fn feed(&mut self, bytes: &[u8]) {
+        self.session.received(bytes, self.now);
+    }
+
+    /// Hands what was read to the buffer; it is not committed yet.
+    fn store(&mut self) -> Receipts {
+        let batch = std::mem::take(&mut self.session.batch);
+        self.write(&batch.changes);
+        self.events.extend(batch.events);
+        batch.receipts
+    }
+
+    /// Stores and commits.
+    fn commit(&mut self) {
+        let receipts = self.store();
+        self.session.durable_unproven(receipts, self.now);
+    }
+
+    /// Everything said since the last call.
+    fn said(&mut self) -> Vec<Packet> {
+        packets(self.version, &self.session.output.split())
+    }
+
+    fn ended(&mut self) -> Last {
+        assert!(self.session.is_over(), "the session goes on");
+        self.last()
+    }
+
+    /// Ends it from outside.
+    fn finish(&mut self, end: End) -> Last {
+        self.session.finish(end);
+        self.last()
+    }
+
+    fn last(&mut self) -> Last {
+        self.store();
+        let admission = admitted(&client::connect(self.version, "unused"), &terms());
+        let unused = Session::enter(admission, nothing(), Arc::new(terms()), Topics::unrouted(), self.now);
+        let mut last = std::mem::replace(&mut self.session, unused).into_last(self.now);
+        let batch = std::mem::take(&mut last.batch);
+        self.write(&batch.changes);
+        self.events.extend(batch.events);
+        last
+    }
+
+    fn payloads(&self) -> Vec<String> {
+        self.events.iter().map(|event| String::from_utf8_lossy(&event.payload).into_owned()).collect()
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        self.now.instant += Duration::from_secs(seconds);
+        self.session.timed_out(self.now.instant);
+    }
+
+    fn write(&mut self, changes: &[IdChange]) {
+        for change in changes {
+            match *change {
+                IdChange::Add(id) => assert!(self.disk.get_or_insert_default().insert(id), "{id} added twice"),
+                IdChange::Remove(id) => {
+                    assert!(self.disk.get_or_insert_default().remove(&id), "{id} removed, but not there");
+                }
+                IdChange::Keep(expiry_s) => {
+                    self.disk.get_or_insert_default();
+                    self.expiry_s = expiry_s;
+                }
+                IdChange::Forget => self.disk = None,
+            }
+        }
+    }
+}
+
+fn nothing() -> Lent {
+    Lent { memory: Memory::default(), present: false, overdue: None }
+}
+
+fn kept(ids: &[u16]) -> Lent {
+    let memory = Memory::stored(ids.iter().copied().collect()).resumed();
+    Lent { memory, present: true, overdue: None }
+}
+
+fn will(topic: &str) -> Will {
+    Will {
+        topic: topic.to_owned(),
+        payload: "offline".into(),
+        qos: crate::event::Qos::AtLeastOnce,
+        retain: false,
+        delay_s: 0,
+        properties: None,
+    }
+}

@@ -1,0 +1,297 @@
+//! Sessions on loan: take-over, expiry, bounds and waiting wills.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::super::limits::{EARLIEST_SANE_MS, MAX_SESSIONS_AWAY, MAX_WILL_DELAY};
+use super::super::memory::Memory;
+use super::super::registry::{Answer, Claim, ConnectionId, Departure, Entry, Now, Registry};
+use super::will;
+use crate::buffer::{IdChange, StoredSession};
+use crate::ingest::codec::Will;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+struct Desk {
+    registry: Registry,
+    now: Now,
+    connections: ConnectionId,
+}
+
+impl Desk {
+    fn new() -> Self {
+        Self::with(HashMap::new())
+    }
+
+    fn with(stored: HashMap<Arc<str>, StoredSession>) -> Self {
+        let now = Now { instant: Instant::now(), unix_ms: EARLIEST_SANE_MS + 1_000_000_000 };
+        Self { registry: Registry::new("floor", 3, stored), now, connections: 0 }
+    }
+
+    fn claim(&mut self, client: &str, resume: bool) -> (ConnectionId, oneshot::Receiver<Answer>) {
+        self.connections += 1;
+        let (answer, answered) = oneshot::channel();
+        let claim = Claim { connection: self.connections, client: client.into(), resume, answer };
+        self.registry.claim(claim, self.now);
+        (self.connections, answered)
+    }
+
+    fn enter(&mut self, client: &str, resume: bool) -> (ConnectionId, Entry) {
+        let (id, mut answered) = self.claim(client, resume);
+        (id, entry(&mut answered))
+    }
+
+    fn depart(
+        &mut self,
+        id: ConnectionId,
+        client: &str,
+        memory: Memory,
+        expiry_s: u32,
+        will: Option<(Will, Duration)>,
+    ) {
+        let departure = Departure { connection: id, client: client.into(), memory, expiry_s, will };
+        let (forgotten, at_once) = self.registry.depart(departure, self.now);
+        assert!(forgotten.is_empty() && at_once.is_none());
+    }
+}
+
+fn entry(answered: &mut oneshot::Receiver<Answer>) -> Entry {
+    match answered.try_recv() {
+        Ok(Answer::Enter(entry)) => *entry,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn with_id(id: u16) -> Memory {
+    Memory::stored(BTreeSet::from([id]))
+}
+
+fn stored(client: &str, expiry_s: u32, used_ms: i64) -> HashMap<Arc<str>, StoredSession> {
+    let session = StoredSession { packet_ids: BTreeSet::from([7]), used_ms, expiry_s };
+    HashMap::from([(format!("listen:floor:{client}").into(), session)])
+}
+
+#[test]
+fn a_session_comes_back_to_its_client_and_to_no_other() {
+    let mut desk = Desk::new();
+    let (id, first) = desk.enter("press", true);
+    assert!(!first.lent.present);
+    desk.depart(id, "press", with_id(7), 60, None);
+    assert!(!desk.enter("drill", true).1.lent.present);
+    let (_, again) = desk.enter("press", true);
+    assert!(again.lent.present && again.lent.memory.unreleased.contains(7));
+}
+
+#[test]
+fn a_clean_start_gets_nothing_of_the_old_session_but_the_duty_to_forget_it() {
+    let mut desk = Desk::with(stored("press", 60, EARLIEST_SANE_MS + 1_000_000_000));
+    let (_, fresh) = desk.enter("press", false);
+    assert!(!fresh.lent.present && fresh.lent.memory.is_idle() && fresh.lent.memory.on_disk);
+}
+
+#[test]
+fn a_session_that_ended_with_its_connection_is_gone() {
+    let mut desk = Desk::new();
+    let (id, _) = desk.enter("press", true);
+    desk.depart(id, "press", with_id(7), 0, None);
+    let (_, fresh) = desk.enter("press", true);
+    assert!(!fresh.lent.present && fresh.lent.memory.is_idle());
+}
+
+#[test]
+fn the_next_connection_enters_with_what_the_old_one_hands_back_and_not_before() {
+    let mut desk = Desk::new();
+    let (old, mut first) = desk.enter("press", true);
+    let (new, mut answered) = desk.claim("press", true);
+    assert!(answered.try_recv().is_err(), "two connections hold one session");
+    assert_eq!(first.displaced.try_recv(), Ok(()));
+    desk.depart(old, "press", with_id(9), 60, None);
+    let second = entry(&mut answered);
+    assert!(second.lent.present && second.lent.memory.unreleased.contains(9));
+    desk.depart(new, "press", with_id(9), 60, None);
+    assert!(desk.enter("press", true).1.lent.present);
+}
+
+#[test]
+fn of_those_who_wait_only_the_last_enters() {
+    let mut desk = Desk::new();
+    let (old, _first) = desk.enter("press", true);
+    let (_, mut second) = desk.claim("press", true);
+    let (_, mut third) = desk.claim("press", true);
+    assert!(matches!(second.try_recv(), Err(oneshot::error::TryRecvError::Closed)));
+    desk.depart(old, "press", Memory::default(), 60, None);
+    entry(&mut third);
+}
+
+#[test]
+fn whoever_gave_up_waiting_takes_no_session_with_it() {
+    let mut desk = Desk::new();
+    let (old, _first) = desk.enter("press", true);
+    drop(desk.claim("press", false));
+    desk.depart(old, "press", with_id(9), 60, None);
+    assert!(desk.enter("press", true).1.lent.memory.unreleased.contains(9));
+}
+
+#[test]
+fn a_late_departure_of_another_connection_changes_nothing() {
+    let mut desk = Desk::new();
+    let (id, _first) = desk.enter("press", true);
+    desk.depart(id + 100, "press", with_id(1), 60, None);
+    let (_, mut answered) = desk.claim("press", true);
+    assert!(answered.try_recv().is_err(), "the holder is still there");
+}
+
+#[test]
+fn max_connections_turns_newcomers_away_but_not_a_client_that_comes_back() {
+    let mut desk = Desk::new();
+    let (first, _one) = desk.enter("1", true);
+    let (_, _two) = desk.enter("2", true);
+    let (_, _three) = desk.enter("3", true);
+    let (_, mut fourth) = desk.claim("4", true);
+    assert!(matches!(fourth.try_recv(), Ok(Answer::Busy)));
+    let (_, mut again) = desk.claim("1", true);
+    desk.depart(first, "1", Memory::default(), 60, None);
+    entry(&mut again);
+    let (_, mut fourth) = desk.claim("4", true);
+    assert!(matches!(fourth.try_recv(), Ok(Answer::Busy)), "three are connected still");
+}
+
+#[test]
+fn being_turned_away_costs_no_session() {
+    let mut desk = Desk::with(stored("4", u32::MAX, 0));
+    let (first, _one) = desk.enter("1", true);
+    let (_, _two) = desk.enter("2", true);
+    let (_, _three) = desk.enter("3", true);
+    let (_, mut fourth) = desk.claim("4", true);
+    assert!(matches!(fourth.try_recv(), Ok(Answer::Busy)));
+    desk.depart(first, "1", Memory::default(), 0, None);
+    assert!(desk.enter("4", true).1.lent.memory.unreleased.contains(7));
+}
+
+#[test]
+fn a_session_left_since_the_start_ends_by_the_monotonic_clock_alone() {
+    for (away_s, wall_jump_ms, present) in
+        [(59, 0, true), (59, 1_000_000_000_000, true), (59, -1_000_000_000_000, true), (61, 0, false)]
+    {
+        let mut desk = Desk::new();
+        let (id, _) = desk.enter("press", true);
+        desk.depart(id, "press", with_id(7), 60, None);
+        desk.now.instant += Duration::from_secs(away_s);
+        desk.now.unix_ms += wall_jump_ms;
+        assert_eq!(desk.enter("press", true).1.lent.present, present, "{away_s} s, jump {wall_jump_ms} ms");
+    }
+}
+
+#[test]
+fn a_session_from_before_the_start_ends_only_by_a_clock_that_makes_sense() {
+    let then = EARLIEST_SANE_MS + 1_000_000;
+    for (used_ms, now_ms, expiry_s, present, why) in [
+        (then, then + 59_000, 60, true, "not over"),
+        (then, then + 61_000, 60, false, "over"),
+        (then, then - 5, 60, true, "the clock went back"),
+        (1_000, then, 60, true, "it was written in 1970"),
+        (then, 5_000, 60, true, "it is 1970 again"),
+        (then, then + 1_000_000_000_000, u32::MAX, true, "it has no end"),
+        (then, then, 0, false, "it was to end with its connection"),
+    ] {
+        let mut desk = Desk::with(stored("press", expiry_s, used_ms));
+        desk.now.unix_ms = now_ms;
+        assert_eq!(desk.enter("press", true).1.lent.present, present, "{why}");
+    }
+}
+
+#[test]
+fn sessions_of_other_links_are_not_mine() {
+    let session = || StoredSession { packet_ids: BTreeSet::from([7]), used_ms: 0, expiry_s: u32::MAX };
+    let mut desk = Desk::with(HashMap::from([
+        ("listen:floor2:press".into(), session()),
+        ("broker:floor".into(), session()),
+        ("listen:floor:press:7".into(), session()),
+    ]));
+    assert!(!desk.enter("press", true).1.lent.present);
+    assert!(desk.enter("press:7", true).1.lent.present);
+}
+
+#[test]
+fn the_longest_away_without_packet_ids_goes_first_when_there_are_too_many() {
+    let stored = (0..MAX_SESSIONS_AWAY)
+        .map(|n| {
+            let packet_ids = if n == 0 { BTreeSet::from([1]) } else { BTreeSet::new() };
+            let used_ms = EARLIEST_SANE_MS + i64::try_from(n).unwrap();
+            (format!("listen:floor:{n}").into(), StoredSession { packet_ids, used_ms, expiry_s: u32::MAX })
+        })
+        .collect();
+    let mut desk = Desk::with(stored);
+    let (id, _) = desk.enter("new", true);
+    let departure = Departure {
+        connection: id,
+        client: "new".into(),
+        memory: Memory::default(),
+        expiry_s: 60,
+        will: Some((will("w"), HOUR)),
+    };
+    let (forgotten, _) = desk.registry.depart(departure, desk.now);
+    let [change] = &forgotten[..] else { panic!("{forgotten:?}") };
+    assert_eq!(&*change.session, "listen:floor:1", "0 has a message half way, 1 is the oldest of the others");
+    assert_eq!(change.changes, [IdChange::Forget]);
+    assert!(desk.enter("new", true).1.lent.present);
+}
+
+#[test]
+fn a_will_waits_for_its_delay_and_is_void_when_the_client_resumes() {
+    let mut desk = Desk::new();
+    let (id, _) = desk.enter("press", true);
+    desk.depart(id, "press", Memory::default(), 3600, Some((will("press"), Duration::from_secs(30))));
+    desk.now.instant += Duration::from_secs(29);
+    assert!(desk.registry.due_wills(desk.now.instant).is_empty());
+    let (id, back) = desk.enter("press", true);
+    assert!(back.lent.overdue.is_none());
+    desk.depart(id, "press", Memory::default(), 3600, Some((will("press"), Duration::from_secs(30))));
+    desk.now.instant += Duration::from_secs(30);
+    assert_eq!(desk.registry.due_wills(desk.now.instant).len(), 1);
+    assert!(desk.registry.due_wills(desk.now.instant).is_empty(), "published twice");
+    assert!(desk.enter("press", false).1.lent.overdue.is_none());
+}
+
+#[test]
+fn a_waiting_will_is_due_when_its_session_ends_by_a_clean_start() {
+    let mut desk = Desk::new();
+    let (id, _) = desk.enter("press", true);
+    desk.depart(id, "press", Memory::default(), 3600, Some((will("press"), Duration::from_secs(30))));
+    let (_, fresh) = desk.enter("press", false);
+    assert_eq!(fresh.lent.overdue.map(|will| will.topic).as_deref(), Some("press"));
+    assert!(desk.registry.all_wills().is_empty());
+}
+
+#[test]
+fn taking_over_voids_a_delayed_will_when_the_session_goes_on_and_not_else() {
+    for (resume, due) in [(true, false), (false, true)] {
+        let mut desk = Desk::new();
+        let (id, _first) = desk.enter("press", true);
+        let (_, mut answered) = desk.claim("press", resume);
+        desk.depart(id, "press", Memory::default(), 3600, Some((will("press"), Duration::from_secs(30))));
+        assert_eq!(entry(&mut answered).lent.overdue.is_some(), due);
+    }
+}
+
+#[test]
+fn wills_wait_in_bounded_memory_and_no_longer_than_a_day() {
+    let mut desk = Desk::new();
+    let mut at_once = 0;
+    for n in 0..1000 {
+        let client = format!("{n}");
+        let (id, _) = desk.enter(&client, true);
+        let mut big = will("press");
+        big.payload = vec![0; 10_000].into();
+        let will = Some((big, Duration::from_secs(u64::from(u32::MAX))));
+        let departure =
+            Departure { connection: id, client: client.into(), memory: Memory::default(), expiry_s: u32::MAX, will };
+        at_once += usize::from(desk.registry.depart(departure, desk.now).1.is_some());
+    }
+    assert!((850..950).contains(&at_once), "{at_once} of 1000 wills of 10 kB");
+    desk.now.instant += MAX_WILL_DELAY;
+    assert_eq!(desk.registry.due_wills(desk.now.instant).len(), 1000 - at_once);
+}

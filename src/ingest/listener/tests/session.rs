@@ -1,0 +1,506 @@
+//! The session: acknowledgements, QoS 2, wills, keepalive, limits, and every way to break the rules.
+
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::super::end::{End, Kind};
+use super::super::handshake::{Handshake, Progress};
+use super::super::limits::MAX_UNREAD_ANSWERS_BYTES;
+use super::client::{
+    Connect, V5, V311, connect, disconnect, packet, packets, pingreq, publish, publish_to, pubrel, subscribe,
+    unsubscribe,
+};
+use super::{Bench, MAX_PACKET, RECEIVE_MAXIMUM, kept, nothing, terms, will};
+use crate::event::Qos;
+use crate::ingest::codec::{Ack, Packet};
+
+fn ack(id: u16) -> Ack {
+    Ack { packet_id: id, reason: 0 }
+}
+
+/// The reason of the DISCONNECT that was said last, if any.
+fn farewell(bench: &mut Bench) -> Option<u8> {
+    match bench.said().pop() {
+        Some(Packet::Disconnect(disconnect)) => Some(disconnect.reason),
+        _ => None,
+    }
+}
+
+#[test]
+fn acknowledgements_leave_after_the_commit_in_arrival_order() {
+    for version in [V311, V5] {
+        let mut bench = Bench::open(&connect(version, "press"));
+        bench.feed(&publish(version, 1, false, 3, "a"));
+        bench.feed(&publish(version, 2, false, 2, "b"));
+        bench.feed(&publish(version, 0, false, 0, "c"));
+        let receipts = bench.store();
+        assert_eq!(bench.said(), [], "nothing is on disk yet");
+        bench.session.durable_unproven(receipts, bench.now);
+        assert_eq!(bench.said(), [Packet::PubAck(ack(3)), Packet::PubRec(ack(2))]);
+        bench.feed(&pubrel(2));
+        assert_eq!(bench.said(), []);
+        bench.commit();
+        assert_eq!(bench.said(), [Packet::PubComp(ack(2))]);
+        assert_eq!(bench.payloads(), ["a", "b", "c"]);
+    }
+}
+
+#[test]
+fn packets_cut_anywhere_are_the_same_packets() {
+    for version in [V311, V5] {
+        let bytes = [
+            publish(version, 1, false, 1, "a"),
+            pingreq(),
+            publish(version, 2, false, 2, &"b".repeat(200)),
+            pubrel(2),
+            subscribe(version, &["x/#"]),
+            publish(version, 0, false, 0, ""),
+        ]
+        .concat();
+        for cut in 0..=bytes.len() {
+            let mut bench = Bench::open(&connect(version, "press").kept());
+            bench.feed(&bytes[..cut]);
+            bench.commit();
+            bench.feed(&bytes[cut..]);
+            bench.commit();
+            assert_eq!(bench.payloads(), ["a".to_owned(), "b".repeat(200), String::new()], "cut at {cut}");
+            let mut said: Vec<_> = bench.said().iter().map(Packet::name).collect();
+            said.sort_unstable();
+            assert_eq!(said, ["PINGRESP", "PUBACK", "PUBCOMP", "PUBREC", "SUBACK"], "cut at {cut}");
+            assert_eq!(bench.disk, Some([].into()));
+        }
+    }
+}
+
+#[test]
+fn a_kept_session_is_on_disk_before_connack_and_nothing_is_decoded_before() {
+    for version in [V311, V5] {
+        let terms = terms();
+        let bytes = [connect(version, "press").kept().bytes(), publish(version, 2, false, 1, "early")].concat();
+        let Progress::Admit(admission) = Handshake::new().received(&bytes, &terms) else { panic!() };
+        let mut bench = Bench::enter(&connect(version, "press").kept(), nothing());
+        bench.feed(&admission.input);
+        let receipts = bench.store();
+        assert_eq!((bench.disk.clone(), bench.expiry_s), (Some([].into()), if version == V5 { 3600 } else { 86_400 }));
+        assert_eq!((bench.said(), bench.payloads()), (vec![], vec![]));
+        bench.session.durable_unproven(receipts, bench.now);
+        assert!(matches!(&bench.said()[..], [Packet::ConnAck(ack)] if ack.reason == 0 && !ack.session_present));
+        bench.commit();
+        assert_eq!(bench.payloads(), ["early"]);
+        assert_eq!(bench.said(), [Packet::PubRec(ack(1))]);
+    }
+}
+
+#[test]
+fn a_clean_start_forgets_durably_before_connack() {
+    for version in [V311, V5] {
+        let mut lent = kept(&[7]);
+        lent.present = false;
+        lent.memory = lent.memory.emptied();
+        let mut bench = Bench::enter(&connect(version, "press"), lent);
+        assert_eq!(bench.said(), []);
+        let receipts = bench.store();
+        assert_eq!(bench.disk, None);
+        bench.session.durable_unproven(receipts, bench.now);
+        assert!(matches!(&bench.said()[..], [Packet::ConnAck(ack)] if !ack.session_present));
+        bench.feed(&publish(version, 2, true, 7, "new under an old id"));
+        bench.commit();
+        assert_eq!(bench.payloads(), ["new under an old id"]);
+    }
+}
+
+#[test]
+fn a_clean_start_that_keeps_from_now_on_forgets_first() {
+    let mut lent = kept(&[7]);
+    lent.present = false;
+    lent.memory = lent.memory.emptied();
+    let mut bench = Bench::enter(&Connect { clean: true, ..connect(V5, "press").kept() }, lent);
+    bench.commit();
+    assert_eq!((bench.disk.clone(), bench.expiry_s), (Some([].into()), 3600));
+}
+
+#[test]
+fn a_session_of_one_connection_writes_nothing_about_itself_and_needs_no_commit() {
+    for version in [V311, V5] {
+        let mut bench = Bench::enter(&connect(version, "press"), nothing());
+        assert!(matches!(bench.said()[..], [Packet::ConnAck(_)]));
+        bench.feed(&publish(version, 2, false, 1, "x"));
+        bench.feed(&publish(version, 2, true, 1, "x"));
+        bench.commit();
+        assert_eq!((bench.payloads(), bench.disk.clone()), (vec!["x".to_owned()], None));
+        assert_eq!(bench.said(), [Packet::PubRec(ack(1)), Packet::PubRec(ack(1))]);
+    }
+}
+
+#[test]
+fn a_resumed_session_recognises_what_it_has_and_says_so() {
+    for version in [V311, V5] {
+        let mut bench = Bench::enter(&connect(version, "press").kept(), kept(&[7, 8]));
+        bench.disk = Some([7, 8].into());
+        bench.commit();
+        assert!(matches!(&bench.said()[..], [Packet::ConnAck(ack)] if ack.session_present));
+        bench.feed(&publish(version, 2, true, 7, "again"));
+        bench.feed(&pubrel(7));
+        bench.feed(&pubrel(8));
+        bench.commit();
+        assert_eq!(bench.payloads(), [""; 0]);
+        assert_eq!(bench.said(), [Packet::PubRec(ack(7)), Packet::PubComp(ack(7)), Packet::PubComp(ack(8))]);
+        assert_eq!(bench.disk, Some([].into()));
+    }
+}
+
+#[test]
+fn a_release_of_an_unknown_id_is_completed() {
+    for version in [V311, V5] {
+        let mut bench = Bench::open(&connect(version, "press").kept());
+        bench.feed(&pubrel(9));
+        bench.commit();
+        assert_eq!(bench.said(), [Packet::PubComp(ack(9))]);
+    }
+}
+
+#[test]
+fn ids_of_a_batch_that_was_never_handed_over_are_not_remembered() {
+    let mut bench = Bench::open(&connect(V5, "press").kept());
+    bench.feed(&publish(V5, 2, false, 1, "stored"));
+    bench.commit();
+    bench.feed(&publish(V5, 2, false, 2, "no room"));
+    bench.session.finish(End::lost(""));
+    let unused = Bench::enter(&connect(V5, "x"), nothing()).session;
+    let last = std::mem::replace(&mut bench.session, unused).into_last(bench.now);
+    assert!(last.memory.unreleased.contains(1) && !last.memory.unreleased.contains(2));
+    assert!(!last.batch.holds_events());
+}
+
+#[test]
+fn mqtt_5_is_told_what_it_gets() {
+    let asking = Connect { keepalive: 0, expiry: Some(u32::MAX), ..connect(V5, "") };
+    let mut bench = Bench::enter(&asking, nothing());
+    bench.commit();
+    let bytes = bench.session.output.split();
+    let [Packet::ConnAck(ack)] = &packets(V5, &bytes)[..] else { panic!() };
+    assert_eq!((ack.server_keepalive_s, ack.session_expiry_s), (Some(600), Some(86_400)));
+    assert_eq!(ack.max_packet_bytes, Some(MAX_PACKET));
+    let receive_maximum = [33, 0, u8::try_from(RECEIVE_MAXIMUM).unwrap()];
+    assert!(bytes.windows(3).any(|window| window == receive_maximum));
+    assert!(bytes.windows(8).any(|window| window == b"\x12\x00\x25auto-"), "the assigned client id");
+}
+
+#[test]
+fn subscriptions_are_refused_filter_by_filter_and_the_connection_goes_on() {
+    for (version, code) in [(V311, 0x80), (V5, 0x87)] {
+        let mut bench = Bench::open(&connect(version, "press"));
+        bench.feed(&subscribe(version, &["a", "b/#", "$share/g/c"]));
+        assert_eq!(bench.said(), [Packet::SubAck { packet_id: 9, codes: vec![code; 3] }]);
+        assert_eq!(bench.session.take_subscribe_refusals(), 3);
+        assert_eq!(bench.session.take_subscribe_refusals(), 0);
+        bench.feed(&unsubscribe(version, &["a", "b"]));
+        let bytes = bench.session.output.split();
+        match version {
+            V311 => assert_eq!(&bytes[..], [0xb0, 2, 0, 9]),
+            V5 => assert_eq!(&bytes[..], [0xb0, 5, 0, 9, 0, 0x11, 0x11]),
+        }
+        bench.feed(&pingreq());
+        assert_eq!(bench.said(), [Packet::PingResp]);
+    }
+}
+
+#[test]
+fn whoever_breaks_the_rules_is_told_why_and_what_came_before_is_kept() {
+    let alias = packet(0x32, b"\x00\x01t\x00\x01\x03\x23\x00\x01x");
+    let too_large = packet(0x30, &[0; 8000]);
+    let cases: [(&str, Vec<u8>, u8); 14] = [
+        ("topic alias", alias, 0x94),
+        ("too large", too_large[..5].to_vec(), 0x95),
+        ("wildcard", publish_to(V5, "a/+", 1, false, 1, b""), 0x90),
+        ("NUL in the topic", publish_to(V5, "a\0b", 1, false, 1, b""), 0x81),
+        ("packet id 0", publish(V5, 1, false, 0, ""), 0x81),
+        ("QoS 3", packet(0x36, b"\x00\x01t\x00\x01\x00"), 0x81),
+        ("reserved flags", vec![0xc1, 0], 0x81),
+        ("packet type 0", vec![0, 0], 0x81),
+        ("AUTH", vec![0xf0, 0], 0x82),
+        ("second CONNECT", connect(V5, "press").bytes(), 0x82),
+        ("PUBACK to nothing", vec![0x40, 2, 0, 1], 0x82),
+        ("PINGRESP", vec![0xd0, 0], 0x82),
+        ("topic of the server", publish_to(V5, "$SYS/x", 1, false, 1, b""), 0x87),
+        ("expiry out of nothing", disconnect(0, Some(60)), 0x82),
+    ];
+    for (what, bytes, reason) in cases {
+        let mut bench = Bench::open(&connect(V5, "press").with_will(0));
+        bench.feed(&[publish(V5, 0, false, 0, "before"), bytes, publish(V5, 0, false, 0, "after")].concat());
+        assert_eq!(farewell(&mut bench), Some(reason), "{what}");
+        assert_eq!(bench.ended().end.kind, Kind::Broke, "{what}");
+        assert_eq!(bench.payloads(), ["before", "offline"], "{what}");
+    }
+}
+
+#[test]
+fn a_client_of_3_1_1_that_breaks_the_rules_is_just_closed() {
+    for bytes in [publish_to(V311, "a/#", 1, false, 1, b""), vec![0xf0, 0], packet(0x30, &[0; 8000])] {
+        let mut bench = Bench::open(&connect(V311, "press"));
+        bench.feed(&bytes);
+        assert!(bench.session.output.is_empty());
+        assert_eq!(bench.ended().end.kind, Kind::Broke);
+    }
+}
+
+#[test]
+fn more_in_flight_than_granted_ends_mqtt_5_and_not_3_1_1() {
+    for (qos, ends) in [(1, true), (2, true), (0, false)] {
+        let mut bench = Bench::open(&connect(V5, "press"));
+        for id in 1..=RECEIVE_MAXIMUM {
+            bench.feed(&publish(V5, qos, false, id, "x"));
+        }
+        assert!(!bench.session.is_over());
+        bench.feed(&publish(V5, qos, false, 100, "x"));
+        assert_eq!(bench.session.is_over(), ends, "QoS {qos}");
+        assert_eq!(farewell(&mut bench), ends.then_some(0x93));
+    }
+    let mut bench = Bench::open(&connect(V311, "press"));
+    for id in 1..100 {
+        bench.feed(&publish(V311, 1, false, id, "x"));
+    }
+    assert!(!bench.session.is_over());
+}
+
+#[test]
+fn a_message_is_in_flight_until_puback_or_pubcomp_was_written() {
+    let mut bench = Bench::open(&connect(V5, "press"));
+    for round in 0..10_u16 {
+        for n in 0..RECEIVE_MAXIMUM {
+            bench.feed(&publish(V5, 1, false, round * RECEIVE_MAXIMUM + n + 1, "x"));
+        }
+        bench.commit();
+    }
+    assert!(!bench.session.is_over());
+    for id in 1..=RECEIVE_MAXIMUM {
+        bench.feed(&publish(V5, 2, false, id, "x"));
+    }
+    bench.commit();
+    for id in 1..=RECEIVE_MAXIMUM {
+        bench.feed(&pubrel(id));
+    }
+    bench.commit();
+    bench.feed(&publish(V5, 2, false, 9, "x"));
+    assert!(!bench.session.is_over());
+    for id in 10..10 + RECEIVE_MAXIMUM {
+        bench.feed(&publish(V5, 2, false, id, "x"));
+        bench.commit();
+    }
+    assert!(bench.session.is_over(), "PUBREC does not free a place");
+}
+
+#[test]
+fn silence_ends_a_connection_after_one_and_a_half_keepalives() {
+    for version in [V311, V5] {
+        let mut bench = Bench::open(&connect(version, "press").with_will(0));
+        bench.wait(89);
+        assert!(!bench.session.is_over());
+        bench.feed(&pingreq());
+        bench.said();
+        bench.wait(89);
+        assert!(!bench.session.is_over());
+        bench.feed(&publish(version, 1, false, 1, "half")[..5]);
+        bench.wait(1);
+        assert!(bench.session.is_over(), "five bytes of a packet are no sign of life");
+        assert_eq!(farewell(&mut bench), (version == V5).then_some(0x8d));
+        bench.ended();
+        assert_eq!(bench.payloads(), ["offline"]);
+    }
+}
+
+#[test]
+fn silence_does_not_count_while_we_do_not_listen() {
+    let mut bench = Bench::open(&connect(V5, "press"));
+    bench.session.hold(true, bench.now.instant);
+    bench.wait(100_000);
+    bench.session.hold(false, bench.now.instant);
+    bench.wait(89);
+    assert!(!bench.session.is_over());
+    assert_eq!(bench.session.deadline(), Some(bench.now.instant + Duration::from_secs(1)));
+}
+
+#[test]
+fn a_client_that_leaves_its_answers_is_not_read() {
+    let mut bench = Bench::open(&connect(V311, "press"));
+    while bench.session.wants_bytes() {
+        bench.feed(&pingreq().repeat(1000));
+        assert!(bench.session.output.len() < MAX_UNREAD_ANSWERS_BYTES + 10_000);
+    }
+    bench.said();
+    assert!(bench.session.wants_bytes());
+}
+
+#[test]
+fn a_goodbye_voids_the_will_and_every_other_end_of_the_client_publishes_it() {
+    for version in [V311, V5] {
+        let dying = connect(version, "press").with_will(0);
+        let mut bench = Bench::open(&dying);
+        bench.feed(&disconnect(0, None));
+        assert_eq!(bench.ended().end.kind, Kind::Bye);
+        assert_eq!(bench.payloads(), [""; 0]);
+        for end in [End::lost("reset"), End::taken_over()] {
+            let mut bench = Bench::open(&dying);
+            bench.finish(end);
+            let [event] = &bench.events[..] else { panic!("{:?}", bench.events) };
+            assert_eq!((&*event.topic, &event.payload[..]), ("status/press", &b"offline"[..]));
+            assert_eq!((event.qos, event.retain), (Qos::AtLeastOnce, true));
+        }
+    }
+    let mut bench = Bench::open(&connect(V5, "press").with_will(0));
+    bench.feed(&disconnect(4, None));
+    assert_eq!(bench.ended().end.kind, Kind::Gone);
+    assert_eq!(bench.payloads(), ["offline"]);
+}
+
+#[test]
+fn when_we_stop_the_will_is_kept_back_and_the_client_is_told() {
+    for version in [V311, V5] {
+        let mut bench = Bench::open(&connect(version, "press").with_will(0));
+        bench.session.finish(End::stopped());
+        assert_eq!(farewell(&mut bench), (version == V5).then_some(0x8b));
+        bench.ended();
+        assert_eq!(bench.payloads(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_will_waits_as_long_as_its_delay_and_its_session() {
+    for (expiry, delay, waits) in [(Some(3600), 30, Some(30)), (Some(10), 30, Some(10)), (None, 30, None)] {
+        let mut bench = Bench::open(&Connect { expiry, ..connect(V5, "press").with_will(delay) });
+        let last = bench.finish(End::lost(""));
+        assert_eq!(last.will.map(|(_, delay)| delay), waits.map(Duration::from_secs));
+        assert_eq!(bench.payloads().len(), usize::from(waits.is_none()));
+    }
+}
+
+#[test]
+fn the_will_of_a_session_that_a_clean_start_ends_comes_before_all_else() {
+    let mut lent = nothing();
+    lent.overdue = Some(will("status/press"));
+    let mut bench = Bench::enter(&connect(V5, "press"), lent);
+    assert_eq!(bench.said(), [], "CONNACK waits for it");
+    bench.commit();
+    assert_eq!(bench.payloads(), ["offline"]);
+    assert!(matches!(bench.said()[..], [Packet::ConnAck(_)]));
+}
+
+#[test]
+fn a_session_without_expiry_is_forgotten_at_its_end() {
+    let mut bench = Bench::enter(&Connect { clean: false, ..connect(V5, "press") }, kept(&[7]));
+    bench.commit();
+    assert_eq!(bench.expiry_s, 0, "the disk knows that it ends with this connection");
+    assert!(matches!(&bench.said()[..], [Packet::ConnAck(ack)] if ack.session_present));
+    let last = bench.finish(End::lost(""));
+    assert_eq!((last.expiry_s, bench.disk.clone()), (0, None));
+}
+
+#[test]
+fn disconnect_may_change_the_session_expiry() {
+    for (asked, on_disk, expiry_s) in [(0, false, 3600), (60, true, 60), (u32::MAX, true, 86_400)] {
+        let mut bench = Bench::open(&connect(V5, "press").kept());
+        bench.feed(&disconnect(0, Some(asked)));
+        let last = bench.ended();
+        assert_eq!(last.end.kind, Kind::Bye);
+        assert_eq!((bench.disk.is_some(), bench.expiry_s), (on_disk, expiry_s), "asked for {asked}");
+        assert_eq!(last.expiry_s, asked.min(86_400));
+    }
+}
+
+#[test]
+fn a_session_that_ends_before_connack_refuses() {
+    for end in [End::taken_over(), End::stopped()] {
+        for (version, code) in [(V311, 3), (V5, 0x88)] {
+            let mut bench = Bench::enter(&connect(version, "press").kept(), nothing());
+            bench.session.finish(end.clone());
+            assert!(matches!(&bench.said()[..], [Packet::ConnAck(ack)] if ack.reason == code));
+        }
+    }
+}
+
+#[test]
+fn a_large_packet_over_a_thin_link_is_a_sign_of_life() {
+    let mut bench = Bench::open(&connect(V5, "press"));
+    for piece in publish(V5, 1, false, 1, &"x".repeat(3900)).chunks(1100) {
+        bench.wait(80);
+        bench.feed(piece);
+    }
+    bench.commit();
+    assert_eq!(bench.said(), [Packet::PubAck(ack(1))]);
+}
+
+#[test]
+fn nothing_follows_the_goodbye() {
+    let mut bench = Bench::open(&connect(V5, "press"));
+    bench.feed(&publish(V5, 1, false, 1, "x"));
+    let late = bench.store();
+    bench.session.finish(End::taken_over());
+    bench.session.finish(End::stopped());
+    bench.session.durable_unproven(late, bench.now);
+    bench.feed(&publish(V5, 1, false, 2, "y"));
+    assert_eq!(farewell(&mut bench), Some(0x8e));
+    assert_eq!(bench.said(), []);
+    assert_eq!(bench.payloads(), ["x"]);
+}
+
+#[test]
+fn an_idle_client_holds_no_buffers() {
+    let mut bench = Bench::open(&connect(V5, "press"));
+    bench.feed(&publish(V5, 1, false, 1, &"x".repeat(900)));
+    assert_eq!(bench.session.input_capacity(), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn no_bytes_make_it_panic(five: bool, bytes in vec(any::<u8>(), 0..400), cut in 0_usize..400) {
+        let version = if five { V5 } else { V311 };
+        let mut bench = Bench::open(&connect(version, "press").kept());
+        let cut = cut.min(bytes.len());
+        bench.feed(&bytes[..cut]);
+        bench.commit();
+        bench.feed(&bytes[cut..]);
+        bench.finish(End::lost(""));
+    }
+
+    #[test]
+    fn no_first_bytes_make_it_panic(bytes in vec(any::<u8>(), 0..400)) {
+        let mut connect_first = vec![0x10];
+        connect_first.extend(&bytes);
+        for bytes in [bytes, connect_first] {
+            let mut handshake = Handshake::new();
+            handshake.received(&bytes, &terms());
+        }
+    }
+
+    /// Good packets with single bytes changed come further than noise.
+    #[test]
+    fn no_damage_makes_it_panic(five: bool, at in 0_usize..200, byte: u8, steps in vec(0_u8..6, 1..8)) {
+        let version = if five { V5 } else { V311 };
+        let mut bytes = connect(version, "press").kept().with_will(3).bytes();
+        let mut id = 0;
+        for step in steps {
+            id += 1;
+            bytes.extend(match step {
+                0 => publish(version, 1, false, id, "one"),
+                1 => publish(version, 2, true, id, "two"),
+                2 => pubrel(id),
+                3 => subscribe(version, &["a/#", "b"]),
+                4 => unsubscribe(version, &["a/#"]),
+                _ => pingreq(),
+            });
+        }
+        let at = at % bytes.len();
+        bytes[at] = byte;
+        let mut handshake = Handshake::new();
+        if let Progress::Admit(admission) = handshake.received(&bytes, &terms()) {
+            let mut bench = Bench::enter(&connect(admission.version, "press").kept(), nothing());
+            bench.feed(&admission.input);
+            bench.commit();
+            bench.finish(End::lost(""));
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Positive controls: every scenario must turn red on the bug that it is there to find.
+//!
+//! The scenarios are those of the tests; the binary has the bug planted at the line that keeps the rule
+//! (`src/planted.rs`, built by `tests/run`). A scenario that cannot be run is no control: only the verdict counts.
+
+use crate::custody::{Way, kill_at_random, killed_right_after_an_acknowledgement, qos_2_across_a_kill};
+use crate::health::stuck_disk;
+use crate::hostile::{Offence, offending_broker};
+use crate::kafka_away::killed_while_kafka_is_away;
+use crate::memory::flood;
+use crate::parking::{Closed, one_of_two_topics_closed, one_record_too_large};
+use crate::session::{broker_that_lost_everything, cut_while_a_commit_is_under_way, qos_2_resumed};
+use crate::stop::stopped_under_load;
+use crate::support::agent::Build;
+use crate::support::wire::Version;
+use crate::support::{Outcome, Verdict, trouble};
+
+fn red(bug: &'static str, scenario: impl FnOnce(Build) -> Outcome<Verdict>) -> Outcome<()> {
+    match scenario(Build::Planted(bug))? {
+        Err(found) => {
+            eprintln!("{bug} was found: {found:?}");
+            Ok(())
+        }
+        Ok(()) => trouble!("{bug} is planted and the scenario does not see it"),
+    }
+}
+
+#[test]
+fn an_acknowledgement_before_the_commit_is_seen() -> Outcome<()> {
+    red("ack-before-commit", killed_right_after_an_acknowledgement)
+}
+
+#[test]
+fn an_acknowledgement_before_the_commit_is_seen_by_random_kills() -> Outcome<()> {
+    red("ack-before-commit", |build| kill_at_random(build, Way::Listener, 5))
+}
+
+#[test]
+fn a_release_before_delivery_is_seen() -> Outcome<()> {
+    red("release-before-delivery", killed_while_kafka_is_away)
+}
+
+#[test]
+fn an_acknowledgement_on_the_wrong_connection_is_seen() -> Outcome<()> {
+    red("no-connection-epoch", |build| cut_while_a_commit_is_under_way(build, Version::V5, 1))
+}
+
+#[test]
+fn forgotten_packet_ids_are_seen_at_the_listener() -> Outcome<()> {
+    red("forget-packet-ids", |build| qos_2_across_a_kill(build, Version::V5))
+}
+
+#[test]
+fn forgotten_packet_ids_are_seen_at_a_broker() -> Outcome<()> {
+    red("forget-packet-ids", |build| qos_2_resumed(build, Version::V5))
+}
+
+#[test]
+fn a_missing_subscription_is_seen() -> Outcome<()> {
+    red("no-resubscribe", broker_that_lost_everything)
+}
+
+#[test]
+fn a_missing_back_off_is_seen() -> Outcome<()> {
+    red("no-backoff", |build| offending_broker(build, Version::V5, Offence::Malformed))
+}
+
+#[test]
+fn an_unbounded_intake_is_seen() -> Outcome<()> {
+    red("unbounded-intake", |build| flood(build, 0))
+}
+
+#[test]
+fn a_parked_topic_that_is_overtaken_is_seen() -> Outcome<()> {
+    red("parked-out-of-order", |build| one_of_two_topics_closed(build, Closed::Missing))
+}
+
+#[test]
+fn a_parked_topic_that_is_dropped_is_seen() -> Outcome<()> {
+    red("drop-parked", |build| one_of_two_topics_closed(build, Closed::Missing))
+}
+
+#[test]
+fn a_careless_stop_is_seen() -> Outcome<()> {
+    red("careless-stop", stopped_under_load)
+}
+
+#[test]
+fn a_blind_watchdog_is_seen() -> Outcome<()> {
+    red("blind-watchdog", stuck_disk)
+}
+
+#[test]
+fn a_dropped_dead_letter_is_seen() -> Outcome<()> {
+    red("drop-dead-letters", one_record_too_large)
+}

@@ -1,0 +1,111 @@
+//! Memory is bounded in bytes, whatever Kafka, the disk or a publisher does.
+
+use std::time::{Duration, Instant};
+
+use crate::support::agent::{Build, Gateway};
+use crate::support::client::{Connection, clean};
+use crate::support::kafka;
+use crate::support::proxy::Weather;
+use crate::support::publisher::{Plan, Publisher};
+use crate::support::settle::settle;
+use crate::support::wire::{Message, Version, write_publish};
+use crate::support::{Outcome, PATIENCE, Trouble, Verdict, trouble};
+
+/// Resident while readings pile up; measured: 18,100 to 18,800.
+const AWAY_KIB: u64 = 20_000;
+
+/// Resident at the peak of a drain at full speed; measured: 23,700 to 25,000. The aim is 20,000: librdkafka's full queue
+/// of 1 MiB alone costs 8,000, and the binary's own pages are counted, too.
+const DRAIN_KIB: u64 = 28_000;
+
+#[test]
+fn memory_is_bounded_while_kafka_is_away_and_200_000_readings_pile_up_and_drain() -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    let topic = kafka.topic("pile")?;
+    let link = kafka.lease()?;
+    let mut gateway = Gateway::new(Build::Real, &link.brokers()?)?;
+    gateway.listen("receive_maximum = 1000\n").route("#", &topic);
+    let agent = gateway.start()?;
+    link.set(Weather::Cut)?;
+    let plan = |name: &str| Plan::new(name, "", 1).topics((0..10).map(|n| format!("{name}/{n}")).collect()).window(500);
+    let publishers: Vec<Publisher> =
+        ["a", "b"].map(|name| Publisher::start(gateway.listener(), plan(name).count(100_000))).into_iter().collect();
+    let logs = publishers.into_iter().map(|publisher| publisher.finish(PATIENCE * 4)).collect::<Outcome<Vec<_>>>()?;
+    agent.wait_book("held", 200_000)?;
+    let (resident, peak) = (agent.memory_kib("VmRSS")?, agent.memory_kib("VmHWM")?);
+    link.set(Weather::Fair)?;
+    let begin = Instant::now();
+    let books = settle(&agent, &kafka.brokers(), &[&topic], &logs)?;
+    let drained = agent.memory_kib("VmHWM")?;
+    let (own, file) = (agent.memory_kib("RssAnon")?, agent.memory_kib("RssFile")?);
+    eprintln!(
+        "200,000 held: {resident} KiB resident, peak {peak}; after the drain ({:.1} s) peak {drained}, \
+         then {own} of its own and {file} of files; {books}",
+        begin.elapsed().as_secs_f64()
+    );
+    books.exactly_once()?;
+    assert!(peak <= AWAY_KIB && drained <= DRAIN_KIB, "peak {peak} KiB while away, {drained} KiB in all");
+    Ok(())
+}
+
+/// What a flood may cost besides: one packet of 64 KiB in the making for each of its eight connections, and the
+/// allocator's leavings.
+const FLOOD_KIB: u64 = 40_000;
+
+/// Eight senders of 64 KiB messages, far faster than the disk takes them: commits come twice a second.
+pub fn flood(build: Build, qos: u8) -> Outcome<Verdict> {
+    let kafka = kafka::shared()?;
+    let topic = kafka.topic("flood")?;
+    let link = kafka.lease()?;
+    link.set(Weather::Cut)?;
+    let mut gateway = Gateway::new(build, &link.brokers()?)?;
+    gateway.listen("receive_maximum = 10000\n").route("#", &topic).buffer("commit_delay = \"500ms\"\n");
+    let agent = gateway.start()?;
+    let address = gateway.listener();
+    let end = Instant::now() + Duration::from_secs(6);
+    let senders: Vec<_> = (0..8).map(|n| std::thread::spawn(move || pour(address, n, qos, end))).collect();
+    let mut peak = 0;
+    while !senders.iter().all(std::thread::JoinHandle::is_finished) {
+        peak = peak.max(agent.memory_kib("VmRSS")?);
+        if peak > FLOOD_KIB {
+            return Ok(Err(Trouble(format!("{peak} KiB resident in a QoS {qos} flood"))));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut poured = 0;
+    for sender in senders {
+        poured += sender.join().unwrap_or_else(|_| trouble!("a sender panicked"))?;
+    }
+    eprintln!("QoS {qos} flood: {poured} messages of 64 KiB poured, {peak} KiB resident at most");
+    let (received, held, dropped) = (agent.book("received")?, agent.book("held")?, agent.book("dropped")?);
+    Ok(if received == held + dropped { Ok(()) } else { Err(Trouble(format!("{received} = {held} + {dropped}?"))) })
+}
+
+fn pour(address: std::net::SocketAddr, n: u32, qos: u8, end: Instant) -> Outcome<u64> {
+    let (mut sensor, _) = Connection::open(address, Version::V5, clean(&format!("flood-{n}")))?;
+    // Random, so that neither side can make it smaller.
+    let payload: Vec<u8> = (0..65_536).map(|_| fastrand::u8(..)).collect();
+    let message = Message { topic: "t".into(), payload, qos, ..Message::default() };
+    let mut out = Vec::new();
+    let (mut poured, mut id) = (0, 0u16);
+    while Instant::now() < end {
+        if out.is_empty() {
+            id = id % 10_000 + 1;
+            write_publish(&message, id, false, Version::V5, &mut out);
+            poured += 1;
+        }
+        sensor.send_some(&mut out, Duration::from_millis(20))?;
+        while sensor.next(Duration::ZERO)?.is_some() {}
+    }
+    Ok(poured)
+}
+
+#[test]
+fn a_flood_of_qos_0_is_bounded_in_bytes_and_what_finds_no_room_is_counted() -> Outcome<()> {
+    flood(Build::Real, 0)?
+}
+
+#[test]
+fn a_flood_of_qos_1_waits_in_the_sockets() -> Outcome<()> {
+    flood(Build::Real, 1)?
+}

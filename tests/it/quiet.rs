@@ -1,0 +1,52 @@
+//! A run without trouble says nothing above INFO, and little of that.
+
+use crate::support::Outcome;
+use crate::support::agent::{Build, Gateway};
+use crate::support::kafka;
+use crate::support::mosquitto;
+use crate::support::publisher::{Plan, publish_all};
+use crate::support::settle::settle;
+use crate::support::wire::Version;
+
+#[test]
+fn a_run_without_trouble_logs_no_warning() -> Outcome<()> {
+    let (kafka, broker) = (kafka::shared()?, mosquitto::shared()?);
+    let topic = kafka.topic("quiet")?;
+    let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+    for version in Version::ALL {
+        let name = format!("v{}", version.name());
+        let more = format!("version = \"{}\"\n", version.name());
+        gateway.subscribe(&name, &broker.url(), &format!("{topic}/{}/#", version.name()), 2, &more);
+    }
+    gateway.listen("").route("#", &topic);
+    // Two lives: a restart is no trouble either.
+    for life in 0..2 {
+        let mut agent = gateway.start()?;
+        agent.wait_subscribed(2)?;
+        let mut logs = Vec::new();
+        for version in Version::ALL {
+            for (way, address) in [("broker", broker.address()), ("listener", gateway.listener())] {
+                let name = format!("{topic}-{way}-{}-{life}", version.name());
+                let plan =
+                    Plan::new(&name, &format!("{topic}/{}/{way}", version.name()), 2).version(version).count(200);
+                logs.push(publish_all(address, plan)?);
+            }
+        }
+        agent.wait_book("received", 800 * (life + 1))?;
+        agent.wait_book("held", 0)?;
+        if life == 0 {
+            settle(&agent, &kafka.brokers(), &[&topic], &logs)?.exactly_once()?;
+        }
+        assert!(agent.stop(crate::support::PATIENCE)?.success());
+        let log = agent.log();
+        for level in ["WARN", "ERROR"] {
+            assert_eq!(agent.log_lines(level), Vec::<String>::new());
+        }
+        // JSON throughout: not a line that came from elsewhere, such as a library's own standard error.
+        for line in log.lines() {
+            assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "not JSON: {line}");
+        }
+        assert!(log.lines().count() < 60, "{} lines for nothing:\n{log}", log.lines().count());
+    }
+    Ok(())
+}
