@@ -18,11 +18,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-<<<<<<< HEAD
 use std::thread;
 use std::time::Instant;
-=======
->>>>>>> buffer
 
 use rusqlite::Connection;
 use uuid::Uuid;
@@ -31,12 +28,7 @@ use super::books::Books;
 use super::envelope::Sealer;
 use super::error::{LoadError, OpenError, is_unreadable, sequence};
 use super::identity::{self, Marks, ReadFault};
-<<<<<<< HEAD
-use super::inbox::Inbox;
-use super::limits::{INTAKE_BYTES, LOCK_STEP, LOCK_WAIT};
-use super::live::Live;
-=======
->>>>>>> buffer
+use super::limits::{LOCK_STEP, LOCK_WAIT};
 use super::schema::{APPLICATION_ID, Database, FORMAT_VERSION};
 use super::{Recovered, clock};
 use crate::config;
@@ -91,59 +83,6 @@ impl Buffer {
         let buffer = Self { settings, data_dir, database, lock, connection, reader, marks, books, route_names };
         Ok((buffer, recovered))
     }
-<<<<<<< HEAD
-
-    /// Starts the thread. It beats `pulse` at least once a second while its loop turns.
-    ///
-    /// # Errors
-    /// When the system gives no thread.
-    pub fn start<R: Send + 'static>(self, pulse: Pulse) -> Result<Running<R>, OpenError> {
-        let room = Arc::new(Semaphore::new(INTAKE_BYTES));
-        let (intake, arrivals, doors) = Intake::new(Arc::clone(&room));
-        let applied = Arc::new(Applied::default());
-        let lanes = self.books.lanes.iter().map(|(id, lane)| (Arc::clone(&lane.kafka_topic), *id));
-        applied.set_lanes(lanes);
-        let (settler, settlements) = Settler::new(Arc::clone(&applied));
-        let live = Arc::new(Live::new(self.books.next.saturating_sub(1)));
-        let outlet = Outlet::new(self.reader, Arc::clone(&live), self.books.settled.released());
-        // The books of the life before are there from the first look on: counters never go back.
-        let first = BufferStatus {
-            ledger: self.books.ledger.lines(&self.route_names),
-            next_sequence: self.books.next,
-            released: self.books.settled.released(),
-            max_bytes: self.settings.max_bytes,
-            lanes: self.books.lanes.iter().map(|(id, lane)| (*id, Arc::clone(&lane.kafka_topic), lane.held)).collect(),
-            ..BufferStatus::default()
-        };
-        let (status, status_receiver) = watch::channel(Arc::new(first));
-        let compress = self.settings.compression == Compression::Zstd;
-        let writer: Writer<R> = Writer {
-            lock: self.lock,
-            max_bytes: self.settings.max_bytes,
-            commit_delay: self.settings.commit_delay,
-            space: Space::new(self.database.wal_path(), self.settings.max_bytes),
-            durable: self.books.transaction,
-            attempted_batch: false,
-            data_dir: self.data_dir.clone(),
-            database: self.database,
-            marks: self.marks,
-            books: self.books,
-            route_names: self.route_names,
-            inbox: Inbox::new(arrivals, doors, settlements),
-            tools: Tools { writer: ChunkWriter::new(compress), reader: ChunkReader::default() },
-            outside: Outside { live, applied, room, status },
-            pulse,
-            counts: Counts::new(),
-        };
-        let connection = self.connection;
-        let thread = thread::Builder::new()
-            .name("buffer".to_owned())
-            .spawn(move || writer.run(connection))
-            .map_err(OpenError::files("start the buffer thread for", &self.data_dir))?;
-        Ok(Running { intake, outlet, settler, status: status_receiver, thread: BufferThread(thread) })
-    }
-=======
->>>>>>> buffer
 }
 
 /// One agent a directory. A process that was killed a moment ago may still be on its way out: its lock goes with it.
