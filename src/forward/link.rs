@@ -21,8 +21,8 @@ const ASK: Duration = Duration::from_secs(5);
 /// What librdkafka's error callback said since it was looked at last. Keeps the newest text only.
 #[derive(Debug, Default)]
 pub(super) struct Remarks {
-    /// "All brokers are down."
-    pub(super) all_down: bool,
+    /// "All brokers are down", in librdkafka's words.
+    pub(super) all_down: Option<String>,
     /// The newest remark.
     pub(super) newest: Option<String>,
     /// The newest one that waiting will not cure.
@@ -35,8 +35,7 @@ impl Remarks {
     pub(super) fn hear(&mut self, code: Code, text: &str) {
         match code {
             Code::AllBrokersDown => {
-                self.all_down = true;
-                self.newest.get_or_insert_with(|| text.to_owned());
+                self.all_down = Some(text.to_owned());
                 return;
             }
             // The lanes look for it themselves and judge what caused it.
@@ -51,7 +50,7 @@ impl Remarks {
 
     /// Nothing was said.
     pub(super) fn is_empty(&self) -> bool {
-        !self.all_down && self.newest.is_none() && self.refused.is_none()
+        self.all_down.is_none() && self.newest.is_none() && self.refused.is_none()
     }
 }
 
@@ -146,12 +145,17 @@ impl Link {
 
     /// What the error callback said.
     pub(super) fn heard(&mut self, remarks: Remarks, now: Instant) -> Option<Line> {
-        if remarks.all_down && !matches!(self.state, State::Doubt(_) | State::Down(_)) {
-            self.state = State::Doubt(now);
-            self.next_ask = Some(now);
-        }
         if let Some(text) = remarks.newest {
             self.last_error = text;
+        }
+        if let Some(text) = remarks.all_down {
+            if self.last_error.is_empty() {
+                self.last_error = text; // says less than what a single broker's error says
+            }
+            if !matches!(self.state, State::Doubt(_) | State::Down(_)) {
+                self.state = State::Doubt(now);
+                self.next_ask = Some(now);
+            }
         }
         let text = remarks.refused?;
         let unsaid = self.refused.again(cause(&text), now)?;
