@@ -13,12 +13,13 @@
 //! A publisher cannot forge what Tidegate says: a user property whose name is Tidegate's (`tidegate-…`, `mqtt-…`, in
 //! any case) travels under the same name behind `user.`, so `tidegate-id` becomes `user.tidegate-id`. Nothing is dropped.
 
-use std::fmt::{self, Arguments, Write as _};
-use std::io::Write as _;
+use std::fmt::Write as _;
 
 use base64::Engine as _;
 use rdkafka::message::{Header, OwnedHeaders};
+use serde::Serialize;
 
+use crate::cbor::{self, Blob};
 use crate::event::{Event, Properties, Sequence};
 use crate::route::ValueFormat;
 
@@ -46,22 +47,34 @@ impl Records {
         format: ValueFormat,
     ) -> (OwnedHeaders, &'a [u8]) {
         self.id.truncate(self.id_prefix);
-        push(&mut self.id, format_args!("{sequence}"));
+        // Writing to a String cannot fail.
+        write!(self.id, "{sequence}").unwrap_or_default();
         let headers = headers(&self.id, event);
         let value = match format {
             ValueFormat::Payload => event.payload.as_ref(),
             ValueFormat::Cbor => {
                 self.value.clear();
-                cbor_envelope(&mut self.value, &self.id, event);
-                &self.value
+                let written = cbor::append(&Envelope::for_cbor(&self.id, event), &mut self.value);
+                wrapped(written.map_err(|error| error.to_string()), &self.value, event)
             }
             ValueFormat::Json => {
                 self.value.clear();
-                json_envelope(&mut self.value, &self.id, event);
-                &self.value
+                let written = serde_json::to_writer(&mut self.value, &Envelope::for_json(&self.id, event));
+                wrapped(written.map_err(|error| error.to_string()), &self.value, event)
             }
         };
         (headers, value)
+    }
+}
+
+/// An envelope of plain fields in memory has no way to fail. If it did, the payload alone would be better than nothing.
+fn wrapped<'a>(written: Result<(), String>, value: &'a [u8], event: &'a Event) -> &'a [u8] {
+    match written {
+        Ok(()) => value,
+        Err(error) => {
+            tracing::error!(error, "kafka: an envelope could not be written; the payload goes without it");
+            event.payload.as_ref()
+        }
     }
 }
 
@@ -104,117 +117,47 @@ fn is_tidegates_own(name: &str) -> bool {
     starts_with("tidegate-") || starts_with("mqtt-")
 }
 
-/// `{"id","topic","arrived_ms","qos","retain","payload"}`; a payload that is not UTF-8 is `payload_base64` instead.
-fn json_envelope(out: &mut Vec<u8>, id: &str, event: &Event) {
-    out.extend_from_slice(b"{\"id\":");
-    json_string(out, id);
-    out.extend_from_slice(b",\"topic\":");
-    json_string(out, &event.topic);
-    let numbers = (event.arrived_ms, event.qos.level(), event.retain);
-    append(out, format_args!(",\"arrived_ms\":{},\"qos\":{},\"retain\":{}", numbers.0, numbers.1, numbers.2));
-    if let Ok(text) = std::str::from_utf8(&event.payload) {
-        out.extend_from_slice(b",\"payload\":");
-        json_string(out, text);
-    } else {
-        out.extend_from_slice(b",\"payload_base64\":\"");
-        out.extend_from_slice(base64::engine::general_purpose::STANDARD.encode(&event.payload).as_bytes());
-        out.push(b'"');
-    }
-    out.push(b'}');
+/// What `value = "cbor"` and `value = "json"` wrap around a payload.
+#[derive(Serialize)]
+struct Envelope<'a> {
+    id: &'a str,
+    topic: &'a str,
+    arrived_ms: i64,
+    qos: u8,
+    retain: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<Content<'a>>,
+    /// JSON has no byte strings: there, what is not UTF-8 stands here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload_base64: Option<String>,
 }
 
-fn json_string(out: &mut Vec<u8>, text: &str) {
-    out.push(b'"');
-    for byte in text.bytes() {
-        match byte {
-            b'"' => out.extend_from_slice(b"\\\""),
-            b'\\' => out.extend_from_slice(b"\\\\"),
-            b'\n' => out.extend_from_slice(b"\\n"),
-            b'\r' => out.extend_from_slice(b"\\r"),
-            b'\t' => out.extend_from_slice(b"\\t"),
-            0..=0x1f => append(out, format_args!("\\u{byte:04x}")),
-            _ => out.push(byte),
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Content<'a> {
+    Text(&'a str),
+    Bytes(Blob<'a>),
+}
+
+impl<'a> Envelope<'a> {
+    fn around(payload: Option<Content<'a>>, id: &'a str, event: &'a Event) -> Self {
+        let (qos, retain) = (event.qos.level(), event.retain);
+        Self { id, topic: &event.topic, arrived_ms: event.arrived_ms, qos, retain, payload, payload_base64: None }
+    }
+
+    fn for_json(id: &'a str, event: &'a Event) -> Self {
+        match std::str::from_utf8(&event.payload) {
+            Ok(text) => Self::around(Some(Content::Text(text)), id, event),
+            Err(_not_text) => {
+                let base64 = base64::engine::general_purpose::STANDARD.encode(&event.payload);
+                Self { payload_base64: Some(base64), ..Self::around(None, id, event) }
+            }
         }
     }
-    out.push(b'"');
-}
 
-/// Writing to a string does not fail.
-fn push(out: &mut String, text: Arguments<'_>) {
-    match out.write_fmt(text) {
-        Ok(()) | Err(fmt::Error) => {}
+    fn for_cbor(id: &'a str, event: &'a Event) -> Self {
+        Self::around(Some(Content::Bytes(Blob(&event.payload))), id, event)
     }
-}
-
-/// Nor does writing to a vector.
-fn append(out: &mut Vec<u8>, text: Arguments<'_>) {
-    match out.write_fmt(text) {
-        Ok(()) | Err(_) => {}
-    }
-}
-
-/// The same as a CBOR map with text keys; the payload is a byte string, always.
-fn cbor_envelope(out: &mut Vec<u8>, id: &str, event: &Event) {
-    cbor_head(out, MAP, 6);
-    cbor_text(out, "id");
-    cbor_text(out, id);
-    cbor_text(out, "topic");
-    cbor_text(out, &event.topic);
-    cbor_text(out, "arrived_ms");
-    match u64::try_from(event.arrived_ms) {
-        Ok(positive) => cbor_head(out, UNSIGNED, positive),
-        // -1 - n stands for a negative number.
-        Err(_before_1970) => cbor_head(out, NEGATIVE, event.arrived_ms.unsigned_abs().saturating_sub(1)),
-    }
-    cbor_text(out, "qos");
-    cbor_head(out, UNSIGNED, u64::from(event.qos.level()));
-    cbor_text(out, "retain");
-    cbor_head(out, SIMPLE, if event.retain { 21 } else { 20 });
-    cbor_text(out, "payload");
-    cbor_head(out, BYTES, length(event.payload.len()));
-    out.extend_from_slice(&event.payload);
-}
-
-// Major types of RFC 8949.
-const UNSIGNED: u8 = 0;
-const NEGATIVE: u8 = 1 << 5;
-const BYTES: u8 = 2 << 5;
-const TEXT: u8 = 3 << 5;
-const MAP: u8 = 5 << 5;
-const SIMPLE: u8 = 7 << 5;
-// Additional information: the length of the value that follows.
-const ONE_BYTE: u8 = 0x18;
-const TWO_BYTES: u8 = 0x19;
-const FOUR_BYTES: u8 = 0x1a;
-const EIGHT_BYTES: u8 = 0x1b;
-
-fn cbor_text(out: &mut Vec<u8>, text: &str) {
-    cbor_head(out, TEXT, length(text.len()));
-    out.extend_from_slice(text.as_bytes());
-}
-
-/// A head in its shortest form.
-fn cbor_head(out: &mut Vec<u8>, major: u8, value: u64) {
-    if let Ok(small) = u8::try_from(value) {
-        if small < 24 {
-            out.push(major | small);
-        } else {
-            out.extend_from_slice(&[major | ONE_BYTE, small]);
-        }
-    } else if let Ok(short) = u16::try_from(value) {
-        out.push(major | TWO_BYTES);
-        out.extend_from_slice(&short.to_be_bytes());
-    } else if let Ok(long) = u32::try_from(value) {
-        out.push(major | FOUR_BYTES);
-        out.extend_from_slice(&long.to_be_bytes());
-    } else {
-        out.push(major | EIGHT_BYTES);
-        out.extend_from_slice(&value.to_be_bytes());
-    }
-}
-
-fn length(n: usize) -> u64 {
-    u64::try_from(n).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
