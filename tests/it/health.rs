@@ -45,6 +45,15 @@ impl Systemd {
         }
     }
 
+    /// Is the watchdog fed in two intervals that follow? What was fed before the agent could notice does not count.
+    fn still_feels_a_pulse(&self, interval: Duration) -> Outcome<bool> {
+        let begin = Instant::now();
+        while begin.elapsed() < interval {
+            self.hears("WATCHDOG=1", interval.saturating_sub(begin.elapsed()))?;
+        }
+        self.hears("WATCHDOG=1", interval * 2)
+    }
+
     fn expect(&self, wanted: &str) -> Outcome<()> {
         if self.hears(wanted, PATIENCE)? { Ok(()) } else { trouble!("systemd never heard {wanted}") }
     }
@@ -82,12 +91,7 @@ pub fn stuck_disk(build: Build) -> Outcome<Verdict> {
     let (mut sensor, _) = Connection::open(gateway.listener(), Version::V5, clean("s"))?;
     let message = Message { topic: "t".into(), qos: 1, ..Message::default() };
     sensor.send(&Packet::Publish { message, id: 1, dup: false })?;
-    // What was fed before the agent could notice does not count.
-    let begin = Instant::now();
-    while begin.elapsed() < interval {
-        systemd.hears("WATCHDOG=1", interval.saturating_sub(begin.elapsed()))?;
-    }
-    let fed = systemd.hears("WATCHDOG=1", interval * 2)?;
+    let fed = systemd.still_feels_a_pulse(interval)?;
     // The acknowledgement did not come: the disk did hang.
     if sensor.next(Duration::from_millis(10))?.is_some() {
         return trouble!("strace did not delay fdatasync");
@@ -116,6 +120,20 @@ fn hang_in_fdatasync(agent: &Agent) -> Outcome<Process> {
 #[test]
 fn a_stage_that_is_stuck_stops_the_watchdog() -> Outcome<()> {
     stuck_disk(Build::Real)?
+}
+
+/// The forwarder stands still two seconds after the start. That fault is planted, too: no tool reaches it from outside.
+#[test]
+fn a_forwarder_that_stands_still_stops_the_watchdog_and_is_named() -> Outcome<()> {
+    let mut gateway = Gateway::new(Build::Planted("stuck-forward"), &kafka::shared()?.brokers())?;
+    gateway.listen("").route("#", "nowhere");
+    let interval = Duration::from_secs(4);
+    let systemd = Systemd::attend(&mut gateway, interval)?;
+    let agent = gateway.start()?;
+    systemd.expect("WATCHDOG=1")?;
+    agent.wait_log(&["\"level\":\"ERROR\"", "stuck", "forward"])?;
+    assert!(!systemd.still_feels_a_pulse(interval)?, "the watchdog is fed while the forwarder stands still");
+    Ok(())
 }
 
 #[test]

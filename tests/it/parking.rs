@@ -32,9 +32,15 @@ pub fn one_of_two_topics_closed(build: Build, closed: Closed) -> Outcome<Verdict
     let mut gateway = Gateway::new(build, &kafka.brokers())?;
     gateway.listen("").route("open/#", &open).route("shut/#", &shut);
     let agent = gateway.start()?;
-    let plan = |name: &str| Plan::new(name, "", 1).topics((0..3).map(|n| format!("{name}/{n}")).collect()).rate(500);
-    let publishers =
-        [Publisher::start(gateway.listener(), plan("open")), Publisher::start(gateway.listener(), plan("shut"))];
+    // So much waits at last that the parked ones take a while to leave, with fresh ones coming all the time.
+    let plan = |name: &str, rate, payload_bytes| Plan {
+        payload_bytes,
+        ..Plan::new(name, "", 1).topics((0..3).map(|n| format!("{name}/{n}")).collect()).rate(rate).window(100)
+    };
+    let publishers = [
+        Publisher::start(gateway.listener(), plan("open", 500, 100)),
+        Publisher::start(gateway.listener(), plan("shut", 3_000, 500)),
+    ];
     publishers[1].wait_acknowledged(500)?;
     let parks =
         wait_until("the topic to be parked", PATIENCE, || agent.parked().is_ok_and(|parked| parked.contains(&shut)));
