@@ -15,7 +15,7 @@
 //!    reason; a declared overflow policy dropped it, counted and announced; an operator purged it. No timeout, retry
 //!    budget, Kafka error or restart ever removes one.
 //!    Kept by `delivered.rs`, `buffer/settle.rs` and `forward/verdict.rs`. Proven by `a_broker_that_is_killed_and_restarted_loses_nothing_and_keeps_the_order`,
-//!    `no_number_outside_the_table_is_final` and `a_release_before_delivery_is_seen` (the control).
+//!    `every_row_of_the_recovery_table_has_its_verdict` and `a_release_before_delivery_is_seen` (the control).
 //! 3. **Nothing is stored twice that QoS 2 delivered once**: packet ids are durable with the events, and PUBCOMP leaves
 //!    when their removal is. (Exactly once up to Kafka's readers comes with transactions.)
 //!    Kept by `ingest/unreleased.rs` and `buffer/sessions.rs`. Proven by
