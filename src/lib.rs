@@ -27,7 +27,7 @@
 //!    `a_parked_topic_that_is_overtaken_is_seen` (the control).
 //! 5. **Everything is bounded**: disk, memory, open files, reconnect rate, log rate. No bound is silent.
 //!    Kept by `buffer/limits.rs`, `ingest/door.rs` and `retry.rs`. Proven by
-//!    `memory_stays_below_20_mb_while_kafka_is_away_and_200_000_readings_pile_up_and_drain`,
+//!    `memory_is_bounded_while_kafka_is_away_and_200_000_readings_pile_up_and_drain`,
 //!    `a_full_buffer_acknowledges_nothing_settles_on_and_opens_again`,
 //!    `an_oversized_packet_does_not_make_a_loop_and_does_not_stop_others` and `an_unbounded_intake_is_seen` (a control).
 //! 6. **In doubt, stop.** After a failed write or an unknown commit outcome: stop acknowledging, reopen, re-read, go on
