@@ -15,7 +15,7 @@
 //!    reason; a declared overflow policy dropped it, counted and announced; an operator purged it. No timeout, retry
 //!    budget, Kafka error or restart ever removes one.
 //!    Kept by `delivered.rs`, `buffer/settle.rs` and `forward/verdict.rs`. Proven by `a_broker_that_is_killed_and_restarted_loses_nothing_and_keeps_the_order`,
-//!    `no_number_outside_the_table_is_final` and `a_release_before_delivery_is_seen` (the control).
+//!    `every_row_of_the_recovery_table_has_its_verdict` and `a_release_before_delivery_is_seen` (the control).
 //! 3. **Nothing is stored twice that QoS 2 delivered once**: packet ids are durable with the events, and PUBCOMP leaves
 //!    when their removal is. (Exactly once up to Kafka's readers comes with transactions.)
 //!    Kept by `ingest/unreleased.rs` and `buffer/sessions.rs`. Proven by
@@ -27,7 +27,7 @@
 //!    `a_parked_topic_that_is_overtaken_is_seen` (the control).
 //! 5. **Everything is bounded**: disk, memory, open files, reconnect rate, log rate. No bound is silent.
 //!    Kept by `buffer/limits.rs`, `ingest/door.rs` and `retry.rs`. Proven by
-//!    `memory_stays_below_20_mb_while_kafka_is_away_and_200_000_readings_pile_up_and_drain`,
+//!    `memory_is_bounded_while_kafka_is_away_and_200_000_readings_pile_up_and_drain`,
 //!    `a_full_buffer_acknowledges_nothing_settles_on_and_opens_again`,
 //!    `an_oversized_packet_does_not_make_a_loop_and_does_not_stop_others` and `an_unbounded_intake_is_seen` (a control).
 //! 6. **In doubt, stop.** After a failed write or an unknown commit outcome: stop acknowledging, reopen, re-read, go on

@@ -1,5 +1,14 @@
 //! Style that matters is a test: the layout, the custody rules and their proofs, the places where a dangerous thing may stand.
 
+#![expect(
+    clippy::panic,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::case_sensitive_file_extension_comparisons,
+    reason = "a test that panics has failed"
+)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -202,7 +211,7 @@ fn all_sources(places: &[&str]) -> BTreeMap<PathBuf, String> {
 /// The source without comments and without its unit tests.
 fn code(source: &str) -> String {
     let product = source.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
-    product.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect()
+    product.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
 /// From a heading to the next numbered one.

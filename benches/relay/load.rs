@@ -59,6 +59,9 @@ impl Load {
     }
 }
 
+/// What is left of a reading is text that repeats now and then, as status texts do.
+const FILL: &[u8] = b"pump running; valve 3 open; door closed; last service 2026-03-14; operator K. Larsen; ";
+
 /// A JSON reading of exactly that many bytes, different each time.
 pub fn reading(out: &mut Vec<u8>, sensor: usize, counter: usize, bytes: usize) {
     let from = out.len();
@@ -69,8 +72,6 @@ pub fn reading(out: &mut Vec<u8>, sensor: usize, counter: usize, bytes: usize) {
         1_700_000_000_000_u64 + counter as u64
     )
     .expect("a Vec takes all");
-    // What is left is text that repeats now and then, as status texts do.
-    const FILL: &[u8] = b"pump running; valve 3 open; door closed; last service 2026-03-14; operator K. Larsen; ";
     let mut i = counter % 7;
     while out.len() + 2 < from + bytes {
         out.push(FILL[i % FILL.len()]);
@@ -185,7 +186,7 @@ impl Publisher {
         self.out.extend_from_slice(topic.as_bytes());
         if self.load.qos > 0 {
             self.out.extend_from_slice(&self.next_id.to_be_bytes());
-            if self.next_id % 8 == 0 {
+            if self.next_id.is_multiple_of(8) {
                 self.sent_at[usize::from(self.next_id)] = Some(Instant::now());
             }
             self.next_id = if self.next_id == u16::MAX { 1 } else { self.next_id + 1 };

@@ -10,15 +10,19 @@
 //! alone, user and system, from `/proc/<pid>/stat`; it is the figure that the other programs on the machine disturb least.
 //! Bytes written are `write_bytes` of `/proc/<pid>/io`: what the agent caused the block layer to write.
 
-#![expect(
+#![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
     clippy::print_stdout,
+    clippy::print_stderr,
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
     clippy::cast_sign_loss,
+    clippy::map_err_ignore,
+    clippy::wildcard_enum_match_arm,
     reason = "a benchmark stops at the first surprise and prints figures"
 )]
 #![allow(missing_docs, unreachable_pub, reason = "a benchmark has no interface")]
