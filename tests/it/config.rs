@@ -12,7 +12,7 @@ fn tried(text: &str) -> Outcome<[(Option<i32>, String); 2]> {
     let file = folder.path().join("wrong.toml");
     std::fs::write(&file, text)?;
     let run = |subcommand: &str| -> Outcome<(Option<i32>, String)> {
-        let mut command = crate::support::process::Process::command(env!("CARGO_BIN_EXE_tidegate"));
+        let mut command = crate::support::process::Process::command(Build::Real.binary()?);
         command.args([subcommand, "--config"]).arg(&file).current_dir(folder.path());
         let said = folder.path().join(subcommand);
         let output = std::fs::File::create(&said)?;
@@ -95,9 +95,8 @@ fn a_right_configuration_passes_the_check_and_a_missing_file_does_not() -> Outco
     let output = gateway.command(&["check"])?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
     std::fs::remove_file(gateway.path().join("tidegate.toml"))?;
-    let missing = std::process::Command::new(env!("CARGO_BIN_EXE_tidegate"))
-        .args(["check", "--config", "/nowhere/x.toml"])
-        .output()?;
+    let missing =
+        std::process::Command::new(Build::Real.binary()?).args(["check", "--config", "/nowhere/x.toml"]).output()?;
     assert_eq!(missing.status.code(), Some(78), "{}", String::from_utf8_lossy(&missing.stderr));
     Ok(())
 }

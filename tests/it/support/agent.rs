@@ -20,14 +20,17 @@ pub enum Build {
 }
 
 impl Build {
-    /// Where it lies. `tests/run` builds the planted one beside the real one.
-    fn binary(self) -> Outcome<PathBuf> {
-        let real = PathBuf::from(env!("CARGO_BIN_EXE_tidegate"));
-        if self == Self::Real {
-            return Ok(real);
+    /// Where it lies. `tests/run` builds both and says where: what `cargo test` builds by itself unwinds when a stage
+    /// panics, the product does not.
+    pub fn binary(self) -> Outcome<PathBuf> {
+        let by_cargo = PathBuf::from(env!("CARGO_BIN_EXE_tidegate"));
+        match self {
+            Self::Real => Ok(std::env::var_os("TIDEGATE_BINARY").map_or(by_cargo, PathBuf::from)),
+            Self::Planted(_) => {
+                let planted = by_cargo.with_file_name("tidegate-planted");
+                if planted.exists() { Ok(planted) } else { trouble!("no {}: tests/run builds it", planted.display()) }
+            }
         }
-        let planted = real.with_file_name("tidegate-planted");
-        if planted.exists() { Ok(planted) } else { trouble!("no {}: tests/run builds it", planted.display()) }
     }
 }
 
