@@ -93,7 +93,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         env!("CARGO_PKG_VERSION")
     );
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let end = runtime.block_on(async {
         let mut signals = Signals::new()?;
         let (mut stages, sources) = Stages::start(config, buffer, recovered).await?;
         systemd::ready();
@@ -106,7 +106,10 @@ pub fn run(config: Config) -> Result<(), RunError> {
             info!(held = sources.snapshot().total.held, "stopped as asked");
         }
         end
-    })
+    });
+    // A name that a dead server is asked for would hold the process up for as long as the resolver waits.
+    runtime.shutdown_background();
+    end
 }
 
 /// What runs, and the hands that stop it.

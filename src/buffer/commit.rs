@@ -31,7 +31,7 @@ use super::error::{WriteError, is_full, row_id};
 use super::settle::{Pending, Tools};
 use super::statements::Statements;
 use super::{Arrivals, Room, SessionChange, sessions};
-use crate::event::{RouteId, Sequence, Stored};
+use crate::event::{Qos, RouteId, Sequence, Stored};
 use crate::planted::{Bug, planted};
 
 /// The proof that what came with this receipt is on disk: the synced commit has returned.
@@ -51,7 +51,6 @@ pub(super) struct Batch<R> {
     events: Vec<Stored>,
     raw_bytes: usize,
     sessions: Vec<SessionChange>,
-    dropped: Vec<(RouteId, u64)>,
     answers: Vec<Answer<R>>,
 }
 
@@ -63,12 +62,12 @@ struct Answer<R> {
 
 impl<R> Batch<R> {
     pub(super) fn new() -> Self {
-        Self { events: Vec::new(), raw_bytes: 0, sessions: Vec::new(), dropped: Vec::new(), answers: Vec::new() }
+        Self { events: Vec::new(), raw_bytes: 0, sessions: Vec::new(), answers: Vec::new() }
     }
 
     /// Adds one; its events get their sequences, counting from `next` for the first of the batch.
     pub(super) fn add(&mut self, arrivals: Arrivals<R>, next: Sequence) {
-        let Arrivals { events, sessions, dropped, receipt, reply, room } = arrivals;
+        let Arrivals { events, sessions, receipt, reply, room } = arrivals;
         let mut sequence = self.events.last().map_or(next, |last| last.sequence.saturating_add(1));
         self.events.reserve(events.len());
         for event in events {
@@ -77,7 +76,6 @@ impl<R> Batch<R> {
             sequence = sequence.saturating_add(1);
         }
         self.sessions.extend(sessions);
-        self.dropped.extend(dropped);
         self.answers.push(Answer { receipt, reply, room });
     }
 
@@ -87,6 +85,11 @@ impl<R> Batch<R> {
 
     pub(super) fn events(&self) -> usize {
         self.events.len()
+    }
+
+    /// Its events that nobody waits for an answer to, one by one.
+    pub(super) fn unanswered(&self) -> impl Iterator<Item = (RouteId, u64)> {
+        self.events.iter().filter(|stored| stored.event.qos == Qos::AtMostOnce).map(|stored| (stored.event.route, 1))
     }
 
     /// Topics and payloads.
@@ -144,9 +147,6 @@ impl<R> Batch<R> {
         // Settlements first: the pages they free are there for the events.
         pending.apply(tx, books, tools)?;
         self.write_events(books, tx, tools)?;
-        for (route, events) in &self.dropped {
-            books.ledger.dropped(*route, *events);
-        }
         sessions::apply(&self.sessions, &mut books.sessions, tx, &mut scratch.raw, &mut scratch.sealer)?;
         books.transaction = books.transaction.saturating_add(1);
         let body = books.seal(&mut scratch.raw, &mut scratch.sealer)?;
@@ -182,7 +182,6 @@ impl<R> Batch<R> {
     fn acknowledge(&mut self) -> Vec<Stored> {
         self.answer();
         self.sessions.clear();
-        self.dropped.clear();
         self.raw_bytes = 0;
         std::mem::take(&mut self.events)
     }

@@ -1,12 +1,13 @@
 //! What waits for the buffer thread: arrivals from ingest, settlements from forward.
 
-use std::sync::Weak;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::Arrivals;
 use super::books::Books;
 use super::commit::Batch;
+use super::intake::Drops;
 use super::settle::Pending;
 use super::settlement::{Settlement, Ticket};
 
@@ -18,6 +19,7 @@ pub(super) struct Inbox<R> {
     settler_gone: bool,
     pub(super) batch: Batch<R>,
     pub(super) pending: Pending,
+    drops: Arc<Drops>,
     /// Settlements in a transaction whose outcome is unknown. While there are some, the batch does not grow either:
     /// what is found on disk later must be exactly what was attempted.
     doubtful: Option<Pending>,
@@ -28,6 +30,7 @@ impl<R> Inbox<R> {
         arrivals: Receiver<Arrivals<R>>,
         doors: Weak<()>,
         settlements: Receiver<(Ticket, Settlement)>,
+        drops: Arc<Drops>,
     ) -> Self {
         Self {
             arrivals,
@@ -36,6 +39,7 @@ impl<R> Inbox<R> {
             settler_gone: false,
             batch: Batch::new(),
             pending: Pending::default(),
+            drops,
             doubtful: None,
         }
     }
@@ -53,7 +57,16 @@ impl<R> Inbox<R> {
         }
         let arrived = self.take_arrivals(books);
         self.take_settlements(books);
+        self.pending.drop_events(self.drops.take());
         quiet && arrived == 0
+    }
+
+    /// The end, and no room for what is left: it was never acknowledged. Whoever waits for an answer will send it
+    /// again; QoS 0 is booked as dropped.
+    pub(super) fn give_up_batch(&mut self) {
+        let batch = std::mem::replace(&mut self.batch, Batch::new());
+        tracing::warn!(events = batch.events(), "buffer: full while stopping; what was not acknowledged is not stored");
+        self.pending.drop_events(batch.unanswered());
     }
 
     /// Takes what has arrived; how many.

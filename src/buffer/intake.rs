@@ -1,5 +1,6 @@
 //! The door for ingest: bounded in bytes.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak, mpsc};
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -19,8 +20,6 @@ pub struct Arrivals<R> {
     pub events: Vec<Event>,
     /// QoS 2 packet ids, in the same transaction as the events.
     pub sessions: Vec<SessionChange>,
-    /// QoS 0 events that found no room, by ledger line: booked as received and dropped.
-    pub dropped: Vec<(RouteId, u64)>,
     /// What the sender may answer once this is durable.
     pub receipt: R,
     /// Where the answer goes. Unbounded in count, bounded by the bytes of `room`.
@@ -67,20 +66,44 @@ pub struct Intake<R> {
     room: Arc<Semaphore>,
     /// Counts the doors that are open.
     open: Arc<()>,
+    drops: Arc<Drops>,
+}
+
+/// QoS 0 events that found no room, by ledger line, until the books have them. Counters and not messages, so that
+/// they take no room themselves, however long the buffer is full.
+#[derive(Debug)]
+pub(super) struct Drops(Box<[AtomicU64]>);
+
+impl Drops {
+    /// For ledger lines up to that one.
+    pub(super) fn up_to(last: RouteId) -> Self {
+        Self((0..=last.0).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    /// Takes what was counted since the last time.
+    pub(super) fn take(&self) -> impl Iterator<Item = (RouteId, u64)> {
+        let counts = (0..=u16::MAX).map(RouteId).zip(&self.0);
+        counts.map(|(route, count)| (route, count.swap(0, Ordering::Relaxed))).filter(|(_, count)| *count > 0)
+    }
 }
 
 impl<R> Clone for Intake<R> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone(), room: Arc::clone(&self.room), open: Arc::clone(&self.open) }
+        Self {
+            queue: self.queue.clone(),
+            room: Arc::clone(&self.room),
+            open: Arc::clone(&self.open),
+            drops: Arc::clone(&self.drops),
+        }
     }
 }
 
 impl<R> Intake<R> {
-    pub(super) fn new(room: Arc<Semaphore>) -> (Self, mpsc::Receiver<Arrivals<R>>, Weak<()>) {
+    pub(super) fn new(room: Arc<Semaphore>, drops: Arc<Drops>) -> (Self, mpsc::Receiver<Arrivals<R>>, Weak<()>) {
         let (queue, receiver) = mpsc::channel();
         let open = Arc::new(());
         let doors = Arc::downgrade(&open);
-        (Self { queue, room, open }, receiver, doors)
+        (Self { queue, room, open, drops }, receiver, doors)
     }
 
     #[cfg(test)]
@@ -102,6 +125,16 @@ impl<R> Intake<R> {
         // The only error there is: closed.
         let permit = Arc::clone(&self.room).acquire_many_owned(permits(bytes)).await;
         permit.map(Room).map_err(|AcquireError { .. }| Stopped)
+    }
+
+    /// QoS 0 events of that ledger line found no room: the books will say received and dropped (custody rule 7),
+    /// also while the buffer is full.
+    pub fn dropped(&self, route: RouteId, events: u64) {
+        // Ids beyond the known lines are not given out; such a count would be better in the wrong line than nowhere.
+        let line = self.drops.0.get(usize::from(route.0)).or_else(|| self.drops.0.first());
+        if let Some(count) = line {
+            count.fetch_add(events, Ordering::Relaxed);
+        }
     }
 
     /// Queues work for the next commit. Never blocks: what it may occupy was reserved before.

@@ -135,6 +135,8 @@ pub struct BufferStatus {
     pub commits: u64,
     /// Events stored since start.
     pub stored: u64,
+    /// The last write failed and none has succeeded since: nothing is acknowledged.
+    pub failing: bool,
     /// Failed writes since start, each followed by a reopen.
     pub write_failures: u64,
     /// Seconds the commits since start took, all together.

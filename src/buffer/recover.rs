@@ -43,7 +43,11 @@ impl<R> Writer<R> {
         self.counts.publish_due = true;
         self.counts.trouble.failed(error);
         let failures = self.counts.write_failures;
-        self.outside.status.send_modify(|status| Arc::make_mut(status).write_failures = failures);
+        self.outside.status.send_modify(|status| {
+            let status = Arc::make_mut(status);
+            status.write_failures = failures;
+            status.failing = true;
+        });
     }
 
     /// Waits before the next try. The thread is alive meanwhile, and settlements do not pile up.

@@ -38,6 +38,8 @@ pub(super) struct Pending {
     dead: Vec<DeadLetter>,
     parked: Vec<Parked>,
     lane_chunks: Vec<LaneChunkSettled>,
+    /// QoS 0 events that found no room: not settled, for they were never held, but the books must say so.
+    dropped: BTreeMap<RouteId, u64>,
 }
 
 #[derive(Debug)]
@@ -81,9 +83,18 @@ impl Pending {
         }
     }
 
+    /// Takes in what found no room.
+    pub(super) fn drop_events(&mut self, dropped: impl Iterator<Item = (RouteId, u64)>) {
+        for (route, events) in dropped {
+            self.since.get_or_insert_with(Instant::now);
+            let count = self.dropped.entry(route).or_default();
+            *count = count.saturating_add(events);
+        }
+    }
+
     /// A ticket counts as well: an empty settlement must come to an end.
     pub(super) fn is_empty(&self) -> bool {
-        self.ticket == 0
+        self.ticket == 0 && self.dropped.is_empty()
     }
 
     /// Have they waited long enough for each other?
@@ -115,13 +126,14 @@ impl Pending {
             let count = self.delivered.entry(route).or_default();
             *count = count.saturating_add(events);
         }
+        self.drop_events(later.dropped.into_iter());
         self.dead.extend(later.dead);
         self.parked.extend(later.parked);
         self.lane_chunks.extend(later.lane_chunks);
     }
 
-    /// Writes all of it inside the running transaction. Rows go before rows come, so that the freed pages are there
-    /// for them when the buffer is full.
+    /// Writes all of it inside the running transaction. Events that move to the dead letters or to a lane are copied
+    /// before their chunk goes: the headroom above the limit is there for that.
     pub(super) fn apply(
         &self,
         tx: &mut Statements<'_>,
@@ -133,6 +145,9 @@ impl Pending {
         self.write_parked(tx, books, tools, &mut chunks)?;
         for (route, events) in &self.delivered {
             books.ledger.delivered(*route, *events);
+        }
+        for (route, events) in &self.dropped {
+            books.ledger.dropped(*route, *events);
         }
         self.release(tx, books, &chunks.unread)?;
         for settled in &self.lane_chunks {

@@ -9,6 +9,7 @@ use tokio::sync::{Semaphore, watch};
 use super::chunk::{ChunkReader, ChunkWriter};
 use super::error::{CloseError, OpenError};
 use super::inbox::Inbox;
+use super::intake::Drops;
 use super::limits::INTAKE_BYTES;
 use super::live::Live;
 use super::settle::Tools;
@@ -17,6 +18,7 @@ use super::space::Space;
 use super::writer::{Attempted, Counts, Outside, Writer};
 use super::{Buffer, BufferStatus, Intake, Outlet, Settler};
 use crate::config::Compression;
+use crate::event::RouteId;
 use crate::observe::pulse::Pulse;
 
 /// The doors of a buffer whose thread runs.
@@ -75,7 +77,9 @@ impl Buffer {
     /// The thread's part and everyone else's.
     pub(super) fn assemble<R>(self, pulse: Pulse) -> (Writer<R>, Connection, Doors<R>) {
         let room = Arc::new(Semaphore::new(INTAKE_BYTES));
-        let (intake, arrivals, open_doors) = Intake::new(Arc::clone(&room));
+        let last_line = self.route_names.keys().next_back().copied().unwrap_or(RouteId::UNROUTED);
+        let drops = Arc::new(Drops::up_to(last_line));
+        let (intake, arrivals, open_doors) = Intake::new(Arc::clone(&room), Arc::clone(&drops));
         let applied = Arc::new(Applied::default());
         applied.set_lanes(self.books.lanes.iter().map(|(id, lane)| (Arc::clone(&lane.kafka_topic), *id)));
         let (settler, settlements) = Settler::new(Arc::clone(&applied));
@@ -95,7 +99,7 @@ impl Buffer {
             marks: self.marks,
             books: self.books,
             route_names: self.route_names,
-            inbox: Inbox::new(arrivals, open_doors, settlements),
+            inbox: Inbox::new(arrivals, open_doors, settlements, drops),
             tools: Tools { writer: ChunkWriter::new(compress), reader: ChunkReader::default() },
             outside: Outside { live, applied, room, status },
             pulse,

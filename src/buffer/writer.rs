@@ -160,7 +160,10 @@ impl<R> Writer<R> {
             self.publish(quiet, tx)?;
             let idle = self.inbox.pending.is_empty() && (self.inbox.batch.is_empty() || self.space.is_full());
             if idle && self.inbox.closed() {
-                return Ok(());
+                if self.inbox.batch.is_empty() {
+                    return Ok(());
+                }
+                self.inbox.give_up_batch();
             }
         }
     }

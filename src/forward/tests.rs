@@ -122,14 +122,8 @@ impl Rig {
             route: self.route,
             properties: None,
         });
-        let arrivals = Arrivals {
-            events: events.collect(),
-            sessions: vec![],
-            dropped: vec![],
-            receipt: (),
-            reply: self.reply.clone(),
-            room: None,
-        };
+        let arrivals =
+            Arrivals { events: events.collect(), sessions: vec![], receipt: (), reply: self.reply.clone(), room: None };
         self.intake.store(arrivals).unwrap();
         self.acks.blocking_recv().unwrap().into_receipt();
     }

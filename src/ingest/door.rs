@@ -4,7 +4,7 @@
 //! * A batch is stored as a whole or waits as a whole; while one waits, its connection reads nothing more. That bounds
 //!   memory by bytes, whatever number of messages a peer has in flight (custody rule 5).
 //! * Room is asked for before anything is queued. When there is none, QoS 0 events are dropped and counted (custody
-//!   rule 7: the count goes into the ledger with the next batch, or with [`Door::report_dropped`]); the rest waits.
+//!   rule 7: the buffer takes the counts with its next transaction, whatever that is for); the rest waits.
 //! * The buffer answers every batch it was given exactly once, in order; [`Door::outstanding`] counts the open ones.
 
 use std::future::Future;
@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicU64;
 
 use tokio::sync::mpsc;
 
-use super::batch::{self, Batch};
+use super::batch::Batch;
 use super::receipt::Receipts;
 use super::status::LinkStatus;
 use super::topics::Topics;
@@ -47,7 +47,6 @@ pub struct Door {
     session: Arc<str>,
     status: Arc<LinkStatus>,
     reply: mpsc::UnboundedSender<Durable<Receipts>>,
-    dropped: Vec<(RouteId, u64)>,
     outstanding: usize,
 }
 
@@ -70,7 +69,7 @@ impl Door {
     pub fn new(entrance: &Entrance, session: Arc<str>, status: Arc<LinkStatus>) -> (Self, Replies) {
         let (reply, replies) = mpsc::unbounded_channel();
         let intake = entrance.intake.clone();
-        (Self { intake, session, status, reply, dropped: Vec::new(), outstanding: 0 }, replies)
+        (Self { intake, session, status, reply, outstanding: 0 }, replies)
     }
 
     /// Hands the batch over if there is room.
@@ -87,7 +86,7 @@ impl Door {
         }
         for (route, events) in batch.drop_unanswered() {
             LinkStatus::add(&self.status.dropped, events);
-            batch::count(&mut self.dropped, route, events);
+            self.intake.dropped(route, events);
         }
         if batch.is_empty() {
             self.count(batch);
@@ -121,24 +120,6 @@ impl Door {
         self.send(events, sessions, receipts, Some(room))
     }
 
-    /// Tells the ledger of QoS 0 events that were dropped, if no batch has done so. Call it about once a second: at
-    /// most one such report is on its way at a time.
-    ///
-    /// # Errors
-    /// When the buffer has stopped.
-    pub fn report_dropped(&mut self) -> Result<(), Stopped> {
-        if self.dropped.is_empty() || self.outstanding > 0 {
-            return Ok(());
-        }
-        self.send(Vec::new(), Vec::new(), Vec::new(), None)
-    }
-
-    /// QoS 0 events were dropped of which the ledger was not told. Whoever closes the door tells it first.
-    #[must_use]
-    pub fn owes_report(&self) -> bool {
-        !self.dropped.is_empty()
-    }
-
     /// The buffer has answered a batch.
     pub fn answered(&mut self) {
         self.outstanding = self.outstanding.saturating_sub(1);
@@ -163,8 +144,7 @@ impl Door {
         receipt: Receipts,
         room: Option<Room>,
     ) -> Result<(), Stopped> {
-        let dropped = std::mem::take(&mut self.dropped);
-        self.intake.store(Arrivals { events, sessions, dropped, receipt, reply: self.reply.clone(), room })?;
+        self.intake.store(Arrivals { events, sessions, receipt, reply: self.reply.clone(), room })?;
         self.outstanding = self.outstanding.saturating_add(1);
         Ok(())
     }
@@ -249,7 +229,6 @@ mod tests {
         door.answered();
         assert_eq!((acknowledged.packets, door.outstanding()), (3, 0));
         assert_eq!(&out[..], b"\x40\x02\0\x01\x50\x02\0\x02\x50\x02\0\x02");
-        assert!(!door.owes_report(), "the count went with the batch");
 
         drop((door, entrance, running.intake, running.settler));
         running.thread.join().unwrap();

@@ -212,6 +212,8 @@ impl Sources {
             Some("starting or stopping")
         } else if self.buffer.borrow().full {
             Some("the buffer is full: nothing is read from the sockets")
+        } else if self.buffer.borrow().failing {
+            Some("the disk fails: nothing can be stored, nothing is acknowledged; see the log")
         } else {
             None
         }

@@ -23,7 +23,7 @@ struct Scene {
 
 fn arrivals(numbers: RangeInclusive<u64>, receipt: u64, reply: &mpsc::UnboundedSender<Durable<u64>>) -> Arrivals<u64> {
     let (events, reply) = (numbers.map(event).collect(), reply.clone());
-    Arrivals { events, sessions: vec![], dropped: vec![], receipt, reply, room: None }
+    Arrivals { events, sessions: vec![], receipt, reply, room: None }
 }
 
 fn first_three() -> Settlement {

@@ -93,7 +93,7 @@ impl Bench {
     fn arrivals(&self, events: Vec<Event>, receipt: u64) -> Arrivals<u64> {
         self.seen.set(false);
         let reply = self.reply.clone();
-        Arrivals { events, sessions: Vec::new(), dropped: Vec::new(), receipt, reply, room: None }
+        Arrivals { events, sessions: Vec::new(), receipt, reply, room: None }
     }
 
     /// Queues these and returns at once.

@@ -125,12 +125,6 @@ enum Happened {
 impl Link {
     async fn live(mut self) {
         self.connect_again_and_again().await;
-        if let Err(Stopped) = self.door.report_dropped() {
-            debug!(
-                broker = self.session.settings().name,
-                "the buffer stopped before the last report of dropped events"
-            );
-        }
     }
 
     async fn connect_again_and_again(&mut self) {
@@ -208,7 +202,7 @@ impl Link {
                 Happened::Written(Err(error)) | Happened::Read(Err(error)) => Err(Ended::Broke(error)),
                 Happened::Read(Ok(0)) => Err(Ended::Closed),
                 Happened::Read(Ok(bytes)) => self.read(bytes, now),
-                Happened::Tick => self.door.report_dropped().map_err(|Stopped| Ended::BufferStopped),
+                Happened::Tick => Ok(()),
             };
             let result = result.and_then(|()| self.session.tick(now));
             if let Err(ended) = result {

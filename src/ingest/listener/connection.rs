@@ -28,7 +28,7 @@ use super::users::Users;
 use crate::buffer::Stopped;
 use crate::ingest::batch::Batch;
 use crate::ingest::codec::reason;
-use crate::ingest::door::{Door, Entrance, Replies, Submitted};
+use crate::ingest::door::{Door, Entrance, Submitted};
 use crate::ingest::status::LinkStatus;
 use crate::stop::Stop;
 
@@ -110,7 +110,7 @@ pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, id: Connectio
     }
     tokio::select! {
         biased;
-        handed = hand_over(&mut door, &mut replies, &mut batch) => {
+        handed = hand_over(&mut door, &mut batch) => {
             if handed.is_err() && !batch.is_empty() {
                 tracing::debug!(%client, "the buffer has stopped before the end of a session was written");
             }
@@ -210,19 +210,11 @@ async fn farewell(mut stream: TcpStream, last_words: Bytes) {
     }
 }
 
-/// Hands over what the end of a session leaves to be written, and what the ledger has not been told.
-pub(super) async fn hand_over(door: &mut Door, replies: &mut Replies, batch: &mut Batch) -> Result<(), Stopped> {
+/// Hands over what the end of a session leaves to be written.
+pub(super) async fn hand_over(door: &mut Door, batch: &mut Batch) -> Result<(), Stopped> {
     if door.submit(batch)? == Submitted::Wait {
         let room = door.room(batch).await?;
         door.store(batch, room)?;
-    }
-    while door.owes_report() {
-        if door.outstanding() > 0 {
-            // Not to be answered any more: the connection is over.
-            drop(replies.recv().await);
-            door.answered();
-        }
-        door.report_dropped()?;
     }
     Ok(())
 }

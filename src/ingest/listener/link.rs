@@ -195,7 +195,7 @@ impl<'a> Link<'a> {
         if self.room.is_none() && self.door.submit(&mut self.session.batch)? == Submitted::Wait {
             self.room = Some(Box::pin(self.door.room(&self.session.batch)));
         }
-        self.door.report_dropped()
+        Ok(())
     }
 
     /// As much as the socket takes now.

@@ -314,9 +314,9 @@ impl Listening {
         let mut batch = Batch::default();
         batch.event(event(will, &mut topics, now()));
         let key = session_key(&self.shared.name, "").into();
-        let (mut door, mut replies) = Door::new(&self.shared.entrance, key, Arc::clone(&self.shared.status));
+        let (mut door, _replies) = Door::new(&self.shared.entrance, key, Arc::clone(&self.shared.status));
         self.wills.spawn(async move {
-            if hand_over(&mut door, &mut replies, &mut batch).await.is_err() {
+            if hand_over(&mut door, &mut batch).await.is_err() {
                 tracing::warn!("the buffer has stopped: a will is given up");
             }
         });
@@ -334,8 +334,7 @@ impl Listening {
             "sessions of clients that have been away longest are forgotten"
         );
         let (reply, _nobody_waits) = mpsc::unbounded_channel();
-        let work =
-            Arrivals { events: Vec::new(), sessions, dropped: Vec::new(), receipt: Vec::new(), reply, room: None };
+        let work = Arrivals { events: Vec::new(), sessions, receipt: Vec::new(), reply, room: None };
         if let Err(stopped) = self.shared.entrance.intake.store(work) {
             tracing::debug!(%stopped, "sessions will be forgotten after the next start");
         }
