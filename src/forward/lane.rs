@@ -15,6 +15,7 @@ use super::pace::{Finding, Pace, Permit};
 use super::parking::Opened;
 use super::producer::{Failure, Producer};
 use super::shared::Shared;
+use super::targets::{Generation, Turn};
 use super::verdict::{Verdict, dead_letter_reason, park_reason, send_verdict, verdict};
 use crate::buffer::{DeadLetter, LaneChunk, LaneId, ReadError};
 use crate::delivered::Delivered;
@@ -48,6 +49,7 @@ struct Try {
     /// Index of the next event of the chunk.
     next: usize,
     producer: Option<Producer>,
+    generation: Generation,
     pace: Pace,
     failures: Vec<Failure>,
     last_progress: Instant,
@@ -101,6 +103,7 @@ impl LaneSender {
         match active.step(&self.config, shared, now)? {
             Step::On => {}
             Step::Opened(opened) => {
+                shared.changed = true;
                 tracing::info!(
                     topic = &*active.topic,
                     parked_s = opened.parked_for.as_secs_f64(),
@@ -111,6 +114,7 @@ impl LaneSender {
                 self.active = None;
             }
             Step::Refused(reason) => {
+                shared.changed = true;
                 tracing::debug!(topic = &*active.topic, reason, "kafka: parked topic was tried, and stays parked");
                 shared.parking.refused(&active.topic, reason, now);
                 self.end(shared, now);
@@ -153,6 +157,7 @@ impl Try {
             chunk: None,
             next: 0,
             producer: None,
+            generation: 0,
             pace: Pace::probing(),
             failures: Vec::new(),
             last_progress: now,
@@ -180,7 +185,10 @@ impl Try {
         }
         if self.producer.is_none() {
             match Producer::new(config) {
-                Ok(producer) => self.producer = Some(producer),
+                Ok(producer) => {
+                    self.producer = Some(producer);
+                    self.generation = shared.next_generation();
+                }
                 Err(_) => return Ok(Step::Refused(None)),
             }
         }
@@ -215,9 +223,15 @@ impl Try {
             if in_flight >= MOST_IN_FLIGHT || self.pace.permit(stored.sequence, in_flight) == Permit::NotYet {
                 return;
             }
-            let target = self.target(shared, stored);
+            let (target, turn) = self.target(shared, producer, stored);
+            if turn == Turn::NotYet {
+                return;
+            }
             match shared.send(producer, stored, &target) {
                 Ok(()) => {
+                    if turn == Turn::First {
+                        shared.targets.sent(&stored.event.topic, self.generation, stored.sequence);
+                    }
                     self.pace.sent();
                     self.next = self.next.saturating_add(1);
                     if in_flight == 0 {
@@ -247,15 +261,20 @@ impl Try {
     }
 
     /// The lane's own topic, whatever the routes say now: the order of its events was fixed when they were parked.
-    fn target(&self, shared: &mut Shared, stored: &Stored) -> Arc<Target> {
+    fn target(&self, shared: &mut Shared, producer: &Producer, stored: &Stored) -> (Arc<Target>, Turn) {
+        let topic = Arc::clone(&self.topic);
         match shared.targets.find(&stored.event.topic) {
-            Ok(target) if target.topic == self.topic => target,
-            Ok(target) => Arc::new(Target { topic: Arc::clone(&self.topic), ..(*target).clone() }),
-            Err(_no_route_any_more) => Arc::new(Target {
-                topic: Arc::clone(&self.topic),
-                key: Arc::clone(&stored.event.topic),
-                value: ValueFormat::Payload,
-            }),
+            Ok(known) => {
+                let turn = known.turn(self.generation, |first| producer.is_settled(first));
+                let target = Arc::clone(&known.target);
+                let target =
+                    if target.topic == topic { target } else { Arc::new(Target { topic, ..(*target).clone() }) };
+                (target, turn)
+            }
+            Err(_no_route_any_more) => {
+                let key = Arc::clone(&stored.event.topic);
+                (Arc::new(Target { topic, key, value: ValueFormat::Payload }), Turn::Go)
+            }
         }
     }
 

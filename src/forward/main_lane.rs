@@ -26,6 +26,7 @@ use super::pace::{Finding, Pace, Permit};
 use super::parking::Gate;
 use super::producer::{Failure, Producer, Reports};
 use super::shared::{Shared, add};
+use super::targets::{Generation, Turn};
 use super::verdict::{Verdict, dead_letter_reason, send_verdict, verdict};
 use crate::buffer::DeadLetter;
 use crate::event::Stored;
@@ -55,6 +56,8 @@ pub(super) struct MainLane {
     config: ClientConfig,
     linger: Duration,
     phase: Phase,
+    /// Of the present producer.
+    generation: Generation,
     failures: Vec<Failure>,
     pending: Pending,
     skips: Skips,
@@ -97,6 +100,7 @@ impl MainLane {
             config,
             linger,
             phase: Phase::Flowing(producer),
+            generation: 0,
             failures: Vec::new(),
             pending: Pending::default(),
             skips,
@@ -230,8 +234,8 @@ impl MainLane {
                 self.pending.pop(producer);
                 continue;
             }
-            let target = match shared.targets.find(&stored.event.topic) {
-                Ok(target) => target,
+            let known = match shared.targets.find(&stored.event.topic) {
+                Ok(known) => known,
                 Err(no_target) => {
                     let kafka_topic = Arc::from("");
                     shared.dead(DeadLetter { sequence, route, kafka_topic, reason: no_target.to_string() }, now);
@@ -239,6 +243,7 @@ impl MainLane {
                     continue;
                 }
             };
+            let target = Arc::clone(&known.target);
             match shared.parking.gate(&target.topic) {
                 Gate::Direct => {}
                 Gate::Hold => return Sent::Done,
@@ -249,8 +254,10 @@ impl MainLane {
                     continue;
                 }
             }
+            // custody rule 4, see `targets.rs`.
+            let turn = known.turn(self.generation, |first| producer.is_settled(first));
             let (in_flight, bytes) = producer.in_flight();
-            if in_flight >= MOST_IN_FLIGHT || bytes >= MOST_IN_FLIGHT_BYTES {
+            if turn == Turn::NotYet || in_flight >= MOST_IN_FLIGHT || bytes >= MOST_IN_FLIGHT_BYTES {
                 return Sent::Done;
             }
             match self.pace.permit(sequence, in_flight) {
@@ -263,6 +270,9 @@ impl MainLane {
                     #[cfg(feature = "planted")]
                     if planted(Bug::ReleaseBeforeDelivery) {
                         shared.outcome.release_at_send(sequence, route, now);
+                    }
+                    if turn == Turn::First {
+                        shared.targets.sent(&stored.event.topic, self.generation, sequence);
                     }
                     self.pace.sent();
                     self.pending.pop_sent();
@@ -309,6 +319,7 @@ impl MainLane {
             self.end(producer, renewal, shared, now)
         } else {
             let restart = producer.give_up();
+            self.generation = shared.next_generation();
             self.restart(restart, shared);
             Phase::Flowing(producer)
         }
@@ -384,6 +395,7 @@ impl MainLane {
         match Producer::new(&self.config) {
             Ok(producer) => {
                 shared.changed = true;
+                self.generation = shared.next_generation();
                 add(&mut shared.status.producers, 1);
                 Phase::Flowing(producer)
             }

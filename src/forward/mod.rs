@@ -14,8 +14,9 @@
 //! * **Nothing is released without a report** (custody rule 2). Time-outs, full queues, dead producers, lost links:
 //!   the event stays in the buffer and is sent again. `verdict.rs` sorts every error code; an unknown one means
 //!   "new producer, wait, again".
-//! * **Order** (custody rule 4). Everything is handed over in sequence order. librdkafka is told to guarantee that
-//!   nothing overtakes a refused batch (`enable.gapless.guarantee`, one request in flight a connection; `options.rs`).
+//! * **Order** (custody rule 4). Everything is handed over in sequence order, and nothing overtakes a refused batch:
+//!   librdkafka stops sending then (`enable.gapless.guarantee`), and Kafka refuses what was under way, once it knows the
+//!   producer, which `targets.rs` makes sure of.
 //!   There is one way back after any failure: stop sending, wait for the reports of what is in flight, judge the
 //!   failures, then read again from the oldest unsettled event and leave out what is settled (`outstanding.rs`).
 //! * **A bad record does not take its neighbours along.** A refused batch is sent again in smaller groups until the bad

@@ -48,7 +48,7 @@ pub const REFUSED: &[(&str, &str)] = &[
 
 const ACKS: &str = "acks=all: a reading leaves the buffer only when all in-sync replicas have it";
 const GAPLESS: &str = "without it readings behind a refused batch overtake it";
-const IN_FLIGHT: &str = "with several requests in flight, the ones behind a refused first batch overtake it";
+const IN_FLIGHT: &str = "with more than one request in flight, a batch can count as delivered that Kafka does not have";
 const RETRIES: &str = "giving up is never right: readings stay until Kafka confirms them";
 const TIMEOUT: &str = "no time-out may end the wait for a confirmation: an outage may last weeks";
 const LINGER: &str = "[kafka] linger says how long a batch waits for company";
@@ -64,6 +64,9 @@ const FIXED: &[(&str, &str)] = &[
     ("enable.idempotence", "true"),
     ("acks", "all"),
     ("enable.gapless.guarantee", "true"),
+    // Kafka takes any first sequence number from a producer it does not know on a partition. When it refused the very
+    // first batch for now (too few replicas) and takes the second, librdkafka concludes from that confirmation that
+    // the first one has arrived, and reports it delivered. With one request in flight it takes the second one back.
     ("max.in.flight.requests.per.connection", "1"),
     ("message.timeout.ms", "0"), // infinite
     ("linger.ms", "0"),          // Tidegate makes the batches; librdkafka sends what is there

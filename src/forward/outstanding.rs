@@ -100,6 +100,12 @@ impl Outstanding {
         }
     }
 
+    /// Has that event of this producer come back and got its fate? Events before the oldest unsettled one have.
+    pub(super) fn is_settled(&self, sequence: Sequence) -> bool {
+        let index = self.entries.partition_point(|entry| entry.sequence < sequence);
+        self.entries.get(index).is_none_or(|entry| entry.sequence != sequence || entry.state == State::Settled)
+    }
+
     /// Events that librdkafka has.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight
@@ -203,6 +209,17 @@ mod tests {
         ring.report(slots[1], true);
         assert_eq!(ring.event(slots[3]), Some((4, ROUTE)));
         assert_eq!((ring.in_flight(), ring.in_flight_bytes()), (3, 30));
+    }
+
+    #[test]
+    fn an_event_is_settled_when_its_own_report_has_come() {
+        let mut ring = Outstanding::default();
+        let slots: Vec<u32> = [5, 6, 9].into_iter().map(|sequence| ring.enter(sequence, ROUTE, 1)).collect();
+        ring.report(slots[1], true);
+        assert_eq!([5, 6, 9].map(|sequence| ring.is_settled(sequence)), [false, true, false]);
+        ring.report(slots[0], true);
+        ring.report(slots[2], false);
+        assert_eq!([5, 6, 9].map(|sequence| ring.is_settled(sequence)), [true, true, false]);
     }
 
     #[test]

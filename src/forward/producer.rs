@@ -143,6 +143,11 @@ impl Producer {
         (desk.outstanding.in_flight(), desk.outstanding.in_flight_bytes())
     }
 
+    /// Has that event, sent by this producer, come back?
+    pub(super) fn is_settled(&self, sequence: Sequence) -> bool {
+        self.desk().outstanding.is_settled(sequence)
+    }
+
     /// A failed event got its fate.
     pub(super) fn settle_failed(&self, sequence: Sequence) {
         self.desk().outstanding.settle_failed(sequence);

@@ -115,6 +115,7 @@ pub fn run(
             status: ForwardStatus { producers: 1, ..ForwardStatus::default() },
             changed: true,
             dead_letters: Repeats::default(),
+            generation: 0,
         },
         link: Link::default(),
         read_errors: Repeats::default(),

@@ -10,7 +10,7 @@ use super::parking::Parking;
 use super::producer::{MESSAGE_OVERHEAD_BYTES, Outgoing, Producer};
 use super::record::Records;
 use super::status::ForwardStatus;
-use super::targets::Targets;
+use super::targets::{Generation, Targets};
 use super::verdict::park_reason;
 use crate::buffer::{DeadLetter, Outlet, Settler, Stopped};
 use crate::event::Stored;
@@ -28,9 +28,17 @@ pub(super) struct Shared {
     /// The status differs from the one that was published.
     pub(super) changed: bool,
     pub(super) dead_letters: Repeats,
+    /// The last one that was given out.
+    pub(super) generation: Generation,
 }
 
 impl Shared {
+    /// For a producer that begins.
+    pub(super) fn next_generation(&mut self) -> Generation {
+        self.generation = self.generation.saturating_add(1);
+        self.generation
+    }
+
     /// Makes the record of an event and hands it to a producer.
     pub(super) fn send(&mut self, producer: &Producer, stored: &Stored, target: &Target) -> Result<(), Code> {
         let (headers, value) = self.records.build(stored.sequence, &stored.event, target.value);
