@@ -1,10 +1,13 @@
 //! Sends a parked lane: one topic at a time, with a producer of its own, so that a refusal does not touch the others.
 //!
 //! The first event of the lane is the question whether the topic is open: rights show only when something is produced.
-//! If Kafka takes it, twice as many follow, and so on, chunk by chunk. A chunk is settled as a whole, in order. When a
-//! try ends in the middle of a chunk, its proofs are kept, so that the next try sends only the rest.
+//! If Kafka takes it, twice as many follow, and so on. While a topic is tried, its inflow goes on to the end of the lane
+//! in small chunks, ten a second; so chunks are read and sent in groups, as many as fit into a round trip, else a long
+//! link would never catch up. A group that is small means that it has: then the lane closes (`parking.rs`). Each chunk
+//! is settled as a whole, in order. When a try ends in the middle of a group, its proofs are kept, so that the next
+//! try sends only the rest.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,8 +33,17 @@ const NO_PROGRESS: Duration = Duration::from_secs(30);
 /// How often an empty lane is looked at while it closes: the buffer commits every few milliseconds to 200 ms.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// A chunk is at most about 256 KiB of events, and flies at most so many at a time.
+/// At most so many events fly at a time, and about so many are read at a time; a chunk alone is at most 256 KiB.
 const MOST_IN_FLIGHT: usize = 2_000;
+
+/// Payload and topics of a group, beside which the last chunk read may add 256 KiB.
+const GROUP_BYTES: usize = 256 * 1024;
+
+/// A group below this size has caught up with the inflow: holding the main lane for the rest takes a round trip or two.
+const CAUGHT_UP: usize = MOST_IN_FLIGHT / 2;
+
+/// A lane that is worked off gives way after this time, between two groups, if another topic is due.
+const TURN: Duration = Duration::from_secs(10);
 
 /// The sender of parked lanes.
 pub(super) struct LaneSender {
@@ -45,9 +57,12 @@ pub(super) struct LaneSender {
 struct Try {
     topic: Arc<str>,
     place: LeftOff,
-    chunk: Option<(LaneId, LaneChunk)>,
-    /// Index of the next event of the chunk.
+    group: Option<Group>,
+    /// Index of the next event of the group.
     next: usize,
+    began: Instant,
+    /// Damage that was met behind a group; said when it is its turn.
+    damaged: Option<ReadError>,
     producer: Option<Producer>,
     generation: Generation,
     pace: Pace,
@@ -56,13 +71,21 @@ struct Try {
     look_at: Instant,
 }
 
+/// Chunks of a lane that are sent together, in order.
+struct Group {
+    lane: LaneId,
+    /// Row id of each chunk, and where its events end.
+    chunks: Vec<(i64, usize)>,
+    events: Vec<Stored>,
+}
+
 /// How far a lane has been sent.
 #[derive(Debug, Default)]
 struct LeftOff {
     /// The last chunk that was settled.
     after: i64,
-    /// The chunk in work and what became of its events.
-    chunk: i64,
+    /// The first chunk of the group in work, and what became of the group's events.
+    first: i64,
     confirmed: Vec<Delivered>,
     dead: Vec<DeadLetter>,
     done: BTreeSet<Sequence>,
@@ -76,6 +99,10 @@ enum Step {
     Opened(Opened),
     /// Not now; with a new reason, if there is one.
     Refused(Option<&'static str>),
+    /// Another topic's turn.
+    GivesWay,
+    /// Nothing has come into the lane.
+    NothingYet,
 }
 
 impl LaneSender {
@@ -113,6 +140,11 @@ impl LaneSender {
                 self.left_off.remove(&active.topic);
                 self.active = None;
             }
+            Step::NothingYet => self.end(shared, now),
+            Step::GivesWay => {
+                shared.parking.gives_way(&active.topic, now);
+                self.end(shared, now);
+            }
             Step::Refused(reason) => {
                 shared.changed = true;
                 tracing::debug!(topic = &*active.topic, reason, "kafka: parked topic was tried, and stays parked");
@@ -123,25 +155,25 @@ impl LaneSender {
         Ok(())
     }
 
-    /// A stop: begins nothing, sends on what was begun of a chunk. True when nothing is left in between.
+    /// A stop: begins nothing, sends on what was begun of a group. True when nothing is left in between.
     pub(super) fn finish_chunk(&mut self, shared: &mut Shared, now: Instant) -> bool {
         let Some(active) = &mut self.active else { return true };
         if active.place.done.is_empty() && active.in_flight() == 0 {
-            return true; // nothing of the chunk is in Kafka: nothing would be repeated
+            return true; // nothing of the group is in Kafka: nothing would be repeated
         }
         active.poll(shared, now);
         if active.failures.is_empty() {
-            active.send_chunk(shared, now);
-            active.settle_chunk(shared, now);
+            active.send_group(shared, now);
+            active.settle_group(shared, now);
         }
-        active.chunk.is_none() || !active.failures.is_empty()
+        active.group.is_none() || !active.failures.is_empty()
     }
 
     /// Ends the try; what was confirmed until the last moment is kept.
     pub(super) fn end(&mut self, shared: &mut Shared, now: Instant) {
         let Some(mut active) = self.active.take() else { return };
         active.retire(shared, now);
-        active.settle_chunk(shared, now);
+        active.settle_group(shared, now);
         shared.parking.put_back(&active.topic, now);
         if active.place.after > 0 || !active.place.done.is_empty() {
             self.left_off.insert(active.topic, active.place);
@@ -154,8 +186,10 @@ impl Try {
         Self {
             topic,
             place,
-            chunk: None,
+            group: None,
             next: 0,
+            began: now,
+            damaged: None,
             producer: None,
             generation: 0,
             pace: Pace::probing(),
@@ -170,18 +204,26 @@ impl Try {
         if !self.failures.is_empty() {
             return Ok(self.judge(shared, now));
         }
-        self.settle_chunk(shared, now);
-        if self.chunk.is_none() {
+        self.settle_group(shared, now);
+        if self.group.is_none() {
             if now < self.look_at {
                 return Ok(Step::On);
+            }
+            if now.saturating_duration_since(self.began) > TURN && shared.parking.others_wait(&self.topic, now) {
+                return Ok(Step::GivesWay);
             }
             // What was on disk before the lane is read is seen by the reading; so this comes first.
             let applied = shared.settler.applied();
             if !self.load(shared)? {
                 self.look_at = now.checked_add(LOOK_AGAIN).unwrap_or(now);
-                return Ok(shared.parking.seen_empty(&self.topic, applied, now).map_or(Step::On, Step::Opened));
+                let opened = shared.parking.seen_empty(&self.topic, applied, now);
+                let or_else = if shared.parking.waits(&self.topic) { Step::NothingYet } else { Step::On };
+                return Ok(opened.map_or(or_else, Step::Opened));
             }
             self.last_progress = now;
+            if self.group.as_ref().is_some_and(|group| group.events.len() < CAUGHT_UP) {
+                shared.parking.caught_up(&self.topic);
+            }
         }
         if self.producer.is_none() {
             match Producer::new(config) {
@@ -192,29 +234,50 @@ impl Try {
                 Err(_) => return Ok(Step::Refused(None)),
             }
         }
-        self.send_chunk(shared, now);
+        self.send_group(shared, now);
         if now.saturating_duration_since(self.last_progress) > NO_PROGRESS {
             return Ok(Step::Refused(None));
         }
         Ok(Step::On)
     }
 
-    /// Reads the next chunk; false when there is none.
+    /// Reads the next chunks; false when there are none.
     fn load(&mut self, shared: &mut Shared) -> Result<bool, ReadError> {
+        if let Some(damaged) = self.damaged.take() {
+            return Err(damaged);
+        }
         // Asked each time: a lane that was empty for a moment comes back under another id.
         let Some(lane) = shared.settler.lane(&self.topic) else { return Ok(false) };
-        let Some(chunk) = shared.outlet.parked(lane, self.place.after)? else { return Ok(false) };
-        if self.place.chunk != chunk.id {
-            self.place = LeftOff { after: self.place.after, chunk: chunk.id, ..LeftOff::default() };
+        let mut group = Group { lane, chunks: Vec::new(), events: Vec::new() };
+        let (mut after, mut bytes) = (self.place.after, 0_usize);
+        while group.events.len() < MOST_IN_FLIGHT && bytes < GROUP_BYTES {
+            match shared.outlet.parked(lane, after) {
+                Ok(Some(LaneChunk { id, events })) => {
+                    after = id;
+                    bytes = events.iter().fold(bytes, |sum, stored| sum.saturating_add(stored.event.cost_bytes()));
+                    group.events.extend(events);
+                    group.chunks.push((id, group.events.len()));
+                }
+                Ok(None) => break,
+                Err(error) if group.chunks.is_empty() => return Err(error),
+                Err(error) => {
+                    self.damaged = Some(error);
+                    break;
+                }
+            }
+        }
+        let Some((first, _)) = group.chunks.first() else { return Ok(false) };
+        if self.place.first != *first {
+            self.place = LeftOff { after: self.place.after, first: *first, ..LeftOff::default() };
         }
         self.next = 0;
-        self.chunk = Some((lane, chunk));
+        self.group = Some(group);
         Ok(true)
     }
 
-    fn send_chunk(&mut self, shared: &mut Shared, now: Instant) {
-        let (Some((_, chunk)), Some(producer)) = (&self.chunk, &self.producer) else { return };
-        while let Some(stored) = chunk.events.get(self.next) {
+    fn send_group(&mut self, shared: &mut Shared, now: Instant) {
+        let (Some(group), Some(producer)) = (&self.group, &self.producer) else { return };
+        while let Some(stored) = group.events.get(self.next) {
             if self.place.done.contains(&stored.sequence) {
                 self.next = self.next.saturating_add(1);
                 continue;
@@ -240,8 +303,9 @@ impl Try {
                 }
                 Err(code) => {
                     match send_verdict(code) {
-                        Verdict::Wait => {}
-                        Verdict::DeadLetter => {
+                        Verdict::Wait if in_flight > 0 => {}
+                        // Too large for librdkafka's queue even when that is empty, or refused for itself.
+                        Verdict::Wait | Verdict::DeadLetter => {
                             let letter = dead_letter(&self.topic, stored, dead_letter_reason(code));
                             self.place.done.insert(letter.sequence);
                             shared.count_dead(&letter, now);
@@ -301,20 +365,30 @@ impl Try {
         }
     }
 
-    /// Settles the chunk when all its events are done with.
-    fn settle_chunk(&mut self, shared: &mut Shared, now: Instant) {
-        let Some((lane, chunk)) = &self.chunk else { return };
-        let all_done = chunk.events.iter().all(|stored| self.place.done.contains(&stored.sequence));
-        if !all_done {
-            return;
+    /// Settles the group's chunks, one by one, when all its events are done with.
+    fn settle_group(&mut self, shared: &mut Shared, now: Instant) {
+        let all_done = |group: &mut Group| group.events.iter().all(|s| self.place.done.contains(&s.sequence));
+        let Some(group) = self.group.take_if(all_done) else { return };
+        let LeftOff { confirmed, dead, done, .. } = std::mem::take(&mut self.place);
+        shared.count_delivered(confirmed.len());
+        let mut confirmed: BTreeMap<Sequence, Delivered> =
+            confirmed.into_iter().map(|proof| (proof.sequence(), proof)).collect();
+        let mut dead: BTreeMap<Sequence, DeadLetter> =
+            dead.into_iter().map(|letter| (letter.sequence, letter)).collect();
+        let mut events = group.events.iter();
+        let mut from = 0_usize;
+        for (id, end) in group.chunks {
+            let of_chunk = events.by_ref().take(end.saturating_sub(from)).map(|stored| stored.sequence);
+            let (mut proofs, mut letters) = (Vec::new(), Vec::new());
+            for sequence in of_chunk {
+                proofs.extend(confirmed.remove(&sequence));
+                letters.extend(dead.remove(&sequence));
+            }
+            shared.outcome.lane_chunk(group.lane, id, proofs, letters, now);
+            self.place.after = id;
+            from = end;
         }
-        let place = std::mem::take(&mut self.place);
-        self.place.after = chunk.id;
-        let events = u64::try_from(place.done.len()).unwrap_or(u64::MAX);
-        shared.count_delivered(place.confirmed.len());
-        shared.outcome.lane_chunk(*lane, chunk.id, place.confirmed, place.dead, now);
-        shared.parking.lane_settled(&self.topic, events);
-        self.chunk = None;
+        shared.parking.lane_settled(&self.topic, u64::try_from(done.len()).unwrap_or(u64::MAX));
     }
 
     fn in_flight(&self) -> usize {

@@ -281,7 +281,14 @@ impl MainLane {
                     }
                 }
                 Err(code) => match send_verdict(code) {
-                    Verdict::Wait => return Sent::Done,
+                    // The queue is full of others; when it is empty, this one alone is too large for it.
+                    Verdict::Wait if in_flight > 0 => return Sent::Done,
+                    Verdict::Wait => {
+                        let reason = "larger than queue.buffering.max.kbytes in [kafka.options]".to_owned();
+                        let kafka_topic = Arc::clone(&target.topic);
+                        shared.dead(DeadLetter { sequence, route, kafka_topic, reason }, now);
+                        self.pending.pop(producer);
+                    }
                     Verdict::DeadLetter => {
                         let (kafka_topic, reason) = (Arc::clone(&target.topic), dead_letter_reason(code));
                         shared.dead(DeadLetter { sequence, route, kafka_topic, reason }, now);

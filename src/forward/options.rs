@@ -78,8 +78,6 @@ const DEFAULTS: &[(&str, &str, &[&str])] = &[
     ("compression.type", "zstd", &["compression.codec"]),
     // Measured with 100-byte readings: 10.1 bytes each in the log, against 10.8 with librdkafka's choice (3), and faster.
     ("compression.level", "1", &["compression.type", "compression.codec"]),
-    // 1 MiB of payloads in librdkafka's hands; more buys no throughput, only memory.
-    ("queue.buffering.max.kbytes", "1024", &[]),
     // A batch of one reading each of a few thousand sensors; memory is bounded by it twice (raw and compressed).
     ("batch.size", "262144", &[]),
     // 5,000 gateways at 2 s are 2,500 attempts a second at worst, and the link is used within 2 s of its return.
@@ -125,7 +123,33 @@ fn base(options: &BTreeMap<String, Secret>) -> ClientConfig {
     for (name, value) in FIXED {
         config.set(*name, *value);
     }
+    if !options.contains_key(QUEUE_KIB) {
+        config.set(QUEUE_KIB, least_queue_kib(&config).max(USUAL_QUEUE_KIB).to_string());
+    }
     config
+}
+
+const QUEUE_KIB: &str = "queue.buffering.max.kbytes";
+
+/// 1 MiB of payloads in librdkafka's hands; more buys no throughput, only memory.
+const USUAL_QUEUE_KIB: u64 = 1024;
+
+/// librdkafka's default of `message.max.bytes`.
+const USUAL_MESSAGE_BYTES: u64 = 1_000_000;
+
+/// A queue that is smaller than the largest record would be "full" for it for ever, and nothing behind it would go.
+fn least_queue_kib(config: &ClientConfig) -> u64 {
+    let largest = config.get("message.max.bytes").and_then(|bytes| bytes.parse().ok()).unwrap_or(USUAL_MESSAGE_BYTES);
+    largest.div_ceil(1024).saturating_add(1)
+}
+
+fn queue_problem(options: &BTreeMap<String, Secret>) -> Option<(String, String)> {
+    let given: u64 = options.get(QUEUE_KIB)?.reveal().parse().ok()?;
+    let least = least_queue_kib(&base(options));
+    (given < least).then(|| {
+        let why = "smaller than the largest record, message.max.bytes: that record would wait for room for ever";
+        (QUEUE_KIB.to_owned(), format!("found {given}; allowed: {least} or more, because it is {why}"))
+    })
 }
 
 /// Smallest `batch.size` that batches shrink to by themselves.
@@ -150,6 +174,7 @@ pub(super) fn shrink_batches(config: &mut ClientConfig) -> Option<u32> {
 pub fn check_options(options: &BTreeMap<String, Secret>) -> Vec<(String, String)> {
     let mut problems: Vec<(String, String)> =
         options.iter().filter_map(|(name, value)| Some((name.clone(), problem(name, value)?))).collect();
+    problems.extend(queue_problem(options));
     if problems.is_empty() {
         // Without brokers a producer connects nowhere, but reads certificates and compares properties.
         let made: Result<BaseProducer<DefaultProducerContext>, KafkaError> =

@@ -4,8 +4,9 @@
 //!            refused: wait 1 s, 2 s, … 30 s
 //!           ┌───────────────────┬──────────────────────────┐
 //!           ▼                   │                          │
-//!   ──▶ Waiting ──due──▶ Trying ┴──lane looks empty──▶ Closing ──empty for certain──▶ direct
-//!  park
+//!   ──▶ Waiting ──due──▶ Trying ┴──lane looks empty, ──▶ Closing ──empty for certain──▶ direct
+//!  park     ▲               │      or has caught up
+//!           └──another's turn
 //! ```
 //!
 //! While a topic is here, every new event for it goes behind the parked ones. Under a steady inflow a lane would never
@@ -204,9 +205,44 @@ impl Parking {
             parked.stage = Stage::Closing;
             return None;
         }
+        if parked.sent == 0 && parked.ticket == 0 {
+            // Nothing has come into the lane yet, so Kafka was not asked either.
+            parked.stage = Stage::Waiting(later(now, parked.wait));
+            return None;
+        }
         let opened = Opened { parked_for: now.saturating_duration_since(parked.since), events: parked.sent };
         self.topics.remove(topic);
         Some(opened)
+    }
+
+    /// What is left of the lane is about what came in during the last round trip. From now on nothing goes behind it.
+    pub(super) fn caught_up(&mut self, topic: &str) {
+        if let Some(parked) = self.topics.get_mut(topic)
+            && parked.stage == Stage::Trying
+            && parked.sent > 0
+        {
+            parked.stage = Stage::Closing;
+        }
+    }
+
+    /// Is it not its turn?
+    pub(super) fn waits(&self, topic: &str) -> bool {
+        self.topics.get(topic).is_some_and(|parked| matches!(parked.stage, Stage::Waiting(_)))
+    }
+
+    /// Is another topic due?
+    pub(super) fn others_wait(&self, topic: &str, now: Instant) -> bool {
+        self.topics
+            .iter()
+            .any(|(other, parked)| &**other != topic && matches!(parked.stage, Stage::Waiting(until) if until <= now))
+            && self.topics.get(topic).is_some_and(|parked| parked.stage == Stage::Trying)
+    }
+
+    /// It is not refused, only another's turn: due again at once, behind those that are due already.
+    pub(super) fn gives_way(&mut self, topic: &str, now: Instant) {
+        if let Some(parked) = self.topics.get_mut(topic) {
+            parked.stage = Stage::Waiting(now);
+        }
     }
 
     /// The planted bug: direct before the lane is empty.
@@ -308,6 +344,36 @@ mod tests {
         assert_eq!(opened, Some(Opened { parked_for: second(9), events: 1 }));
         assert_eq!(parking.gate("t"), Gate::Direct);
         assert_eq!(parking.status(), []);
+    }
+
+    #[test]
+    fn a_lane_that_has_caught_up_closes_and_one_that_never_sent_anything_does_not_open() {
+        let now = Instant::now();
+        let mut parking = parked(now);
+        parking.next_due(now + second(1));
+        assert_eq!(parking.seen_empty("t", 0, now), None, "Kafka was not asked");
+        assert!(parking.waits("t"));
+        parking.parked_one("t");
+        parking.next_due(now + second(9));
+        parking.caught_up("t");
+        assert_eq!(parking.gate("t"), Gate::Park, "nothing was taken yet");
+        parking.lane_settled("t", 1);
+        parking.caught_up("t");
+        assert_eq!(parking.gate("t"), Gate::Hold);
+    }
+
+    #[test]
+    fn a_lane_that_is_worked_off_gives_way_to_one_that_is_due() {
+        let now = Instant::now();
+        let mut parking = parked(now);
+        parking.next_due(now + second(1));
+        assert!(!parking.others_wait("t", now + second(5)));
+        parking.park("other", "missing", now, 5);
+        assert!(!parking.others_wait("t", now), "not due yet");
+        let later = now + second(5);
+        assert!(parking.others_wait("t", later));
+        parking.gives_way("t", later);
+        assert_eq!(parking.next_due(later).as_deref(), Some("other"));
     }
 
     #[test]

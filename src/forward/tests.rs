@@ -395,6 +395,44 @@ fn a_missing_topic_is_parked_while_others_flow_and_comes_back_in_order() {
     assert_whole(&read(&mock.bootstrap_servers(), "t", 1), "k/t/a", 1000 + more);
 }
 
+/// On a long link the inflow makes ten chunks a second in the lane; sent one a round trip, they would never end.
+#[test]
+fn a_parked_topic_opens_on_a_long_link_while_its_readings_keep_coming() {
+    let (dir, mock) = (tempfile::tempdir().unwrap(), mock());
+    mock.topic_error("late", Resp::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART).unwrap();
+    let mut rig = Rig::start(dir.path(), &mock.bootstrap_servers(), &[("topic.metadata.propagation.max.ms", "300")]);
+    rig.publish("k/late/a", 20);
+    rig.wait("parking", |rig| rig.forward.borrow().parked.len() == 1);
+    mock.broker_round_trip_time(1, Duration::from_millis(300)).unwrap();
+    mock.topic_error("late", Resp::RD_KAFKA_RESP_ERR_NO_ERROR).unwrap();
+    let (begin, mut more) = (Instant::now(), 0);
+    while !rig.forward.borrow().parked.is_empty() {
+        assert!(begin.elapsed() < PATIENCE, "still parked: {:?}", rig.buffer.borrow().lanes);
+        rig.publish("k/late/a", 1);
+        more += 1;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    rig.wait_drained();
+    rig.stop();
+    mock.broker_round_trip_time(1, Duration::ZERO).unwrap();
+    assert_whole(&read(&mock.bootstrap_servers(), "late", MOCK_PARTITIONS), "k/late/a", 20 + more);
+}
+
+/// librdkafka answers "queue full" for it, with an empty queue as well.
+#[test]
+fn a_record_larger_than_the_usual_queue_goes_and_nothing_waits_behind_it() {
+    let (dir, mock) = (tempfile::tempdir().unwrap(), mock());
+    mock.create_topic("t", 1, 1).unwrap();
+    let options = [("message.max.bytes", "4000000"), ("compression.type", "none")];
+    let mut rig = Rig::start(dir.path(), &mock.bootstrap_servers(), &options);
+    rig.publish("k/t/a", 1);
+    rig.store("k/t/a", vec![vec![b'7'; 1_500_000]]);
+    rig.publish("k/t/a", 1);
+    rig.wait("all three settled", |rig| rig.books().received == 3 && rig.books().held == 0);
+    assert_eq!((rig.books().delivered, rig.books().dead_lettered), (3, 0));
+    rig.stop();
+}
+
 #[test]
 fn several_parked_topics_are_tried_in_turn_and_none_is_forgotten() {
     let (dir, mock) = (tempfile::tempdir().unwrap(), mock());
