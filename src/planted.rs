@@ -30,6 +30,9 @@ pub enum Bug {
     BlindWatchdog,
     /// A record that Kafka refuses is released without a dead letter.
     DropDeadLetters,
+    /// Not a bug but a fault: the forwarder's loop stands still two seconds after start, so that the watchdog has
+    /// something to find.
+    StuckForward,
 }
 
 impl Bug {
@@ -49,6 +52,7 @@ impl Bug {
             Self::CarelessStop => "careless-stop",
             Self::BlindWatchdog => "blind-watchdog",
             Self::DropDeadLetters => "drop-dead-letters",
+            Self::StuckForward => "stuck-forward",
         }
     }
 }

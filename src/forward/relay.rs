@@ -146,8 +146,12 @@ struct Relay {
 
 impl Relay {
     fn run(mut self) -> Result<(), ForwardError> {
+        let started = Instant::now();
         loop {
             self.pulse.beat();
+            while planted(Bug::StuckForward) && started.elapsed() > Duration::from_secs(2) {
+                std::thread::park();
+            }
             if self.stop.requested() {
                 return self.finish();
             }
