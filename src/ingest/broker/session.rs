@@ -24,10 +24,11 @@ use super::subscriptions::{ASK_AGAIN, Stray, Subscriptions};
 use super::version::Version;
 use crate::buffer::{Durable, IdChange, StoredSession};
 use crate::config::{Broker, MqttVersion};
+use crate::event::MAX_USER_PROPERTIES;
 use crate::ingest::acker::{Acker, Acknowledged};
 use crate::ingest::batch::Batch;
 use crate::ingest::codec::encode::{self, Hello};
-use crate::ingest::codec::{self, Ack, ConnAck, Packet, reason};
+use crate::ingest::codec::{self, Ack, ConnAck, Packet, Publish, reason};
 use crate::ingest::receipt::{Epoch, Receipts};
 use crate::ingest::topics::Topics;
 use crate::ingest::unreleased::Unreleased;
@@ -105,6 +106,8 @@ pub(super) struct Session {
     must_forget: bool,
     /// A session existed in this process.
     known: bool,
+    /// A message had too many user properties, and it was said.
+    properties_cut: bool,
     /// In force on this connection; `None` = off.
     keepalive: Option<Duration>,
     heard: Instant,
@@ -130,6 +133,7 @@ impl Session {
             asked: now,
             must_forget: false,
             known: false,
+            properties_cut: false,
             keepalive: None,
             heard: now,
             spoke: now,
@@ -275,6 +279,7 @@ impl Session {
         }
         match packet {
             Packet::Publish(publish) => {
+                self.see_properties(&publish);
                 let epoch = self.acker.epoch();
                 self.batch.publish(epoch, publish, arrived_ms, &mut self.topics, &mut self.unreleased);
                 Ok(())
@@ -298,6 +303,20 @@ impl Session {
             | Packet::UnsubAck { .. }
             | Packet::PingReq
             | Packet::Disconnect(_) => Err(self.unexpected(&packet)),
+        }
+    }
+
+    /// Refusing would not help: the broker would send it again for ever. So the event is kept with the first of its
+    /// user properties, and it is said once in the life of the link.
+    fn see_properties(&mut self, publish: &Publish) {
+        if publish.properties_cut > 0 && !std::mem::replace(&mut self.properties_cut, true) {
+            warn!(
+                broker = self.settings.name,
+                topic = publish.topic(),
+                cut = publish.properties_cut,
+                limit = MAX_USER_PROPERTIES,
+                "a message has too many user properties: only the first are kept, here and from now on"
+            );
         }
     }
 

@@ -9,7 +9,7 @@ use super::ended::Ended;
 use super::session::{Session, State};
 use crate::buffer::{IdChange, StoredSession};
 use crate::config::{Broker, MqttVersion, Subscription};
-use crate::event::{Event, Qos};
+use crate::event::{Event, MAX_USER_PROPERTIES, Qos};
 use crate::ingest::codec::{self, DecodeError, Packet, reason};
 use crate::ingest::receipt::Receipts;
 use crate::ingest::topics::Topics;
@@ -595,4 +595,23 @@ fn half_a_packet_of_one_connection_is_not_the_start_of_the_next() {
     bench.reconnect(true);
     bench.feed(&message).unwrap();
     assert_eq!(bench.commit(), [puback(3)]);
+}
+
+#[test]
+fn a_message_with_too_many_user_properties_is_kept_with_the_first_of_them() {
+    let mut bench = Bench::new(V5);
+    let settings = Broker { max_packet_bytes: 4000, ..settings(V5) };
+    let stored = StoredSession { packet_ids: BTreeSet::new(), used_ms: 0, expiry_s: u32::MAX };
+    bench.session = Session::new(settings, stored, Topics::unrouted(), bench.now);
+    bench.connect();
+    bench.feed(&connack(V5, false, 0)).unwrap();
+    bench.commit();
+    // 300 user properties of 5 bytes each.
+    let mut bytes = b"\x32\xe4\x0b\x00\x01t\x00\x01\xdc\x0b".to_vec();
+    bytes.extend(b"\x26\x00\x00\x00\x00".repeat(300));
+    bytes.push(b'x');
+    bench.feed(&bytes).unwrap();
+    bench.store();
+    assert_eq!(bench.payloads(), ["x"]);
+    assert_eq!(bench.events[0].properties.as_ref().unwrap().user.len(), MAX_USER_PROPERTIES);
 }

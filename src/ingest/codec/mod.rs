@@ -37,6 +37,7 @@ use self::frame::Frame;
 pub use self::packets::{Ack, ConnAck, Connect, Disconnect, Subscribe, SubscribeFilter, Unsubscribe, Will};
 pub use self::publish::Publish;
 use crate::config::MqttVersion;
+use crate::event::MAX_USER_PROPERTIES;
 
 /// A packet as received.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +126,9 @@ pub enum DecodeError {
     /// We never announce topic aliases.
     #[error("topic alias used, but none was allowed")]
     TopicAlias,
+    /// Only of a will: a PUBLISH says how many ([`Publish::properties_cut`]).
+    #[error("a will with more than {MAX_USER_PROPERTIES} user properties")]
+    TooManyProperties,
     /// CONNECT of another version than 3.1.1 and 5.
     #[error("CONNECT with protocol level {0}; 4 (MQTT 3.1.1) and 5 are spoken")]
     UnsupportedVersion(u8),
@@ -139,6 +143,7 @@ impl DecodeError {
             Self::Malformed(_) => reason::MALFORMED_PACKET,
             Self::Protocol(_) => reason::PROTOCOL_ERROR,
             Self::TopicName => reason::TOPIC_NAME_INVALID,
+            Self::TooManyProperties => reason::QUOTA_EXCEEDED,
             Self::TopicAlias => reason::TOPIC_ALIAS_INVALID,
             Self::UnsupportedVersion(_) => reason::UNSUPPORTED_PROTOCOL_VERSION,
         }

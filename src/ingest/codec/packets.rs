@@ -9,7 +9,7 @@ use super::properties::{self, Place, Property};
 use super::reader::Reader;
 use super::{DecodeError, Packet, reason};
 use crate::config::{MqttVersion, Secret};
-use crate::event::{Properties, Qos};
+use crate::event::{MAX_USER_PROPERTIES, Properties, Qos};
 
 /// CONNECT.
 #[derive(Clone, PartialEq, Eq)]
@@ -161,6 +161,7 @@ impl Will {
     fn read(version: MqttVersion, flags: u8, reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let Some(qos) = Qos::from_level((flags >> 3) & 3) else { return Err(DecodeError::Malformed("QoS 3")) };
         let mut delay_s = 0;
+        let mut cut = false;
         let mut travelling: Option<Box<Properties>> = None;
         if version == MqttVersion::V5 {
             properties::walk(reader, Place::Will, |property| match property {
@@ -170,7 +171,12 @@ impl Will {
                     travelling.get_or_insert_default().correlation_data = Some(Bytes::copy_from_slice(data));
                 }
                 Property::User(name, value) => {
-                    travelling.get_or_insert_default().user.push((name.into(), value.into()));
+                    let user = &mut travelling.get_or_insert_default().user;
+                    if user.len() < MAX_USER_PROPERTIES {
+                        user.push((name.into(), value.into()));
+                    } else {
+                        cut = true;
+                    }
                 }
                 Property::SessionExpiryInterval(_)
                 | Property::ServerKeepAlive(_)
@@ -181,6 +187,9 @@ impl Will {
                 | Property::AuthenticationMethod
                 | Property::Other => {}
             })?;
+        }
+        if cut {
+            return Err(DecodeError::TooManyProperties);
         }
         let topic = reader.string()?.to_owned();
         if topic.is_empty() {

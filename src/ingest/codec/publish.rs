@@ -7,7 +7,7 @@ use super::frame::Frame;
 use super::properties::{self, Place, Property};
 use super::reader::Reader;
 use crate::config::MqttVersion;
-use crate::event::{Properties, Qos};
+use crate::event::{MAX_USER_PROPERTIES, Properties, Qos};
 
 /// A message as received.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +22,9 @@ pub struct Publish {
     pub packet_id: u16,
     /// What travels on, if there is any.
     pub properties: Option<Box<Properties>>,
+    /// User properties above [`MAX_USER_PROPERTIES`], which `properties` does not hold. What to do about it is for the
+    /// session to say: a broker would only send the packet again.
+    pub properties_cut: usize,
     /// From the topic on; the payload is at its end.
     bytes: Bytes,
     topic_len: u16,
@@ -59,8 +62,8 @@ impl Publish {
         let from_topic = reader.remaining();
         check_topic(version, reader.take(usize::from(topic_len))?)?;
         let packet_id = if qos == Qos::AtMostOnce { 0 } else { reader.packet_id()? };
-        let properties = match version {
-            MqttVersion::V311 => None,
+        let (properties, properties_cut) = match version {
+            MqttVersion::V311 => (None, 0),
             MqttVersion::V5 => read_properties(&mut reader)?,
         };
         if topic_len == 0 {
@@ -75,6 +78,7 @@ impl Publish {
             retain: flags & 1 != 0,
             packet_id,
             properties,
+            properties_cut,
             bytes,
             topic_len,
             payload_at,
@@ -99,8 +103,9 @@ fn check_topic(version: MqttVersion, name: &[u8]) -> Result<(), DecodeError> {
     Ok(())
 }
 
-fn read_properties(reader: &mut Reader<'_>) -> Result<Option<Box<Properties>>, DecodeError> {
+fn read_properties(reader: &mut Reader<'_>) -> Result<(Option<Box<Properties>>, usize), DecodeError> {
     let mut alias = false;
+    let mut cut = 0_usize;
     let mut travelling: Option<Box<Properties>> = None;
     properties::walk(reader, Place::Publish, |property| match property {
         Property::ContentType(name) => travelling.get_or_insert_default().content_type = Some(name.into()),
@@ -108,7 +113,14 @@ fn read_properties(reader: &mut Reader<'_>) -> Result<Option<Box<Properties>>, D
         Property::CorrelationData(data) => {
             travelling.get_or_insert_default().correlation_data = Some(Bytes::copy_from_slice(data));
         }
-        Property::User(name, value) => travelling.get_or_insert_default().user.push((name.into(), value.into())),
+        Property::User(name, value) => {
+            let user = &mut travelling.get_or_insert_default().user;
+            if user.len() < MAX_USER_PROPERTIES {
+                user.push((name.into(), value.into()));
+            } else {
+                cut = cut.saturating_add(1);
+            }
+        }
         Property::TopicAlias => alias = true,
         Property::SessionExpiryInterval(_)
         | Property::ServerKeepAlive(_)
@@ -119,5 +131,5 @@ fn read_properties(reader: &mut Reader<'_>) -> Result<Option<Box<Properties>>, D
         | Property::AuthenticationMethod
         | Property::Other => {}
     })?;
-    if alias { Err(DecodeError::TopicAlias) } else { Ok(travelling) }
+    if alias { Err(DecodeError::TopicAlias) } else { Ok((travelling, cut)) }
 }

@@ -102,6 +102,7 @@ impl From<DecodeError> for End {
             DecodeError::Malformed(_) => "client sent a malformed packet",
             DecodeError::Protocol(_) => "client broke the protocol",
             DecodeError::TopicName => "client published to a topic with a wildcard",
+            DecodeError::TooManyProperties => "client sent too many user properties",
             DecodeError::TopicAlias => "client used a topic alias that was not granted",
             DecodeError::UnsupportedVersion(_) => "client speaks an unsupported MQTT version",
         };

@@ -28,7 +28,7 @@
 //!
 //! * There is nothing to subscribe to: each filter of a SUBSCRIBE is refused (MQTT 5: 0x87; 3.1.1: 0x80) and the
 //!   connection goes on. Topics that begin with `$` belong to servers: a PUBLISH to one ends the connection (0x87).
-//! * No topic aliases, no enhanced authentication.
+//! * No topic aliases, no enhanced authentication. More than 256 user properties in a PUBLISH end the connection (0x97).
 //! * MQTT 5: more than `receive_maximum` messages in flight end the connection. 3.1.1 has no such number: there, as
 //!   everywhere, it is memory that counts, and a client for whose messages there is no room is not read.
 //!

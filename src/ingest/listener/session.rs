@@ -31,7 +31,7 @@ use super::registry::{Lent, Now};
 use super::terms::{Terms, patience};
 use crate::buffer::{Durable, IdChange};
 use crate::config::MqttVersion;
-use crate::event::{Event, Qos};
+use crate::event::{Event, MAX_USER_PROPERTIES, Qos};
 use crate::ingest::acker::{Acker, Acknowledged};
 use crate::ingest::batch::Batch;
 use crate::ingest::codec::encode::{self, Grants};
@@ -355,6 +355,11 @@ impl Session {
                 "client published to a topic that begins with $",
                 detail,
             ));
+        }
+        if publish.properties_cut > 0 {
+            // Not stored without them: what a client sends arrives as it is or not at all.
+            let detail = format!("{} more than {MAX_USER_PROPERTIES}", publish.properties_cut);
+            return self.finish(End::broke(reason::QUOTA_EXCEEDED, "client sent too many user properties", detail));
         }
         if publish.qos != Qos::AtMostOnce {
             if self.version == MqttVersion::V5 && self.in_flight() >= u64::from(self.terms.receive_maximum) {

@@ -211,7 +211,10 @@ fn subscriptions_are_refused_filter_by_filter_and_the_connection_goes_on() {
 fn whoever_breaks_the_rules_is_told_why_and_what_came_before_is_kept() {
     let alias = packet(0x32, b"\x00\x01t\x00\x01\x03\x23\x00\x01x");
     let too_large = packet(0x30, &[0; 8000]);
-    let cases: [(&str, Vec<u8>, u8); 14] = [
+    let mut properties = b"\x00\x01t\x00\x01\x85\x0a".to_vec();
+    properties.extend(b"\x26\x00\x00\x00\x00".repeat(257));
+    let cases: [(&str, Vec<u8>, u8); 15] = [
+        ("too many user properties", packet(0x32, &properties), 0x97),
         ("topic alias", alias, 0x94),
         ("too large", too_large[..5].to_vec(), 0x95),
         ("wildcard", publish_to(V5, "a/+", 1, false, 1, b""), 0x90),
