@@ -206,7 +206,11 @@ fn a_broker_restart_loses_nothing() -> Outcome<()> {
     let second = settle(&agent, &kafka.brokers(), &[&topics[1]], &logs[1..])?;
     eprintln!("QoS 1: {first}QoS 2: {second}");
     first.at_least_once()?;
-    second.once_into_the_buffer()
+    // Not "once into the buffer", and that is mosquitto's doing (2.0.11, seen in its own log): what it has a PUBREC for and
+    // has released with PUBREL, it sends after its restart as PUBLISH with DUP under the same packet id, against
+    // MQTT-4.3.3-6. The id was free by then, so it may as well be a new message whose first copy was lost; taking it for a
+    // repeat could lose one. `custody.rs` has the case where the agent is the one that dies, and there it is once.
+    second.at_least_once()
 }
 
 #[test]
