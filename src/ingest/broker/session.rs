@@ -90,6 +90,7 @@ pub(super) struct Counts {
 
 /// One broker's session, through all its connections.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one session, each read by itself")]
 pub(super) struct Session {
     settings: Broker,
     state: State,
