@@ -29,7 +29,7 @@ use crate::route::{Route, Routes, ValueFormat};
 use crate::stop::{self, Stopper};
 
 /// Longest time anything here may take; only a failing test waits so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Partitions of topics that the mock makes by itself.
 const MOCK_PARTITIONS: i32 = 4;
