@@ -51,6 +51,8 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Session {
     state: State,
+    /// It was open once: what it began with is durable.
+    settled: bool,
     version: MqttVersion,
     terms: Arc<Terms>,
     acker: Acker,
@@ -103,6 +105,7 @@ impl Session {
         let Lent { memory, present, overdue } = lent;
         let mut session = Self {
             state: State::Settling,
+            settled: false,
             version,
             terms,
             acker: Acker::new(Epoch::next()),
@@ -208,7 +211,15 @@ impl Session {
     /// The end: what is left to be done. A batch that was not handed to the buffer is given up: its messages are not
     /// acknowledged, so the client still has them.
     pub(super) fn into_last(mut self, now: Now) -> Last {
+        // What `settle` wanted and the buffer never got. The client's messages are decoded only after it: every event in
+        // such a batch is an overdue will, and nobody will send that again.
+        let unsettled = !self.settled && !self.batch.is_empty();
+        let overdue = if unsettled { std::mem::take(&mut self.batch.events) } else { Vec::new() };
+        let forgets = unsettled && self.batch.changes.iter().any(|change| matches!(change, IdChange::Forget));
         self.batch.abandon(&mut self.memory.unreleased);
+        for will in overdue {
+            self.batch.event(will);
+        }
         let end = match self.state {
             State::Over(end) => end,
             State::Settling | State::Open => End::lost(""),
@@ -221,9 +232,12 @@ impl Session {
             Some(will) => waiting = Some((will, Duration::from_secs(delay_s.into()))),
             None => {}
         }
-        if self.expiry_s == 0 && self.memory.on_disk {
+        if self.expiry_s == 0 && (self.memory.on_disk || forgets) {
             self.batch.changes.push(IdChange::Forget);
             self.memory.on_disk = false;
+        } else if forgets {
+            // Its old packet ids would come back with the next start, and swallow new messages.
+            self.batch.changes.extend([IdChange::Forget, IdChange::Keep(self.expiry_s)]);
         } else if self.expiry_s != self.granted_expiry_s {
             self.batch.changes.push(IdChange::Keep(self.expiry_s));
         }
@@ -273,6 +287,7 @@ impl Session {
     }
 
     fn open(&mut self, now: Now) {
+        self.settled = true;
         self.state = State::Open;
         self.heard = now.instant;
         let grants = std::mem::take(&mut self.grants);

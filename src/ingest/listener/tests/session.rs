@@ -175,6 +175,29 @@ fn ids_of_a_batch_that_was_never_handed_over_are_not_remembered() {
 }
 
 #[test]
+fn a_clean_start_that_found_no_room_forgets_all_the_same_and_the_overdue_will_goes_out() {
+    for (asked, disk) in
+        [(connect(V5, "press"), None), (Connect { clean: true, ..connect(V5, "press").kept() }, Some([].into()))]
+    {
+        let mut lent = kept(&[7]);
+        lent.present = false;
+        lent.memory = lent.memory.emptied();
+        lent.overdue = Some(will("status/old"));
+        let mut bench = Bench::enter(&asked, lent);
+        bench.disk = Some([7].into());
+        bench.session.finish(End::lost(""));
+        // The batch is not taken: it still waits for room.
+        let unused = Bench::enter(&connect(V5, "x"), nothing()).session;
+        let last = std::mem::replace(&mut bench.session, unused).into_last(bench.now);
+        bench.write(&last.batch.changes);
+        assert_eq!(bench.disk, disk);
+        assert_eq!(last.memory.on_disk, disk.is_some());
+        let topics: Vec<_> = last.batch.events.iter().map(|event| &*event.topic).collect();
+        assert_eq!(topics, ["status/old"]);
+    }
+}
+
+#[test]
 fn mqtt_5_is_told_what_it_gets() {
     let asking = Connect { keepalive: 0, expiry: Some(u32::MAX), ..connect(V5, "") };
     let mut bench = Bench::enter(&asking, nothing());
