@@ -112,8 +112,9 @@ fn line(path: &str, qos: u8, bytes: usize) -> Outcome<()> {
         })?;
         std::thread::sleep(Duration::from_secs(1));
     }
-    // mosquitto gives a 3.1.1 client a window of 20 and queues the rest; a few publishers with that window keep it busy.
-    let load = Load { to, qos, payload_bytes: bytes, connections: 4, events, window: 250, rate: None };
+    // mosquitto takes 20 QoS 2 messages of a 3.1.1 client at a time; what goes beyond waits for its timer.
+    let window = if path == "mosquitto" && qos == 2 { 20 } else { 250 };
+    let load = Load { to, qos, payload_bytes: bytes, connections: 4, events, window, rate: None };
     let warm = load_of(Load { events: 8_000, ..load })?;
     wait_for_kafka(&kafka.brokers(), &topic, warm.events)?;
     let before = Usage::of(&agent)?;
@@ -126,7 +127,7 @@ fn line(path: &str, qos: u8, bytes: usize) -> Outcome<()> {
     })?;
     let used = Usage::of(&agent)?.since(&before);
     let peak = agent.memory_kib("VmHWM")?;
-    let calm = load_of(Load { events: 2_000, connections: 1, window: 50, rate: Some(500.0), ..load })?;
+    let calm = load_of(Load { events: 2_000, connections: 1, window: window.min(50), rate: Some(500.0), ..load })?;
     println!(
         "{:<10} {:>3} {:>6} {:>9} {:>9.0} {:>8.2} {:>8.1} {:>9.2} {:>8.2} {:>8.2}  {:>8.2} {:>8.2}",
         path,
