@@ -142,19 +142,19 @@ mod tests {
         let name = line.split(" = ").next()?;
         match name.split_once('.') {
             None => Some((table, table.key(name)?)),
-            Some((group, name)) => match table.key(group)?.kind {
-                Kind::Keys(keys) => Some((keys, keys.key(name)?)),
-                _ => None,
-            },
+            Some((group, name)) => {
+                let Kind::Keys(keys) = table.key(group)?.kind else { return None };
+                Some((keys, keys.key(name)?))
+            }
         }
     }
 
     #[test]
     fn the_file_lists_exactly_the_keys_of_the_schema() {
         let lines = settings(FILE);
-        let groups = TABLES.iter().flat_map(|table| table.keys).filter_map(|key| match key.kind {
-            Kind::Keys(keys) => Some(keys),
-            _ => None,
+        let groups = TABLES.iter().flat_map(|table| table.keys).filter_map(|key| {
+            let Kind::Keys(keys) = key.kind else { return None };
+            Some(keys)
         });
         let written = |key: &&Key| !matches!(key.kind, Kind::Later(_) | Kind::Options | Kind::Keys(_));
         for table in TABLES.into_iter().chain(groups) {

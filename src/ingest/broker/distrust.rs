@@ -26,12 +26,12 @@ impl Distrust {
         Some(Self::of_tls(error, host))
     }
 
-    /// The broker closed the connection in the middle of the handshake.
+    /// The broker closed the connection in the middle of the handshake. It may be the link, so nobody is called; when
+    /// it goes on, it is the wrong port.
     pub(super) fn closed() -> Self {
-        Self {
-            text: "the broker closed the connection in the handshake".into(),
-            remedy: Some("does this port speak TLS? The usual one is 8883; without TLS write mqtt://"),
-        }
+        let text =
+            "the broker closed the connection in the handshake: if it does so each time, the port is none for TLS";
+        Self { text: text.into(), remedy: None }
     }
 
     fn of_tls(error: &Error, host: &str) -> Self {
@@ -102,6 +102,7 @@ impl Distrust {
     /// The broker does not take us.
     fn of_alert(alert: AlertDescription) -> Self {
         const OURS: &str = "check tls.cert_file: signed by an authority that the broker knows, valid, and for clients";
+        #[expect(clippy::wildcard_enum_match_arm, reason = "of the others the name says all there is")]
         let remedy = match alert {
             AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure => {
                 Some("the broker may want a certificate of ours: set tls.cert_file and tls.key_file")
@@ -131,9 +132,15 @@ fn clock_not_set() -> String {
 /// A certificate may bear hundreds of names.
 fn few(names: &[String]) -> String {
     const SHOWN: usize = 4;
-    let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();
+    let shown: Vec<&str> = names.iter().take(SHOWN).map(|name| bare(name)).collect();
     let more = if names.len() > SHOWN { " …" } else { "" };
     format!("{}{more}", shown.join(", "))
+}
+
+/// rustls gives `DnsName("a.example")` and `IpAddress(10.0.0.1)`.
+fn bare(name: &str) -> &str {
+    let within = |kind: &str, end: &str| name.strip_prefix(kind)?.strip_suffix(end);
+    within("DnsName(\"", "\")").or_else(|| within("IpAddress(", ")")).unwrap_or(name)
 }
 
 /// The date alone: a text with the time of day would be another one at each try.
@@ -142,4 +149,36 @@ fn day(time: UnixTime) -> String {
     const LAST: u64 = 253_402_300_799;
     let time = UNIX_EPOCH.checked_add(Duration::from_secs(time.as_secs().min(LAST))).unwrap_or(UNIX_EPOCH);
     humantime::format_rfc3339_seconds(time).to_string().chars().take(10).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_a_certificate_are_shown_bare_and_only_some_of_them() {
+        let names = ["DnsName(\"a.example\")", "IpAddress(10.0.0.1)", "Uri", "DnsName(\"b\")", "DnsName(\"c\")"];
+        assert_eq!(few(&names.map(str::to_owned)), "a.example, 10.0.0.1, Uri, b …");
+        assert_eq!(few(&["DnsName(\"a\")".to_owned()]), "a");
+    }
+
+    #[test]
+    fn any_time_of_a_certificate_has_a_date() {
+        let at = |seconds| day(UnixTime::since_unix_epoch(Duration::from_secs(seconds)));
+        assert_eq!((&*at(0), &*at(1_577_836_800)), ("1970-01-01", "2020-01-01"));
+        assert_eq!((&*at(253_402_300_800), &*at(u64::MAX)), ("9999-12-31", "9999-12-31"));
+    }
+
+    #[test]
+    fn a_text_is_the_same_at_each_try_of_a_day() {
+        let tried = |seconds| {
+            let time = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+            let why = CertificateError::ExpiredContext { time: time(seconds), not_after: time(0) };
+            let error = io::Error::other(Error::InvalidCertificate(why));
+            Distrust::of(&error, "h").unwrap().to_string()
+        };
+        assert_eq!(tried(100_000), tried(100_030));
+        assert_ne!(tried(100_000), tried(200_000));
+        assert!(Distrust::of(&io::Error::from(io::ErrorKind::BrokenPipe), "h").is_none(), "not TLS's fault");
+    }
 }

@@ -109,9 +109,9 @@ impl Ended {
             Self::Files(Unusable::NoBundle(_)) => {
                 Some("install the system's CA certificates (package ca-certificates), or set tls.ca_file")
             }
-            Self::Files(Unusable::Library(_)) => None,
             Self::Unsendable(_) => Some("shorten client_id, username, password or the filters"),
-            Self::Told { .. }
+            Self::Files(Unusable::Library(_))
+            | Self::Told { .. }
             | Self::OtherVersion { .. }
             | Self::Asked
             | Self::BufferStopped

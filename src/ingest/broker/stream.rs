@@ -92,7 +92,9 @@ fn last_word(tls: &mut TlsStream<TcpStream>, cx: &mut Context<'_>, error: io::Er
     let mut unread = BytesMut::new();
     let read = pin!(tls.read_buf(&mut unread)).poll(cx);
     match read {
-        Poll::Ready(Err(said)) if said.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => said,
-        _ => error,
+        Poll::Ready(Err(said)) if said.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some() => {
+            said
+        }
+        Poll::Ready(_) | Poll::Pending => error,
     }
 }

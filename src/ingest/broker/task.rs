@@ -4,7 +4,10 @@
 //! safe. Reading stops while a batch waits for room and while answers pile up unsent; nothing else ever stops.
 
 use std::future::Future;
-use std::io;
+use std::io::{
+    self,
+    ErrorKind::{ConnectionReset, UnexpectedEof},
+};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -172,7 +175,7 @@ impl Link {
         match self.meanwhile(timeout(HANDSHAKE_TIME, handshake)).await {
             None => Err(Ended::Asked),
             Some(Err(_)) => Err(Ended::HandshakeTimeout(HANDSHAKE_TIME.as_secs())),
-            Some(Ok(Err(error))) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Some(Ok(Err(error))) if matches!(error.kind(), UnexpectedEof | ConnectionReset) => {
                 Err(Ended::Distrust(Distrust::closed()))
             }
             Some(Ok(Err(error))) => Err(self.broke(error)),

@@ -208,3 +208,47 @@ fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
     }
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use tokio_rustls::rustls::pki_types::ServerName;
+
+    use super::*;
+
+    fn trusting(ca_file: PathBuf) -> Tls {
+        Tls { server_name: ServerName::try_from("h").unwrap(), ca_file: Some(ca_file), identity: None }
+    }
+
+    #[test]
+    fn a_certificate_that_cannot_be_read_is_passed_over_and_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bundle.pem");
+        let good = |name: &str| rcgen::generate_simple_self_signed([name.to_owned()]).unwrap().cert.pem();
+        let bad = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let no_base64 = "-----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n";
+        let cut = "-----BEGIN CERTIFICATE-----\nAAAA\n";
+        std::fs::write(&path, ["# ours\n", &good("a"), bad, no_base64, &good("b"), cut].concat()).unwrap();
+        let (roots, passed_over) = authorities(&path).unwrap();
+        assert_eq!((roots.len(), passed_over), (2, 3));
+        let odd = check(&trusting(path.clone())).unwrap();
+        assert!(matches!(&odd[..], [("ca_file", what)] if what.contains("3 certificates")), "{odd:?}");
+        assert_eq!(read(&trusting(path)).unwrap().1, 3);
+    }
+
+    #[test]
+    fn files_are_read_again_at_each_connection_and_not_beyond_their_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.pem");
+        let pem = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap().cert.pem();
+        assert!(read(&trusting(path.clone())).unwrap_err().to_string().contains("cannot be read"));
+        std::fs::write(&path, &pem).unwrap();
+        assert_eq!(read(&trusting(path.clone())).unwrap().1, 0);
+        let limit = usize::try_from(MAX_PEM_BYTES).unwrap();
+        std::fs::write(&path, pem.clone() + &"x".repeat(limit - pem.len())).unwrap();
+        assert_eq!(read(&trusting(path.clone())).unwrap().1, 0);
+        std::fs::write(&path, pem.clone() + &"x".repeat(limit + 1 - pem.len())).unwrap();
+        assert!(read(&trusting(path)).unwrap_err().to_string().contains("more than 2097152 bytes"));
+    }
+}
