@@ -47,10 +47,10 @@ pub(super) const ASSEMBLY_BYTES: usize = 4 * 1024 * 1024;
 
 /// A large packet must arrive at this rate on the whole, or its connection ends: else a few clients that send a byte now
 /// and then would hold the memory above for ever. Half of what GSM's 9.6 kbit/s bring; 1 MiB gets 34 minutes.
-pub(super) const SLOWEST_BYTES_PER_S: u32 = 512;
+pub(super) const SLOWEST_BYTES_PER_S: u32 = if cfg!(test) { 1 << 20 } else { 512 };
 
 /// A large packet gets this on top, for a link that pauses: longer than a cellular modem takes to come back.
-pub(super) const PACKET_PAUSE: Duration = Duration::from_secs(60);
+pub(super) const PACKET_PAUSE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 60 });
 
 /// From CONNECT to its commit. A commit takes 0.05 s; what takes longer is a buffer without room, and that may last
 /// for hours. The client is told to come again instead of holding a socket; clients give up by themselves after 30 to 60 s.

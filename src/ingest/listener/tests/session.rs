@@ -12,7 +12,7 @@ use super::client::{
     Connect, V5, V311, connect, disconnect, packet, packets, pingreq, publish, publish_to, pubrel, subscribe,
     unsubscribe,
 };
-use super::{Bench, MAX_PACKET, RECEIVE_MAXIMUM, kept, nothing, terms, will};
+use super::{Bench, MAX_PACKET, RECEIVE_MAXIMUM, kept, nothing, terms};
 use crate::event::Qos;
 use crate::ingest::codec::{Ack, Packet};
 
