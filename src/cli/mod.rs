@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 pub const EXIT_OK: u8 = 0;
 /// Anything that is neither of the others.
 pub const EXIT_FAILED: u8 = 1;
-/// `EX_CONFIG` of sysexits: the configuration is wrong; systemd does not restart on it.
+/// `EX_CONFIG` of sysexits: the configuration is wrong, or the buffer is not for this version; systemd does not restart on it.
 pub const EXIT_CONFIG: u8 = 78;
 
 /// MQTT to Kafka for edge devices: a PUBACK means the reading is on disk.

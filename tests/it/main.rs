@@ -31,5 +31,6 @@ mod quiet; // no trouble, no noise
 mod secrets; // passwords never show
 mod session; // MQTT sessions
 mod stop; // SIGTERM
+mod unit; // the systemd unit and its drop-ins
 #[allow(dead_code, reason = "the tests use one part of it, the benchmark another")]
 mod support;
