@@ -32,5 +32,6 @@ mod secrets; // passwords never show
 mod session; // MQTT sessions
 mod stop; // SIGTERM
 mod unit; // the systemd unit and its drop-ins
+mod tls; // certificates, good and bad
 #[allow(dead_code, reason = "the tests use one part of it, the benchmark another")]
 mod support;
