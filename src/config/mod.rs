@@ -22,6 +22,8 @@ mod files;
 mod kafka;
 mod links;
 mod local;
+#[cfg(test)]
+mod manual;
 mod options;
 mod problems;
 mod reading;
