@@ -1,21 +1,23 @@
 # What came out, and whether it keeps what is promised of it. Sourced by cross/build.
 # shellcheck shell=bash
 
-# For mobile links and small flash. The first is MB as in the README's table.
+# For mobile links and small flash.
 max_deb_bytes=5000000
 max_binary_bytes=14000000
 
 report() {
-    local needs libraries highest deb=$out/$stem.deb
+    local needs libraries highest deb=$out/$stem.deb tar=$out/$stem.tar.gz
     needs=$(readelf -W --version-info "$binary" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -1 || true)
     libraries=$(readelf -d "$binary" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | tr '\n' ' ')
     printf 'version    %s\n' "$version ($TIDEGATE_COMMIT)"
     printf 'compiler   %s, zig %s\n' "$(rustc --version)" "$zig_version"
     printf 'binary     %s bytes\n' "$(stat -c %s "$binary")"
     printf 'package    %s bytes\n' "$(stat -c %s "$deb")"
+    printf 'archive    %s bytes\n' "$(stat -c %s "$tar")"
     printf 'glibc      %s\n' "${needs:-none}"
     printf 'libraries  %s\n' "${libraries:-none}"
-    (cd "$out" && sha256sum "../../../${binary#"$PWD/"}" | sed "s|\.\./.*/|binary, |" && cat "$stem.sha256")
+    printf 'SHA-256    %s  tidegate\n' "$(sha256sum <"$binary" | cut -d' ' -f1)"
+    sed 's/^/           /' "$out/$stem.sha256"
 
     local wrong=""
     if [ -n "$static" ]; then

@@ -56,7 +56,12 @@ fetch_tools() {
         # Only a whole one bears the name.
         mv -T "$venv.coming" "$venv"
     fi
-    export PATH="$venv/bin:$PATH"
+    local cyclonedx=$tools/cyclonedx-$cyclonedx_version
+    if [ ! -x "$cyclonedx/bin/cargo-cyclonedx" ]; then
+        say "cargo-cyclonedx $cyclonedx_version from crates.io"
+        cargo install --quiet --locked --version "$cyclonedx_version" --root "$cyclonedx" cargo-cyclonedx
+    fi
+    export PATH="$venv/bin:$cyclonedx/bin:$PATH"
 }
 
 # Sets what depends on the target: triple, the architecture's Debian name, zig's words for it.
