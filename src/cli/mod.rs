@@ -4,6 +4,9 @@ pub mod run; // the agent
 pub mod check; // the configuration, offline
 pub mod status; // what the running agent says
 pub mod demo; // everything embedded
+pub mod version; // which build this is
+#[cfg(test)]
+mod manual; // tidegate(1) and completions, in step with the above
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,7 +22,7 @@ pub const EXIT_CONFIG: u8 = 78;
 
 /// MQTT to Kafka for edge devices: a PUBACK means the reading is on disk.
 #[derive(Debug, Parser)]
-#[command(name = "tidegate", version, max_term_width = 100)]
+#[command(name = "tidegate", version, long_version = version::long(), max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
