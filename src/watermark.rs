@@ -31,6 +31,9 @@ use uuid::Uuid;
 
 use crate::event::Sequence;
 
+/// The topic's name, unless the operator gives it another.
+pub const TOPIC: &str = "tidegate.watermarks";
+
 /// The version written.
 const VERSION: u64 = 1;
 
