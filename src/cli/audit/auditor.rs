@@ -8,7 +8,7 @@ use super::findings::{BufferFindings, Spot, Spots};
 use super::judge::{Edges, judge};
 use super::order::{InOrder, Order};
 use super::said::Said;
-use super::sequences::Sequences;
+use super::sequences::{MOST, Sequences};
 use crate::event::Sequence;
 use crate::watermark;
 
@@ -312,14 +312,14 @@ impl Buffer {
 fn event_id(text: &[u8]) -> Option<(Uuid, Sequence)> {
     let (id, rest) = text.split_at_checked(36)?;
     let digits = rest.strip_prefix(b":")?;
-    if id.iter().any(u8::is_ascii_uppercase) || !(1..=20).contains(&digits.len()) || digits.first() == Some(&b'0') {
+    if id.iter().any(u8::is_ascii_uppercase) || matches!(digits.first(), None | Some(b'0')) {
         return None;
     }
     let sequence = digits.iter().try_fold(0_u64, |number, digit| {
         let digit = digit.checked_sub(b'0').filter(|digit| *digit <= 9)?;
         number.checked_mul(10)?.checked_add(digit.into())
     })?;
-    Some((Uuid::try_parse_ascii(id).ok()?, sequence))
+    (sequence <= MOST).then_some((Uuid::try_parse_ascii(id).ok()?, sequence))
 }
 
 fn add(count: &mut u64) {

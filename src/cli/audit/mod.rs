@@ -128,6 +128,7 @@ enum Visible {
 }
 
 /// Exit code 0 when everything is explained.
+#[must_use]
 pub fn audit(options: &Options) -> ExitCode {
     let plan = match options.plan() {
         Ok(plan) => plan,

@@ -8,14 +8,13 @@ pub(super) fn parse(text: &str) -> Result<i64, String> {
 }
 
 fn parse_at(text: &str, now: SystemTime) -> Result<i64, String> {
-    let moment = match humantime::parse_rfc3339_weak(text) {
-        Ok(moment) => moment,
-        Err(_) => {
-            let ago: Duration = humantime::parse_duration(text).map_err(|_neither| {
-                "a time looks like 2026-01-31T12:00:00Z (UTC), or 2h, 3days for so long ago".to_owned()
-            })?;
-            now.checked_sub(ago).ok_or("that is too long ago")?
-        }
+    let moment = if let Ok(moment) = humantime::parse_rfc3339_weak(text) {
+        moment
+    } else {
+        let ago: Duration = humantime::parse_duration(text).map_err(|_neither| {
+            "a time looks like 2026-01-31T12:00:00Z (UTC), or 2h, 3days for so long ago".to_owned()
+        })?;
+        now.checked_sub(ago).ok_or("that is too long ago")?
     };
     let since = moment.duration_since(SystemTime::UNIX_EPOCH).map_err(|_before| "that is before 1970")?;
     i64::try_from(since.as_millis()).map_err(|_beyond| "that is too far away".to_owned())
