@@ -3,6 +3,7 @@
 pub mod run; // the agent
 pub mod check; // the configuration, offline
 pub mod status; // what the running agent says
+pub mod audit; // what Kafka holds, and what is missing
 pub mod demo; // everything embedded
 pub mod version; // which build this is
 #[cfg(test)]
@@ -36,15 +37,20 @@ enum Command {
     Check(ConfigFile),
     /// What the running agent holds, sends and waits for
     Status(status::Options),
+    /// Read the Kafka topics and prove for each buffer: no gap, no repeat, in order; or name them
+    Audit(audit::Options),
     /// Everything embedded, an outage on stage, the books at the end
     Demo(demo::Options),
 }
+
+/// Where packages put it.
+pub const DEFAULT_CONFIG: &str = "/etc/tidegate/tidegate.toml";
 
 /// Which configuration.
 #[derive(Debug, Args)]
 pub struct ConfigFile {
     /// Configuration file
-    #[arg(long, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     pub config: PathBuf,
 }
 
@@ -55,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Run(file) => run::run(&file.config),
         Command::Check(file) => check::check(&file.config),
         Command::Status(options) => status::status(&options),
+        Command::Audit(options) => audit::audit(&options),
         Command::Demo(options) => demo::demo(options),
     }
 }

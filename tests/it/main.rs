@@ -18,6 +18,7 @@
 #![allow(unreachable_pub, reason = "the benchmark includes support/ as well")]
 
 mod cluster; // leaders die
+mod audit; // what Kafka holds is proven, and what is missing is named
 mod config; // wrong configurations
 mod controls; // planted bugs turn the scenarios red
 mod custody; // nothing acknowledged is lost when the agent is killed
