@@ -3,7 +3,11 @@
 pub mod run; // the agent
 pub mod check; // the configuration, offline
 pub mod status; // what the running agent says
+pub mod audit; // what Kafka holds, and what is missing
 pub mod demo; // everything embedded
+pub mod version; // which build this is
+#[cfg(test)]
+mod manual; // tidegate(1) and completions, in step with the above
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,7 +23,7 @@ pub const EXIT_CONFIG: u8 = 78;
 
 /// MQTT to Kafka for edge devices: a PUBACK means the reading is on disk.
 #[derive(Debug, Parser)]
-#[command(name = "tidegate", version, max_term_width = 100)]
+#[command(name = "tidegate", version, long_version = version::long(), max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -33,15 +37,20 @@ enum Command {
     Check(ConfigFile),
     /// What the running agent holds, sends and waits for
     Status(status::Options),
+    /// Read the Kafka topics and prove for each buffer: no gap, no repeat, in order; or name them
+    Audit(audit::Options),
     /// Everything embedded, an outage on stage, the books at the end
     Demo(demo::Options),
 }
+
+/// Where packages put it.
+pub const DEFAULT_CONFIG: &str = "/etc/tidegate/tidegate.toml";
 
 /// Which configuration.
 #[derive(Debug, Args)]
 pub struct ConfigFile {
     /// Configuration file
-    #[arg(long, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     pub config: PathBuf,
 }
 
@@ -52,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Run(file) => run::run(&file.config),
         Command::Check(file) => check::check(&file.config),
         Command::Status(options) => status::status(&options),
+        Command::Audit(options) => audit::audit(&options),
         Command::Demo(options) => demo::demo(options),
     }
 }

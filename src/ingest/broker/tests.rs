@@ -144,6 +144,7 @@ pub(super) fn settings(version: MqttVersion) -> Broker {
         name: "plant".to_owned(),
         host: "localhost".to_owned(),
         port: 1883,
+        tls: None,
         version,
         client_id: "tidegate-x-plant".to_owned(),
         username: None,

@@ -205,7 +205,7 @@ impl Drop for Lease<'_> {
     }
 }
 
-fn class_path() -> Outcome<[String; 3]> {
+pub(super) fn class_path() -> Outcome<[String; 3]> {
     let jars = match std::env::var_os("TIDEGATE_KAFKA_JARS") {
         Some(jars) => PathBuf::from(jars),
         None => cache()?,
@@ -226,10 +226,10 @@ fn cache() -> Outcome<PathBuf> {
     }
 }
 
-const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qk";
+pub(super) const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qk";
 
 /// Small, without waiting, and with rights that can be taken away: whoever no rule speaks of may do everything.
-const SETTINGS: &str = "\
+pub(super) const SETTINGS: &str = "\
 process.roles=broker,controller
 node.id=1
 inter.broker.listener.name=MAIN
@@ -252,7 +252,7 @@ authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 allow.everyone.if.no.acl.found=true
 ";
 
-const LOGGING: &str = "\
+pub(super) const LOGGING: &str = "\
 rootLogger.level=warn
 rootLogger.appenderRef.out.ref=out
 appender.out.type=Console
