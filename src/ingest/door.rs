@@ -17,7 +17,7 @@ use super::batch::Batch;
 use super::receipt::Receipts;
 use super::status::LinkStatus;
 use super::topics::Topics;
-use crate::buffer::{Arrivals, Durable, Intake, Room, SessionChange, Stopped};
+use crate::buffer::{Arrivals, Durable, IdChange, Intake, Room, SessionChange, Stopped};
 use crate::event::{Event, RouteId};
 use crate::route::Routes;
 
@@ -118,6 +118,19 @@ impl Door {
             vec![SessionChange { session: Arc::clone(&self.session), changes }]
         };
         self.send(events, sessions, receipts, Some(room))
+    }
+
+    /// What the end of a session changes. Takes no room: it is small, and there is at most one of it for each session
+    /// that the buffer was told of before; so it reaches the buffer also when that is full.
+    ///
+    /// # Errors
+    /// When the buffer has stopped.
+    pub fn announce(&mut self, changes: Vec<IdChange>) -> Result<(), Stopped> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let change = SessionChange { session: Arc::clone(&self.session), changes };
+        self.send(Vec::new(), vec![change], Receipts::new(), None)
     }
 
     /// The buffer has answered a batch.

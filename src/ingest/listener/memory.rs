@@ -12,12 +12,15 @@ pub(super) struct Memory {
     pub(super) unreleased: Unreleased,
     /// The buffer may hold something under the session's key.
     pub(super) on_disk: bool,
+    /// What it holds is of a session that is over, and it could not be told so far: the next connection must not go on
+    /// with it, and forgets it first.
+    pub(super) stale: bool,
 }
 
 impl Memory {
     /// As the buffer has kept it.
     pub(super) fn stored(packet_ids: BTreeSet<u16>) -> Self {
-        Self { unreleased: Unreleased::resumed(packet_ids), on_disk: true }
+        Self { unreleased: Unreleased::resumed(packet_ids), on_disk: true, stale: false }
     }
 
     /// For the next connection of its client. A sensor that has lost its own memory begins again with packet id 1 and
