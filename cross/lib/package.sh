@@ -130,11 +130,12 @@ build_tar() {
         -C "$(dirname "$root")" -cf - "$stem" | gzip -9n >"$out/$stem.tar.gz"
 }
 
-# Every crate in the binary, and with their versions the C libraries in them (openssl-src, rdkafka-sys, zstd-sys …).
+# Every crate, and by their versions the C libraries in them: openssl-src, which is a dependency of a build script only,
+# rdkafka-sys, zstd-sys, libsqlite3-sys.
 build_sbom() {
     local name=tidegate-sbom-$target
     SOURCE_DATE_EPOCH=$commit_time cargo cyclonedx --quiet --format json --spec-version 1.5 \
-        --target "$triple" --no-build-deps --override-filename "$name"
+        --target "$triple" --override-filename "$name"
     # It names the folder of the sources.
     sed "s|file://$PWD|file:///tidegate|g" "$name.json" >"$out/$stem.cdx.json"
     rm "$name.json"

@@ -60,7 +60,14 @@ fn page() -> String {
         item(&mut text, variable, what);
     }
     text.control("SH", ["SEE ALSO"]);
-    text.text([bold("tidegate.toml"), roman("(5), "), bold("systemctl"), roman("(1), "), bold("journalctl"), roman("(1)")]);
+    text.text([
+        bold("tidegate.toml"),
+        roman("(5), "),
+        bold("systemctl"),
+        roman("(1), "),
+        bold("journalctl"),
+        roman("(1)"),
+    ]);
     text.to_writer(&mut out).unwrap();
     String::from_utf8(out).unwrap()
 }
@@ -82,7 +89,7 @@ fn describe(text: &mut Roff, command: &Command) {
         let mut help = sentence(&help);
         let defaults: Vec<_> = argument.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
         if takes_value && !defaults.is_empty() {
-            help.push_str(&format!(" Default: {}.", defaults.join(", ")));
+            help.extend([" Default: ", &defaults.join(", "), "."]);
         }
         item(text, &label, &help);
     }
@@ -125,7 +132,7 @@ fn the_manual_and_the_completions_are_what_the_command_line_says() {
         assert!(
             fs::read_to_string(&path).unwrap_or_default() == rendered,
             "{name} and the command line differ; write the file anew with\n  \
-             TIDEGATE_WRITE_EXAMPLE=1 cargo test --lib the_manual"
+             TIDEGATE_WRITE_EXAMPLE=1 cargo test --lib what_the"
         );
     }
 }

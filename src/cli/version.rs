@@ -20,11 +20,8 @@ fn text() -> String {
     ];
     // Linked only where MQTT speaks TLS.
     let rustls = option_env!("TIDEGATE_BUILD_RUSTLS").map(|version| ("rustls", version));
-    let mut text = env!("CARGO_PKG_VERSION").to_owned();
-    for (name, value) in parts.into_iter().chain(rustls) {
-        text.push_str(&format!("\n{name:<11} {value}"));
-    }
-    text
+    let lines = parts.into_iter().chain(rustls).map(|(name, value)| format!("\n{name:<11} {value}"));
+    [env!("CARGO_PKG_VERSION").to_owned()].into_iter().chain(lines).collect()
 }
 
 #[cfg(test)]

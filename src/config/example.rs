@@ -113,7 +113,7 @@ mod tests {
         assert!(
             FILE == rendered,
             "config/tidegate.toml and src/config/schema.rs differ; write the file anew with\n  \
-            TIDEGATE_WRITE_EXAMPLE=1 cargo test --lib the_file_is_what_the_schema_says"
+            TIDEGATE_WRITE_EXAMPLE=1 cargo test --lib what_the"
         );
     }
 

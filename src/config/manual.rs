@@ -1,5 +1,6 @@
 //! `tidegate.toml(5)` below `cross/man`, as the schema says it must be, and the test that holds the two together.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
@@ -27,7 +28,7 @@ const FOOT: &str = "\
 fn page() -> String {
     let mut out = HEAD.to_owned();
     for table in TABLES {
-        out.push_str(&format!(".SH {}\n{}\n", quoted(&table.header()), escaped(table.why)));
+        writeln!(out, ".SH {}\n{}", quoted(&table.header()), escaped(table.why)).unwrap();
         for key in table.keys {
             describe(&mut out, table, key);
         }
@@ -41,9 +42,9 @@ fn describe(out: &mut String, table: &Table, key: &Key) {
     }
     if let Kind::Options = key.kind {
         let header = format!("[{}.{}]", table.name, key.name);
-        out.push_str(&format!(".SH {}\n{}\n.PP\n.nf\n", quoted(&header), escaped(key.why)));
+        writeln!(out, ".SH {}\n{}\n.PP\n.nf", quoted(&header), escaped(key.why)).unwrap();
         for (name, value) in OPTIONS_EXAMPLE {
-            out.push_str(&format!("{}\n", escaped(&format!("{name} = {value}"))));
+            writeln!(out, "{}", escaped(&format!("{name} = {value}"))).unwrap();
         }
         out.push_str(".fi\n");
         return;
@@ -54,12 +55,9 @@ fn describe(out: &mut String, table: &Table, key: &Key) {
         Default::Computed(words, example) => format!("Default: {}.", words.replace("as here", example)),
         Default::Absent(example) => format!("Default: none. For example {example}."),
     };
-    let allowed = match key.kind {
-        // Said by the key's own words.
-        Kind::Text(_) | Kind::List | Kind::Tables(_) => String::new(),
-        _ => format!("Allowed: {}. ", key.kind.allowed()),
-    };
-    out.push_str(&format!(".TP\n.B {}\n{}\n{}\n", key.name, escaped(key.why), escaped(&(allowed + &default))));
+    let said_by_why = matches!(key.kind, Kind::Text(_) | Kind::List | Kind::Tables(_));
+    let allowed = if said_by_why { String::new() } else { format!("Allowed: {}. ", key.kind.allowed()) };
+    writeln!(out, ".TP\n.B {}\n{}\n{}", key.name, escaped(key.why), escaped(&(allowed + &default))).unwrap();
 }
 
 fn quoted(text: &str) -> String {
@@ -82,6 +80,6 @@ fn the_manual_is_what_the_schema_says() {
     assert!(
         fs::read_to_string(&path).unwrap_or_default() == page(),
         "cross/man/tidegate.toml.5 and src/config/schema.rs differ; write the file anew with\n  \
-         TIDEGATE_WRITE_EXAMPLE=1 cargo test --lib the_manual"
+         TIDEGATE_WRITE_EXAMPLE=1 cargo test --lib what_the"
     );
 }
