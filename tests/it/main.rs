@@ -30,6 +30,7 @@ mod parking; // missing, forbidden, too large
 mod quiet; // no trouble, no noise
 mod secrets; // passwords never show
 mod session; // MQTT sessions
+mod setup; // what the centre must have
 mod stop; // SIGTERM
 #[allow(dead_code, reason = "the tests use one part of it, the benchmark another")]
 mod support;
