@@ -4,6 +4,7 @@ pub mod run; // the agent
 pub mod check; // the configuration, offline
 pub mod status; // what the running agent says
 pub mod audit; // what Kafka holds, and what is missing
+pub mod kafka_setup; // what the centre must have
 pub mod demo; // everything embedded
 pub mod version; // which build this is
 #[cfg(test)]
@@ -39,6 +40,8 @@ enum Command {
     Status(status::Options),
     /// Read the Kafka topics and prove for each buffer: no gap, no repeat, in order; or name them
     Audit(audit::Options),
+    /// What the centre must have: the watermark topic, rights, cost; prints, compares, and creates with --apply
+    KafkaSetup(kafka_setup::Options),
     /// Everything embedded, an outage on stage, the books at the end
     Demo(demo::Options),
 }
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Check(file) => check::check(&file.config),
         Command::Status(options) => status::status(&options),
         Command::Audit(options) => audit::audit(&options),
+        Command::KafkaSetup(options) => kafka_setup::kafka_setup(&options),
         Command::Demo(options) => demo::demo(options),
     }
 }

@@ -31,6 +31,7 @@ mod parking; // missing, forbidden, too large
 mod quiet; // no trouble, no noise
 mod secrets; // passwords never show
 mod session; // MQTT sessions
+mod setup; // what the centre must have
 mod stop; // SIGTERM
 mod unit; // the systemd unit and its drop-ins
 mod tls; // certificates, good and bad

@@ -39,13 +39,19 @@ const SETTINGS: &[(&str, &str)] = &[
     ("queued.min.messages", "10000"),
     ("queued.max.messages.kbytes", "4096"),
     ("fetch.message.max.bytes", FETCH_BYTES),
-    ("fetch.max.bytes", "1000000"),
+    ("fetch.max.bytes", "393216"),
+    // librdkafka wants the first of these not above fetch.max.bytes, and the second well above.
+    ("message.max.bytes", "393216"),
+    ("receive.message.max.bytes", "100000000"),
     ("fetch.wait.max.ms", "100"),
     // librdkafka's own choice is a second, in which nothing is fetched for a partition whose queue was full once.
     ("fetch.queue.backoff.ms", "2"),
 ];
 
-const FETCH_BYTES: &str = "262144";
+const FETCH_BYTES: &str = "131072";
+
+/// Other names of some of these, under which `[kafka.options]` could contradict.
+const ALIASES: &[&str] = &["max.partition.fetch.bytes", "auto.commit.enable"];
 
 /// What is visible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +132,9 @@ impl Reader {
     /// Connects when it is first asked.
     pub(super) fn new(way: &ClientConfig, isolation: Isolation) -> Result<Self, LookError> {
         let mut config = way.clone();
+        for alias in ALIASES {
+            config.remove(alias);
+        }
         for (name, value) in SETTINGS {
             config.set(*name, *value);
         }
