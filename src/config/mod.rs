@@ -23,6 +23,8 @@ mod files;
 mod kafka;
 mod links;
 mod local;
+#[cfg(test)]
+mod manual;
 mod options;
 mod problems;
 mod reading;

@@ -62,5 +62,6 @@ mod targets;
 mod tests;
 mod verdict;
 
+pub(crate) use options::way_to_kafka;
 pub use options::{REFUSED, check_options};
 pub use relay::{ForwardError, Recovery, run};

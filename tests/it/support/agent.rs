@@ -1,6 +1,5 @@
 //! The agent as a process: its configuration, its life and death, and what it says of itself.
 
-use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
@@ -58,9 +57,8 @@ struct Tables {
 impl Gateway {
     /// With one route for everything, `#` to this Kafka topic, unless others are added before.
     pub fn new(build: Build, kafka: &str) -> Outcome<Self> {
-        let mut tables = Tables::default();
-        writeln!(tables.kafka, "brokers = [\"{kafka}\"]\ndelivery = \"at-least-once\"")?;
-        tables.log.push_str("level = \"info\"\nformat = \"json\"\n");
+        let log = "level = \"info\"\nformat = \"json\"\n".to_owned();
+        let tables = Tables { kafka: kafka_table(kafka), log, ..Tables::default() };
         Ok(Self {
             folder: Folder::new("gateway")?,
             build,
@@ -119,7 +117,7 @@ impl Gateway {
 
     /// Another Kafka from the next start on.
     pub fn kafka_at(&mut self, brokers: &str) -> &mut Self {
-        self.tables.kafka = format!("brokers = [\"{brokers}\"]\ndelivery = \"at-least-once\"\n");
+        self.tables.kafka = kafka_table(brokers);
         self
     }
 
@@ -232,6 +230,11 @@ impl Gateway {
     fn log_file(&self) -> PathBuf {
         self.path().join("log")
     }
+}
+
+/// `brokers` as Kafka's own tools take them: with commas between.
+fn kafka_table(brokers: &str) -> String {
+    format!("brokers = [\"{}\"]\ndelivery = \"at-least-once\"\n", brokers.replace(',', "\", \""))
 }
 
 /// A running agent.

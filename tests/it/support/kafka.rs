@@ -47,6 +47,27 @@ pub fn unique_topic(claim: &str) -> String {
 impl Kafka {
     /// Formats a new log and starts on it; returns when it answers.
     pub fn start(links: usize) -> Outcome<Self> {
+        Self::start_with(links, &[], "")
+    }
+
+    /// A broker on which nobody may do anything without a rule, besides us; and the address at which the users
+    /// [`GUARDED_USERS`] log in (SASL/PLAIN, the password is the name).
+    pub fn guarded() -> Outcome<(Self, String)> {
+        let port = free_port()?;
+        let users: Vec<String> = GUARDED_USERS.iter().map(|user| format!("user_{user}=\"{user}\"")).collect();
+        let properties = format!(
+            "allow.everyone.if.no.acl.found=false\n\
+             super.users=User:ANONYMOUS\n\
+             sasl.enabled.mechanisms=PLAIN\n\
+             listener.name.guarded.plain.sasl.jaas.config=\
+             org.apache.kafka.common.security.plain.PlainLoginModule required {};\n",
+            users.join(" ")
+        );
+        let kafka = Self::start_with(0, &[("GUARDED", port, "SASL_PLAINTEXT")], &properties)?;
+        Ok((kafka, format!("127.0.0.1:{port}")))
+    }
+
+    fn start_with(links: usize, doors: &[(&str, u16, &str)], properties: &str) -> Outcome<Self> {
         let folder = Folder::new("kafka")?;
         let (port, controller) = (free_port()?, free_port()?);
         let mut proxies = Vec::new();
@@ -61,6 +82,11 @@ impl Kafka {
             write!(protocols, ",LINK{link}:PLAINTEXT")?;
             proxies.push(Proxy::on(front, behind)?);
         }
+        for (name, port, protocol) in doors {
+            write!(listeners, ",{name}://127.0.0.1:{port}")?;
+            write!(advertised, ",{name}://127.0.0.1:{port}")?;
+            write!(protocols, ",{name}:{protocol}")?;
+        }
         let data = folder.path().join("data");
         let properties = format!(
             "{SETTINGS}\
@@ -68,7 +94,8 @@ impl Kafka {
              listeners={listeners},CONTROLLER://127.0.0.1:{controller}\n\
              advertised.listeners={advertised}\n\
              listener.security.protocol.map={protocols}\n\
-             log.dirs={}\n",
+             log.dirs={}\n\
+             {properties}",
             data.display()
         );
         std::fs::write(folder.path().join("server.properties"), properties)?;
@@ -146,6 +173,27 @@ impl Kafka {
         }
     }
 
+    /// Runs a line of a shell in which Kafka's own command line tools are found under their names.
+    pub fn shell(&self, line: &str) -> Outcome<String> {
+        let bin = self.folder.path().join("bin");
+        std::fs::create_dir_all(&bin)?;
+        let [cp, jars, _] = class_path()?;
+        for (name, class) in [
+            ("kafka-topics.sh", "org.apache.kafka.tools.TopicCommand"),
+            ("kafka-configs.sh", "kafka.admin.ConfigCommand"),
+            ("kafka-acls.sh", "org.apache.kafka.tools.AclCommand"),
+        ] {
+            let script = format!("#!/bin/sh\nexec java -XX:TieredStopAtLevel=1 {cp} '{jars}' {class} \"$@\"\n");
+            let file = bin.join(name);
+            std::fs::write(&file, script)?;
+            std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        }
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
+        let output = Command::new("sh").args(["-ec", line]).env("PATH", path).stdin(Stdio::null()).output()?;
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        if output.status.success() { Ok(said) } else { trouble!("{line}: {said}") }
+    }
+
     /// One of Kafka's own command line tools.
     fn command(&self, class: &str, arguments: &[&str]) -> Outcome<()> {
         let output = Command::new("java")
@@ -205,7 +253,7 @@ impl Drop for Lease<'_> {
     }
 }
 
-fn class_path() -> Outcome<[String; 3]> {
+pub(super) fn class_path() -> Outcome<[String; 3]> {
     let jars = match std::env::var_os("TIDEGATE_KAFKA_JARS") {
         Some(jars) => PathBuf::from(jars),
         None => cache()?,
@@ -226,10 +274,13 @@ fn cache() -> Outcome<PathBuf> {
     }
 }
 
-const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qk";
+/// Who can log in at a guarded broker.
+pub const GUARDED_USERS: [&str; 2] = ["edge", "stranger"];
+
+pub(super) const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qk";
 
 /// Small, without waiting, and with rights that can be taken away: whoever no rule speaks of may do everything.
-const SETTINGS: &str = "\
+pub(super) const SETTINGS: &str = "\
 process.roles=broker,controller
 node.id=1
 inter.broker.listener.name=MAIN
@@ -252,7 +303,7 @@ authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 allow.everyone.if.no.acl.found=true
 ";
 
-const LOGGING: &str = "\
+pub(super) const LOGGING: &str = "\
 rootLogger.level=warn
 rootLogger.appenderRef.out.ref=out
 appender.out.type=Console
