@@ -44,6 +44,7 @@ pub mod ingest; // MQTT in
 pub mod buffer; // durable in SQLite
 mod cbor; // the buffer's encoding
 pub mod delivered; // Kafka's confirmation as a value
+pub mod watermark; // what the watermark topic holds
 pub mod route; // which Kafka topic and key
 pub mod forward; // Kafka out
 pub mod run; // wires the stages, stops them in flow order
