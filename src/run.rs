@@ -135,7 +135,8 @@ impl Stages {
             bound.push((settings.name.clone(), listener::bind(settings)?));
         }
         let mut watched = Watched::default();
-        let Recovered { buffer_id, routes: route_ids, mut sessions, settled, lanes, .. } = recovered;
+        let recovery = forward::Recovery::from(&recovered);
+        let Recovered { buffer_id, routes: route_ids, mut sessions, .. } = recovered;
         let routes = Arc::new(config.routes);
         let running = buffer.start(watched.pulse("buffer"))?;
 
@@ -144,7 +145,6 @@ impl Stages {
         let forward = {
             let (settings, agent_id, routes) = (config.kafka, config.agent.id.clone(), Arc::clone(&routes));
             let (outlet, settler, pulse) = (running.outlet, running.settler, watched.pulse("forward"));
-            let recovery = forward::Recovery { buffer_id, settled, lanes };
             thread::Builder::new().name("forward".to_owned()).spawn(move || {
                 forward::run(
                     &settings,

@@ -140,6 +140,22 @@ impl Outlet {
         }
     }
 
+    /// What waits in a parked lane: lowest and highest sequence behind that chunk (0 = all of it), and the events in the
+    /// whole lane. `None` when nothing is behind it.
+    ///
+    /// # Errors
+    /// As [`Outlet::next`].
+    pub fn waiting(&self, lane: LaneId, after: i64) -> Result<Option<(Sequence, Sequence, u64)>, ReadError> {
+        let mut find = self.connection.prepare(
+            "SELECT min(first), max(last), (SELECT held FROM lane WHERE id = ?1) \
+             FROM lane_chunk WHERE lane = ?1 AND id > ?2",
+        )?;
+        let (first, last, held): (Option<i64>, Option<i64>, Option<i64>) =
+            find.query_row((lane.0, after), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        let extent = first.zip(last).map(|(first, last)| (sequence(first), sequence(last)));
+        Ok(extent.map(|(first, last)| (first, last, held.map_or(0, sequence))))
+    }
+
     /// Events behind the position from disk. Stops at a damaged chunk and remembers it.
     fn read_chunks(&mut self) -> Result<Vec<Stored>, ReadError> {
         let position = self.position;

@@ -329,7 +329,7 @@ impl Try {
         let topic = Arc::clone(&self.topic);
         match shared.targets.find(&stored.event.topic) {
             Ok(known) => {
-                let turn = known.turn(self.generation, |first| producer.is_settled(first));
+                let turn = known.turn(self.generation, |first| producer.has_come_back(first));
                 let target = Arc::clone(&known.target);
                 let target =
                     if target.topic == topic { target } else { Arc::new(Target { topic, ..(*target).clone() }) };
