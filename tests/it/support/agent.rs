@@ -117,6 +117,13 @@ impl Gateway {
         self
     }
 
+    /// With transactions, and this watermark topic.
+    pub fn exactly_once(&mut self, watermark_topic: &str) -> &mut Self {
+        let lines = format!("delivery = \"exactly-once\"\nwatermark_topic = \"{watermark_topic}\"\n");
+        self.tables.kafka = self.tables.kafka.replace("delivery = \"at-least-once\"\n", &lines);
+        self
+    }
+
     /// Another Kafka from the next start on.
     pub fn kafka_at(&mut self, brokers: &str) -> &mut Self {
         self.tables.kafka = format!("brokers = [\"{brokers}\"]\ndelivery = \"at-least-once\"\n");

@@ -1,0 +1,199 @@
+//! `delivery = "exactly-once"`: what a consumer with `isolation.level=read_committed` sees, while the agent is killed in
+//! every phase of its transactions. Real Kafka, real mosquitto. A reader looks on all the time, another one at the end.
+//!
+//! `TIDEGATE_KILLS=1000` makes the campaigns as long as that; 30 kills each otherwise.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::support::agent::{Agent, Build, Gateway};
+use crate::support::books::{Books, Missing};
+use crate::support::kafka::{self, Kafka, unique_topic};
+use crate::support::mosquitto;
+use crate::support::publisher::{Log, Plan, Publisher};
+use crate::support::reader::{Reader, Record};
+use crate::support::wire::Version;
+use crate::support::{Outcome, PATIENCE, Trouble, Verdict, trouble};
+
+/// How many kills a campaign has.
+fn kills() -> u32 {
+    std::env::var("TIDEGATE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(30)
+}
+
+/// A compacted topic of one's own with one partition: a killed transaction in it holds up nobody else.
+pub fn watermark_topic(kafka: &Kafka) -> Outcome<String> {
+    let topic = unique_topic("watermarks");
+    kafka.create_topic(&topic, 1, &[("cleanup.policy", "compact")])?;
+    Ok(topic)
+}
+
+/// A consumer that reads from the start of a scenario to its end.
+struct Onlooker {
+    enough: Arc<AtomicBool>,
+    thread: JoinHandle<Outcome<Vec<Record>>>,
+}
+
+impl Onlooker {
+    fn start(brokers: &str, topic: &str) -> Outcome<Self> {
+        let enough = Arc::new(AtomicBool::new(false));
+        let mut reader = Reader::committed(brokers, &[topic])?;
+        let stop = Arc::clone(&enough);
+        let thread = std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                reader.read_all()?;
+            }
+            Ok(reader.read_all()?.to_vec())
+        });
+        Ok(Self { enough, thread })
+    }
+
+    fn end(self) -> Outcome<Vec<Record>> {
+        self.enough.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_panicked| Trouble::new("the onlooker panicked"))?
+    }
+}
+
+/// A Kafka topic with its onlooker.
+struct Stage<'a> {
+    kafka: &'a Kafka,
+    topic: String,
+    onlooker: Onlooker,
+}
+
+impl<'a> Stage<'a> {
+    fn new(kafka: &'a Kafka, claim: &str) -> Outcome<Self> {
+        let topic = kafka.topic(claim)?;
+        let onlooker = Onlooker::start(&kafka.brokers(), &topic)?;
+        Ok(Self { kafka, topic, onlooker })
+    }
+
+    /// Waits until the agent holds nothing and nothing that was acknowledged is missing, then closes the books as both
+    /// readers see them.
+    fn settle(self, agent: &Agent, logs: &[Log]) -> Outcome<[Books; 2]> {
+        let mut reader = Reader::committed(&self.kafka.brokers(), &[&self.topic])?;
+        let mut missing = Missing::of(logs);
+        let end = Instant::now() + PATIENCE * 2;
+        let mut idle = 0;
+        while Instant::now() < end && idle < 5 {
+            let none_missing = missing.none(reader.read_all()?);
+            let held = agent.book("held").ok();
+            idle = if held == Some(0) { idle + 1 } else { 0 };
+            if none_missing && held == Some(0) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        agent.wait_book("held", 0)?;
+        let last = Books::close(logs, reader.read_all()?);
+        let onlookers = Books::close(logs, &self.onlooker.end()?);
+        Ok([onlookers, last])
+    }
+}
+
+/// What must hold of readings that came at QoS 2: each once, in order, no hole.
+fn once(books: &[Books; 2]) -> Verdict {
+    books.iter().try_for_each(Books::exactly_once)
+}
+
+/// What must hold of readings that came at QoS 1: whatever the buffer took goes to Kafka once. A publisher that did not
+/// get its PUBACK sends again, and then it is another reading.
+fn once_from_the_buffer_on(books: &[Books; 2]) -> Verdict {
+    books.iter().try_for_each(|books| {
+        books.at_least_once()?;
+        if books.recognised == 0 && books.holes == 0 { Ok(()) } else { Err(Trouble(books.to_string())) }
+    })
+}
+
+#[test]
+fn a_quiet_run_is_seen_once_by_a_read_committed_consumer() -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    let stage = Stage::new(kafka, "once")?;
+    let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+    gateway.exactly_once(&watermark_topic(kafka)?).listen("").route("#", &stage.topic);
+    let mut agent = gateway.start()?;
+    let mut logs = Vec::new();
+    for (name, qos) in [("one", 1), ("two", 2)] {
+        let plan = Plan::new(name, &format!("t/{name}"), qos).count(3_000).rate(2_000);
+        logs.push(Publisher::start(gateway.listener(), plan).finish(PATIENCE)?);
+    }
+    let books = stage.settle(&agent, &logs)?;
+    eprintln!("{}{}", books[0], books[1]);
+    once(&books)?;
+    agent.stop(Duration::from_secs(10))?;
+    let noise = [agent.log_lines("WARN"), agent.log_lines("ERROR")].concat();
+    if noise.is_empty() { Ok(()) } else { trouble!("{noise:?}") }
+}
+
+/// How readings reach the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Straight.
+    Listener,
+    /// Through mosquitto.
+    Broker,
+}
+
+/// Each publisher; low enough that two cores keep up while half of the time is spent starting.
+const READINGS_A_SECOND: u32 = 1_000;
+
+#[test]
+fn a_read_committed_consumer_sees_each_reading_once_though_the_agent_behind_its_listener_is_killed() -> Outcome<()> {
+    kill_at_random(Build::Real, Way::Listener, kills())?
+}
+
+#[test]
+fn a_read_committed_consumer_sees_each_reading_once_though_the_agent_behind_a_broker_is_killed() -> Outcome<()> {
+    kill_at_random(Build::Real, Way::Broker, kills())?
+}
+
+/// A QoS 1 and a QoS 2 publisher, and an agent that lives for 0.1 to 1.5 s at a time: starts, recoveries and commits are
+/// all hit.
+pub fn kill_at_random(build: Build, way: Way, kills: u32) -> Outcome<Verdict> {
+    let kafka = kafka::shared()?;
+    let stages = [Stage::new(kafka, "txn-kill-1")?, Stage::new(kafka, "txn-kill-2")?];
+    let root = stages[0].topic.clone();
+    let mut gateway = Gateway::new(build, &kafka.brokers())?;
+    gateway.exactly_once(&watermark_topic(kafka)?);
+    for (qos, stage) in (1..).zip(&stages) {
+        gateway.route(&format!("{root}/{qos}/#"), &stage.topic);
+    }
+    let address = match way {
+        Way::Listener => gateway.listen("").listener(),
+        Way::Broker => {
+            let broker = mosquitto::shared()?;
+            gateway.subscribe("plant", &broker.url(), &format!("{root}/#"), 2, mosquitto::WIDE);
+            broker.address()
+        }
+    };
+    let mut agent = gateway.start()?;
+    if way == Way::Broker {
+        agent.wait_subscribed(1)?;
+    }
+    let publisher = |qos: u8, version, name: &str| {
+        let topics = (0..5).map(|n| format!("{root}/{qos}/{n}")).collect();
+        Publisher::start(address, Plan::new(name, "", qos).topics(topics).version(version).rate(READINGS_A_SECOND))
+    };
+    let publishers = [publisher(1, Version::V5, &stages[0].topic), publisher(2, Version::V311, &stages[1].topic)];
+    for _ in 0..kills {
+        std::thread::sleep(Duration::from_millis(fastrand::u64(100..1_500)));
+        agent.kill();
+        agent = gateway.start()?;
+    }
+    let logs = publishers.into_iter().map(|publisher| publisher.stop(PATIENCE)).collect::<Outcome<Vec<_>>>()?;
+    if logs.iter().any(|log| log.acknowledged_count() < u64::from(kills)) {
+        return trouble!("hardly anything was acknowledged: {logs:?}");
+    }
+    let [first, second] = stages;
+    let first = first.settle(&agent, logs.get(..1).unwrap_or_default())?;
+    let second = second.settle(&agent, logs.get(1..).unwrap_or_default())?;
+    eprintln!("{way:?}, {kills} kills\n  QoS 1: {}  QoS 2: {}", first[1], second[1]);
+    let verdict = once_from_the_buffer_on(&first).and(once(&second));
+    Ok(verdict.map_err(|Trouble(text)| Trouble(format!("{text}\nlog:\n{}", tail(&agent.log())))))
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(200)..].join("\n")
+}
