@@ -189,6 +189,9 @@ impl Witness {
             Read::Said(of, Record::Lane { kafka_topic, instance, delivered, at_ms, .. }) if of == buffer => {
                 Said::Lane(kafka_topic, Word { delivered, instance, at_ms })
             }
+            Read::Said(of, Record::Hole { first, last, reason, kafka_topic, .. }) if of == buffer => {
+                Said::Hole(DeclaredHole { first, last, reason, kafka_topic })
+            }
             Read::Newer(of) if of == buffer => Said::Newer,
             Read::Said(..) | Read::Newer(_) | Read::Deleted(_) | Read::Foreign => Said::Nothing,
         };
@@ -212,10 +215,25 @@ pub enum Said {
     Main(Word),
     /// About the lane of that Kafka topic.
     Lane(String, Word),
+    /// Events that will never come.
+    Hole(DeclaredHole),
     /// Something that only a newer Tidegate understands.
     Newer,
     /// Nothing that matters here.
     Nothing,
+}
+
+/// Events that were declared never to come: what is vouched for up to a watermark does not include them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeclaredHole {
+    /// The first.
+    pub first: Sequence,
+    /// The last.
+    pub last: Sequence,
+    /// Why.
+    pub reason: String,
+    /// Where they should have gone.
+    pub kafka_topic: Option<String>,
 }
 
 /// Kafka's word, in a committed transaction, that a lane is delivered up to a sequence.

@@ -11,9 +11,10 @@
 //! 1. the producer has called `init_transactions`: what it had left open is over;
 //! 2. the end of our partition, by a `read_uncommitted` consumer;
 //! 3. wait until the stable offset, by the `read_committed` one, has reached that end;
-//! 4. read, newest block first; the whole partition if that does not hold all that is asked for.
+//! 4. read, newest block first; the whole partition if that does not hold all that is asked for, or if a lane is asked
+//!    for, whose holes may lie anywhere.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
@@ -26,7 +27,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use uuid::Uuid;
 
 use super::watermark_topic::{self, Partitions, TopicError};
-use crate::delivered::{Said, Witness, Word};
+use crate::delivered::{DeclaredHole, Said, Witness, Word};
 use crate::retry::Backoff;
 use crate::watermark;
 
@@ -38,6 +39,10 @@ const LOOK: Duration = Duration::from_millis(200);
 
 /// Offsets that are read first: the records of this buffer are among the newest of its partition, unless it has slept.
 const BLOCK: i64 = 1_000;
+
+/// Holes of lanes that are remembered, while a lane is looked after: what may be in doubt are those of the last group,
+/// 2,000 events.
+const MOST_HOLES: usize = 4_000;
 
 /// A read without any record or end for so long is begun again.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -62,6 +67,8 @@ pub(super) struct Recalled {
     pub(super) main: Option<Word>,
     /// About lanes, by Kafka topic.
     pub(super) lanes: HashMap<String, Word>,
+    /// Holes that were declared for these lanes' topics: first, last, reason, topic; the newest [`MOST_HOLES`].
+    pub(super) holes: VecDeque<DeclaredHole>,
     /// A newer Tidegate has written something about this buffer.
     pub(super) newer: bool,
     /// Of the watermark topic.
@@ -206,7 +213,7 @@ fn read(question: &Question, line: &Line) -> Result<Recalled, ReadError> {
     line.say(String::new());
     let newest = end.saturating_sub(BLOCK).max(low);
     let mut recalled = scan(question, &witness, partition, newest, end, line)?;
-    let complete = recalled.main.is_some() && question.lanes.iter().all(|lane| recalled.lanes.contains_key(&**lane));
+    let complete = recalled.main.is_some() && question.lanes.is_empty();
     if newest > low && !complete {
         recalled = scan(question, &witness, partition, low, end, line)?;
     }
@@ -247,6 +254,14 @@ fn scan(
         match heard.said {
             Said::Main(word) => recalled.main = Some(word),
             Said::Lane(topic, word) => drop(recalled.lanes.insert(topic, word)),
+            Said::Hole(hole) => {
+                if question.lanes.iter().any(|lane| hole.kafka_topic.as_deref() == Some(lane)) {
+                    recalled.holes.push_back(hole);
+                    if recalled.holes.len() > MOST_HOLES {
+                        recalled.holes.pop_front();
+                    }
+                }
+            }
             Said::Newer => recalled.newer = true,
             Said::Nothing => {}
         }

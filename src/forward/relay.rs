@@ -148,7 +148,7 @@ pub fn run(
         warn_of_an_untested_library();
     }
     let relay = Relay {
-        lanes: LaneSender::new(lane_config),
+        lanes: LaneSender::new(lane_config, terms.clone()),
         main,
         shared: Shared {
             outlet,
@@ -164,6 +164,7 @@ pub fn run(
             terms,
             declarations: Declarations::default(),
             lanes_delivered: HashMap::new(),
+            partitions: None,
             fates: 0,
         },
         link: Link::default(),

@@ -16,6 +16,7 @@ use super::session::Terms;
 use super::status::ForwardStatus;
 use super::targets::{Generation, Targets};
 use super::verdict::park_reason;
+use super::watermark_topic::Partitions;
 use crate::buffer::{DeadLetter, Outlet, Settler, Stopped, Ticket};
 use crate::event::{RouteId, Sequence, Stored};
 use crate::route::Target;
@@ -41,6 +42,8 @@ pub(super) struct Shared {
     /// With transactions: up to where each parked Kafka topic's lane is delivered, by a committed watermark. Not there
     /// while that is in doubt, so that nobody writes an old word over a new one.
     pub(super) lanes_delivered: HashMap<Arc<str>, Sequence>,
+    /// With transactions: of the watermark topic, once it was read.
+    pub(super) partitions: Option<Partitions>,
     /// The newest settlement with dead letters or parked events: no watermark passes these before it is on disk.
     pub(super) fates: Ticket,
 }

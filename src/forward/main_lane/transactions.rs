@@ -345,6 +345,7 @@ impl MainLane {
         if recalled.newer {
             tracing::warn!("kafka: a newer Tidegate has written to the watermark topic for this buffer");
         }
+        shared.partitions = Some(recalled.partitions);
         transacting.committed = transacting.committed.max(through);
         transacting.word = recalled.main;
         shared.changed = true;
