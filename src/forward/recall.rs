@@ -86,7 +86,16 @@ pub(super) struct Recall {
 #[derive(Debug, Default)]
 struct Line {
     given_up: AtomicBool,
-    trouble: Mutex<String>,
+    trouble: Mutex<Trouble>,
+}
+
+/// What is in the way of an answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Trouble {
+    /// In words; empty when nothing is.
+    pub(super) why: String,
+    /// Somebody must set the watermark topic right; waiting does not help.
+    pub(super) topic_unusable: bool,
 }
 
 impl Recall {
@@ -112,8 +121,8 @@ impl Recall {
         self.answer.try_recv().ok()
     }
 
-    /// What is in the way; empty when nothing is.
-    pub(super) fn trouble(&self) -> String {
+    /// What is in the way.
+    pub(super) fn trouble(&self) -> Trouble {
         self.line.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -125,7 +134,11 @@ impl Drop for Recall {
 }
 
 impl Line {
-    fn say(&self, trouble: String) {
+    fn say(&self, why: String) {
+        self.tell(Trouble { why, topic_unusable: false });
+    }
+
+    fn tell(&self, trouble: Trouble) {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
@@ -152,7 +165,10 @@ fn until_answered(question: &Question, line: &Line) -> Option<Recalled> {
         match read(question, line) {
             Ok(recalled) => return Some(recalled),
             Err(ReadError::GivenUp) => return None,
-            Err(ReadError::Topic(error)) => line.say(error.to_string()),
+            Err(ReadError::Topic(TopicError::Kafka(error))) => {
+                line.say(format!("ask about the watermark topic: {error}"))
+            }
+            Err(ReadError::Topic(error)) => line.tell(Trouble { why: error.to_string(), topic_unusable: true }),
             Err(ReadError::Kafka(error)) => line.say(format!("read the watermark: {error}")),
             Err(ReadError::Silence) => line.say("read the watermark: no answer".to_owned()),
         }

@@ -169,6 +169,7 @@ pub fn run(
         },
         link: Link::default(),
         read_errors: Repeats::default(),
+        blocked: Repeats::default(),
         read_after: now,
         quiet: SHORTEST_POLL,
         publish_after: now,
@@ -197,6 +198,8 @@ struct Relay {
     lanes: LaneSender,
     link: Link,
     read_errors: Repeats,
+    /// Why nothing can be sent.
+    blocked: Repeats,
     read_after: Instant,
     /// The present wait between two polls.
     quiet: Duration,
@@ -325,15 +328,18 @@ impl Relay {
         let in_flight = u64::try_from(self.main.in_flight()).unwrap_or(u64::MAX);
         let connected = self.link.connected();
         let status = &mut self.shared.status;
-        let blocked = self.main.trouble();
+        let trouble = self.main.trouble();
         if let Some(transactions) = &mut status.transactions
-            && transactions.blocked != blocked
+            && transactions.blocked != trouble.why
         {
             self.shared.changed = true;
-            if !blocked.is_empty() {
-                tracing::warn!(why = blocked, "kafka: nothing can be sent yet");
+            if !trouble.why.is_empty()
+                && let Some(more) = self.blocked.again(&trouble.why, now)
+            {
+                tracing::warn!(why = trouble.why, more, "kafka: nothing can be sent yet");
             }
-            transactions.blocked = blocked;
+            transactions.blocked = trouble.why;
+            transactions.topic_unusable = trouble.topic_unusable;
         }
         self.shared.changed |= in_flight != status.in_flight
             || connected != status.connected

@@ -12,7 +12,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use uuid::Uuid;
 
 use super::producer::Producer;
-use super::recall::{Question, Recall, Recalled};
+use super::recall::{Question, Recall, Recalled, Trouble};
 use super::transaction::{Move, State};
 use super::verdict::code_of;
 use super::watermark_topic::Partitions;
@@ -102,8 +102,8 @@ impl Session {
         self.closed
     }
 
-    /// What is in the way of a start; empty when nothing is.
-    pub(super) fn trouble(&self) -> String {
+    /// What is in the way of a start.
+    pub(super) fn trouble(&self) -> Trouble {
         self.recall.as_ref().map(Recall::trouble).unwrap_or_default()
     }
 
@@ -159,6 +159,12 @@ impl Session {
     pub(super) fn seal(&mut self, producer: &Producer, records: &[Record], now: Instant) -> Result<(), Code> {
         let Terms { topic, buffer_id, .. } = &*self.terms;
         let partition = watermark::partition(*buffer_id, self.partitions.unwrap_or_default().count);
+        #[cfg(feature = "planted")]
+        if planted(Bug::WatermarkOutside) {
+            outside(&self.terms, partition, records);
+            self.went(Move::Sealed);
+            return Ok(());
+        }
         for record in records {
             producer.seal(topic, partition, &record.key(*buffer_id), &record.value())?;
         }
@@ -279,4 +285,18 @@ fn is_retriable(error: &KafkaError) -> bool {
 
 fn words(error: &KafkaError) -> String {
     if let KafkaError::Transaction(error) = error { error.string() } else { error.to_string() }
+}
+
+/// The planted bug: not a part of the transaction.
+#[cfg(feature = "planted")]
+fn outside(terms: &Terms, partition: i32, records: &[Record]) {
+    use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
+    let Ok(other) = terms.reader.create_with_context::<_, BaseProducer<_>>(DefaultProducerContext) else { return };
+    for record in records {
+        let (key, value) = (record.key(terms.buffer_id), record.value());
+        if other.send(BaseRecord::to(&terms.topic).partition(partition).key(&key).payload(&value)).is_err() {
+            return;
+        }
+    }
+    other.flush(Duration::from_secs(5)).unwrap_or_default();
 }

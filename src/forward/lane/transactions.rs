@@ -12,6 +12,7 @@ use std::time::Instant;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::{Group, Step, Try, dead_letter};
+use crate::delivered::DeclaredHole;
 use crate::delivered::Word;
 use crate::event::Sequence;
 use crate::forward::producer::Producer;
@@ -20,7 +21,6 @@ use crate::forward::session::{self, Session, Terms};
 use crate::forward::shared::{Shared, add, unix_ms};
 use crate::forward::transaction::State;
 use crate::forward::verdict::{Verdict, code_of, verdict};
-use crate::delivered::DeclaredHole;
 use crate::watermark::{Fate, Record, Waiting};
 
 /// A lane's part that only transactions need.

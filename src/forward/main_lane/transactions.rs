@@ -26,7 +26,7 @@ use crate::buffer::Lives;
 use crate::delivered::{Delivered, Word};
 use crate::event::{RouteId, Sequence};
 use crate::forward::producer::Producer;
-use crate::forward::recall::Recalled;
+use crate::forward::recall::{Recalled, Trouble};
 use crate::forward::relay::ForwardError;
 use crate::forward::session::{Session, Step, Terms};
 use crate::forward::shared::{Shared, add, unix_ms};
@@ -47,6 +47,13 @@ const LONGEST: Duration = Duration::from_secs(4);
 /// Fates that must be on disk before the watermark are there within a few 100 ms. After this time the disk fails, and
 /// the transaction is given up before Kafka does so.
 const FATES: Duration = Duration::from_secs(5);
+
+/// Dead letters that are younger than the last watermark, less this, are declared again after a start: the clock of the
+/// record is that of the same gateway, a moment earlier.
+const SLACK_MS: i64 = 60_000;
+
+/// ... at most so many: 1.5 MB on the wire once.
+const MOST_DECLARED_AGAIN: u32 = 10_000;
 
 /// The main lane's part that only transactions need.
 pub(super) struct Transacting {
@@ -71,6 +78,8 @@ pub(super) struct Transacting {
     /// A broker answers, by the link's last word.
     link_is_up: bool,
     behind_was_said: bool,
+    /// Holes of earlier starts were declared again.
+    declared_again: bool,
 }
 
 impl MainLane {
@@ -93,6 +102,7 @@ impl MainLane {
             ending: Duration::ZERO,
             link_is_up: true,
             behind_was_said: false,
+            declared_again: false,
         });
         self
     }
@@ -110,8 +120,8 @@ impl MainLane {
         self.producer().is_some() && self.transacting.as_ref().is_some_and(busy)
     }
 
-    /// What is in the way of a start; empty when nothing is.
-    pub(in crate::forward) fn trouble(&self) -> String {
+    /// What is in the way of a start.
+    pub(in crate::forward) fn trouble(&self) -> Trouble {
         self.transacting.as_ref().map(|transacting| transacting.session.trouble()).unwrap_or_default()
     }
 
@@ -236,6 +246,13 @@ impl MainLane {
             }
         }
         planted::die(Bug::DieSealing);
+        #[cfg(feature = "planted")]
+        if planted::planted(Bug::CursorBeforeCommit) {
+            let proofs = producer.take_batch().forge();
+            shared.outcome.delivered(proofs, now);
+            shared.settle().unwrap_or_default();
+            std::thread::sleep(Duration::from_millis(500));
+        }
         let Some(transacting) = &mut self.transacting else { return Phase::Flowing(producer) };
         // Never back: what a watermark has covered stays covered.
         transacting.sealed = transacting.passed.max(transacting.committed);
@@ -345,6 +362,10 @@ impl MainLane {
         if recalled.newer {
             tracing::warn!("kafka: a newer Tidegate has written to the watermark topic for this buffer");
         }
+        if !std::mem::replace(&mut transacting.declared_again, true) {
+            let since_ms = recalled.main.as_ref().map_or(i64::MIN, |word| word.at_ms().saturating_sub(SLACK_MS));
+            shared.declare_again(through, since_ms);
+        }
         shared.partitions = Some(recalled.partitions);
         transacting.committed = transacting.committed.max(through);
         transacting.word = recalled.main;
@@ -403,6 +424,18 @@ impl Shared {
     /// The counters of transactions.
     pub(in crate::forward) fn transactions(&mut self) -> Option<&mut Transactions> {
         self.status.transactions.as_mut()
+    }
+
+    /// Dead letters of earlier starts that the watermark topic may not know.
+    fn declare_again(&mut self, after: Sequence, since_ms: i64) {
+        match self.outlet.dead_letters(after, since_ms, MOST_DECLARED_AGAIN) {
+            Ok(letters) => {
+                for (sequence, kafka_topic, reason, at_ms) in letters {
+                    self.declarations.dead(sequence, &kafka_topic, &reason, at_ms);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "kafka: dead letters cannot be declared again"),
+        }
     }
 
     /// What is to be said about parked topics. All that was parked until now is on disk.
