@@ -52,6 +52,7 @@ mod writer;
 pub use commit::Durable;
 pub use error::{CloseError, NextStep, OpenError};
 pub use intake::{Arrivals, IdChange, Intake, Room, SessionChange, Stopped};
+pub use life::take_new_identity;
 pub use open::Buffer;
 pub use outlet::{LaneChunk, Outlet, ReadError};
 pub use settlement::{DeadLetter, Parked, Settlement, Settler, Ticket};

@@ -88,7 +88,7 @@ impl Buffer {
 }
 
 /// One agent a directory. A process that was killed a moment ago may still be on its way out: its lock goes with it.
-fn lock(data_dir: &Path) -> Result<File, OpenError> {
+pub(super) fn lock(data_dir: &Path) -> Result<File, OpenError> {
     let path = data_dir.join("lock");
     let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = open.map_err(OpenError::files("open", &path))?;

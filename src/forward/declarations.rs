@@ -8,6 +8,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::event::Sequence;
 use crate::watermark::{Fate, Record};
 
@@ -20,6 +22,8 @@ pub(super) struct Declarations {
     holes: Vec<Hole>,
     /// So many of them are in the open transaction.
     sealed: usize,
+    /// This buffer was another one.
+    identity: Option<Record>,
     lanes: BTreeSet<Arc<str>>,
     sealed_lanes: BTreeSet<Arc<str>>,
 }
@@ -56,9 +60,14 @@ impl Declarations {
         }
     }
 
+    /// This buffer was another one; said once a start.
+    pub(super) fn was(&mut self, was: Uuid, last: Sequence, at_ms: i64) {
+        self.identity = Some(Record::Identity { was, last, at_ms });
+    }
+
     /// There is something to say.
     pub(super) fn any(&self) -> bool {
-        !self.holes.is_empty() || !self.lanes.is_empty()
+        !self.holes.is_empty() || !self.lanes.is_empty() || self.identity.is_some()
     }
 
     /// As much as one transaction takes.
@@ -66,17 +75,17 @@ impl Declarations {
         self.holes.len() >= MOST
     }
 
-    /// The holes for the transaction that is being sealed.
-    pub(super) fn seal_holes(&mut self) -> impl Iterator<Item = Record> {
+    /// The identity and the holes for the transaction that is being sealed.
+    pub(super) fn seal(&mut self) -> impl Iterator<Item = Record> {
         self.sealed = self.holes.len().min(MOST);
-        self.holes.iter().take(self.sealed).map(|hole| Record::Hole {
+        self.identity.iter().cloned().chain(self.holes.iter().take(self.sealed).map(|hole| Record::Hole {
             first: hole.first,
             last: hole.last,
             fate: Fate::DeadLettered,
             reason: hole.reason.clone(),
             kafka_topic: (!hole.kafka_topic.is_empty()).then(|| hole.kafka_topic.to_string()),
             at_ms: hole.at_ms,
-        })
+        }))
     }
 
     /// The lanes for the transaction that is being sealed.
@@ -89,6 +98,7 @@ impl Declarations {
     pub(super) fn committed(&mut self) {
         self.holes.drain(..self.sealed.min(self.holes.len()));
         self.sealed = 0;
+        self.identity = None;
         self.sealed_lanes.clear();
     }
 
@@ -104,7 +114,7 @@ mod tests {
     use super::*;
 
     fn first_and_last(declarations: &mut Declarations) -> Vec<(Sequence, Sequence)> {
-        let holes = declarations.seal_holes();
+        let holes = declarations.seal();
         holes
             .filter_map(|r| if let Record::Hole { first, last, .. } = r { Some((first, last)) } else { None })
             .collect()

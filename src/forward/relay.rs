@@ -79,7 +79,8 @@ pub enum ForwardError {
     /// The buffer has stopped before the forwarder. Halt: the buffer's own error says why.
     #[error("kafka: the buffer has stopped")]
     BufferStopped,
-    /// Another agent has this buffer's identity: a cloned card, or a copy that was restored. Start again with a new one.
+    /// Another agent has this buffer's identity: a cloned card, or a copy that was restored. `run.rs` starts again with a
+    /// new one.
     #[error(
         "kafka: the watermark topic has a word for buffer {buffer_id} up to {through} that this buffer has not given: \
          another agent has the same identity (a cloned card, or a restored copy)"
@@ -138,6 +139,11 @@ pub fn run(
         tracing::info!(topic = &*topic, "kafka: topic was parked when the agent stopped; trying it again");
         parking.recovered(topic, now, unix_ms());
     }
+    let former = recovery.lives.former.last().copied();
+    let mut declarations = Declarations::default();
+    if let (true, Some((was, last))) = (exactly_once, former) {
+        declarations.was(was, last, unix_ms());
+    }
     let main = MainLane::new(config, producer, settings.linger, Skips::new(recovery.settled));
     let main = match &terms {
         Some(terms) => main.with_transactions(Arc::clone(terms), recovery.lives, recovery.released),
@@ -156,13 +162,13 @@ pub fn run(
             parking,
             outcome: Outcome::default(),
             targets: Targets::new(routes),
-            records: Records::new(recovery.buffer_id),
+            records: Records::new(recovery.buffer_id).formerly(former),
             status: ForwardStatus { producers: 1, transactions, ..ForwardStatus::default() },
             changed: true,
             dead_letters: Repeats::default(),
             generation: 0,
             terms,
-            declarations: Declarations::default(),
+            declarations,
             lanes_delivered: HashMap::new(),
             partitions: None,
             fates: 0,

@@ -3,6 +3,7 @@
 //!
 //! `TIDEGATE_KILLS=1000` makes the campaigns as long as that; 30 kills each otherwise.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -71,7 +72,7 @@ impl<'a> Stage<'a> {
 
     /// Waits until the agent holds nothing and nothing that was acknowledged is missing, then closes the books as both
     /// readers see them.
-    fn settle(self, agent: &Agent, logs: &[Log]) -> Outcome<[Books; 2]> {
+    fn settle(self, agent: &Agent, logs: &[Log]) -> Outcome<Seen> {
         let mut reader = Reader::committed(&self.kafka.brokers(), &[&self.topic])?;
         let mut missing = Missing::of(logs);
         let end = Instant::now() + PATIENCE * 2;
@@ -87,22 +88,46 @@ impl<'a> Stage<'a> {
         }
         agent.wait_book("held", 0)?;
         let last = Books::close(logs, reader.read_all()?);
+        let sequences = reader.records().iter().filter_map(|record| Some(record.id()?.1)).collect();
         let onlookers = Books::close(logs, &self.onlooker.end()?);
-        Ok([onlookers, last])
+        Ok(Seen { books: [onlookers, last], sequences })
     }
 }
 
-/// What must hold of readings that came at QoS 2: each once, in order, no hole.
-fn once(books: &[Books; 2]) -> Verdict {
-    books.iter().try_for_each(Books::exactly_once)
+/// What both readers saw of a topic.
+struct Seen {
+    books: [Books; 2],
+    sequences: BTreeSet<u64>,
+}
+
+/// No sequence between the first and the last is missing in all of them together, and none is in two.
+fn no_holes(all: &[&Seen]) -> Verdict {
+    let count: usize = all.iter().map(|seen| seen.sequences.len()).sum();
+    let together: BTreeSet<u64> = all.iter().flat_map(|seen| &seen.sequences).copied().collect();
+    let span = match (together.first(), together.last()) {
+        (Some(first), Some(last)) => last - first + 1,
+        _ => 0,
+    };
+    if span == together.len() as u64 && count == together.len() {
+        return Ok(());
+    }
+    trouble!("{} sequences in a span of {span}, {count} in all topics", together.len())
+}
+
+/// What must hold of readings that came at QoS 2: each once, in order.
+fn once(seen: &Seen) -> Verdict {
+    seen.books.iter().try_for_each(|books| {
+        books.once_into_the_buffer()?;
+        if books.recognised == 0 { Ok(()) } else { Err(Trouble(books.to_string())) }
+    })
 }
 
 /// What must hold of readings that came at QoS 1: whatever the buffer took goes to Kafka once. A publisher that did not
 /// get its PUBACK sends again, and then it is another reading.
-fn once_from_the_buffer_on(books: &[Books; 2]) -> Verdict {
-    books.iter().try_for_each(|books| {
+fn once_from_the_buffer_on(seen: &Seen) -> Verdict {
+    seen.books.iter().try_for_each(|books| {
         books.at_least_once()?;
-        if books.recognised == 0 && books.holes == 0 { Ok(()) } else { Err(Trouble(books.to_string())) }
+        if books.recognised == 0 { Ok(()) } else { Err(Trouble(books.to_string())) }
     })
 }
 
@@ -118,9 +143,10 @@ fn a_quiet_run_is_seen_once_by_a_read_committed_consumer() -> Outcome<()> {
         let plan = Plan::new(name, &format!("t/{name}"), qos).count(3_000).rate(2_000);
         logs.push(Publisher::start(gateway.listener(), plan).finish(PATIENCE)?);
     }
-    let books = stage.settle(&agent, &logs)?;
-    eprintln!("{}{}", books[0], books[1]);
-    once(&books)?;
+    let seen = stage.settle(&agent, &logs)?;
+    eprintln!("{}{}", seen.books[0], seen.books[1]);
+    once(&seen)?;
+    no_holes(&[&seen])?;
     agent.stop(Duration::from_secs(10))?;
     let noise = [agent.log_lines("WARN"), agent.log_lines("ERROR")].concat();
     if noise.is_empty() { Ok(()) } else { trouble!("{noise:?}") }
@@ -188,12 +214,51 @@ pub fn kill_at_random(build: Build, way: Way, kills: u32) -> Outcome<Verdict> {
     let [first, second] = stages;
     let first = first.settle(&agent, logs.get(..1).unwrap_or_default())?;
     let second = second.settle(&agent, logs.get(1..).unwrap_or_default())?;
-    eprintln!("{way:?}, {kills} kills\n  QoS 1: {}  QoS 2: {}", first[1], second[1]);
-    let verdict = once_from_the_buffer_on(&first).and(once(&second));
+    eprintln!("{way:?}, {kills} kills\n  QoS 1: {}  QoS 2: {}", first.books[1], second.books[1]);
+    let verdict = once_from_the_buffer_on(&first).and(once(&second)).and(no_holes(&[&first, &second]));
     Ok(verdict.map_err(|Trouble(text)| Trouble(format!("{text}\nlog:\n{}", tail(&agent.log())))))
 }
 
 fn tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(200)..].join("\n")
+}
+
+/// The phases of a transaction in which the agent can be made to kill itself, by the names of `src/planted.rs`.
+const PHASES: &[&str] = &["die-recalling", "die-filling", "die-sealing", "die-committing", "die-committed"];
+
+/// The agent dies in that phase, comes back as the product, and dies again; what both leave behind is seen once.
+fn die_in(phase: &'static str, at: u32, kafka: &Kafka) -> Outcome<Verdict> {
+    let stage = Stage::new(kafka, phase)?;
+    let mut gateway = Gateway::new(Build::Planted(phase), &kafka.brokers())?;
+    gateway.exactly_once(&watermark_topic(kafka)?).listen("").route("#", &stage.topic);
+    gateway.environment("TIDEGATE_PLANT_AT", &at.to_string());
+    let plan = Plan::new("p", "", 2).topics((0..3).map(|n| format!("t/{n}")).collect()).rate(2_000).count(6_000);
+    let mut agent = gateway.launch()?;
+    let publisher = Publisher::start(gateway.listener(), plan);
+    for _ in 0..2 {
+        agent.wait(PATIENCE)?; // by its own hand
+        agent = gateway.launch()?;
+    }
+    agent.kill();
+    let mut agent = gateway.build(Build::Real).start()?;
+    let log = publisher.finish(PATIENCE * 2)?;
+    let seen = stage.settle(&agent, &[log])?;
+    eprintln!("{phase} at {at}: {}", seen.books[1]);
+    agent.stop(Duration::from_secs(10))?;
+    let verdict = once(&seen).and(no_holes(&[&seen]));
+    Ok(verdict.map_err(|Trouble(text)| Trouble(format!("{phase}: {text}\nlog:\n{}", tail(&agent.log())))))
+}
+
+#[test]
+fn a_death_in_any_phase_of_a_transaction_is_not_seen_by_readers() -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    for phase in PHASES {
+        // A start comes by once a life.
+        let times: &[u32] = if *phase == "die-recalling" { &[1] } else { &[1, 5] };
+        for at in times {
+            die_in(phase, *at, kafka)??;
+        }
+    }
+    Ok(())
 }

@@ -259,7 +259,7 @@ impl MainLane {
         let (instance, at_ms) = (transacting.terms.instance, unix_ms());
         let mut records = vec![Record::Main { instance, delivered: transacting.sealed, at_ms }];
         records.extend(shared.lane_records(instance, at_ms));
-        records.extend(shared.declarations.seal_holes());
+        records.extend(shared.declarations.seal());
         match transacting.session.seal(&producer, &records, now) {
             Ok(()) => Phase::Flowing(producer),
             Err(code) => {

@@ -61,14 +61,26 @@ impl Gateway {
         let mut tables = Tables::default();
         writeln!(tables.kafka, "brokers = [\"{kafka}\"]\ndelivery = \"at-least-once\"")?;
         tables.log.push_str("level = \"info\"\nformat = \"json\"\n");
-        Ok(Self {
+        Self {
             folder: Folder::new("gateway")?,
             build,
             http_port: free_port()?,
             listen_port: free_port()?,
             tables,
             environment: Vec::new(),
-        })
+        }
+        .as_asked(kafka)
+    }
+
+    /// `TIDEGATE_DELIVERY=exactly-once` runs every scenario with transactions, each with a watermark topic of its own.
+    fn as_asked(mut self, kafka: &str) -> Outcome<Self> {
+        if super::reader::transactions_are_asked_for() {
+            let topic = super::kafka::unique_topic("all-watermarks");
+            if super::reader::create_topic(kafka, &topic, 1, &[("cleanup.policy", "compact")]).is_ok() {
+                self.exactly_once(&topic);
+            }
+        }
+        Ok(self)
     }
 
     /// Sensors may publish to [`Gateway::listener`]. More keys of the table in `more`.

@@ -70,13 +70,19 @@ pub enum Isolation {
     Committed,
 }
 
+/// Shall every scenario run with transactions?
+pub fn transactions_are_asked_for() -> bool {
+    std::env::var("TIDEGATE_DELIVERY").is_ok_and(|delivery| delivery == "exactly-once")
+}
+
 /// A reader of what is committed is at the end when nothing has come for so long.
 const SILENCE: Duration = Duration::from_millis(700);
 
 impl Reader {
     /// Of all partitions of these topics, which must exist.
     pub fn open(brokers: &str, topics: &[&str]) -> Outcome<Self> {
-        Self::with(brokers, topics, Isolation::Uncommitted)
+        let all = if transactions_are_asked_for() { Isolation::Committed } else { Isolation::Uncommitted };
+        Self::with(brokers, topics, all)
     }
 
     /// The same, as a consumer with `isolation.level=read_committed` sees it.
