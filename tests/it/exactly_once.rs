@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use crate::support::agent::{Agent, Build, Gateway};
 use crate::support::books::{Books, Missing};
+use crate::support::client::{Connection, clean};
 use crate::support::kafka::{self, Kafka, unique_topic};
 use crate::support::mosquitto;
+use crate::support::proxy::Weather;
 use crate::support::publisher::{Log, Plan, Publisher};
 use crate::support::reader::{Reader, Record};
-use crate::support::wire::Version;
-use crate::support::{Outcome, PATIENCE, Trouble, Verdict, trouble};
+use crate::support::wire::{Message, Version};
+use crate::support::{Outcome, PATIENCE, Trouble, Verdict, trouble, wait_until};
 
 /// How many kills a campaign has.
 fn kills() -> u32 {
@@ -261,4 +263,233 @@ fn a_death_in_any_phase_of_a_transaction_is_not_seen_by_readers() -> Outcome<()>
         }
     }
     Ok(())
+}
+
+/// `EndTxn` arrives late over another connection, 60 times: it would commit a part of a later transaction of the same
+/// epoch. Rule A makes of that repeats, rule B nothing at all. The control leaves rule B out.
+pub fn late_end_txn(build: Build, rounds: u64) -> Outcome<Verdict> {
+    let kafka = kafka::shared()?;
+    let topic = unique_topic("late");
+    kafka.create_topic(&topic, 12, &[])?;
+    let onlooker = Onlooker::start(&kafka.brokers(), &topic)?;
+    let stage = Stage { kafka, topic, onlooker };
+    let link = kafka.lease()?;
+    let mut gateway = Gateway::new(build, &link.brokers()?)?;
+    gateway.exactly_once(&watermark_topic(kafka)?).listen("receive_maximum = 2000\n").route("#", &stage.topic);
+    // Many small requests a transaction, so that it is open for long.
+    gateway.kafka("linger = \"20ms\"\n").kafka_options("\"batch.num.messages\" = \"40\"\n");
+    let agent = gateway.start()?;
+    link.proxy()?.delay(Duration::from_millis(3));
+    let topics = (0..60).map(|n| format!("t/{n}")).collect();
+    let publisher =
+        Publisher::start(gateway.listener(), Plan::new("late", "", 2).topics(topics).rate(3_000).window(1_000));
+    publisher.wait_acknowledged(1_000)?;
+    let end = Instant::now() + PATIENCE * 4;
+    let before = link.proxy()?.late();
+    while link.proxy()?.late() < before + rounds && Instant::now() < end {
+        let so_far = link.proxy()?.late();
+        link.set(Weather::EndTxnLate)?;
+        wait_until("an EndTxn", PATIENCE, || link.proxy().is_ok_and(|proxy| proxy.late() > so_far))?;
+        link.set(Weather::Fair)?;
+        std::thread::sleep(Duration::from_millis(fastrand::u64(300..900)));
+    }
+    link.proxy()?.delay(Duration::ZERO);
+    let log = publisher.stop(PATIENCE)?;
+    // The last of them may still be on its way.
+    std::thread::sleep(Duration::from_secs(2));
+    let retried = agent.metric("tidegate_kafka_end_txn_retried_total")?;
+    let producers = agent.metric("tidegate_kafka_producers_total")?;
+    let late = link.proxy()?.late() - before;
+    let seen = stage.settle(&agent, &[log])?;
+    eprintln!("{late} late EndTxn, {retried} seen in the log, {producers} producers: {}", seen.books[1]);
+    if build == Build::Real && retried < late as f64 / 2.0 {
+        return trouble!("{late} ends of transactions were asked for twice, and librdkafka's log told of {retried}");
+    }
+    Ok(once(&seen).and(no_holes(&[&seen])))
+}
+
+#[test]
+fn an_end_of_transaction_that_comes_late_tears_nothing() -> Outcome<()> {
+    late_end_txn(Build::Real, if kills() > 100 { 60 } else { 20 })?
+}
+
+/// Copies a buffer that nobody uses now.
+fn copy_buffer(from: &Gateway, to: &std::path::Path) -> Outcome<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from.data_dir())? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_restored_older_copy_takes_a_new_identity_and_loses_no_new_reading() -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    let stage = Stage::new(kafka, "restored")?;
+    let link = kafka.lease()?;
+    let mut gateway = Gateway::new(Build::Real, &link.brokers()?)?;
+    gateway.exactly_once(&watermark_topic(kafka)?).listen("").route("#", &stage.topic);
+    let publish = |name: &str, count| {
+        Publisher::start(gateway.listener(), Plan::new(name, name, 2).count(count)).finish(PATIENCE)
+    };
+    let backup = gateway.path().join("backup");
+    let mut agent = gateway.start()?;
+    let mut logs = vec![publish("first", 500)?];
+    agent.wait_book("held", 0)?;
+    agent.stop(Duration::from_secs(10))?;
+    copy_buffer(&gateway, &backup)?;
+    let mut agent = gateway.start()?;
+    let old_id = agent.status()?["buffer_id"].to_string();
+    logs.push(publish("second", 500)?);
+    agent.wait_book("held", 0)?;
+    agent.stop(Duration::from_secs(10))?;
+    // The copy comes back, and takes new readings under the same sequences before it sees Kafka.
+    std::fs::remove_dir_all(gateway.data_dir())?;
+    std::fs::rename(&backup, gateway.data_dir())?;
+    link.set(Weather::Cut)?;
+    let agent = gateway.start()?;
+    logs.push(publish("third", 800)?);
+    link.set(Weather::Fair)?;
+    agent.wait_log(&["ERROR", "taken a new identity"])?;
+    let new_id = agent.status()?["buffer_id"].to_string();
+    if new_id == old_id {
+        return trouble!("the copy kept its identity {old_id}");
+    }
+    logs.push(publish("fourth", 100)?);
+    agent.wait_book("held", 0)?;
+    let mut reader = Reader::committed(&kafka.brokers(), &[&stage.topic])?;
+    let was = |records: &[Record]| records.iter().filter(|record| record.header("tidegate-was").is_some()).count();
+    let with_old_id = was(reader.read_until("all", PATIENCE, |records| records.len() >= 1_900)?);
+    let seen = stage.settle(&agent, &logs)?;
+    eprintln!("{with_old_id} records bear the old id as well: {}", seen.books[1]);
+    seen.books[1].once_into_the_buffer()?;
+    if with_old_id == 800 { Ok(()) } else { trouble!("{with_old_id} of 800 records bear the old id") }
+}
+
+#[test]
+fn a_cloned_buffer_that_runs_twice_loses_nothing_and_ends_up_with_two_identities() -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    let stage = Stage::new(kafka, "cloned")?;
+    let watermarks = watermark_topic(kafka)?;
+    let gateways = ["a", "b"].map(|_| -> Outcome<Gateway> {
+        let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+        gateway.exactly_once(&watermarks).listen("").route("#", &stage.topic);
+        Ok(gateway)
+    });
+    let [first, second] = gateways;
+    let (first, second) = (first?, second?);
+    let mut agent = first.start()?;
+    let publish = |gateway: &Gateway, name: &str, count| {
+        Publisher::start(gateway.listener(), Plan::new(name, name, 2).count(count).rate(500))
+    };
+    let mut logs = vec![publish(&first, "before", 200).finish(PATIENCE)?];
+    agent.wait_book("held", 0)?;
+    agent.stop(Duration::from_secs(10))?;
+    copy_buffer(&first, &second.data_dir())?;
+    let agents = [first.start()?, second.start()?];
+    let publishers = [publish(&first, "one", 3_000), publish(&second, "two", 3_000)];
+    for publisher in publishers {
+        logs.push(publisher.finish(PATIENCE)?);
+    }
+    for agent in &agents {
+        agent.wait_book("held", 0)?;
+    }
+    let ids = [agents[0].status()?["buffer_id"].to_string(), agents[1].status()?["buffer_id"].to_string()];
+    let renamed = agents.iter().filter(|agent| agent.log().contains("taken a new identity")).count();
+    let seen = stage.settle(&agents[0], &logs)?;
+    eprintln!("{ids:?}, {renamed} renamed: {}", seen.books[1]);
+    if ids[0] == ids[1] || renamed != 1 {
+        return trouble!(
+            "{ids:?}, {renamed} took a new identity\n{}\n{}",
+            tail(&agents[0].log()),
+            tail(&agents[1].log())
+        );
+    }
+    let books = &seen.books[1];
+    if books.lost + books.foreign + books.misdirected == 0 { Ok(()) } else { trouble!("{books}") }
+}
+
+/// A topic that is closed at first and opens while the agent is killed again and again: both topics get each reading
+/// once, in order.
+#[test]
+fn a_parked_topic_arrives_once_and_in_order_through_kills() -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    let open = Stage::new(kafka, "txn-open")?;
+    let shut = unique_topic("txn-shut");
+    let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+    gateway.exactly_once(&watermark_topic(kafka)?).listen("");
+    gateway.route("open/#", &open.topic).route("shut/#", &shut);
+    let mut agent = gateway.start()?;
+    let plan = |name: &str| Plan::new(name, "", 2).topics((0..3).map(|n| format!("{name}/{n}")).collect()).rate(1_000);
+    let publishers = [plan("open"), plan("shut")].map(|plan| Publisher::start(gateway.listener(), plan));
+    publishers[1].wait_acknowledged(500)?;
+    wait_until("the topic to be parked", PATIENCE, || agent.parked().is_ok_and(|parked| parked.contains(&shut)))?;
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(fastrand::u64(300..1_500)));
+        agent.kill();
+        agent = gateway.start()?;
+    }
+    kafka.create_topic(&shut, 1, &[])?;
+    let onlooker = Onlooker::start(&kafka.brokers(), &shut)?;
+    for _ in 0..kills() / 3 {
+        std::thread::sleep(Duration::from_millis(fastrand::u64(300..2_500)));
+        agent.kill();
+        agent = gateway.start()?;
+    }
+    let [open_log, shut_log] = publishers.map(|publisher| publisher.stop(PATIENCE));
+    let shut = Stage { kafka, topic: shut, onlooker };
+    let open = open.settle(&agent, &[open_log?])?;
+    let shut = shut.settle(&agent, &[shut_log?])?;
+    eprintln!("open {}  shut {}", open.books[1], shut.books[1]);
+    let verdict = once(&open).and(once(&shut)).and(no_holes(&[&open, &shut]));
+    verdict.map_err(|Trouble(text)| Trouble(format!("{text}\nlog:\n{}", tail(&agent.log()))))
+}
+
+/// Records that the topic refuses among good ones, and kills: the good ones arrive once, the bad ones are dead letters,
+/// and every hole is declared in the watermark topic.
+#[test]
+fn poison_is_a_declared_hole_and_its_neighbours_arrive_once_through_kills() -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    let topic = unique_topic("txn-poison");
+    kafka.create_topic(&topic, 1, &[("max.message.bytes", "5000")])?;
+    let watermarks = watermark_topic(kafka)?;
+    let onlooker = Onlooker::start(&kafka.brokers(), &topic)?;
+    let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+    gateway.exactly_once(&watermarks).listen("").route("#", &topic);
+    let mut agent = gateway.start()?;
+    let stage = Stage { kafka, topic, onlooker };
+    let publisher = Publisher::start(gateway.listener(), Plan::new("good", "t/good", 2).rate(500));
+    let poisoned = 6;
+    for n in 0..poisoned {
+        let (mut sensor, _) = Connection::open(gateway.listener(), Version::V5, clean("bad"))?;
+        let payload = (0..20_000).map(|_| fastrand::u8(..)).collect();
+        sensor.publish(&Message { topic: "t/bad".into(), payload, qos: 1, ..Message::default() }, 1)?;
+        std::thread::sleep(Duration::from_millis(fastrand::u64(100..1_500)));
+        if n % 2 == 1 {
+            agent.kill();
+            agent = gateway.start()?;
+        }
+    }
+    agent.wait_book("dead_lettered", poisoned)?;
+    let log = publisher.stop(PATIENCE)?;
+    let seen = stage.settle(&agent, &[log])?;
+    eprintln!("{}", seen.books[1]);
+    once(&seen)?;
+    let (first, last) = (seen.sequences.first().copied().unwrap_or(0), seen.sequences.last().copied().unwrap_or(0));
+    let missing: BTreeSet<u64> = (first..=last).filter(|n| !seen.sequences.contains(n)).collect();
+    let mut declared = BTreeSet::new();
+    let mut reader = Reader::committed(&kafka.brokers(), &[&watermarks])?;
+    for record in reader.read_all()? {
+        if record.key.as_deref().is_some_and(|key| key.windows(6).any(|part| part == b"/hole/")) {
+            let hole: serde_json::Value = serde_json::from_slice(&record.payload)?;
+            if let (Some(first), Some(last)) = (hole["first"].as_u64(), hole["last"].as_u64()) {
+                declared.extend(first..=last);
+            }
+        }
+    }
+    if missing.is_subset(&declared) && declared.len() == poisoned as usize {
+        return Ok(());
+    }
+    trouble!("holes {missing:?}, declared {declared:?}\n{}", tail(&agent.log()))
 }
