@@ -22,6 +22,7 @@ mod audit; // what Kafka holds is proven, and what is missing is named
 mod config; // wrong configurations
 mod controls; // planted bugs turn the scenarios red
 mod custody; // nothing acknowledged is lost when the agent is killed
+mod exactly_once; // transactions
 mod flow; // what goes in comes out
 mod health; // systemd, probes, metrics, status
 mod hostile; // peers that break the rules

@@ -98,9 +98,9 @@ pub struct Options {
     /// Topics to audit whose whole name matches
     #[arg(long, value_name = "REGEX")]
     topics: Option<String>,
-    /// Where the gateways say what they delivered
-    #[arg(long, value_name = "TOPIC", default_value = watermark::TOPIC)]
-    watermark_topic: String,
+    /// Where the gateways say what they delivered [default: that of the configuration]
+    #[arg(long, value_name = "TOPIC")]
+    watermark_topic: Option<String>,
     /// Only events that arrived since: 2026-01-31T12:00:00Z, or 2h (ago)
     #[arg(long, value_name = "TIME", value_parser = when::parse)]
     from: Option<i64>,
@@ -176,6 +176,7 @@ impl Options {
             Kafka {
                 brokers: self.brokers.clone(),
                 delivery: Delivery::AtLeastOnce,
+                watermark_topic: watermark::TOPIC.to_owned(),
                 linger: Duration::ZERO,
                 options: BTreeMap::new(),
             }
@@ -197,7 +198,7 @@ impl Options {
             way: crate::forward::way_to_kafka(&kafka),
             names,
             patterns,
-            watermark_topic: self.watermark_topic.clone(),
+            watermark_topic: self.watermark_topic.clone().unwrap_or(kafka.watermark_topic),
             from_ms: self.from,
             to_ms: self.to,
             buffers: self.buffer.iter().copied().collect(),
