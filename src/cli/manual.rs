@@ -60,7 +60,14 @@ fn page() -> String {
         item(&mut text, variable, what);
     }
     text.control("SH", ["SEE ALSO"]);
-    text.text([bold("tidegate.toml"), roman("(5), "), bold("systemctl"), roman("(1), "), bold("journalctl"), roman("(1)")]);
+    text.text([
+        bold("tidegate.toml"),
+        roman("(5), "),
+        bold("systemctl"),
+        roman("(1), "),
+        bold("journalctl"),
+        roman("(1)"),
+    ]);
     text.to_writer(&mut out).unwrap();
     String::from_utf8(out).unwrap()
 }

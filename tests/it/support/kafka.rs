@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Condvar, LazyLock, Mutex};
 use std::time::Duration;
 
+use super::certificates::{Authority, Pair};
 use super::process::{Folder, Process, free_port};
 use super::proxy::{Proxy, Weather};
 use super::reader::Reader;
@@ -47,6 +48,29 @@ pub fn unique_topic(claim: &str) -> String {
 impl Kafka {
     /// Formats a new log and starts on it; returns when it answers.
     pub fn start(links: usize) -> Outcome<Self> {
+        Self::start_with(links, None)
+    }
+
+    /// With one more listener, on this port, that speaks TLS and asks for a certificate of the same authority.
+    pub fn start_tls(port: u16, pair: &Pair, authority: &Authority) -> Outcome<Self> {
+        let folder = pair.cert.with_extension("kafka");
+        std::fs::create_dir_all(&folder)?;
+        let (own, trusted) = (folder.join("own.pem"), folder.join("trusted.pem"));
+        std::fs::write(&own, std::fs::read_to_string(&pair.key)? + &std::fs::read_to_string(&pair.cert)?)?;
+        std::fs::write(&trusted, authority.pem())?;
+        let lines = format!(
+            "listener.name.tls.ssl.keystore.type=PEM\n\
+             listener.name.tls.ssl.keystore.location={}\n\
+             listener.name.tls.ssl.truststore.type=PEM\n\
+             listener.name.tls.ssl.truststore.location={}\n\
+             listener.name.tls.ssl.client.auth=required\n",
+            own.display(),
+            trusted.display()
+        );
+        Self::start_with(0, Some((port, lines)))
+    }
+
+    fn start_with(links: usize, tls: Option<(u16, String)>) -> Outcome<Self> {
         let folder = Folder::new("kafka")?;
         let (port, controller) = (free_port()?, free_port()?);
         let mut proxies = Vec::new();
@@ -61,9 +85,18 @@ impl Kafka {
             write!(protocols, ",LINK{link}:PLAINTEXT")?;
             proxies.push(Proxy::on(front, behind)?);
         }
+        let tls = match tls {
+            Some((port, lines)) => {
+                write!(listeners, ",TLS://127.0.0.1:{port}")?;
+                write!(advertised, ",TLS://127.0.0.1:{port}")?;
+                protocols.push_str(",TLS:SSL");
+                lines
+            }
+            None => String::new(),
+        };
         let data = folder.path().join("data");
         let properties = format!(
-            "{SETTINGS}\
+            "{SETTINGS}{tls}\
              controller.quorum.voters=1@127.0.0.1:{controller}\n\
              listeners={listeners},CONTROLLER://127.0.0.1:{controller}\n\
              advertised.listeners={advertised}\n\
