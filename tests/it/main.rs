@@ -26,6 +26,7 @@ mod exactly_once; // transactions
 mod flow; // what goes in comes out
 mod health; // systemd, probes, metrics, status
 mod hostile; // peers that break the rules
+mod kafka_tls; // TLS to Kafka
 mod kafka_away; // nothing is lost, and order kept, while Kafka is away
 mod memory; // bounds
 mod parking; // missing, forbidden, too large

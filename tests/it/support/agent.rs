@@ -146,6 +146,12 @@ impl Gateway {
         self
     }
 
+    /// `[kafka.options]` from the next start on.
+    pub fn kafka_options_are(&mut self, lines: &str) -> &mut Self {
+        lines.clone_into(&mut self.tables.options);
+        self
+    }
+
     /// `[log]` in place of information as JSON.
     pub fn log(&mut self, lines: &str) -> &mut Self {
         lines.clone_into(&mut self.tables.log);

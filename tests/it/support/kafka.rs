@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Condvar, LazyLock, Mutex};
 use std::time::Duration;
 
+use super::certificates::{Authority, Pair};
 use super::process::{Folder, Process, free_port};
 use super::proxy::{Proxy, Weather};
 use super::reader::Reader;
@@ -65,6 +66,25 @@ impl Kafka {
         );
         let kafka = Self::start_with(0, &[("GUARDED", port, "SASL_PLAINTEXT")], &properties)?;
         Ok((kafka, format!("127.0.0.1:{port}")))
+    }
+
+    /// With one more listener, on this port, that speaks TLS and asks for a certificate of the same authority.
+    pub fn start_tls(port: u16, pair: &Pair, authority: &Authority) -> Outcome<Self> {
+        let folder = pair.cert.with_extension("kafka");
+        std::fs::create_dir_all(&folder)?;
+        let (own, trusted) = (folder.join("own.pem"), folder.join("trusted.pem"));
+        std::fs::write(&own, std::fs::read_to_string(&pair.key)? + &std::fs::read_to_string(&pair.cert)?)?;
+        std::fs::write(&trusted, authority.pem())?;
+        let properties = format!(
+            "listener.name.tls.ssl.keystore.type=PEM\n\
+             listener.name.tls.ssl.keystore.location={}\n\
+             listener.name.tls.ssl.truststore.type=PEM\n\
+             listener.name.tls.ssl.truststore.location={}\n\
+             listener.name.tls.ssl.client.auth=required\n",
+            own.display(),
+            trusted.display()
+        );
+        Self::start_with(0, &[("TLS", port, "SSL")], &properties)
     }
 
     fn start_with(links: usize, doors: &[(&str, u16, &str)], properties: &str) -> Outcome<Self> {
