@@ -246,7 +246,7 @@ mod tests {
         drop((door, entrance, running.intake, running.settler));
         running.thread.join().unwrap();
         let (_, recovered) = Buffer::open(settings(), folder.path(), &[]).unwrap();
-        assert_eq!(recovered.sessions["broker:b"].packet_ids.iter().copied().collect::<Vec<_>>(), [2]);
+        assert_eq!(recovered.sessions["broker:b"].packet_ids.keys().copied().collect::<Vec<_>>(), [2]);
         let books = running.status.borrow().clone();
         let line = &books.ledger[0].1;
         assert_eq!((line.received, line.dropped, line.held), (3, 1, 2));

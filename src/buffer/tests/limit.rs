@@ -50,7 +50,7 @@ fn a_full_buffer_acknowledges_nothing_settles_on_and_opens_again() {
 
     // Full at the start, and stopped while full: nothing hangs, nothing unacknowledged is kept.
     let mut bench = open_with(dir.path(), small.clone());
-    let old = |session: &str| SessionChange { session: session.into(), changes: vec![IdChange::Add(7)] };
+    let old = |session: &str| SessionChange { session: session.into(), changes: vec![IdChange::Add(7, 100)] };
     bench.send_with((1..=45).map(noise).collect(), vec![old("over"), old("anew")], 1);
     bench.acknowledged();
     wait_for("the limit", || bench.status().full);
@@ -66,8 +66,8 @@ fn a_full_buffer_acknowledges_nothing_settles_on_and_opens_again() {
         |session: &str, changes: &[IdChange]| SessionChange { session: session.into(), changes: changes.into() };
     let sessions = vec![
         change("over", &[IdChange::Forget]),
-        change("anew", &[IdChange::Forget, IdChange::Keep(60), IdChange::Add(8)]),
-        change("other", &[IdChange::Add(9)]),
+        change("anew", &[IdChange::Forget, IdChange::Keep(60), IdChange::Add(8, 100)]),
+        change("other", &[IdChange::Add(9, 100)]),
     ];
     bench.send_with(vec![event(3)], sessions, 10);
     let Bench { running, mut durable, reply, .. } = bench;

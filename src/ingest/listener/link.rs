@@ -7,17 +7,14 @@
 //! Who is not read cannot be heard going either. So the socket is looked at each [`TICK`] meanwhile: when the client has
 //! closed its side, what it sent before is looked through for its goodbye, and the socket is free.
 
-use std::cell::RefCell;
 use std::future::{self, Future};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, oneshot};
@@ -25,8 +22,9 @@ use tokio::time::{Sleep, sleep};
 
 use super::connection::{Shared, Word, now};
 use super::end::End;
-use super::limits::{PACKET_PAUSE, READ_BYTES, SLOWEST_BYTES_PER_S, SMALL_PACKET_BYTES, STOP_TIMEOUT, TICK};
+use super::limits::{PACKET_PAUSE, SLOWEST_BYTES_PER_S, SMALL_PACKET_BYTES, STOP_TIMEOUT, TICK};
 use super::session::Session;
+use super::socket::{has_closed, read, try_read};
 use crate::buffer::{Durable, Room, Stopped};
 use crate::ingest::batch::Batch;
 use crate::ingest::door::{Door, Replies, Submitted};
@@ -302,11 +300,7 @@ impl<'a> Link<'a> {
     fn look_through(&mut self, reader: &ReadHalf<'_>) -> Result<(), Stopped> {
         while !self.session.is_over() {
             let mut unasked = Batch::default();
-            let took = SCRATCH.with_borrow_mut(|scratch| {
-                let bytes = reader.try_read(scratch)?;
-                unasked = self.session.look_through(scratch.get(..bytes).unwrap_or_default(), now());
-                Ok::<_, io::Error>(bytes)
-            });
+            let took = try_read(reader, |bytes| unasked = self.session.look_through(bytes, now()));
             // Of QoS 0 alone: stored if there is room (only memory for a large packet is missing), else counted.
             let _stored: Submitted = self.door.submit(&mut unasked)?;
             match took {
@@ -379,32 +373,4 @@ async fn until_displaced(displaced: &mut Option<oneshot::Receiver<()>>) {
     if told.is_err() {
         future::pending::<()>().await;
     }
-}
-
-/// Has the client closed its side, or is the connection broken? Also when there are bytes before the end, which is why it
-/// cannot just be read.
-async fn has_closed(reader: &ReadHalf<'_>) -> bool {
-    future::poll_fn(|context| {
-        let ready = pin!(reader.ready(Interest::READABLE)).poll(context);
-        Poll::Ready(matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed()))
-    })
-    .await
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
-}
-
-/// One read into the buffer that all connections of the thread share, shown to `take`: so an idle client has no read
-/// buffer, and what its packets keep alive is as long as they are.
-pub(super) async fn read(reader: &mut ReadHalf<'_>, mut take: impl FnMut(&[u8])) -> io::Result<usize> {
-    future::poll_fn(|context| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let mut buffer = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut *reader).poll_read(context, &mut buffer))?;
-            take(buffer.filled());
-            Poll::Ready(Ok(buffer.filled().len()))
-        })
-    })
-    .await
 }

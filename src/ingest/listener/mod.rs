@@ -43,6 +43,7 @@ mod link;
 mod memory;
 mod registry;
 mod session;
+mod socket;
 mod terms;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, clippy::arithmetic_side_effects, reason = "a test that meets them fails")]

@@ -52,6 +52,7 @@ enum State {
 
 /// The session on its connection.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one session, each read by itself")]
 pub(super) struct Session {
     state: State,
     /// It was open once: what it began with is durable.

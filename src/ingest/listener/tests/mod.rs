@@ -135,7 +135,7 @@ impl Bench {
     fn write(&mut self, changes: &[IdChange]) {
         for change in changes {
             match *change {
-                IdChange::Add(id) => assert!(self.disk.get_or_insert_default().insert(id), "{id} added twice"),
+                IdChange::Add(id, _) => assert!(self.disk.get_or_insert_default().insert(id), "{id} added twice"),
                 IdChange::Remove(id) => {
                     assert!(self.disk.get_or_insert_default().remove(&id), "{id} removed, but not there");
                 }
@@ -154,7 +154,7 @@ fn nothing() -> Lent {
 }
 
 fn kept(ids: &[u16]) -> Lent {
-    let memory = Memory::stored(ids.iter().copied().collect()).resumed();
+    let memory = Memory::stored(ids.iter().map(|id| (*id, None)).collect()).resumed();
     Lent { memory, present: true }
 }
 

@@ -1,6 +1,6 @@
 //! Sessions on loan: take-over, expiry, bounds and waiting wills.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use super::super::limits::{EARLIEST_SANE_MS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL
 use super::super::memory::Memory;
 use super::super::registry::{Answer, Claim, ConnectionId, Departure, Entry, Now, Registry};
 use super::will;
-use crate::buffer::{IdChange, StoredSession};
+use crate::buffer::{IdChange, PacketIds, StoredSession};
 use crate::event::Properties;
 use crate::ingest::codec::Will;
 
@@ -70,11 +70,11 @@ fn entry(answered: &mut oneshot::Receiver<Answer>) -> Entry {
 }
 
 fn with_id(id: u16) -> Memory {
-    Memory::stored(BTreeSet::from([id]))
+    Memory::stored(PacketIds::from([(id, None)]))
 }
 
 fn stored(client: &str, expiry_s: u32, used_ms: i64) -> HashMap<Arc<str>, StoredSession> {
-    let session = StoredSession { packet_ids: BTreeSet::from([7]), used_ms, expiry_s };
+    let session = StoredSession { packet_ids: PacketIds::from([(7, None)]), used_ms, expiry_s };
     HashMap::from([(format!("listen:floor:{client}").into(), session)])
 }
 
@@ -209,7 +209,7 @@ fn a_session_from_before_the_start_ends_only_by_a_clock_that_makes_sense() {
 
 #[test]
 fn sessions_of_other_links_are_not_mine() {
-    let session = || StoredSession { packet_ids: BTreeSet::from([7]), used_ms: 0, expiry_s: u32::MAX };
+    let session = || StoredSession { packet_ids: PacketIds::from([(7, None)]), used_ms: 0, expiry_s: u32::MAX };
     let mut desk = Desk::with(HashMap::from([
         ("listen:floor2:press".into(), session()),
         ("broker:floor".into(), session()),
@@ -223,7 +223,7 @@ fn sessions_of_other_links_are_not_mine() {
 fn the_longest_away_without_packet_ids_goes_first_when_there_are_too_many() {
     let stored = (0..MAX_SESSIONS_AWAY)
         .map(|n| {
-            let packet_ids = if n == 0 { BTreeSet::from([1]) } else { BTreeSet::new() };
+            let packet_ids = if n == 0 { PacketIds::from([(1, None)]) } else { PacketIds::new() };
             let used_ms = EARLIEST_SANE_MS + i64::try_from(n).unwrap();
             (format!("listen:floor:{n}").into(), StoredSession { packet_ids, used_ms, expiry_s: u32::MAX })
         })
