@@ -105,24 +105,6 @@ pub(super) fn client_config(kafka: &Kafka, agent_id: &str) -> ClientConfig {
     config
 }
 
-/// Those of [`DEFAULTS`] that concern the way to Kafka and not the producing.
-const OF_THE_WAY: &[&str] = &["reconnect.backoff.max.ms", "socket.keepalive.enable", "ssl.ca.location"];
-
-/// The configuration of a client that is no producer (a consumer, an administrator): where Kafka is, and how to get in.
-pub(crate) fn way_to_kafka(kafka: &Kafka) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    for (name, value, aliases) in DEFAULTS.iter().filter(|(name, _, _)| OF_THE_WAY.contains(name)) {
-        if !aliases.iter().any(|alias| kafka.options.contains_key(*alias)) {
-            config.set(*name, *value);
-        }
-    }
-    for (name, value) in kafka.options.iter().filter(|(name, _)| refusal(name).is_none()) {
-        config.set(name, value.reveal());
-    }
-    config.set("bootstrap.servers", kafka.brokers.join(","));
-    config
-}
-
 /// What a transactional producer has otherwise, and why.
 const TRANSACTIONAL: &[(&str, &str)] = &[
     // A gateway that dies in a transaction holds up every read_committed reader of its partitions for so long, and up
@@ -218,6 +200,24 @@ pub(super) fn shrink_batches(config: &mut ClientConfig) -> Option<u32> {
     let half = (bytes / 2).max(SMALLEST_BATCH_BYTES);
     config.set("batch.size", half.to_string());
     Some(half)
+}
+
+/// Those of [`DEFAULTS`] that concern the way to Kafka and not the producing.
+const OF_THE_WAY: &[&str] = &["reconnect.backoff.max.ms", "socket.keepalive.enable", "ssl.ca.location"];
+
+/// The configuration of a client that is no producer (a consumer, an administrator): where Kafka is, and how to get in.
+pub(crate) fn way_to_kafka(kafka: &Kafka) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    for (name, value, aliases) in DEFAULTS.iter().filter(|(name, _, _)| OF_THE_WAY.contains(name)) {
+        if !aliases.iter().any(|alias| kafka.options.contains_key(*alias)) {
+            config.set(*name, *value);
+        }
+    }
+    for (name, value) in kafka.options.iter().filter(|(name, _)| refusal(name).is_none()) {
+        config.set(name, value.reveal());
+    }
+    config.set("bootstrap.servers", kafka.brokers.join(","));
+    config
 }
 
 /// Checks `[kafka.options]` without a network, names and values alike: what is wrong, by property.

@@ -9,9 +9,8 @@ use crate::support::agent::{Build, Gateway};
 use crate::support::kafka::{self, Kafka, unique_topic};
 use crate::support::process::{Folder, Process};
 use crate::support::publisher::{Plan, Publisher};
-use crate::support::reader::delete_before;
 use crate::support::settle::settle;
-use crate::support::stream::{Hand, Planted, delivered, hole};
+use crate::support::stream::{Hand, Planted, delete_before, delivered, hole};
 use crate::support::{Outcome, PATIENCE, trouble};
 
 const ONE: &str = "11111111-1111-4111-8111-111111111111";

@@ -20,6 +20,7 @@
 mod cluster; // leaders die
 mod audit; // what Kafka holds is proven, and what is missing is named
 mod config; // wrong configurations
+mod consumers; // the examples of the README, run
 mod controls; // planted bugs turn the scenarios red
 mod custody; // nothing acknowledged is lost when the agent is killed
 mod exactly_once; // transactions

@@ -33,11 +33,11 @@
 //!
 //! | what | bound | beyond |
 //! |---|---|---|
-//! | sequences, as ranges and bits | 120,000 entries, 60 million events read ahead in one partition | the lower half is not judged: incomplete |
+//! | sequences, as ranges and bits | 100,000 entries, 50 million events of partitions that are read ahead of others | the lower half is not judged: incomplete |
 //! | last sequence of each MQTT topic, by hash | 450,000 | the order of further topics is not watched: incomplete |
 //! | declared holes and lanes | 100,000 (neighbours join) | incomplete |
 //! | buffers | 10,000 | incomplete |
-//! | read ahead by librdkafka | 10,000 records or 4 MiB, and what one fetch brings more | it waits |
+//! | read ahead by librdkafka | 10,000 records or 4 MiB, and one fetch of 384 KiB compressed | it waits |
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
 
 mod auditor;

@@ -115,16 +115,36 @@ fn look(cluster: &Cluster, plan: &TopicPlan, apply: bool) -> Result<bool, Cluste
     findings.iter().for_each(say_finding);
     if !findings.iter().any(|finding| finding.weight == Weight::Wrong) {
         println!("topic {name} is there: {} partitions, {} replicas", found.partitions, found.replicas);
-        return Ok(true);
+        return Ok(!findings.iter().any(|finding| finding.weight == Weight::Unknown));
     }
     if !apply {
         println!("--apply sets it right");
         return Ok(false);
     }
     cluster.alter(name, &altered(plan, &found))?;
-    println!("topic {name}: set right");
-    Ok(true)
+    let taken = taken(cluster, plan)?;
+    println!(
+        "topic {name}: {}",
+        if taken { "set right" } else { "Kafka did not take the settings; AlterConfigs is needed" }
+    );
+    Ok(taken)
 }
+
+/// Settings are in force a moment later; not at all when Kafka refused them.
+fn taken(cluster: &Cluster, plan: &TopicPlan) -> Result<bool, ClusterError> {
+    for _ in 0..LOOKS {
+        let found = cluster.topic(&plan.name)?;
+        if found.is_some_and(|found| judge(plan, &found).iter().all(|finding| finding.weight != Weight::Wrong)) {
+            return Ok(true);
+        }
+        std::thread::sleep(BETWEEN_LOOKS);
+    }
+    Ok(false)
+}
+
+/// Ten seconds.
+const LOOKS: u32 = 50;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 
 fn say_finding(finding: &Finding) {
     let word = match finding.weight {

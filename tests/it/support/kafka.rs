@@ -273,25 +273,28 @@ impl Drop for Lease<'_> {
     }
 }
 
-pub(super) fn class_path() -> Outcome<[String; 3]> {
+/// The folder of Kafka's own jars.
+pub fn jars() -> Outcome<PathBuf> {
+    let version = include_str!("../../kafka/pom.xml").split("<kafka.version>").nth(1).and_then(|t| t.split('<').next());
     let jars = match std::env::var_os("TIDEGATE_KAFKA_JARS") {
         Some(jars) => PathBuf::from(jars),
-        None => cache()?,
+        None => cached(&format!("kafka-{}", version.unwrap_or_default()))?,
     };
-    if !jars.is_dir() {
-        return trouble!("no Kafka in {}: tests/run brings it", jars.display());
-    }
-    Ok(["-cp".into(), format!("{}/*", jars.display()), "-Dlog4j2.configurationFile=log4j2.properties".into()])
+    if jars.is_dir() { Ok(jars) } else { trouble!("no Kafka in {}: tests/run brings it", jars.display()) }
 }
 
-fn cache() -> Outcome<PathBuf> {
+/// Where `tests/run` keeps what it has brought.
+pub fn cached(name: &str) -> Outcome<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
-    let version = include_str!("../../kafka/pom.xml").split("<kafka.version>").nth(1).and_then(|t| t.split('<').next());
-    match (cache, version) {
-        (Some(cache), Some(version)) => Ok(cache.join("tidegate-tests").join(format!("kafka-{version}"))),
-        _ => trouble!("neither HOME nor XDG_CACHE_HOME, or no version in pom.xml"),
+    match std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home) {
+        Some(cache) => Ok(cache.join("tidegate-tests").join(name)),
+        None => trouble!("neither HOME nor XDG_CACHE_HOME"),
     }
+}
+
+pub(super) fn class_path() -> Outcome<[String; 3]> {
+    let jars = jars()?;
+    Ok(["-cp".into(), format!("{}/*", jars.display()), "-Dlog4j2.configurationFile=log4j2.properties".into()])
 }
 
 /// Who can log in at a guarded broker.

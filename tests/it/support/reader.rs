@@ -257,21 +257,6 @@ pub fn create_replicated_topic(
     super::wait_for("leaders of a new topic", PATIENCE, has_leaders)
 }
 
-/// Lets Kafka remove the records of these partitions before an offset, as it does by age.
-pub fn delete_before(brokers: &str, topic: &str, partitions: &[(i32, i64)]) -> Outcome<()> {
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", brokers).create()?;
-    let mut offsets = TopicPartitionList::new();
-    for (partition, offset) in partitions {
-        offsets.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let deleted = runtime.block_on(admin.delete_records(&offsets, &AdminOptions::new()))?;
-    for partition in deleted.elements() {
-        partition.error()?;
-    }
-    Ok(())
-}
-
 /// What became of the records that [`produce`] sent.
 #[derive(Default)]
 struct Reports(std::sync::Mutex<Vec<Result<(), String>>>);
