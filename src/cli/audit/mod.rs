@@ -169,7 +169,7 @@ pub fn audit(options: &Options) -> ExitCode {
 impl Options {
     /// What to do; or what is wrong, for the person who wrote it.
     fn plan(&self) -> Result<Plan, String> {
-        let mut names: BTreeSet<String> = self.topic.iter().cloned().collect();
+        let names: BTreeSet<String> = self.topic.iter().cloned().collect();
         let mut patterns = Vec::new();
         if let Some(pattern) = &self.topics {
             let pattern = Regex::new(&format!("^(?:{pattern})$")).map_err(|error| format!("--topics: {error}"))?;
@@ -189,12 +189,8 @@ impl Options {
             let file = self.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
             let config = config::load(&file).map_err(|problems| problems.to_string())?;
             if names.is_empty() && patterns.is_empty() {
-                for template in config.routes.topics() {
-                    match template.prefix() {
-                        (name, true) => drop(names.insert(name.to_owned())),
-                        (_, false) => patterns.extend(Regex::new(&template.pattern()).ok()),
-                    }
-                }
+                // Also those without names: a topic that is missing, whose readings wait, is no reason not to look.
+                patterns.extend(config.routes.topics().filter_map(|topic| Regex::new(&topic.pattern()).ok()));
             }
             let brokers = if self.brokers.is_empty() { config.kafka.brokers.clone() } else { self.brokers.clone() };
             Kafka { brokers, ..config.kafka }
