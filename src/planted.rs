@@ -30,6 +30,25 @@ pub enum Bug {
     BlindWatchdog,
     /// A record that Kafka refuses is released without a dead letter.
     DropDeadLetters,
+    /// The cursor moves when Kafka has acknowledged the records, before the transaction is committed.
+    CursorBeforeCommit,
+    /// The watermark is written by a producer of its own, outside the transaction.
+    WatermarkOutside,
+    /// The watermark is read with what is not committed.
+    NoReadCommitted,
+    /// The producer goes on after an `EndTxn` that was sent twice.
+    KeepProducer,
+    /// Not bugs but faults: kill -9 of itself, in that phase of a transaction, the third time it comes by. Before the
+    /// watermark is read;
+    DieRecalling,
+    /// with records sent, before their reports;
+    DieFilling,
+    /// with all reports there, before the watermark is sent;
+    DieSealing,
+    /// with the watermark sent, before the commit;
+    DieCommitting,
+    /// after the commit, before the buffer knows;
+    DieCommitted,
     /// Not a bug but a fault: the forwarder's loop stands still two seconds after start, so that the watchdog has
     /// something to find.
     StuckForward,
@@ -52,6 +71,15 @@ impl Bug {
             Self::CarelessStop => "careless-stop",
             Self::BlindWatchdog => "blind-watchdog",
             Self::DropDeadLetters => "drop-dead-letters",
+            Self::CursorBeforeCommit => "cursor-before-commit",
+            Self::WatermarkOutside => "watermark-outside",
+            Self::NoReadCommitted => "no-read-committed",
+            Self::KeepProducer => "keep-producer",
+            Self::DieRecalling => "die-recalling",
+            Self::DieFilling => "die-filling",
+            Self::DieSealing => "die-sealing",
+            Self::DieCommitting => "die-committing",
+            Self::DieCommitted => "die-committed",
             Self::StuckForward => "stuck-forward",
         }
     }
@@ -72,4 +100,23 @@ pub fn planted(bug: Bug) -> bool {
     use std::sync::LazyLock;
     static PLANTED: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("TIDEGATE_PLANT").ok());
     PLANTED.as_deref().is_some_and(|names| names.split(',').any(|name| name == bug.name()))
+}
+
+/// Dies here, as if by kill -9, if that is planted. Never in the product.
+#[cfg(not(feature = "planted"))]
+#[inline]
+pub const fn die(_bug: Bug) {}
+
+/// Dies here, as if by kill -9, if `TIDEGATE_PLANT` says so: the `TIDEGATE_PLANT_AT`th time, the third by default.
+#[cfg(feature = "planted")]
+pub fn die(bug: Bug) {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    static AT: LazyLock<u32> =
+        LazyLock::new(|| std::env::var("TIDEGATE_PLANT_AT").ok().and_then(|at| at.parse().ok()).unwrap_or(3));
+    if planted(bug) && COUNT.fetch_add(1, Ordering::Relaxed).saturating_add(1) >= *AT {
+        // It may fail only where there is no such process.
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap_or_default();
+    }
 }

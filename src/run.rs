@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Stop: ingest stops reading → what is queued is committed → its acknowledgements leave → forward sends until its
-//! deadline and settles what Kafka confirmed → the buffer closes. Nothing depends on this order being finished: a
+//! deadline and settles what Kafka confirmed → the buffer closes. When the forwarder finds that another agent has this
+//! buffer's identity, the same happens, the buffer gets a new one, and all begins again in this process. Nothing depends on this order being finished: a
 //! kill -9 at any point loses nothing. It is there so that nothing need be repeated.
 
 use std::net::SocketAddr;
@@ -95,6 +96,30 @@ impl RunError {
 /// # Errors
 /// When it cannot start, or when a stage gives up; what is on disk stays there.
 pub fn run(config: Config) -> Result<(), RunError> {
+    loop {
+        match run_once(config.clone())? {
+            End::Asked => return Ok(()),
+            End::Twin(cause) => {
+                let id = buffer::take_new_identity(&config.buffer, &config.agent.data_dir)?;
+                error!(
+                    buffer_id = %id,
+                    "{cause}; this buffer has taken a new identity, and what it holds goes to Kafka under it, with the \
+                     old id in the header tidegate-was: what the other one has delivered already comes twice"
+                );
+            }
+        }
+    }
+}
+
+/// Why a run ended well.
+enum End {
+    /// A signal.
+    Asked,
+    /// Another agent has this buffer's identity.
+    Twin(String),
+}
+
+fn run_once(config: Config) -> Result<End, RunError> {
     let (buffer, recovered) = Buffer::open(config.buffer.clone(), &config.agent.data_dir, &config.routes.names())?;
     info!(
         agent = config.agent.id,
@@ -111,12 +136,16 @@ pub fn run(config: Config) -> Result<(), RunError> {
         info!("ready");
         let end = stages.until_stop(&mut signals).await;
         sources.serving.store(false, Ordering::Relaxed);
-        systemd::stopping();
-        stages.stop_in_flow_order().await;
+        if end.is_ok() {
+            systemd::stopping();
+        }
+        if let Some(twin) = stages.stop_in_flow_order().await {
+            return Ok(End::Twin(twin.to_string()));
+        }
         if end.is_ok() {
             info!(held = sources.snapshot().total.held, "stopped as asked");
         }
-        end
+        end.map(|()| End::Asked)
     });
     // A name that a dead server is asked for would hold the process up for as long as the resolver waits.
     runtime.shutdown_background();
@@ -146,7 +175,8 @@ impl Stages {
             bound.push((settings.name.clone(), listener::bind(settings)?));
         }
         let mut watched = Watched::default();
-        let Recovered { buffer_id, routes: route_ids, mut sessions, settled, lanes, .. } = recovered;
+        let recovery = forward::Recovery::from(&recovered);
+        let Recovered { buffer_id, routes: route_ids, mut sessions, .. } = recovered;
         let routes = Arc::new(config.routes);
         let running = buffer.start(watched.pulse("buffer"))?;
 
@@ -155,7 +185,6 @@ impl Stages {
         let forward = {
             let (settings, agent_id, routes) = (config.kafka, config.agent.id.clone(), Arc::clone(&routes));
             let (outlet, settler, pulse) = (running.outlet, running.settler, watched.pulse("forward"));
-            let recovery = forward::Recovery { buffer_id, settled, lanes };
             thread::Builder::new().name("forward".to_owned()).spawn(move || {
                 forward::run(
                     &settings,
@@ -242,8 +271,8 @@ impl Stages {
     }
 
     /// Sockets first, then the buffer's queue, then Kafka, then the buffer itself. Custody rules 1 and 2 hold at any
-    /// point of it.
-    async fn stop_in_flow_order(mut self) {
+    /// point of it. Gives back what the forwarder has found out about a twin.
+    async fn stop_in_flow_order(mut self) -> Option<ForwardError> {
         self.stop_ingest.stop();
         let all_acknowledged = async { while self.ingest.join_next().await.is_some() {} };
         if timeout(INGEST_TIME, all_acknowledged).await.is_err() {
@@ -258,11 +287,14 @@ impl Stages {
                 tokio::time::sleep(JOIN_STEP).await;
             }
         };
+        let mut twin = None;
         if timeout(FORWARD_TIME, both_threads).await.is_err() {
             warn!("the last stage did not end in time; what Kafka confirmed last may be sent again");
         } else {
-            if let Ok(Err(error)) = forward.join() {
-                error!("{error}");
+            match forward.join() {
+                Ok(Err(error @ ForwardError::Twin { .. })) => twin = Some(error),
+                Ok(Err(error)) => error!("{error}"),
+                Ok(Ok(())) | Err(_) => {}
             }
             if let Err(error) = buffer.join() {
                 error!("{error}");
@@ -270,6 +302,7 @@ impl Stages {
         }
         self.stop_observers.stop();
         while self.observers.join_next().await.is_some() {}
+        twin
     }
 }
 

@@ -44,7 +44,20 @@ END
 }
 
 build_binary() {
-    rustup target list --installed 2>/dev/null | grep -qx "$triple" || rustup target add "$triple"
+    cross_cargo zigbuild --profile dist --bin tidegate
+    binary=$build_dir/$triple/dist/tidegate
+}
+
+# `zigbuild` or `test` of cargo-zigbuild, with the target's compilers.
+cross_cargo() { # COMMAND ARGUMENT...
+    local std=()
+    if [ -n "${TIDEGATE_BUILD_STD:-}" ]; then
+        # For a Rust without this target's standard library; it wants the component rust-src.
+        std=(-Zbuild-std=std,panic_abort)
+        export RUSTC_BOOTSTRAP=1
+    elif command -v rustup >/dev/null && ! rustup target list --installed | grep -qx "$triple"; then
+        rustup target add "$triple"
+    fi
     write_compilers
     local cc=tidegate-$target-cc cxx=tidegate-$target-c++ under=${triple//-/_}
     local sources=${CARGO_HOME:-$HOME/.cargo}/registry/src
@@ -75,7 +88,6 @@ build_binary() {
         export SOURCE_DATE_EPOCH=0
         export OPENSSL_CONFIG_DIR=/usr/local/ssl
         export TIDEGATE_COMMIT
-        cargo zigbuild --locked --profile dist --target "$zig_triple" --bin tidegate
+        cargo-zigbuild "$1" --locked --target "$zig_triple" "${std[@]}" "${@:2}"
     )
-    binary=$build_dir/$triple/dist/tidegate
 }

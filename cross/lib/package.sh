@@ -61,6 +61,8 @@ build_deb() {
     put_gz "$work/changelog" "$doc/changelog.gz"
     put_examples "$doc/examples"
 
+    [ -z "$static" ] || put 644 cross/deb/lintian-overrides.static "$root/usr/share/lintian/overrides/tidegate"
+
     mkdir -p "$root/DEBIAN"
     echo /etc/tidegate/tidegate.toml >"$root/DEBIAN/conffiles"
     local script

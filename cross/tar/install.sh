@@ -8,7 +8,8 @@
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
-unit=/etc/systemd/system/tidegate.service
+# Where the Debian package puts it, so that the package can take over.
+unit=/usr/lib/systemd/system/tidegate.service
 
 refuse() {
     echo "install.sh: $*" >&2
@@ -27,9 +28,9 @@ machine() {
 may_install() {
     [ "$(id -u)" = 0 ] || refuse "please run it as root: sudo $0${1:+ $1}"
     [ -d /run/systemd/system ] || refuse "this machine was not started by systemd; run $here/tidegate by its own supervisor"
-    # On Debian two installations would fight for the same service.
-    if command -v dpkg-query >/dev/null && dpkg-query -W -f='${Status}' tidegate 2>/dev/null | grep -q 'ok installed'; then
-        refuse "the Debian package tidegate is installed; use that, or take it away first: apt remove tidegate"
+    # Two installations would fight for the same service, and a removed package that is purged one day takes the buffer along.
+    if command -v dpkg-query >/dev/null && dpkg-query -W -f='${db:Status-Abbrev}' tidegate 2>/dev/null | grep -q '^[^un]'; then
+        refuse "the Debian package tidegate is or was installed here: please use the .deb"
     fi
 }
 
@@ -48,7 +49,7 @@ install_all() {
     else
         install -m 644 "$here/tidegate.toml" /etc/tidegate/tidegate.toml
     fi
-    install -m 644 "$here/tidegate.service" "$unit"
+    install -D -m 644 "$here/tidegate.service" "$unit"
     install -m 644 "$here/README.md" "$here/CHANGELOG.md" "$here/LICENSE-MIT" "$here/LICENSE-APACHE" "$here/licences.txt" \
         /usr/share/doc/tidegate/
     if [ -d "$here/examples" ]; then cp -R "$here/examples/." /usr/share/doc/tidegate/examples/; fi

@@ -1,7 +1,7 @@
 //! The books: everything about the buffer that is not an event, as it stood after the last commit.
 //!
 //! The state row is one envelope around `[transaction, next, released, [[gap, length], …], [[route, received,
-//! delivered, dead lettered, dropped, purged, held], …]]`. The settled spans above the cursor are written as gap from
+//! delivered, dead lettered, dropped, purged, held], …], watermark]`, the last since format version 2. The settled spans above the cursor are written as gap from
 //! the end of the one before and length. It changes in the same transaction as the events it speaks of, so after any
 //! crash it fits them. `transaction` goes up by one in each commit: after a commit whose outcome is unknown it tells
 //! which side of the commit the disk is on.
@@ -29,6 +29,8 @@ pub(super) struct Books {
     /// The next sequence to be given out.
     pub(super) next: Sequence,
     pub(super) settled: Settled,
+    /// Kafka has committed a watermark up to here; 0 when none is known.
+    pub(super) watermark: Sequence,
     pub(super) ledger: Ledger,
     pub(super) lanes: BTreeMap<LaneId, Lane>,
     pub(super) sessions: HashMap<Arc<str>, StoredSession>,
@@ -42,7 +44,9 @@ pub(super) struct Lane {
     pub(super) held: u64,
 }
 
-type StateRow = (u64, Sequence, Sequence, Vec<(u64, u64)>, Vec<LedgerRow>);
+type StateRow = (u64, Sequence, Sequence, Vec<(u64, u64)>, Vec<LedgerRow>, Sequence);
+/// Of format version 1.
+type StateRow1 = (u64, Sequence, Sequence, Vec<(u64, u64)>, Vec<LedgerRow>);
 pub(super) type LedgerRow = (u16, u64, u64, u64, u64, u64, u64);
 
 impl Books {
@@ -52,6 +56,7 @@ impl Books {
             transaction: 0,
             next: 1,
             settled: Settled::default(),
+            watermark: 0,
             ledger: Ledger::default(),
             lanes: BTreeMap::new(),
             sessions: HashMap::new(),
@@ -64,8 +69,8 @@ impl Books {
         let body: Vec<u8> = connection.query_row("SELECT body FROM state WHERE id = 1", [], |row| row.get(0))?;
         let damaged = |what| move |cause: Damage| LoadError::Damaged { what, cause: cause.to_string() };
         let raw = opener.open(&body).map_err(damaged("state"))?;
-        let (transaction, next, released, spans, ledger): StateRow =
-            cbor::read(&raw).map_err(|e| damaged("state")(e.into()))?;
+        let (transaction, next, released, spans, ledger, watermark) =
+            read_state(&raw).map_err(|e| damaged("state")(e.into()))?;
         let mut end = released;
         let spans = spans.into_iter().map(|(gap, length)| {
             let first = end.saturating_add(gap);
@@ -76,6 +81,7 @@ impl Books {
             transaction,
             next,
             settled: Settled::new(released, spans),
+            watermark,
             ledger: Ledger::from_rows(ledger),
             ..Self::empty()
         };
@@ -93,7 +99,8 @@ impl Books {
             delta
         });
         let released = self.settled.released();
-        let row: StateRow = (self.transaction, self.next, released, spans.collect(), self.ledger.rows());
+        let row: StateRow =
+            (self.transaction, self.next, released, spans.collect(), self.ledger.rows(), self.watermark);
         raw.clear();
         cbor::append(&row, raw)?;
         sealer.seal(raw, false).ok_or(Damage::TooLong(u64::MAX))
@@ -123,6 +130,13 @@ impl Books {
         }
         Ok(())
     }
+}
+
+fn read_state(raw: &[u8]) -> Result<StateRow, cbor::Error> {
+    cbor::read::<StateRow>(raw).or_else(|newer| {
+        let (transaction, next, released, spans, ledger): StateRow1 = cbor::read(raw).map_err(|_older| newer)?;
+        Ok((transaction, next, released, spans, ledger, 0))
+    })
 }
 
 /// `[[first, more], …]`: brokers count packet ids upwards, so a window is one or two runs.

@@ -27,6 +27,7 @@ mod identity;
 mod inbox;
 mod intake;
 mod ledger;
+mod life;
 mod limits;
 mod live;
 mod open;
@@ -51,6 +52,7 @@ mod writer;
 pub use commit::Durable;
 pub use error::{CloseError, NextStep, OpenError};
 pub use intake::{Arrivals, IdChange, Intake, Room, SessionChange, Stopped};
+pub use life::take_new_identity;
 pub use open::Buffer;
 pub use outlet::{LaneChunk, Outlet, ReadError};
 pub use settlement::{DeadLetter, Parked, Settlement, Settler, Ticket};
@@ -60,6 +62,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::event::{RouteId, Sequence};
+use crate::watermark::Instance;
 
 /// A Kafka topic that is parked: its events wait in a lane of their own, in order, while all others flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,6 +83,21 @@ pub struct Recovered {
     pub released: Sequence,
     /// Lanes that hold events, with their Kafka topic.
     pub lanes: Vec<(LaneId, Arc<str>)>,
+    /// Who has written watermarks for this buffer, and who will.
+    pub lives: Lives,
+}
+
+/// The starts of the agent on this buffer, as far as watermarks tell of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lives {
+    /// This start's number, durable before anyone can use it.
+    pub present: Instance,
+    /// Earlier starts, each with the last sequence it can have sent.
+    pub earlier: Vec<(Instance, Sequence)>,
+    /// The last watermark that Kafka has committed, as far as this buffer knows; 0 when it knows of none.
+    pub watermark: Sequence,
+    /// Identities that this buffer had before, oldest first, each with the last sequence given out under it.
+    pub former: Vec<(uuid::Uuid, Sequence)>,
 }
 
 /// QoS 2 packet ids, each with a digest of the message that came under it; `None` where an older version wrote it.

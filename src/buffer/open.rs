@@ -30,7 +30,7 @@ use super::error::{LoadError, OpenError, is_unreadable, sequence};
 use super::identity::{self, Marks, ReadFault};
 use super::limits::{LOCK_STEP, LOCK_WAIT};
 use super::schema::{APPLICATION_ID, Database, FORMAT_VERSION};
-use super::{Recovered, clock};
+use super::{Recovered, clock, life};
 use crate::config;
 use crate::event::{RouteId, Sequence};
 
@@ -65,6 +65,7 @@ impl Buffer {
         let (connection, mut books, buffer_id) = open_or_create(&database, data_dir, marks.as_ref())?;
         let marks = reconcile(marks, buffer_id, &mut books, &connection, data_dir)?;
         let (routes, route_names) = assign_routes(&connection, route_names, &mut books)?;
+        let lives = life::begin(&connection, &books);
         let reader = database.open_reader().map_err(OpenError::disk("open the database for reading"))?;
         if !books.ledger.balanced() {
             tracing::error!("buffer: the ledger does not balance");
@@ -76,6 +77,7 @@ impl Buffer {
             settled: books.settled.ranges(),
             released: books.settled.released(),
             lanes: books.lanes.iter().map(|(id, lane)| (*id, Arc::clone(&lane.kafka_topic))).collect(),
+            lives,
         };
         let (next, released, lanes) = (books.next, books.settled.released(), books.lanes.len());
         tracing::info!(%buffer_id, next, released, lanes, path = %database.path().display(), "buffer: open");
@@ -86,7 +88,7 @@ impl Buffer {
 }
 
 /// One agent a directory. A process that was killed a moment ago may still be on its way out: its lock goes with it.
-fn lock(data_dir: &Path) -> Result<File, OpenError> {
+pub(super) fn lock(data_dir: &Path) -> Result<File, OpenError> {
     let path = data_dir.join("lock");
     let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = open.map_err(OpenError::files("open", &path))?;
@@ -184,6 +186,9 @@ fn open_existing(database: &Database) -> Result<Existing, OpenError> {
     match database.apply(&connection) {
         Err(OpenError::Disk { source, .. }) if is_unreadable(&source) => return unreadable(source.into()),
         applied => applied?,
+    }
+    if let Err(error) = Database::upgrade(&connection, version) {
+        return unreadable(error.into());
     }
     match load(&connection) {
         Ok((books, buffer_id)) => Ok(Existing::Readable(Box::new((connection, books, buffer_id)))),

@@ -140,6 +140,63 @@ impl Outlet {
         }
     }
 
+    /// The chunk of a parked lane that holds the event with that sequence, if one does.
+    ///
+    /// # Errors
+    /// As [`Outlet::next`]; a damaged chunk holds nothing.
+    pub fn parked_at(&mut self, lane: LaneId, wanted: Sequence) -> Result<Option<i64>, ReadError> {
+        let mut find = self.connection.prepare(
+            "SELECT id, first, last, body FROM lane_chunk WHERE lane = ?1 AND first <= ?2 AND last >= ?2 ORDER BY id",
+        )?;
+        let mut rows = find.query((lane.0, row_id(wanted)))?;
+        while let Some(row) = rows.next()? {
+            let (id, first, last) = (row.get(0)?, sequence(row.get(1)?), sequence(row.get(2)?));
+            let body = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
+            let events = self.reader.read(body, first, last).unwrap_or_default();
+            if events.iter().any(|stored| stored.sequence == wanted) {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Dead letters that the watermark topic may not know: those above that sequence, and those made since that time;
+    /// the oldest `most` of them, each with its Kafka topic, its reason and its time.
+    ///
+    /// # Errors
+    /// As [`Outlet::next`].
+    pub fn dead_letters(
+        &self,
+        after: Sequence,
+        since_ms: i64,
+        most: u32,
+    ) -> Result<Vec<(Sequence, Arc<str>, String, i64)>, ReadError> {
+        let mut find = self.connection.prepare(
+            "SELECT sequence, kafka_topic, reason, at_ms FROM dead_letter WHERE sequence > ?1 OR at_ms >= ?2 \
+             ORDER BY sequence LIMIT ?3",
+        )?;
+        let rows = find.query_map((row_id(after), since_ms, most), |row| {
+            Ok((sequence(row.get(0)?), row.get::<_, String>(1)?.into(), row.get(2)?, row.get(3)?))
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// What waits in a parked lane: lowest and highest sequence behind that chunk (0 = all of it), and the events in the
+    /// whole lane. `None` when nothing is behind it.
+    ///
+    /// # Errors
+    /// As [`Outlet::next`].
+    pub fn waiting(&self, lane: LaneId, after: i64) -> Result<Option<(Sequence, Sequence, u64)>, ReadError> {
+        let mut find = self.connection.prepare(
+            "SELECT min(first), max(last), (SELECT held FROM lane WHERE id = ?1) \
+             FROM lane_chunk WHERE lane = ?1 AND id > ?2",
+        )?;
+        let (first, last, held): (Option<i64>, Option<i64>, Option<i64>) =
+            find.query_row((lane.0, after), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        let extent = first.zip(last).map(|(first, last)| (sequence(first), sequence(last)));
+        Ok(extent.map(|(first, last)| (first, last, held.map_or(0, sequence))))
+    }
+
     /// Events behind the position from disk. Stops at a damaged chunk and remembers it.
     fn read_chunks(&mut self) -> Result<Vec<Stored>, ReadError> {
         let position = self.position;

@@ -12,6 +12,8 @@
 //! | `dead_letter` | one event that Kafka will never take, and why; `body` is a chunk of one |
 //! | `session` | one persistent MQTT session with its QoS 2 packet ids |
 //! | `route` | a line of the ledger by name |
+//! | `life` | one start of the agent: the instance it drew, and the last sequence it can have sent (since version 2) |
+//! | `former` | an identity that this buffer had before, and the last sequence that was given out under it (since version 2) |
 //!
 //! An ordinary commit changes two pages: the last leaf of `chunk` and the leaf of `state`.
 
@@ -28,7 +30,7 @@ use crate::config::{self, SyncMode};
 pub(super) const APPLICATION_ID: i64 = 0x5464_4774;
 
 /// Goes up when an older Tidegate could not read what a newer one writes.
-pub(super) const FORMAT_VERSION: i64 = 1;
+pub(super) const FORMAT_VERSION: i64 = 2;
 
 /// The database's name in the data directory.
 pub(super) const FILE_NAME: &str = "buffer.db";
@@ -60,6 +62,16 @@ const TABLES: &str = "
         name TEXT PRIMARY KEY, used_ms INTEGER NOT NULL, expiry_s INTEGER NOT NULL, packet_ids BLOB NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE route (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
+";
+
+/// What version 2 added.
+const TABLES_2: &str = "
+    CREATE TABLE life (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, instance BLOB NOT NULL UNIQUE, started_ms INTEGER NOT NULL, last INTEGER
+    ) STRICT;
+    CREATE TABLE former (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, buffer_id BLOB NOT NULL, last INTEGER NOT NULL, ended_ms INTEGER NOT NULL
+    ) STRICT;
 ";
 
 /// Where the database is and how it is to be set.
@@ -106,8 +118,20 @@ impl Database {
     /// All tables, as part of the transaction that also makes the first rows.
     pub(super) fn create_tables(connection: &Connection) -> rusqlite::Result<()> {
         connection.execute_batch(TABLES)?;
+        connection.execute_batch(TABLES_2)?;
         connection.pragma_update(None, "application_id", APPLICATION_ID)?;
         connection.pragma_update(None, "user_version", FORMAT_VERSION)
+    }
+
+    /// From an older version to the present one, in one transaction. What was there stays as it was.
+    pub(super) fn upgrade(connection: &Connection, version: i64) -> rusqlite::Result<()> {
+        if version >= FORMAT_VERSION {
+            return Ok(());
+        }
+        let tx = connection.unchecked_transaction()?;
+        tx.execute_batch(TABLES_2)?;
+        tx.pragma_update(None, "user_version", FORMAT_VERSION)?;
+        tx.commit()
     }
 
     /// Opens what exists, unset.

@@ -40,6 +40,7 @@ pub(super) struct Pending {
     lane_chunks: Vec<LaneChunkSettled>,
     /// QoS 0 events that found no room: not settled, for they were never held, but the books must say so.
     dropped: BTreeMap<RouteId, u64>,
+    watermark: Sequence,
 }
 
 #[derive(Debug)]
@@ -56,7 +57,8 @@ impl Pending {
         self.ticket = self.ticket.max(ticket);
         self.since.get_or_insert_with(Instant::now);
         let first = |spans: &mut Spans, sequence| first_time(spans, sequence, books, doubtful);
-        let Settlement { delivered, dead, parked, lane_chunks } = settlement;
+        let Settlement { delivered, dead, parked, lane_chunks, watermark } = settlement;
+        self.watermark = self.watermark.max(watermark.unwrap_or(0));
         for proof in delivered {
             if first(&mut self.spans, proof.sequence()) {
                 let count = self.delivered.entry(proof.route()).or_default();
@@ -130,6 +132,7 @@ impl Pending {
         self.dead.extend(later.dead);
         self.parked.extend(later.parked);
         self.lane_chunks.extend(later.lane_chunks);
+        self.watermark = self.watermark.max(later.watermark);
     }
 
     /// Writes all of it inside the running transaction. Events that move to the dead letters or to a lane are copied
@@ -149,6 +152,7 @@ impl Pending {
         for (route, events) in &self.dropped {
             books.ledger.dropped(*route, *events);
         }
+        books.watermark = books.watermark.max(self.watermark);
         self.release(tx, books, &chunks.unread)?;
         for settled in &self.lane_chunks {
             settled.apply(tx, books, tools)?;

@@ -22,6 +22,8 @@ pub struct Settlement {
     /// Chunks of a parked lane that are settled as a whole: lane, chunk id, its confirmed events, its dead letters.
     /// A chunk that these do not cover exactly stays where it is.
     pub lane_chunks: Vec<(LaneId, i64, Vec<Delivered>, Vec<DeadLetter>)>,
+    /// Kafka has committed a watermark of the main lane up to here. Kept, so that a topic that has lost it is noticed.
+    pub watermark: Option<Sequence>,
 }
 
 /// An event that Kafka will never take.

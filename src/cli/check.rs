@@ -68,6 +68,7 @@ fn summary(file: &str, config: &Config) -> String {
     lines.push(format!("  buffer  {}, at most {max_bytes} bytes", config.agent.data_dir.display()));
     let delivery = match config.kafka.delivery {
         Delivery::AtLeastOnce => "at least once",
+        Delivery::ExactlyOnce => "exactly once",
     };
     lines.push(format!("  out     Kafka {}, {delivery}", config.kafka.brokers.join(", ")));
     lines.join("\n") + "\n"

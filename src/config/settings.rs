@@ -210,6 +210,8 @@ pub struct Kafka {
     pub brokers: Vec<String>,
     /// How.
     pub delivery: Delivery,
+    /// The compacted topic that says how far each buffer is delivered; of use with exactly-once.
+    pub watermark_topic: String,
     /// A batch waits so long for company.
     pub linger: Duration,
     /// `[kafka.options]`, checked against librdkafka's own list; values may be secrets.
@@ -221,4 +223,6 @@ pub struct Kafka {
 pub enum Delivery {
     /// Idempotent producer, acks=all.
     AtLeastOnce,
+    /// A transaction a batch, and in it the watermark of this buffer.
+    ExactlyOnce,
 }

@@ -15,8 +15,9 @@ const REPEAT: Duration = Duration::from_secs(60);
 /// as a matter of course, and a broker that restarts alone in a cluster is back within seconds: neither is news.
 const DOUBT: Duration = Duration::from_secs(3);
 
-/// While in doubt or without a link, and with nothing in flight that would tell: ask so often.
-const ASK: Duration = Duration::from_secs(5);
+/// While in doubt or without a link, and with nothing in flight that would tell: ask so often. A transaction begins only
+/// when somebody has answered, so this is a part of the time from Kafka's return to the first commit.
+const ASK: Duration = Duration::from_secs(1);
 
 /// What librdkafka's error callback said since it was looked at last. Keeps the newest text only.
 #[derive(Debug, Default)]

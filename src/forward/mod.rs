@@ -43,6 +43,8 @@
 //! variant stands beside `producer.rs` and holds reports back until its commit is proven; verdicts, pace, parking and
 //! settling stay as they are.
 
+mod declarations;
+mod end_txn;
 mod lane;
 mod link;
 mod main_lane;
@@ -52,15 +54,19 @@ mod outstanding;
 mod pace;
 mod parking;
 mod producer;
+mod recall;
 mod record;
 mod relay;
+mod session;
 mod shared;
 pub mod status;
 mod targets;
 #[cfg(test)]
 #[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests;
+mod transaction;
 mod verdict;
+mod watermark_topic;
 
 pub(crate) use options::way_to_kafka;
 pub use options::{REFUSED, check_options};

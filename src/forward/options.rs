@@ -105,21 +105,39 @@ pub(super) fn client_config(kafka: &Kafka, agent_id: &str) -> ClientConfig {
     config
 }
 
-/// Those of [`DEFAULTS`] that concern the way to Kafka and not the producing.
-const OF_THE_WAY: &[&str] = &["reconnect.backoff.max.ms", "socket.keepalive.enable", "ssl.ca.location"];
+/// What a transactional producer has otherwise, and why.
+const TRANSACTIONAL: &[(&str, &str)] = &[
+    // A gateway that dies in a transaction holds up every read_committed reader of its partitions for so long, and up
+    // to 10 s more, which is how often brokers look. 15 s bear a round trip of 1 s and a broker that is busy.
+    ("transaction.timeout.ms", "15000"),
+    // It may not be longer; and it deletes nothing: the transaction is over then, and the readings are in the buffer.
+    ("message.timeout.ms", "15000"),
+    // A refused record ends the transaction, not the producer: nothing overtakes it, because nothing is committed.
+    ("enable.gapless.guarantee", "false"),
+    // On a long link one request a round trip carries what it can.
+    ("batch.size", "1000000"),
+];
 
-/// The configuration of a client that is no producer (a consumer, an administrator): where Kafka is, and how to get in.
-pub(crate) fn way_to_kafka(kafka: &Kafka) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    for (name, value, aliases) in DEFAULTS.iter().filter(|(name, _, _)| OF_THE_WAY.contains(name)) {
-        if !aliases.iter().any(|alias| kafka.options.contains_key(*alias)) {
-            config.set(*name, *value);
-        }
+/// The same for a producer with transactions under that name.
+pub(super) fn transactional(mut config: ClientConfig, id: &str) -> ClientConfig {
+    for (name, value) in TRANSACTIONAL {
+        config.set(*name, *value);
     }
-    for (name, value) in kafka.options.iter().filter(|(name, _)| refusal(name).is_none()) {
-        config.set(name, value.reveal());
+    config.set("transactional.id", id);
+    // Rule B stands on these lines, see `end_txn.rs`.
+    let debug = config.get("debug").map_or_else(|| "eos".to_owned(), |asked| format!("{asked},eos"));
+    config.set("debug", debug).set_log_level(RDKafkaLogLevel::Debug);
+    config
+}
+
+/// The configuration of a consumer of the watermark topic.
+pub(super) fn reader_config(kafka: &Kafka, agent_id: &str) -> ClientConfig {
+    let mut config = way_to_kafka(kafka);
+    // What goes wrong is told once, by who asked.
+    config.set_log_level(RDKafkaLogLevel::Emerg);
+    if !kafka.options.contains_key("client.id") {
+        config.set("client.id", format!("tidegate-{agent_id}"));
     }
-    config.set("bootstrap.servers", kafka.brokers.join(","));
     config
 }
 
@@ -182,6 +200,24 @@ pub(super) fn shrink_batches(config: &mut ClientConfig) -> Option<u32> {
     let half = (bytes / 2).max(SMALLEST_BATCH_BYTES);
     config.set("batch.size", half.to_string());
     Some(half)
+}
+
+/// Those of [`DEFAULTS`] that concern the way to Kafka and not the producing.
+const OF_THE_WAY: &[&str] = &["reconnect.backoff.max.ms", "socket.keepalive.enable", "ssl.ca.location"];
+
+/// The configuration of a client that is no producer (a consumer, an administrator): where Kafka is, and how to get in.
+pub(crate) fn way_to_kafka(kafka: &Kafka) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    for (name, value, aliases) in DEFAULTS.iter().filter(|(name, _, _)| OF_THE_WAY.contains(name)) {
+        if !aliases.iter().any(|alias| kafka.options.contains_key(*alias)) {
+            config.set(*name, *value);
+        }
+    }
+    for (name, value) in kafka.options.iter().filter(|(name, _)| refusal(name).is_none()) {
+        config.set(name, value.reveal());
+    }
+    config.set("bootstrap.servers", kafka.brokers.join(","));
+    config
 }
 
 /// Checks `[kafka.options]` without a network, names and values alike: what is wrong, by property.

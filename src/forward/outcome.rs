@@ -60,6 +60,17 @@ impl Outcome {
         self.settlement.parked.push(Parked { sequence, kafka_topic });
     }
 
+    /// Kafka has committed a watermark.
+    pub(super) fn watermark(&mut self, through: Sequence, now: Instant) {
+        self.note(0, now);
+        self.settlement.watermark = Some(through);
+    }
+
+    /// Holds a fate that must be on disk before a watermark passes it.
+    pub(super) fn has_fates(&self) -> bool {
+        !self.settlement.dead.is_empty() || !self.settlement.parked.is_empty()
+    }
+
     /// A chunk of a parked lane is done with.
     pub(super) fn lane_chunk(
         &mut self,

@@ -20,6 +20,7 @@ pub(super) struct Outstanding {
     first_slot: u32,
     in_flight: usize,
     in_flight_bytes: usize,
+    acked: usize,
 }
 
 #[derive(Debug)]
@@ -36,8 +37,21 @@ enum State {
     InFlight,
     /// Came back without confirmation; to be sent again or judged.
     Failed,
+    /// Kafka has it in a transaction that is not committed yet. If that comes to nothing it goes again.
+    Acked,
     /// Confirmed, dead letter or parked.
     Settled,
+}
+
+/// What a report says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Confirmed for good.
+    Confirmed,
+    /// Confirmed inside a transaction.
+    Acked,
+    /// Not confirmed.
+    Failed,
 }
 
 /// Where sending starts again.
@@ -81,13 +95,29 @@ impl Outstanding {
         (entry.state == State::InFlight).then_some((entry.sequence, entry.route))
     }
 
-    /// A report for that slot: confirmed or not.
-    pub(super) fn report(&mut self, slot: u32, confirmed: bool) {
+    /// A report for that slot.
+    pub(super) fn report(&mut self, slot: u32, verdict: Verdict) {
         let index = self.index(slot);
         let Some(entry) = self.entries.get_mut(index) else { return };
         let (before, bytes) = (entry.state, entry.bytes);
-        entry.state = if confirmed { State::Settled } else { State::Failed };
+        entry.state = match verdict {
+            Verdict::Confirmed => State::Settled,
+            Verdict::Acked => State::Acked,
+            Verdict::Failed => State::Failed,
+        };
+        if verdict == Verdict::Acked {
+            self.acked = self.acked.saturating_add(1);
+        }
         self.landed(before, bytes);
+        self.forget_settled();
+    }
+
+    /// The transaction is committed, with all that was acknowledged in it.
+    pub(super) fn committed(&mut self) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.state == State::Acked) {
+            entry.state = State::Settled;
+        }
+        self.acked = 0;
         self.forget_settled();
     }
 
@@ -100,10 +130,17 @@ impl Outstanding {
         }
     }
 
-    /// Has that event of this producer come back and got its fate? Events before the oldest unsettled one have.
-    pub(super) fn is_settled(&self, sequence: Sequence) -> bool {
+    /// Has that event of this producer come back well, or got its fate? Events before the oldest unsettled one have.
+    pub(super) fn has_come_back(&self, sequence: Sequence) -> bool {
         let index = self.entries.partition_point(|entry| entry.sequence < sequence);
-        self.entries.get(index).is_none_or(|entry| entry.sequence != sequence || entry.state == State::Settled)
+        self.entries
+            .get(index)
+            .is_none_or(|entry| entry.sequence != sequence || matches!(entry.state, State::Settled | State::Acked))
+    }
+
+    /// Events of the open transaction: in flight or acknowledged.
+    pub(super) fn uncommitted(&self) -> usize {
+        self.in_flight.saturating_add(self.acked)
     }
 
     /// Events that librdkafka has.
@@ -134,6 +171,7 @@ impl Outstanding {
         self.entries.shrink_to(0);
         self.in_flight = 0;
         self.in_flight_bytes = 0;
+        self.acked = 0;
         Restart { after, settled }
     }
 
@@ -200,13 +238,33 @@ mod tests {
 
     const ROUTE: RouteId = RouteId(3);
 
+    fn said(confirmed: bool) -> Verdict {
+        if confirmed { Verdict::Confirmed } else { Verdict::Failed }
+    }
+
+    #[test]
+    fn what_was_acknowledged_and_not_committed_goes_again_and_what_was_committed_does_not() {
+        let mut ring = Outstanding::default();
+        let slots: Vec<u32> = (1..=4).map(|sequence| ring.enter(sequence, ROUTE, 1)).collect();
+        ring.report(slots[0], Verdict::Acked);
+        ring.report(slots[1], Verdict::Acked);
+        assert_eq!((ring.uncommitted(), ring.in_flight()), (4, 2));
+        assert!(ring.has_come_back(2) && !ring.has_come_back(3));
+        ring.committed();
+        assert_eq!(ring.uncommitted(), 2);
+        ring.report(slots[2], Verdict::Acked);
+        ring.report(slots[3], Verdict::Acked);
+        assert_eq!(ring.give_up(), Restart { after: Some(2), settled: vec![] });
+        assert_eq!(ring.uncommitted(), 0);
+    }
+
     #[test]
     fn a_report_finds_its_event_after_the_slots_have_wrapped() {
         let mut ring = Outstanding { first_slot: u32::MAX - 1, ..Outstanding::default() };
         let slots: Vec<u32> = (1..=5).map(|sequence| ring.enter(sequence, ROUTE, 10)).collect();
         assert_eq!(slots, [u32::MAX - 1, u32::MAX, 0, 1, 2]);
-        ring.report(slots[0], true);
-        ring.report(slots[1], true);
+        ring.report(slots[0], Verdict::Confirmed);
+        ring.report(slots[1], Verdict::Confirmed);
         assert_eq!(ring.event(slots[3]), Some((4, ROUTE)));
         assert_eq!((ring.in_flight(), ring.in_flight_bytes()), (3, 30));
     }
@@ -215,10 +273,10 @@ mod tests {
     fn an_event_is_settled_when_its_own_report_has_come() {
         let mut ring = Outstanding::default();
         let slots: Vec<u32> = [5, 6, 9].into_iter().map(|sequence| ring.enter(sequence, ROUTE, 1)).collect();
-        ring.report(slots[1], true);
+        ring.report(slots[1], Verdict::Confirmed);
         assert_eq!([5, 6, 9].map(|sequence| ring.is_settled(sequence)), [false, true, false]);
-        ring.report(slots[0], true);
-        ring.report(slots[2], false);
+        ring.report(slots[0], Verdict::Confirmed);
+        ring.report(slots[2], Verdict::Failed);
         assert_eq!([5, 6, 9].map(|sequence| ring.is_settled(sequence)), [true, true, false]);
     }
 
@@ -226,9 +284,9 @@ mod tests {
     fn a_slot_of_the_past_is_nobody() {
         let mut ring = Outstanding::default();
         let old = ring.enter(7, ROUTE, 1);
-        ring.report(old, true);
+        ring.report(old, Verdict::Confirmed);
         assert_eq!(ring.event(old), None);
-        ring.report(old, true);
+        ring.report(old, Verdict::Confirmed);
         assert_eq!(ring.in_flight(), 0);
     }
 
@@ -237,10 +295,10 @@ mod tests {
         let mut ring = Outstanding::default();
         let slots: Vec<u32> = (10..=16).map(|sequence| ring.enter(sequence, ROUTE, 1)).collect();
         ring.enter_settled(17, ROUTE);
-        ring.report(slots[0], true); // 10
-        ring.report(slots[2], true); // 12
-        ring.report(slots[3], true); // 13
-        ring.report(slots[4], false); // 14
+        ring.report(slots[0], Verdict::Confirmed); // 10
+        ring.report(slots[2], Verdict::Confirmed); // 12
+        ring.report(slots[3], Verdict::Confirmed); // 13
+        ring.report(slots[4], Verdict::Failed); // 14
         assert_eq!(ring.give_up(), Restart { after: Some(10), settled: vec![12..=13, 17..=17] });
         assert_eq!(ring.event(slots[1]), None);
         assert_eq!(ring.give_up(), Restart { after: None, settled: vec![] });
@@ -251,7 +309,7 @@ mod tests {
         let mut ring = Outstanding::default();
         let slots: Vec<u32> = (1..=3).map(|sequence| ring.enter(sequence, ROUTE, 1)).collect();
         for (slot, confirmed) in slots.iter().zip([false, true, true]) {
-            ring.report(*slot, confirmed);
+            ring.report(*slot, said(confirmed));
         }
         ring.settle_failed(1);
         assert_eq!(ring.give_up(), Restart { after: None, settled: vec![] });
@@ -273,7 +331,7 @@ mod tests {
             let slots: Vec<u32> = events.iter().map(|(sequence, _)| ring.enter(*sequence, ROUTE, 1)).collect();
             for (slot, (_, report)) in slots.iter().zip(&events) {
                 if let Some(confirmed) = report {
-                    ring.report(*slot, *confirmed);
+                    ring.report(*slot, said(*confirmed));
                 }
             }
             let restart = ring.give_up();

@@ -1,7 +1,8 @@
 //! One librdkafka producer with what is outstanding on it. Owned and polled by one thread.
 //!
 //! The delivery callback runs inside [`Producer::poll`], on the caller's thread. It turns a report into a
-//! [`Delivered`] proof by way of the ring of outstanding events, which belongs to this producer alone.
+//! [`Delivered`] proof by way of the ring of outstanding events, which belongs to this producer alone. A transactional
+//! producer's reports give [`Acked`] only; they gather here in a [`Batch`] until `session.rs` commits it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,10 +14,11 @@ use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use super::end_txn::EndTxn;
 use super::link::Remarks;
-use super::outstanding::{Outstanding, Restart};
+use super::outstanding::{self, Outstanding, Restart};
 use super::verdict::code_of;
-use crate::delivered::Delivered;
+use crate::delivered::{Acked, Batch, Delivered};
 use crate::event::{RouteId, Sequence};
 use crate::route::Target;
 
@@ -33,8 +35,10 @@ pub(super) struct Producer {
 /// What the callbacks write down.
 #[derive(Debug, Default)]
 struct Context {
+    transactional: bool,
     desk: Mutex<Desk>,
     remarks: Mutex<Remarks>,
+    end_txn: Mutex<EndTxn>,
 }
 
 /// Outstanding events and reports about them. Locked by one thread only: the callbacks run inside `poll`.
@@ -42,6 +46,17 @@ struct Context {
 struct Desk {
     outstanding: Outstanding,
     reports: Reports,
+    /// What was acknowledged in the open transaction.
+    batch: Batch,
+    seals: Seals,
+}
+
+/// Records of the watermark topic in the open transaction. They are sent only when no data record is in flight (rule
+/// A), so while there are any, all reports are theirs.
+#[derive(Debug, Default)]
+struct Seals {
+    in_flight: usize,
+    failure: Option<Code>,
 }
 
 /// What came back.
@@ -49,6 +64,8 @@ struct Desk {
 pub(super) struct Reports {
     /// Confirmed by Kafka.
     pub(super) confirmed: Vec<Delivered>,
+    /// Acknowledged in the open transaction: how many.
+    pub(super) acked: usize,
     /// Not confirmed; each still held.
     pub(super) failures: Vec<Failure>,
 }
@@ -82,7 +99,10 @@ pub(super) struct Outgoing<'a> {
 impl Producer {
     /// Makes one. It connects by itself; no broker needs to be there.
     pub(super) fn new(config: &ClientConfig) -> KafkaResult<Self> {
-        let native: BaseProducer<Context> = config.create_with_context(Context::default())?;
+        // A transactional one is one that has a transactional.id.
+        let transactional = config.get("transactional.id").is_some();
+        let native: BaseProducer<Context> =
+            config.create_with_context(Context { transactional, ..Context::default() })?;
         let context = Arc::clone(native.client().context());
         Ok(Self { native, context })
     }
@@ -143,9 +163,14 @@ impl Producer {
         (desk.outstanding.in_flight(), desk.outstanding.in_flight_bytes())
     }
 
+    /// Events of the open transaction.
+    pub(super) fn uncommitted(&self) -> usize {
+        self.desk().outstanding.uncommitted()
+    }
+
     /// Has that event, sent by this producer, come back?
-    pub(super) fn is_settled(&self, sequence: Sequence) -> bool {
-        self.desk().outstanding.is_settled(sequence)
+    pub(super) fn has_come_back(&self, sequence: Sequence) -> bool {
+        self.desk().outstanding.has_come_back(sequence)
     }
 
     /// A failed event got its fate.
@@ -186,6 +211,63 @@ impl Producer {
         (std::mem::take(&mut desk.reports), desk.outstanding.give_up())
     }
 
+    /// `init_transactions`, for so long; goes on where the last call left off.
+    pub(super) fn register(&self, wait: Duration) -> KafkaResult<()> {
+        self.native.init_transactions(wait)
+    }
+
+    /// `begin_transaction`.
+    pub(super) fn begin(&self) -> KafkaResult<()> {
+        self.forget_transaction();
+        self.native.begin_transaction()
+    }
+
+    /// A record for the watermark topic, into the open transaction. All data records' reports are there.
+    pub(super) fn seal(&self, topic: &str, partition: i32, key: &str, value: &str) -> Result<(), Code> {
+        {
+            let mut desk = self.desk();
+            desk.seals.in_flight = desk.seals.in_flight.saturating_add(1);
+        }
+        let record = BaseRecord::with_opaque_to(topic, 0).partition(partition).key(key).payload(value);
+        self.native.send(record).map_err(|(error, _record)| code_of(&error))
+    }
+
+    /// Are the seals' reports there? `Err`: one of them was not taken.
+    pub(super) fn sealed(&self) -> Result<bool, Code> {
+        let desk = self.desk();
+        desk.seals.failure.map_or(Ok(desk.seals.in_flight == 0), Err)
+    }
+
+    /// What was acknowledged in the open transaction; it is to be committed now.
+    pub(super) fn take_batch(&self) -> Batch {
+        std::mem::take(&mut self.desk().batch)
+    }
+
+    /// Commits for so long; goes on where the last call left off.
+    pub(super) fn commit(&self, batch: Batch, wait: Duration) -> Result<Vec<Delivered>, (Batch, KafkaError)> {
+        let proofs = batch.commit(&self.native, wait)?;
+        self.desk().outstanding.committed();
+        Ok(proofs)
+    }
+
+    /// What librdkafka's log has said about the last commit.
+    pub(super) fn end_txn(&self) -> MutexGuard<'_, EndTxn> {
+        self.context.end_txn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `abort_transaction`, for so long; goes on where the last call left off. What was acknowledged is forgotten.
+    pub(super) fn abort(&self, wait: Duration) -> KafkaResult<()> {
+        self.forget_transaction();
+        self.native.abort_transaction(wait)
+    }
+
+    fn forget_transaction(&self) {
+        let mut desk = self.desk();
+        desk.batch = Batch::default();
+        desk.seals = Seals::default();
+        drop(desk);
+    }
+
     fn desk(&self) -> MutexGuard<'_, Desk> {
         self.context.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -200,6 +282,9 @@ const MOST_EVENTS_A_POLL: usize = 1_000;
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        if self.transactional {
+            self.end_txn.lock().unwrap_or_else(PoisonError::into_inner).hear(facility, line);
+        }
         // librdkafka has a line for each attempt at each broker. What matters comes through `error`.
         tracing::debug!(target: "librdkafka", ?level, facility, line);
     }
@@ -216,20 +301,48 @@ impl ProducerContext for Context {
 
     fn delivery(&self, report: &DeliveryResult<'_>, slot: usize) {
         let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        if desk.seals.in_flight > 0 {
+            desk.seals.in_flight = desk.seals.in_flight.saturating_sub(1);
+            if let Err((error, _)) = report {
+                desk.seals.failure.get_or_insert(code_of(error));
+            }
+            return;
+        }
         let Ok(slot) = u32::try_from(slot) else { return };
         let Some((sequence, route)) = desk.outstanding.event(slot) else { return };
+        if self.transactional {
+            match Acked::reported(report, sequence, route) {
+                Ok(acked) => {
+                    desk.outstanding.report(slot, outstanding::Verdict::Acked);
+                    desk.reports.acked = desk.reports.acked.saturating_add(1);
+                    desk.batch.push(acked);
+                }
+                Err(error) => desk.failed(slot, report, (sequence, route), &error),
+            }
+            return;
+        }
         // custody rule 2: the proof is made from Kafka's own report and from nothing else.
         match Delivered::confirmed(report, sequence, route) {
             Ok(proof) => {
-                desk.outstanding.report(slot, true);
+                desk.outstanding.report(slot, outstanding::Verdict::Confirmed);
                 desk.reports.confirmed.push(proof);
             }
-            Err(error) => {
-                desk.outstanding.report(slot, false);
-                let (Ok(message) | Err((_, message))) = report;
-                let topic = message.topic().to_owned();
-                desk.reports.failures.push(Failure { sequence, route, topic, code: code_of(&error) });
-            }
+            Err(error) => desk.failed(slot, report, (sequence, route), &error),
         }
+    }
+}
+
+impl Desk {
+    fn failed(
+        &mut self,
+        slot: u32,
+        report: &DeliveryResult<'_>,
+        (sequence, route): (Sequence, RouteId),
+        error: &KafkaError,
+    ) {
+        self.outstanding.report(slot, outstanding::Verdict::Failed);
+        let (Ok(message) | Err((_, message))) = report;
+        let topic = message.topic().to_owned();
+        self.reports.failures.push(Failure { sequence, route, topic, code: code_of(error) });
     }
 }

@@ -5,6 +5,7 @@
 //! | header | value |
 //! |---|---|
 //! | `tidegate-id` | `<buffer id>:<sequence>`, the event's id for ever |
+//! | `tidegate-was` | `<old buffer id>:<sequence>`; only on events from before this buffer took a new identity |
 //! | `mqtt-topic` | the MQTT topic |
 //! | `mqtt-retain` | `1`; only on retained messages |
 //! | `content-type`, `correlation-data` | the MQTT 5 properties, if the publisher set them |
@@ -30,13 +31,20 @@ pub(super) struct Records {
     id: String,
     id_prefix: usize,
     value: Vec<u8>,
+    /// An identity from before, and the last sequence given out under it.
+    former: Option<(uuid::Uuid, Sequence)>,
 }
 
 impl Records {
     /// For the buffer with that identity.
     pub(super) fn new(buffer_id: uuid::Uuid) -> Self {
         let id = format!("{buffer_id}:");
-        Self { id_prefix: id.len(), id, value: Vec::new() }
+        Self { id_prefix: id.len(), id, value: Vec::new(), former: None }
+    }
+
+    /// The same for a buffer that had another identity up to that sequence.
+    pub(super) fn formerly(self, former: Option<(uuid::Uuid, Sequence)>) -> Self {
+        Self { former, ..self }
     }
 
     /// Headers and value of a record.
@@ -49,7 +57,10 @@ impl Records {
         self.id.truncate(self.id_prefix);
         // Writing to a String cannot fail.
         write!(self.id, "{sequence}").unwrap_or_default();
-        let headers = headers(&self.id, event);
+        let mut headers = headers(&self.id, event);
+        if let Some((was, _)) = self.former.filter(|(_, last)| sequence <= *last) {
+            headers = headers.insert(Header { key: "tidegate-was", value: Some(&format!("{was}:{sequence}")) });
+        }
         let value = match format {
             ValueFormat::Payload => event.payload.as_ref(),
             ValueFormat::Cbor => {
@@ -212,6 +223,18 @@ mod tests {
             let id = String::from_utf8(headers.get(0).value.unwrap().to_vec()).unwrap();
             assert_eq!(id, format!("00000000-0000-0000-0000-000000001234:{sequence}"));
         }
+    }
+
+    #[test]
+    fn events_from_before_a_new_identity_bear_the_old_one_as_well() {
+        let was = uuid::Uuid::from_u128(0x99);
+        let (mut records, event) = (records().formerly(Some((was, 42))), event(b""));
+        let mut names = |sequence| -> Vec<String> {
+            let (headers, _) = records.build(sequence, &event, ValueFormat::Payload);
+            headers.iter().map(|h| format!("{}={}", h.key, String::from_utf8_lossy(h.value.unwrap()))).collect()
+        };
+        assert_eq!(names(42)[2], format!("tidegate-was={was}:42"));
+        assert_eq!(names(43).len(), 2);
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! The loop: one thread, one owner of the producers. It waits, and lets the lanes do what can be done.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::declarations::Declarations;
+use super::end_txn;
 use super::lane::LaneSender;
 use super::link::{self, Link, Repeats};
 use super::main_lane::MainLane;
@@ -14,11 +17,12 @@ use super::outstanding::Skips;
 use super::parking::Parking;
 use super::producer::Producer;
 use super::record::Records;
+use super::session::Terms;
 use super::shared::{Shared, unix_ms};
-use super::status::ForwardStatus;
+use super::status::{ForwardStatus, Transactions};
 use super::targets::Targets;
-use crate::buffer::{LaneId, Outlet, ReadError, Recovered, Settler, Stopped};
-use crate::config;
+use crate::buffer::{LaneId, Lives, Outlet, ReadError, Recovered, Settler, Stopped};
+use crate::config::{self, Delivery};
 use crate::event::Sequence;
 use crate::observe::pulse::Pulse;
 use crate::planted::{Bug, planted};
@@ -52,12 +56,17 @@ pub struct Recovery {
     pub settled: Vec<std::ops::RangeInclusive<Sequence>>,
     /// Lanes that hold events, with their Kafka topic.
     pub lanes: Vec<(LaneId, Arc<str>)>,
+    /// Everything up to here is settled.
+    pub released: Sequence,
+    /// Who has written watermarks for this buffer, and who will.
+    pub lives: Lives,
 }
 
 impl From<&Recovered> for Recovery {
     fn from(recovered: &Recovered) -> Self {
-        let Recovered { buffer_id, settled, lanes, .. } = recovered;
-        Self { buffer_id: *buffer_id, settled: settled.clone(), lanes: lanes.clone() }
+        let Recovered { buffer_id, settled, lanes, released, lives, .. } = recovered;
+        let (settled, lanes, lives) = (settled.clone(), lanes.clone(), lives.clone());
+        Self { buffer_id: *buffer_id, settled, lanes, released: *released, lives }
     }
 }
 
@@ -70,6 +79,18 @@ pub enum ForwardError {
     /// The buffer has stopped before the forwarder. Halt: the buffer's own error says why.
     #[error("kafka: the buffer has stopped")]
     BufferStopped,
+    /// Another agent has this buffer's identity: a cloned card, or a copy that was restored. `run.rs` starts again with a
+    /// new one.
+    #[error(
+        "kafka: the watermark topic has a word for buffer {buffer_id} up to {through} that this buffer has not given: \
+         another agent has the same identity (a cloned card, or a restored copy)"
+    )]
+    Twin {
+        /// The identity.
+        buffer_id: uuid::Uuid,
+        /// What the other one has delivered.
+        through: Sequence,
+    },
 }
 
 impl From<Stopped> for ForwardError {
@@ -94,7 +115,23 @@ pub fn run(
     pulse: Pulse,
     stop: Stop,
 ) -> Result<(), ForwardError> {
-    let config = options::client_config(settings, agent_id);
+    let plain = options::client_config(settings, agent_id);
+    let exactly_once = settings.delivery == Delivery::ExactlyOnce;
+    let name = format!("tidegate-{}", recovery.buffer_id);
+    let (config, lane_config) = if exactly_once {
+        let parked = options::transactional(plain.clone(), &format!("{name}-parked"));
+        (options::transactional(plain, &name), parked)
+    } else {
+        (plain.clone(), plain)
+    };
+    let terms = exactly_once.then(|| {
+        Arc::new(Terms {
+            reader: options::reader_config(settings, agent_id),
+            topic: Arc::from(settings.watermark_topic.as_str()),
+            buffer_id: recovery.buffer_id,
+            instance: recovery.lives.present,
+        })
+    });
     let producer = Producer::new(&config).map_err(|error| ForwardError::Options(options::cause(&error)))?;
     let now = Instant::now();
     let mut parking = Parking::default();
@@ -102,23 +139,43 @@ pub fn run(
         tracing::info!(topic = &*topic, "kafka: topic was parked when the agent stopped; trying it again");
         parking.recovered(topic, now, unix_ms());
     }
+    let former = recovery.lives.former.last().copied();
+    let mut declarations = Declarations::default();
+    if let (true, Some((was, last))) = (exactly_once, former) {
+        declarations.was(was, last, unix_ms());
+    }
+    let main = MainLane::new(config, producer, settings.linger, Skips::new(recovery.settled));
+    let main = match &terms {
+        Some(terms) => main.with_transactions(Arc::clone(terms), recovery.lives, recovery.released),
+        None => main,
+    };
+    let transactions = exactly_once.then(Transactions::default);
+    if exactly_once {
+        warn_of_an_untested_library();
+    }
     let relay = Relay {
-        lanes: LaneSender::new(config.clone()),
-        main: MainLane::new(config, producer, settings.linger, Skips::new(recovery.settled)),
+        lanes: LaneSender::new(lane_config, terms.clone()),
+        main,
         shared: Shared {
             outlet,
             settler,
             parking,
             outcome: Outcome::default(),
             targets: Targets::new(routes),
-            records: Records::new(recovery.buffer_id),
-            status: ForwardStatus { producers: 1, ..ForwardStatus::default() },
+            records: Records::new(recovery.buffer_id).formerly(former),
+            status: ForwardStatus { producers: 1, transactions, ..ForwardStatus::default() },
             changed: true,
             dead_letters: Repeats::default(),
             generation: 0,
+            terms,
+            declarations,
+            lanes_delivered: HashMap::new(),
+            partitions: None,
+            fates: 0,
         },
         link: Link::default(),
         read_errors: Repeats::default(),
+        blocked: Repeats::default(),
         read_after: now,
         quiet: SHORTEST_POLL,
         publish_after: now,
@@ -129,12 +186,26 @@ pub fn run(
     relay.run()
 }
 
+/// Rule B reads librdkafka's log, which is no interface.
+fn warn_of_an_untested_library() {
+    let (_, version) = rdkafka::util::get_rdkafka_version();
+    if version != end_txn::TESTED {
+        tracing::warn!(
+            version,
+            tested = end_txn::TESTED,
+            "kafka: exactly-once was not tested with this version of librdkafka"
+        );
+    }
+}
+
 struct Relay {
     shared: Shared,
     main: MainLane,
     lanes: LaneSender,
     link: Link,
     read_errors: Repeats,
+    /// Why nothing can be sent.
+    blocked: Repeats,
     read_after: Instant,
     /// The present wait between two polls.
     quiet: Duration,
@@ -159,7 +230,11 @@ impl Relay {
             if self.main.collect(&mut self.shared, now) {
                 self.answered(now);
             }
+            self.main.link(self.link.connected());
             self.main.turn(&mut self.shared, now);
+            if let Some(fault) = self.main.fault() {
+                return Err(fault);
+            }
             if let Err(error) = self.lanes.step(&mut self.shared, now) {
                 if matches!(error, ReadError::Disk(_)) {
                     self.lanes.end(&mut self.shared, now);
@@ -177,7 +252,7 @@ impl Relay {
 
     /// Waits for new events or for librdkafka, whichever is of use, until the next thing is due.
     fn wait(&mut self, now: Instant) -> Result<(), ForwardError> {
-        let busy = self.main.in_flight() > 0 || self.lanes.is_busy();
+        let busy = self.main.in_flight() > 0 || self.main.is_busy() || self.lanes.is_busy();
         // One topic is tried at a time: while that lasts, another that is due has to wait.
         let next_try = if self.lanes.is_busy() { None } else { self.shared.parking.next_wake() };
         let wakes = [self.main.next_wake(), self.shared.outcome.due(), next_try];
@@ -259,6 +334,19 @@ impl Relay {
         let in_flight = u64::try_from(self.main.in_flight()).unwrap_or(u64::MAX);
         let connected = self.link.connected();
         let status = &mut self.shared.status;
+        let trouble = self.main.trouble();
+        if let Some(transactions) = &mut status.transactions
+            && transactions.blocked != trouble.why
+        {
+            self.shared.changed = true;
+            if !trouble.why.is_empty()
+                && let Some(more) = self.blocked.again(&trouble.why, now)
+            {
+                tracing::warn!(why = trouble.why, more, "kafka: nothing can be sent yet");
+            }
+            transactions.blocked = trouble.why;
+            transactions.topic_unusable = trouble.topic_unusable;
+        }
         self.shared.changed |= in_flight != status.in_flight
             || connected != status.connected
             || self.link.last_error() != status.last_error;
@@ -285,8 +373,9 @@ impl Relay {
             self.main.collect(&mut self.shared, now);
             let lane_done = self.lanes.finish_chunk(&mut self.shared, now);
             self.watch_link(now);
+            let main_done = self.main.wind_down(&mut self.shared, now);
             // Without a link no answer will come in time.
-            if self.main.in_flight() == 0 && lane_done || !self.link.connected() {
+            if main_done && lane_done || !self.link.connected() {
                 break;
             }
             match self.main.producer() {

@@ -1,19 +1,24 @@
 //! What the main lane and the parked lanes work with in common. All of it belongs to the one thread.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use super::declarations::Declarations;
 use super::link::Repeats;
 use super::outcome::Outcome;
 use super::parking::Parking;
 use super::producer::{MESSAGE_OVERHEAD_BYTES, Outgoing, Producer};
 use super::record::Records;
+use super::session::Terms;
 use super::status::ForwardStatus;
 use super::targets::{Generation, Targets};
 use super::verdict::park_reason;
-use crate::buffer::{DeadLetter, Outlet, Settler, Stopped};
-use crate::event::Stored;
+use super::watermark_topic::Partitions;
+use crate::buffer::{DeadLetter, Outlet, Settler, Stopped, Ticket};
+use crate::event::{RouteId, Sequence, Stored};
 use crate::route::Target;
 
 /// See the module's words.
@@ -30,6 +35,17 @@ pub(super) struct Shared {
     pub(super) dead_letters: Repeats,
     /// The last one that was given out.
     pub(super) generation: Generation,
+    /// With transactions: what they have in common.
+    pub(super) terms: Option<Arc<Terms>>,
+    /// With transactions: what they have to say besides the watermark.
+    pub(super) declarations: Declarations,
+    /// With transactions: up to where each parked Kafka topic's lane is delivered, by a committed watermark. Not there
+    /// while that is in doubt, so that nobody writes an old word over a new one.
+    pub(super) lanes_delivered: HashMap<Arc<str>, Sequence>,
+    /// With transactions: of the watermark topic, once it was read.
+    pub(super) partitions: Option<Partitions>,
+    /// The newest settlement with dead letters or parked events: no watermark passes these before it is on disk.
+    pub(super) fates: Ticket,
 }
 
 impl Shared {
@@ -80,13 +96,23 @@ impl Shared {
     /// An event of the main lane that Kafka will never take.
     pub(super) fn dead(&mut self, letter: DeadLetter, now: Instant) {
         self.count_dead(&letter, now);
+        self.declare_dead(&letter);
         self.outcome.dead(letter, now);
+    }
+
+    /// A hole that readers will see.
+    pub(super) fn declare_dead(&mut self, letter: &DeadLetter) {
+        if self.terms.is_some() {
+            self.declarations.dead(letter.sequence, &letter.kafka_topic, &letter.reason, unix_ms());
+        }
     }
 
     /// Parks a Kafka topic, and says so once.
     pub(super) fn park_topic(&mut self, topic: &str, code: Code, now: Instant) {
         let (reason, remedy) = park_reason(code);
         if self.parking.park(topic, reason, now, unix_ms()) {
+            // It was direct until now: nothing of its lane is in doubt.
+            self.lanes_delivered.entry(Arc::from(topic)).or_default();
             self.changed = true;
             tracing::warn!(
                 topic,
@@ -97,13 +123,34 @@ impl Shared {
         }
     }
 
+    /// An event of the main lane goes into the lane of its Kafka topic.
+    pub(super) fn park_one(&mut self, sequence: Sequence, route: RouteId, topic: &Arc<str>, now: Instant) {
+        self.parking.parked_one(topic);
+        if self.terms.is_some() {
+            self.declarations.lane(topic);
+        }
+        self.outcome.parked(sequence, route, Arc::clone(topic), now);
+    }
+
     /// Hands over what there is to settle.
     pub(super) fn settle(&mut self) -> Result<(), Stopped> {
+        let has_fates = self.outcome.has_fates();
         if let Some(settlement) = self.outcome.take() {
             let ticket = self.settler.settle(settlement)?;
             self.parking.handed_over(ticket);
+            if has_fates {
+                self.fates = ticket;
+            }
         }
         Ok(())
+    }
+
+    /// Is every fate until now on disk? Hands over what is not yet.
+    pub(super) fn fates_are_durable(&mut self) -> Result<bool, Stopped> {
+        if self.outcome.has_fates() {
+            self.settle()?;
+        }
+        Ok(self.settler.applied() >= self.fates)
     }
 }
 

@@ -23,6 +23,27 @@ pub struct ForwardStatus {
     pub parked: Vec<ParkedTopic>,
     /// The last error of the link, empty when there was none or it is over.
     pub last_error: String,
+    /// With exactly-once delivery.
+    pub transactions: Option<Transactions>,
+}
+
+/// What exactly-once delivery has done since start.
+#[derive(Debug, Clone, Default)]
+pub struct Transactions {
+    /// Everything up to here is delivered, by a committed watermark; 0 before the first is known.
+    pub watermark: u64,
+    /// Transactions committed.
+    pub committed: u64,
+    /// Transactions aborted.
+    pub aborted: u64,
+    /// Commits and aborts whose `EndTxn` was sent more than once; each cost a new producer.
+    pub end_txn_retried: u64,
+    /// From the last record's being sent to the commit's end, all together.
+    pub commit_seconds: f64,
+    /// Why nothing can be sent; empty when something can.
+    pub blocked: String,
+    /// ... and somebody must set the watermark topic right.
+    pub topic_unusable: bool,
 }
 
 /// One parked Kafka topic.

@@ -13,7 +13,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use super::status::{Books, LinkPart, Sources, Status};
+use super::status::{Books, LinkPart, Sources, Status, TransactionsPart};
 
 /// Content type of what [`Metrics::text`] makes.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -148,11 +148,39 @@ fn kafka(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         "When Kafka last confirmed something, 0 = not since start.",
         last_s,
     )?;
+    if let Some(own) = &part.transactions {
+        transactions(page, own)?;
+    }
     let parked: Vec<_> = part.parked.iter().map(|p| ([("topic", p.topic.as_str())], signed(p.held))).collect();
     page.gauge(
         "kafka_parked_events",
         "Events that wait for a missing or forbidden Kafka topic.",
         parked.iter().map(|(l, v)| (&l[..], *v)),
+    )
+}
+
+fn transactions(page: &mut Page<'_>, part: &TransactionsPart) -> fmt::Result {
+    page.gauge(
+        "kafka_watermark_sequence",
+        "Every sequence up to here is delivered or otherwise settled, by a committed watermark.",
+        [(NONE, signed(part.watermark))],
+    )?;
+    page.counter("kafka_transactions_committed", "Transactions committed since start.", [(NONE, part.committed)])?;
+    page.counter("kafka_transactions_aborted", "Transactions aborted since start.", [(NONE, part.aborted)])?;
+    page.counter(
+        "kafka_end_txn_retried",
+        "Transactions whose end was asked for twice since start; each cost a new producer.",
+        [(NONE, part.end_txn_retried)],
+    )?;
+    page.counter_f64(
+        "kafka_commit_seconds",
+        "Time from the last record's being sent to the commit's end, since start.",
+        part.commit_seconds,
+    )?;
+    page.gauge(
+        "kafka_blocked",
+        "1 while the watermark topic keeps everything from being sent.",
+        one(!part.blocked.is_empty()),
     )
 }
 

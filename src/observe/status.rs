@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::pulse::Pulse;
 use crate::buffer::{BufferStatus, LedgerLine};
 use crate::event::wall_clock_ms;
-use crate::forward::status::ForwardStatus;
+use crate::forward::status::{ForwardStatus, Transactions};
 use crate::ingest::status::LinkStatus;
 
 /// Where the snapshot is taken from. Every stage publishes; nobody is asked, so that looking never disturbs.
@@ -163,6 +163,29 @@ pub struct KafkaPart {
     pub parked: Vec<ParkedPart>,
     /// The last error, empty when it is over.
     pub last_error: String,
+    /// `exactly-once` or `at-least-once`.
+    #[serde(default)]
+    pub delivery: String,
+    /// With exactly-once delivery.
+    #[serde(default)]
+    pub transactions: Option<TransactionsPart>,
+}
+
+/// What exactly-once delivery has done since start.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct TransactionsPart {
+    /// Every sequence up to here is delivered or otherwise settled, by a committed watermark.
+    pub watermark: u64,
+    /// Transactions committed.
+    pub committed: u64,
+    /// Transactions aborted.
+    pub aborted: u64,
+    /// Ends that had to be asked for twice; each cost a new producer.
+    pub end_txn_retried: u64,
+    /// From the last record's being sent to the commit's end, all together.
+    pub commit_seconds: f64,
+    /// Why nothing can be sent; empty when something can.
+    pub blocked: String,
 }
 
 /// A parked Kafka topic.
@@ -214,6 +237,8 @@ impl Sources {
             Some("the buffer is full: nothing is read from the sockets")
         } else if self.buffer.borrow().failing {
             Some("the disk fails: nothing can be stored, nothing is acknowledged; see the log")
+        } else if self.forward.borrow().transactions.as_ref().is_some_and(|own| own.topic_unusable) {
+            Some("the watermark topic cannot be used, so nothing is sent to Kafka; see the log")
         } else {
             None
         }
@@ -240,6 +265,8 @@ impl Sources {
                 })
                 .collect(),
             last_error: forward.last_error.clone(),
+            delivery: if forward.transactions.is_some() { "exactly-once" } else { "at-least-once" }.to_owned(),
+            transactions: forward.transactions.as_ref().map(TransactionsPart::from),
         }
     }
 }
@@ -277,6 +304,14 @@ impl From<&LedgerLine> for RouteBooks {
                 held: line.held,
             },
         }
+    }
+}
+
+impl From<&Transactions> for TransactionsPart {
+    fn from(transactions: &Transactions) -> Self {
+        let Transactions { watermark, committed, aborted, end_txn_retried, commit_seconds, .. } = *transactions;
+        let blocked = transactions.blocked.clone();
+        Self { watermark, committed, aborted, end_txn_retried, commit_seconds, blocked }
     }
 }
 

@@ -20,11 +20,14 @@
 mod cluster; // leaders die
 mod audit; // what Kafka holds is proven, and what is missing is named
 mod config; // wrong configurations
+mod consumers; // the examples of the README, run
 mod controls; // planted bugs turn the scenarios red
 mod custody; // nothing acknowledged is lost when the agent is killed
+mod exactly_once; // transactions
 mod flow; // what goes in comes out
 mod health; // systemd, probes, metrics, status
 mod hostile; // peers that break the rules
+mod kafka_tls; // TLS to Kafka
 mod kafka_away; // nothing is lost, and order kept, while Kafka is away
 mod memory; // bounds
 mod parking; // missing, forbidden, too large

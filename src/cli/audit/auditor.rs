@@ -12,11 +12,11 @@ use super::sequences::{MOST, Sequences};
 use crate::event::Sequence;
 use crate::watermark;
 
-/// What may take memory. Together with the order (13 MB) and what librdkafka has read ahead (about 25 MB) it stays
-/// below 64 MB.
+/// What may take memory. Together with the order (9 MB) and a process that has read ahead what it may (27 to 35 MB) it
+/// stays below 64 MB.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Blocks and ranges of sequences, of all buffers: 110 bytes each, 13 MB. So many blocks hold 60 million events of
+    /// Blocks and ranges of sequences, of all buffers: 130 bytes each, 10 MB. So many blocks hold 40 million events of
     /// partitions that are read ahead of others.
     pub(super) entries: usize,
     /// Declared holes and lanes, of all buffers: 24 bytes each in a vector that doubles, 5 MB.
@@ -27,7 +27,7 @@ pub(super) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { entries: 120_000, declared: 100_000, buffers: 10_000 }
+        Self { entries: 80_000, declared: 100_000, buffers: 10_000 }
     }
 }
 

@@ -85,7 +85,7 @@ impl Sequences {
         self.last
     }
 
-    /// Entries that take memory: about 110 bytes each.
+    /// Entries that take memory: about 130 bytes each.
     pub(super) fn entries(&self) -> usize {
         self.full.len().saturating_add(self.partial.len())
     }

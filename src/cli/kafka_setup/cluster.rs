@@ -78,10 +78,14 @@ impl Cluster {
         }))
     }
 
+    /// `None` when we may not ask: rdkafka 0.39 keeps the refusal to itself and gives an empty list.
     fn settings(&self, name: &str) -> Result<Option<Vec<Setting>>, ClusterError> {
         let asked = [ResourceSpecifier::Topic(name)];
         let answers = self.ask(self.admin.describe_configs(&asked, &options()))?;
         let Some(Ok(resource)) = answers.into_iter().next() else { return Ok(None) };
+        if resource.entries.is_empty() {
+            return Ok(None);
+        }
         let settings = resource.entries.into_iter().filter_map(|entry| {
             let own = entry.source == ConfigSource::DynamicTopic;
             Some(Setting { name: entry.name, value: entry.value?, own })
@@ -103,7 +107,8 @@ impl Cluster {
         }
     }
 
-    /// Puts these settings in place of all that the topic has of its own.
+    /// Puts these settings in place of all that the topic has of its own. Whether Kafka took them only a look tells:
+    /// rdkafka 0.39 keeps a refusal to itself.
     pub(super) fn alter(&self, name: &str, settings: &[(String, String)]) -> Result<(), ClusterError> {
         let mut wanted = AlterConfig::new(ResourceSpecifier::Topic(name));
         for (name, value) in settings {

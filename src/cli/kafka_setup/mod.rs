@@ -54,9 +54,9 @@ pub struct Options {
     /// As whom the gateways come to Kafka
     #[arg(long, value_name = "NAME", default_value = "User:tidegate")]
     principal: String,
-    /// Where the gateways say what they delivered
-    #[arg(long, value_name = "TOPIC", default_value = watermark::TOPIC)]
-    watermark_topic: String,
+    /// Where the gateways say what they delivered [default: that of the configuration]
+    #[arg(long, value_name = "TOPIC")]
+    watermark_topic: Option<String>,
 }
 
 /// Exit code 0 when the topic is as it should be.
@@ -76,10 +76,11 @@ pub fn kafka_setup(options: &Options) -> ExitCode {
         .map_err(ToString::to_string)
         .and_then(|cluster| cluster.overview().map_err(|error| error.to_string()));
     let brokers = overview.as_ref().map_or(USUAL_BROKERS, |overview| overview.brokers);
-    let plan = TopicPlan::new(&options.watermark_topic, options.gateways, brokers);
+    let watermark_topic = options.watermark_topic.as_ref().unwrap_or(&config.kafka.watermark_topic);
+    let plan = TopicPlan::new(watermark_topic, options.gateways, brokers);
 
     say_topic(&plan, &bootstrap);
-    say_rights(&rights(&config.routes, &options.watermark_topic), &bootstrap, options);
+    say_rights(&rights(&config.routes, watermark_topic), &bootstrap, options);
     say_cost(options.gateways, config.kafka.linger);
     println!("\n# What is there");
     let good = match (cluster, overview) {
@@ -118,16 +119,36 @@ fn look(cluster: &Cluster, plan: &TopicPlan, apply: bool) -> Result<bool, Cluste
     findings.iter().for_each(say_finding);
     if !findings.iter().any(|finding| finding.weight == Weight::Wrong) {
         println!("topic {name} is there: {} partitions, {} replicas", found.partitions, found.replicas);
-        return Ok(true);
+        return Ok(!findings.iter().any(|finding| finding.weight == Weight::Unknown));
     }
     if !apply {
         println!("--apply sets it right");
         return Ok(false);
     }
     cluster.alter(name, &altered(plan, &found))?;
-    println!("topic {name}: set right");
-    Ok(true)
+    let taken = taken(cluster, plan)?;
+    println!(
+        "topic {name}: {}",
+        if taken { "set right" } else { "Kafka did not take the settings; AlterConfigs is needed" }
+    );
+    Ok(taken)
 }
+
+/// Settings are in force a moment later; not at all when Kafka refused them.
+fn taken(cluster: &Cluster, plan: &TopicPlan) -> Result<bool, ClusterError> {
+    for _ in 0..LOOKS {
+        let found = cluster.topic(&plan.name)?;
+        if found.is_some_and(|found| judge(plan, &found).iter().all(|finding| finding.weight != Weight::Wrong)) {
+            return Ok(true);
+        }
+        std::thread::sleep(BETWEEN_LOOKS);
+    }
+    Ok(false)
+}
+
+/// Ten seconds.
+const LOOKS: u32 = 50;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 
 fn say_finding(finding: &Finding) {
     let word = match finding.weight {

@@ -59,14 +59,26 @@ impl Gateway {
     pub fn new(build: Build, kafka: &str) -> Outcome<Self> {
         let log = "level = \"info\"\nformat = \"json\"\n".to_owned();
         let tables = Tables { kafka: kafka_table(kafka), log, ..Tables::default() };
-        Ok(Self {
+        Self {
             folder: Folder::new("gateway")?,
             build,
             http_port: free_port()?,
             listen_port: free_port()?,
             tables,
             environment: Vec::new(),
-        })
+        }
+        .as_asked(kafka)
+    }
+
+    /// `TIDEGATE_DELIVERY=exactly-once` runs every scenario with transactions, each with a watermark topic of its own.
+    fn as_asked(mut self, kafka: &str) -> Outcome<Self> {
+        if super::reader::transactions_are_asked_for() {
+            let topic = super::kafka::unique_topic("all-watermarks");
+            if super::reader::create_topic(kafka, &topic, 1, &[("cleanup.policy", "compact")]).is_ok() {
+                self.exactly_once(&topic);
+            }
+        }
+        Ok(self)
     }
 
     /// Sensors may publish to [`Gateway::listener`]. More keys of the table in `more`.
@@ -115,6 +127,13 @@ impl Gateway {
         self
     }
 
+    /// With transactions, and this watermark topic.
+    pub fn exactly_once(&mut self, watermark_topic: &str) -> &mut Self {
+        let lines = format!("delivery = \"exactly-once\"\nwatermark_topic = \"{watermark_topic}\"\n");
+        self.tables.kafka = self.tables.kafka.replace("delivery = \"at-least-once\"\n", &lines);
+        self
+    }
+
     /// Another Kafka from the next start on.
     pub fn kafka_at(&mut self, brokers: &str) -> &mut Self {
         self.tables.kafka = kafka_table(brokers);
@@ -124,6 +143,12 @@ impl Gateway {
     /// Lines of `[kafka.options]`.
     pub fn kafka_options(&mut self, lines: &str) -> &mut Self {
         self.tables.options.push_str(lines);
+        self
+    }
+
+    /// `[kafka.options]` from the next start on.
+    pub fn kafka_options_are(&mut self, lines: &str) -> &mut Self {
+        lines.clone_into(&mut self.tables.options);
         self
     }
 

@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Condvar, LazyLock, Mutex};
 use std::time::Duration;
 
+use super::certificates::{Authority, Pair};
 use super::process::{Folder, Process, free_port};
 use super::proxy::{Proxy, Weather};
 use super::reader::Reader;
@@ -65,6 +66,25 @@ impl Kafka {
         );
         let kafka = Self::start_with(0, &[("GUARDED", port, "SASL_PLAINTEXT")], &properties)?;
         Ok((kafka, format!("127.0.0.1:{port}")))
+    }
+
+    /// With one more listener, on this port, that speaks TLS and asks for a certificate of the same authority.
+    pub fn start_tls(port: u16, pair: &Pair, authority: &Authority) -> Outcome<Self> {
+        let folder = pair.cert.with_extension("kafka");
+        std::fs::create_dir_all(&folder)?;
+        let (own, trusted) = (folder.join("own.pem"), folder.join("trusted.pem"));
+        std::fs::write(&own, std::fs::read_to_string(&pair.key)? + &std::fs::read_to_string(&pair.cert)?)?;
+        std::fs::write(&trusted, authority.pem())?;
+        let properties = format!(
+            "listener.name.tls.ssl.keystore.type=PEM\n\
+             listener.name.tls.ssl.keystore.location={}\n\
+             listener.name.tls.ssl.truststore.type=PEM\n\
+             listener.name.tls.ssl.truststore.location={}\n\
+             listener.name.tls.ssl.client.auth=required\n",
+            own.display(),
+            trusted.display()
+        );
+        Self::start_with(0, &[("TLS", port, "SSL")], &properties)
     }
 
     fn start_with(links: usize, doors: &[(&str, u16, &str)], properties: &str) -> Outcome<Self> {
@@ -253,25 +273,28 @@ impl Drop for Lease<'_> {
     }
 }
 
-pub(super) fn class_path() -> Outcome<[String; 3]> {
+/// The folder of Kafka's own jars.
+pub fn jars() -> Outcome<PathBuf> {
+    let version = include_str!("../../kafka/pom.xml").split("<kafka.version>").nth(1).and_then(|t| t.split('<').next());
     let jars = match std::env::var_os("TIDEGATE_KAFKA_JARS") {
         Some(jars) => PathBuf::from(jars),
-        None => cache()?,
+        None => cached(&format!("kafka-{}", version.unwrap_or_default()))?,
     };
-    if !jars.is_dir() {
-        return trouble!("no Kafka in {}: tests/run brings it", jars.display());
-    }
-    Ok(["-cp".into(), format!("{}/*", jars.display()), "-Dlog4j2.configurationFile=log4j2.properties".into()])
+    if jars.is_dir() { Ok(jars) } else { trouble!("no Kafka in {}: tests/run brings it", jars.display()) }
 }
 
-fn cache() -> Outcome<PathBuf> {
+/// Where `tests/run` keeps what it has brought.
+pub fn cached(name: &str) -> Outcome<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
-    let version = include_str!("../../kafka/pom.xml").split("<kafka.version>").nth(1).and_then(|t| t.split('<').next());
-    match (cache, version) {
-        (Some(cache), Some(version)) => Ok(cache.join("tidegate-tests").join(format!("kafka-{version}"))),
-        _ => trouble!("neither HOME nor XDG_CACHE_HOME, or no version in pom.xml"),
+    match std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home) {
+        Some(cache) => Ok(cache.join("tidegate-tests").join(name)),
+        None => trouble!("neither HOME nor XDG_CACHE_HOME"),
     }
+}
+
+pub(super) fn class_path() -> Outcome<[String; 3]> {
+    let jars = jars()?;
+    Ok(["-cp".into(), format!("{}/*", jars.display()), "-Dlog4j2.configurationFile=log4j2.properties".into()])
 }
 
 /// Who can log in at a guarded broker.

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Outcome, process::free_port};
 
@@ -20,6 +20,9 @@ pub enum Weather {
     Cut,
     /// Requests pass; the first byte of an answer closes its connection instead: the answer is lost.
     AnswersLost,
+    /// Kafka only: when a client ends a transaction (`EndTxn`), its connection is closed, and that very request arrives
+    /// over another one, 150 to 1,650 ms later: what a slow network does to a request of a dead connection.
+    EndTxnLate,
 }
 
 /// Runs until dropped.
@@ -36,6 +39,13 @@ struct State {
     attempts: AtomicU64,
     live: AtomicUsize,
     answers_lost: AtomicU64,
+    /// `EndTxn` requests that were made late.
+    late: AtomicU64,
+    /// How long each byte takes in each direction.
+    delay_ms: AtomicU64,
+    /// Bytes that clients have sent.
+    up: AtomicU64,
+    target: u16,
 }
 
 /// A dropped proxy.
@@ -60,6 +70,10 @@ impl Proxy {
             attempts: AtomicU64::new(0),
             live: AtomicUsize::new(0),
             answers_lost: AtomicU64::new(0),
+            late: AtomicU64::new(0),
+            delay_ms: AtomicU64::new(0),
+            up: AtomicU64::new(0),
+            target,
         });
         let shared = Arc::clone(&state);
         std::thread::spawn(move || accept(&listener, target, &shared));
@@ -74,6 +88,21 @@ impl Proxy {
     /// From now on.
     pub fn set(&self, weather: Weather) {
         self.state.weather.store(weather as u8, Ordering::SeqCst);
+    }
+
+    /// From now on every byte takes so long in each direction: half a round trip. The width of the link is not bounded.
+    pub fn delay(&self, time: Duration) {
+        self.state.delay_ms.store(time.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    /// `EndTxn` requests that were made late until now.
+    pub fn late(&self) -> u64 {
+        self.state.late.load(Ordering::SeqCst)
+    }
+
+    /// Bytes that clients have sent until now.
+    pub fn bytes_up(&self) -> u64 {
+        self.state.up.load(Ordering::SeqCst)
     }
 
     /// Connections accepted until now.
@@ -131,10 +160,13 @@ fn accept(listener: &TcpListener, target: u16, state: &Arc<State>) {
     }
 }
 
-fn copy(mut from: &TcpStream, mut to: &TcpStream, answers: bool, state: &State) -> std::io::Result<()> {
+fn copy(mut from: &TcpStream, to: &TcpStream, answers: bool, state: &Arc<State>) -> std::io::Result<()> {
     from.set_nonblocking(false)?;
     from.set_nodelay(true)?;
+    to.set_nodelay(true)?;
     from.set_read_timeout(Some(GLANCE))?;
+    let mut line = Line::new(to.try_clone()?, Arc::clone(state));
+    let mut frames = Frames::default();
     let mut bytes = vec![0; 64 * 1024];
     while !state.ends_connections() {
         if state.is(Weather::Fog) {
@@ -155,13 +187,118 @@ fn copy(mut from: &TcpStream, mut to: &TcpStream, answers: bool, state: &State) 
                 if state.ends_connections() {
                     return Ok(());
                 }
-                to.write_all(bytes.get(..count).unwrap_or_default())?;
+                let read = bytes.get(..count).unwrap_or_default();
+                if answers {
+                    line.send(read)?;
+                    continue;
+                }
+                state.up.fetch_add(count as u64, Ordering::SeqCst);
+                if !frames.is_kafka {
+                    line.send(read)?;
+                    continue;
+                }
+                for frame in frames.feed(read) {
+                    if is_end_txn(&frame) && state.is(Weather::EndTxnLate) {
+                        state.late.fetch_add(1, Ordering::SeqCst);
+                        deliver_late(frame, state.target);
+                        return Ok(());
+                    }
+                    line.send(&frame)?;
+                }
+                if !frames.is_kafka {
+                    line.send(&std::mem::take(&mut frames.rest))?;
+                }
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
             Err(error) => return Err(error),
         }
     }
     Ok(())
+}
+
+/// Over a connection of its own, when it is too late.
+fn deliver_late(frame: Vec<u8>, target: u16) {
+    std::thread::spawn(move || -> std::io::Result<()> {
+        let mut stream = TcpStream::connect(("127.0.0.1", target))?;
+        std::thread::sleep(Duration::from_millis(fastrand::u64(150..1_650)));
+        stream.write_all(&frame)?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.read(&mut [0; 256]).map(|_answer| ())
+    });
+}
+
+/// `EndTxn` is request 26.
+fn is_end_txn(frame: &[u8]) -> bool {
+    frame.get(4..6) == Some(&[0, 26])
+}
+
+/// Requests of Kafka's protocol: a length and so many bytes. What does not look like that is passed on as it is.
+struct Frames {
+    is_kafka: bool,
+    rest: Vec<u8>,
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self { is_kafka: true, rest: Vec::new() }
+    }
+}
+
+impl Frames {
+    fn feed(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
+        self.rest.extend_from_slice(bytes);
+        let mut whole = Vec::new();
+        while let Some(head) = self.rest.first_chunk::<4>() {
+            let length = u32::from_be_bytes(*head) as usize + 4;
+            if length > 100 << 20 {
+                self.is_kafka = false;
+                break;
+            }
+            if self.rest.len() < length {
+                break;
+            }
+            let next = self.rest.split_off(length);
+            whole.push(std::mem::replace(&mut self.rest, next));
+        }
+        whole
+    }
+}
+
+/// Writes at once, or after the link's delay.
+struct Line {
+    to: TcpStream,
+    state: Arc<State>,
+    delayed: Option<std::sync::mpsc::Sender<(Instant, Vec<u8>)>>,
+}
+
+impl Line {
+    fn new(to: TcpStream, state: Arc<State>) -> Self {
+        Self { to, state, delayed: None }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        let delay = Duration::from_millis(self.state.delay_ms.load(Ordering::SeqCst));
+        if delay.is_zero() && self.delayed.is_none() {
+            return self.to.write_all(bytes);
+        }
+        let sender = match &self.delayed {
+            Some(sender) => sender,
+            None => {
+                let (sender, receiver) = std::sync::mpsc::channel::<(Instant, Vec<u8>)>();
+                let mut to = self.to.try_clone()?;
+                std::thread::spawn(move || {
+                    for (due, bytes) in receiver {
+                        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                        if to.write_all(&bytes).is_err() {
+                            return;
+                        }
+                    }
+                });
+                self.delayed.insert(sender)
+            }
+        };
+        sender.send((Instant::now() + delay, bytes.to_vec())).map_err(|_gone| ErrorKind::BrokenPipe.into())
+    }
 }
 
 #[cfg(test)]

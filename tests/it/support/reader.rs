@@ -57,17 +57,47 @@ pub struct Reader {
     /// The next offset of each partition.
     next: BTreeMap<(String, i32), i64>,
     records: Vec<Record>,
+    isolation: Isolation,
 }
+
+/// What a reader sees of transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// Everything.
+    Uncommitted,
+    /// What is committed. The markers of transactions take offsets that no reader sees, so the end of a partition is not
+    /// a record: it is reached when nothing more comes.
+    Committed,
+}
+
+/// Shall every scenario run with transactions?
+pub fn transactions_are_asked_for() -> bool {
+    std::env::var("TIDEGATE_DELIVERY").is_ok_and(|delivery| delivery == "exactly-once")
+}
+
+/// A reader of what is committed is at the end when nothing has come for so long.
+const SILENCE: Duration = Duration::from_millis(700);
 
 impl Reader {
     /// Of all partitions of these topics, which must exist.
     pub fn open(brokers: &str, topics: &[&str]) -> Outcome<Self> {
+        let all = if transactions_are_asked_for() { Isolation::Committed } else { Isolation::Uncommitted };
+        Self::with(brokers, topics, all)
+    }
+
+    /// The same, as a consumer with `isolation.level=read_committed` sees it.
+    pub fn committed(brokers: &str, topics: &[&str]) -> Outcome<Self> {
+        Self::with(brokers, topics, Isolation::Committed)
+    }
+
+    fn with(brokers: &str, topics: &[&str], isolation: Isolation) -> Outcome<Self> {
+        let level = if isolation == Isolation::Committed { "read_committed" } else { "read_uncommitted" };
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", brokers)
             .set("group.id", "oracle")
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "earliest")
-            .set("isolation.level", "read_uncommitted")
+            .set("isolation.level", level)
             .set("fetch.wait.max.ms", "20")
             .set("reconnect.backoff.max.ms", "500")
             .set("check.crcs", "true")
@@ -81,7 +111,7 @@ impl Reader {
             }
         }
         consumer.assign(&assignment)?;
-        Ok(Self { consumer, next, records: Vec::new() })
+        Ok(Self { consumer, next, records: Vec::new(), isolation })
     }
 
     /// Does a broker answer, with itself in its answer?
@@ -104,11 +134,18 @@ impl Reader {
             ends.insert((topic.clone(), *partition), end);
         }
         let limit = Instant::now() + PATIENCE;
+        let mut came = Instant::now();
         while ends.iter().any(|(partition, end)| self.next.get(partition).is_some_and(|next| next < end)) {
             if Instant::now() > limit {
                 return trouble!("Kafka did not hand out what it holds: {:?} of {ends:?}", self.next);
             }
+            let before = self.records.len();
             self.poll(Duration::from_millis(100));
+            if self.records.len() > before {
+                came = Instant::now();
+            } else if self.isolation == Isolation::Committed && came.elapsed() > SILENCE {
+                break;
+            }
         }
         Ok(&self.records)
     }
@@ -218,21 +255,6 @@ pub fn create_replicated_topic(
         (found.error().is_none() && led as i32 == partitions).then_some(())
     };
     super::wait_for("leaders of a new topic", PATIENCE, has_leaders)
-}
-
-/// Lets Kafka remove the records of these partitions before an offset, as it does by age.
-pub fn delete_before(brokers: &str, topic: &str, partitions: &[(i32, i64)]) -> Outcome<()> {
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", brokers).create()?;
-    let mut offsets = TopicPartitionList::new();
-    for (partition, offset) in partitions {
-        offsets.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let deleted = runtime.block_on(admin.delete_records(&offsets, &AdminOptions::new()))?;
-    for partition in deleted.elements() {
-        partition.error()?;
-    }
-    Ok(())
 }
 
 /// What became of the records that [`produce`] sent.

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{Offset, TopicPartitionList};
 
 use super::{Outcome, PATIENCE, trouble};
 
@@ -66,6 +69,8 @@ impl Hand {
     }
 
     pub fn abort(&self) -> Outcome<()> {
+        // Only a producer that is polled can abort, and what is to be aborted shall be in Kafka.
+        self.flush()?;
         Ok(self.producer.abort_transaction(PATIENCE)?)
     }
 
@@ -114,4 +119,19 @@ pub fn delivered(sequence: u64) -> String {
 /// A declared hole.
 pub fn hole(first: u64, last: u64, fate: &str) -> String {
     format!(r#"{{"v":1,"first":{first},"last":{last},"fate":"{fate}","reason":"planted","at":1}}"#)
+}
+
+/// Lets Kafka remove the records of these partitions before an offset, as it does by age.
+pub fn delete_before(brokers: &str, topic: &str, partitions: &[(i32, i64)]) -> Outcome<()> {
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", brokers).create()?;
+    let mut offsets = TopicPartitionList::new();
+    for (partition, offset) in partitions {
+        offsets.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let deleted = runtime.block_on(admin.delete_records(&offsets, &AdminOptions::new()))?;
+    for partition in deleted.elements() {
+        partition.error()?;
+    }
+    Ok(())
 }

@@ -11,6 +11,11 @@
 //! *Flowing* sends. *Draining* sends nothing and waits for the reports of what is in flight, for a few seconds at most;
 //! then every failure gets its verdict, and reading starts again at the oldest unsettled event. *Pausing* has no
 //! producer.
+//!
+//! With transactions, *Flowing* has states of its own (`transaction.rs`), and an abort takes the place of *Draining*:
+//! see `transactions.rs`.
+
+mod transactions;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,17 +24,19 @@ use std::time::{Duration, Instant};
 use rdkafka::config::ClientConfig;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use self::transactions::Transacting;
 use super::link::Repeats;
 use super::options;
 use super::outstanding::{Restart, Skips};
 use super::pace::{Finding, Pace, Permit};
 use super::parking::Gate;
 use super::producer::{Failure, Producer, Reports};
+use super::relay::ForwardError;
 use super::shared::{Shared, add};
 use super::targets::{Generation, Turn};
 use super::verdict::{Verdict, dead_letter_reason, send_verdict, verdict};
 use crate::buffer::DeadLetter;
-use crate::event::Stored;
+use crate::event::{Sequence, Stored};
 #[cfg(feature = "planted")]
 use crate::planted::{Bug, planted};
 use crate::retry::Backoff;
@@ -66,6 +73,10 @@ pub(super) struct MainLane {
     said: Repeats,
     /// A Kafka topic that took something, to ask brokers about.
     pub(super) known_topic: Option<Arc<str>>,
+    /// With transactions.
+    transacting: Option<Transacting>,
+    /// Why the agent cannot go on.
+    fault: Option<ForwardError>,
 }
 
 /// See the drawing above.
@@ -82,6 +93,8 @@ struct Pending {
     bytes: usize,
     /// They wait for company until then.
     gather_until: Option<Instant>,
+    /// When the first of them came.
+    since: Option<Instant>,
 }
 
 /// Why a new producer.
@@ -108,7 +121,14 @@ impl MainLane {
             backoff: Backoff::new(),
             said: Repeats::default(),
             known_topic: None,
+            transacting: None,
+            fault: None,
         }
+    }
+
+    /// Why the agent cannot go on, if it cannot.
+    pub(super) fn fault(&mut self) -> Option<ForwardError> {
+        self.fault.take()
     }
 
     /// The present producer, if there is one.
@@ -147,6 +167,7 @@ impl MainLane {
         }
         if self.pending.events.is_empty() {
             self.pending.gather_until = now.checked_add(self.linger);
+            self.pending.since = Some(now);
         }
         self.pending.bytes =
             events.iter().fold(self.pending.bytes, |sum, stored| sum.saturating_add(stored.event.cost_bytes()));
@@ -162,7 +183,7 @@ impl MainLane {
         let Some(producer) = self.producer() else { return false };
         producer.poll(Duration::ZERO);
         let reports = producer.reports();
-        let progress = !reports.confirmed.is_empty() || !reports.failures.is_empty();
+        let progress = !reports.confirmed.is_empty() || reports.acked > 0 || !reports.failures.is_empty();
         if !reports.confirmed.is_empty() {
             self.backoff.reset();
         }
@@ -173,6 +194,7 @@ impl MainLane {
     /// Does what the phase asks for, without waiting.
     pub(super) fn turn(&mut self, shared: &mut Shared, now: Instant) {
         self.phase = match std::mem::replace(&mut self.phase, Phase::Pausing(now)) {
+            Phase::Flowing(producer) if self.transacting.is_some() => self.transact(producer, shared, now),
             Phase::Flowing(producer) if self.failures.is_empty() => self.flow(producer, shared, now),
             Phase::Flowing(producer) => Phase::Draining(producer, now.checked_add(DRAIN).unwrap_or(now)),
             Phase::Draining(producer, until) => self.drain(producer, until, shared, now),
@@ -213,25 +235,39 @@ impl MainLane {
         // The rest of a batch that did not fit into the window waits for room, not for company.
         self.pending.gather_until = None;
         match self.send_pending(&producer, shared, now) {
-            Sent::Done => Phase::Flowing(producer),
+            Sent::Done | Sent::GroupDone | Sent::NotBegun(_) => Phase::Flowing(producer),
             Sent::Failed => Phase::Draining(producer, now.checked_add(DRAIN).unwrap_or(now)),
-            Sent::BatchesTooLarge => {
-                // Nothing is in flight here: a new producer costs no repeat.
-                if let Some(bytes) = options::shrink_batches(&mut self.config) {
-                    tracing::info!(bytes, "kafka: batches are too large for a topic; smaller ones from now on");
-                }
-                let (_, restart) = producer.retire();
-                self.restart(restart, shared);
-                Phase::Pausing(now)
-            }
+            Sent::BatchesTooLarge => self.shrink(producer, shared, now),
         }
+    }
+
+    /// Nothing is in flight here: a new producer costs no repeat.
+    fn shrink(&mut self, producer: Producer, shared: &mut Shared, now: Instant) -> Phase {
+        if let Some(bytes) = options::shrink_batches(&mut self.config) {
+            tracing::info!(bytes, "kafka: batches are too large for a topic; smaller ones from now on");
+        }
+        let (_, restart) = producer.retire();
+        self.restart(restart, shared);
+        Phase::Pausing(now)
+    }
+
+    /// The first pending one is settled without being sent.
+    fn pass(&mut self, producer: &Producer, sequence: Sequence) {
+        self.passed(sequence);
+        self.pending.pop(producer);
     }
 
     fn send_pending(&mut self, producer: &Producer, shared: &mut Shared, now: Instant) -> Sent {
         while let Some(stored) = self.pending.events.front() {
             let (sequence, route) = (stored.sequence, stored.event.route);
             if self.skips.take(sequence) {
-                self.pending.pop(producer);
+                self.pass(producer, sequence);
+                continue;
+            }
+            if let Some(proof) = self.transacting.as_mut().and_then(|own| own.vouched(sequence, route)) {
+                shared.count_delivered(1);
+                shared.outcome.delivered(vec![proof], now);
+                self.pass(producer, sequence);
                 continue;
             }
             let known = match shared.targets.find(&stored.event.topic) {
@@ -239,7 +275,7 @@ impl MainLane {
                 Err(no_target) => {
                     let kafka_topic = Arc::from("");
                     shared.dead(DeadLetter { sequence, route, kafka_topic, reason: no_target.to_string() }, now);
-                    self.pending.pop(producer);
+                    self.pass(producer, sequence);
                     continue;
                 }
             };
@@ -248,22 +284,30 @@ impl MainLane {
                 Gate::Direct => {}
                 Gate::Hold => return Sent::Done,
                 Gate::Park => {
-                    shared.parking.parked_one(&target.topic);
-                    shared.outcome.parked(sequence, route, Arc::clone(&target.topic), now);
-                    self.pending.pop(producer);
+                    shared.park_one(sequence, route, &target.topic, now);
+                    self.pass(producer, sequence);
                     continue;
                 }
             }
             // custody rule 4, see `targets.rs`.
-            let turn = known.turn(self.generation, |first| producer.is_settled(first));
+            let turn = known.turn(self.generation, |first| producer.has_come_back(first));
             let (in_flight, bytes) = producer.in_flight();
             if turn == Turn::NotYet || in_flight >= MOST_IN_FLIGHT || bytes >= MOST_IN_FLIGHT_BYTES {
                 return Sent::Done;
             }
-            match self.pace.permit(sequence, in_flight) {
+            // With transactions a group is judged when it is committed.
+            let unproven = if self.transacting.is_some() { producer.uncommitted() } else { in_flight };
+            match self.pace.permit(sequence, unproven) {
                 Permit::Go => {}
-                Permit::NotYet => return Sent::Done,
+                Permit::NotYet => return Sent::GroupDone,
                 Permit::GoSmaller => return Sent::BatchesTooLarge,
+            }
+            let since = self.pending.since;
+            let begun = self.transacting.as_mut().map_or(Ok(true), |own| own.may_send(producer, since, now));
+            match begun {
+                Ok(true) => {}
+                Ok(false) => return Sent::Done,
+                Err(code) => return Sent::NotBegun(code),
             }
             match shared.send(producer, stored, &target) {
                 Ok(()) => {
@@ -275,6 +319,7 @@ impl MainLane {
                         shared.targets.sent(&stored.event.topic, self.generation, sequence);
                     }
                     self.pace.sent();
+                    self.passed(sequence);
                     self.pending.pop_sent();
                     if !self.known_topic.as_ref().is_some_and(|known| Arc::ptr_eq(known, &target.topic)) {
                         self.known_topic = Some(Arc::clone(&target.topic));
@@ -287,12 +332,12 @@ impl MainLane {
                         let reason = "larger than queue.buffering.max.kbytes in [kafka.options]".to_owned();
                         let kafka_topic = Arc::clone(&target.topic);
                         shared.dead(DeadLetter { sequence, route, kafka_topic, reason }, now);
-                        self.pending.pop(producer);
+                        self.pass(producer, sequence);
                     }
                     Verdict::DeadLetter => {
                         let (kafka_topic, reason) = (Arc::clone(&target.topic), dead_letter_reason(code));
                         shared.dead(DeadLetter { sequence, route, kafka_topic, reason }, now);
-                        self.pending.pop(producer);
+                        self.pass(producer, sequence);
                     }
                     Verdict::Resend | Verdict::NewProducer | Verdict::Alone | Verdict::ParkTopic => {
                         // Others of the topic may be in flight; they come first, so this waits for their reports.
@@ -395,13 +440,16 @@ impl MainLane {
             self.pending = Pending::default();
             shared.outlet.rewind(after);
             self.skips.restart(restart.settled);
+            self.gone_back(after);
         }
+        shared.declarations.undone();
     }
 
     fn renew(&mut self, shared: &mut Shared, now: Instant) -> Phase {
         match Producer::new(&self.config) {
             Ok(producer) => {
                 shared.changed = true;
+                self.open_session(now);
                 self.generation = shared.next_generation();
                 add(&mut shared.status.producers, 1);
                 Phase::Flowing(producer)
@@ -421,6 +469,10 @@ impl MainLane {
 enum Sent {
     /// All, or what there was room for.
     Done,
+    /// The careful pace wants to hear about this group first.
+    GroupDone,
+    /// With transactions: none could be begun.
+    NotBegun(Code),
     /// librdkafka refused one: to be judged.
     Failed,
     /// The careful pace has ended, and it was the size of batches.

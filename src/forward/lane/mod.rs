@@ -6,6 +6,10 @@
 //! link would never catch up. A group that is small means that it has: then the lane closes (`parking.rs`). Each chunk
 //! is settled as a whole, in order. When a try ends in the middle of a group, its proofs are kept, so that the next
 //! try sends only the rest.
+//!
+//! With transactions (`transactions.rs`) each group of the pace is one, and the lane has a watermark of its own.
+
+mod transactions;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,10 +17,12 @@ use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 
+use self::transactions::Transacting;
 use super::options;
 use super::pace::{Finding, Pace, Permit};
 use super::parking::Opened;
 use super::producer::{Failure, Producer};
+use super::session::Terms;
 use super::shared::Shared;
 use super::targets::{Generation, Turn};
 use super::verdict::{Verdict, dead_letter_reason, park_reason, send_verdict, verdict};
@@ -48,6 +54,8 @@ const TURN: Duration = Duration::from_secs(10);
 /// The sender of parked lanes.
 pub(super) struct LaneSender {
     config: ClientConfig,
+    /// With transactions.
+    terms: Option<Arc<Terms>>,
     active: Option<Try>,
     /// Where tries that ended left off, by Kafka topic; forgotten when the topic is direct again.
     left_off: HashMap<Arc<str>, LeftOff>,
@@ -69,6 +77,8 @@ struct Try {
     failures: Vec<Failure>,
     last_progress: Instant,
     look_at: Instant,
+    /// With transactions.
+    transacting: Option<Transacting>,
 }
 
 /// Chunks of a lane that are sent together, in order.
@@ -107,11 +117,11 @@ enum Step {
 
 impl LaneSender {
     /// Uses the main producer's configuration, but finds out sooner that a topic is missing.
-    pub(super) fn new(mut config: ClientConfig) -> Self {
+    pub(super) fn new(mut config: ClientConfig, terms: Option<Arc<Terms>>) -> Self {
         for (name, value) in options::LANE {
             config.set(*name, *value);
         }
-        Self { config, active: None, left_off: HashMap::new() }
+        Self { config, terms, active: None, left_off: HashMap::new() }
     }
 
     /// Something is under way that needs polling.
@@ -124,7 +134,8 @@ impl LaneSender {
         if self.active.is_none() {
             let Some(topic) = shared.parking.next_due(now) else { return Ok(()) };
             let place = self.left_off.remove(&topic).unwrap_or_default();
-            self.active = Some(Try::new(topic, place, now));
+            let transacting = self.terms.clone().map(Transacting::new);
+            self.active = Some(Try::new(topic, place, transacting, now));
         }
         let Some(active) = &mut self.active else { return Ok(()) };
         match active.step(&self.config, shared, now)? {
@@ -162,6 +173,9 @@ impl LaneSender {
             return true; // nothing of the group is in Kafka: nothing would be repeated
         }
         active.poll(shared, now);
+        if active.transacting.is_some() {
+            return active.wind_down(shared, now);
+        }
         if active.failures.is_empty() {
             active.send_group(shared, now);
             active.settle_group(shared, now);
@@ -182,7 +196,7 @@ impl LaneSender {
 }
 
 impl Try {
-    fn new(topic: Arc<str>, place: LeftOff, now: Instant) -> Self {
+    fn new(topic: Arc<str>, place: LeftOff, transacting: Option<Transacting>, now: Instant) -> Self {
         Self {
             topic,
             place,
@@ -196,6 +210,7 @@ impl Try {
             failures: Vec::new(),
             last_progress: now,
             look_at: now,
+            transacting,
         }
     }
 
@@ -203,6 +218,9 @@ impl Try {
         self.poll(shared, now);
         if !self.failures.is_empty() {
             return Ok(self.judge(shared, now));
+        }
+        if let Some(step) = self.transact(shared, now) {
+            return Ok(step);
         }
         self.settle_group(shared, now);
         if self.group.is_none() {
@@ -230,11 +248,15 @@ impl Try {
                 Ok(producer) => {
                     self.producer = Some(producer);
                     self.generation = shared.next_generation();
+                    self.open_session(shared, now);
                 }
                 Err(_) => return Ok(Step::Refused(None)),
             }
         }
-        self.send_group(shared, now);
+        if self.may_send() {
+            self.send_group(shared, now);
+            self.close_group(now);
+        }
         if now.saturating_duration_since(self.last_progress) > NO_PROGRESS {
             return Ok(Step::Refused(None));
         }
@@ -272,6 +294,7 @@ impl Try {
         }
         self.next = 0;
         self.group = Some(group);
+        self.vouch();
         Ok(true)
     }
 
@@ -283,11 +306,22 @@ impl Try {
                 continue;
             }
             let in_flight = producer.in_flight().0;
-            if in_flight >= MOST_IN_FLIGHT || self.pace.permit(stored.sequence, in_flight) == Permit::NotYet {
+            // With transactions a group is judged when it is committed.
+            let unproven = if self.transacting.is_some() { producer.uncommitted() } else { in_flight };
+            if in_flight >= MOST_IN_FLIGHT {
+                return;
+            }
+            if self.pace.permit(stored.sequence, unproven) == Permit::NotYet {
+                self.hold_group();
                 return;
             }
             let (target, turn) = self.target(shared, producer, stored);
             if turn == Turn::NotYet {
+                return;
+            }
+            if let Some(code) = self.transacting.as_mut().and_then(|own| own.begin(producer).err()) {
+                let (sequence, route) = (stored.sequence, stored.event.route);
+                self.failures.push(Failure { sequence, route, topic: self.topic.to_string(), code });
                 return;
             }
             match shared.send(producer, stored, &target) {
@@ -309,6 +343,7 @@ impl Try {
                             let letter = dead_letter(&self.topic, stored, dead_letter_reason(code));
                             self.place.done.insert(letter.sequence);
                             shared.count_dead(&letter, now);
+                            shared.declare_dead(&letter);
                             self.place.dead.push(letter);
                             continue;
                         }
@@ -329,7 +364,7 @@ impl Try {
         let topic = Arc::clone(&self.topic);
         match shared.targets.find(&stored.event.topic) {
             Ok(known) => {
-                let turn = known.turn(self.generation, |first| producer.is_settled(first));
+                let turn = known.turn(self.generation, |first| producer.has_come_back(first));
                 let target = Arc::clone(&known.target);
                 let target =
                     if target.topic == topic { target } else { Arc::new(Target { topic, ..(*target).clone() }) };
@@ -349,6 +384,9 @@ impl Try {
         drop(producer.remarks());
         let reports = producer.reports();
         self.failures.extend(reports.failures);
+        if reports.acked > 0 {
+            self.last_progress = now;
+        }
         self.confirmed(reports.confirmed, shared, now);
     }
 
@@ -397,7 +435,11 @@ impl Try {
 
     /// Failures came back. Waits for the rest of what is in flight, then decides.
     fn judge(&mut self, shared: &mut Shared, now: Instant) -> Step {
-        if let Some(producer) = &self.producer
+        if self.is_aborting(now) {
+            return Step::On;
+        }
+        if self.transacting.is_none()
+            && let Some(producer) = &self.producer
             && producer.in_flight().0 > 0
             && now.saturating_duration_since(self.last_progress) < NO_PROGRESS
         {
@@ -442,6 +484,7 @@ impl Try {
             reason: dead_letter_reason(failure.code),
         };
         shared.count_dead(&letter, now);
+        shared.declare_dead(&letter);
         self.place.done.insert(letter.sequence);
         self.place.dead.push(letter);
     }
@@ -451,6 +494,7 @@ impl Try {
             let (reports, _restart) = producer.retire();
             self.confirmed(reports.confirmed, shared, now);
         }
+        self.end_session();
     }
 }
 

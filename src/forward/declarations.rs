@@ -1,0 +1,146 @@
+//! What the next transaction of the main lane says besides its watermark: holes that readers will see, and which parked
+//! Kafka topics have something new to wait for.
+//!
+//! Every hole is declared with or after the watermark that passes it, whoever made it, and kept here until the transaction
+//! that declares it is committed. After a restart those that may not have been declared are declared again: their keys
+//! are made of their sequences, so that twice is harmless.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::event::Sequence;
+use crate::watermark::{Fate, Record};
+
+/// So many holes go into one transaction, about 150 bytes each; with more of them waiting it is closed.
+const MOST: usize = 1_000;
+
+/// See the module's words.
+#[derive(Debug, Default)]
+pub(super) struct Declarations {
+    holes: Vec<Hole>,
+    /// So many of them are in the open transaction.
+    sealed: usize,
+    /// This buffer was another one.
+    identity: Option<Record>,
+    lanes: BTreeSet<Arc<str>>,
+    sealed_lanes: BTreeSet<Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Hole {
+    first: Sequence,
+    last: Sequence,
+    kafka_topic: Arc<str>,
+    reason: String,
+    at_ms: i64,
+}
+
+impl Declarations {
+    /// A dead letter. Neighbours with one reason and one topic become one hole.
+    pub(super) fn dead(&mut self, sequence: Sequence, kafka_topic: &Arc<str>, reason: &str, at_ms: i64) {
+        if self.holes.len() > self.sealed
+            && let Some(last) = self.holes.last_mut()
+            && last.last.checked_add(1) == Some(sequence)
+            && last.kafka_topic == *kafka_topic
+            && last.reason == reason
+        {
+            last.last = sequence;
+            return;
+        }
+        let kafka_topic = Arc::clone(kafka_topic);
+        self.holes.push(Hole { first: sequence, last: sequence, kafka_topic, reason: reason.to_owned(), at_ms });
+    }
+
+    /// Events were parked for that topic, or its lane was sent.
+    pub(super) fn lane(&mut self, kafka_topic: &Arc<str>) {
+        if !self.lanes.contains(kafka_topic) {
+            self.lanes.insert(Arc::clone(kafka_topic));
+        }
+    }
+
+    /// This buffer was another one; said once a start.
+    pub(super) fn was(&mut self, was: Uuid, last: Sequence, at_ms: i64) {
+        self.identity = Some(Record::Identity { was, last, at_ms });
+    }
+
+    /// There is something to say.
+    pub(super) fn any(&self) -> bool {
+        !self.holes.is_empty() || !self.lanes.is_empty() || self.identity.is_some()
+    }
+
+    /// As much as one transaction takes.
+    pub(super) fn is_full(&self) -> bool {
+        self.holes.len() >= MOST
+    }
+
+    /// The identity and the holes for the transaction that is being sealed.
+    pub(super) fn seal(&mut self) -> impl Iterator<Item = Record> {
+        self.sealed = self.holes.len().min(MOST);
+        self.identity.iter().cloned().chain(self.holes.iter().take(self.sealed).map(|hole| Record::Hole {
+            first: hole.first,
+            last: hole.last,
+            fate: Fate::DeadLettered,
+            reason: hole.reason.clone(),
+            kafka_topic: (!hole.kafka_topic.is_empty()).then(|| hole.kafka_topic.to_string()),
+            at_ms: hole.at_ms,
+        }))
+    }
+
+    /// The lanes for the transaction that is being sealed.
+    pub(super) fn seal_lanes(&mut self) -> Vec<Arc<str>> {
+        self.sealed_lanes = std::mem::take(&mut self.lanes);
+        self.sealed_lanes.iter().cloned().collect()
+    }
+
+    /// That transaction is committed.
+    pub(super) fn committed(&mut self) {
+        self.holes.drain(..self.sealed.min(self.holes.len()));
+        self.sealed = 0;
+        self.identity = None;
+        self.sealed_lanes.clear();
+    }
+
+    /// It is not, or nobody knows: all of it is to be said again.
+    pub(super) fn undone(&mut self) {
+        self.sealed = 0;
+        self.lanes.append(&mut self.sealed_lanes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first_and_last(declarations: &mut Declarations) -> Vec<(Sequence, Sequence)> {
+        let holes = declarations.seal();
+        holes
+            .filter_map(|r| if let Record::Hole { first, last, .. } = r { Some((first, last)) } else { None })
+            .collect()
+    }
+
+    #[test]
+    fn neighbours_are_one_hole_and_what_was_not_committed_is_declared_again() {
+        let (mut declarations, topic) = (Declarations::default(), Arc::from("t"));
+        for sequence in [3, 4, 5, 7] {
+            declarations.dead(sequence, &topic, "too large", 0);
+        }
+        declarations.dead(8, &topic, "other", 0);
+        assert_eq!(first_and_last(&mut declarations), [(3, 5), (7, 7), (8, 8)]);
+        declarations.undone();
+        assert_eq!(first_and_last(&mut declarations), [(3, 5), (7, 7), (8, 8)]);
+        // A hole that was made while they were on their way is not lost with them.
+        declarations.dead(9, &topic, "other", 0);
+        declarations.lane(&topic);
+        declarations.committed();
+        assert_eq!(first_and_last(&mut declarations), [(9, 9)]);
+        assert_eq!(declarations.seal_lanes(), [Arc::clone(&topic)]);
+        declarations.undone();
+        assert!(declarations.any());
+        assert_eq!(declarations.seal_lanes().len(), 1);
+        declarations.committed();
+        declarations.committed();
+        assert!(!declarations.any());
+    }
+}

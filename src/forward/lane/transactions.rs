@@ -1,0 +1,276 @@
+//! Parked lanes with transactions: what one says, and what a lost one means.
+//!
+//! All lanes share one transactional id, because one is sent at a time. Each lane has its own watermark record. It says
+//! up to which event *in the lane's order* the lane is delivered, and what still waits. After a restart that event is
+//! looked for in the lane: if it is there, it and all before it were delivered, and only the buffer did not hear of it;
+//! if it is not, the buffer did. Dead letters among them are told by their holes, which every transaction of a group
+//! declares again until the group is settled.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use super::{Group, Step, Try, dead_letter};
+use crate::delivered::DeclaredHole;
+use crate::delivered::Word;
+use crate::event::Sequence;
+use crate::forward::producer::Producer;
+use crate::forward::recall::Recalled;
+use crate::forward::session::{self, Session, Terms};
+use crate::forward::shared::{Shared, add, unix_ms};
+use crate::forward::transaction::State;
+use crate::forward::verdict::{Verdict, code_of, verdict};
+use crate::watermark::{Fate, Record, Waiting};
+
+/// A lane's part that only transactions need.
+pub(super) struct Transacting {
+    terms: Arc<Terms>,
+    session: Option<Session>,
+    /// The pace wants this group committed before it goes on.
+    held: bool,
+    /// The watermark of the transaction that is being sealed or committed.
+    sealed: Sequence,
+    /// What Kafka has of the lane and the buffer does not know.
+    word: Option<Vouched>,
+}
+
+/// See the module's words.
+struct Vouched {
+    word: Word,
+    /// The chunk that holds the last delivered event.
+    chunk: i64,
+    holes: Vec<DeclaredHole>,
+}
+
+impl Transacting {
+    pub(super) fn new(terms: Arc<Terms>) -> Self {
+        Self { terms, session: None, held: false, sealed: 0, word: None }
+    }
+
+    fn state(&self) -> Option<State> {
+        self.session.as_ref().map(Session::state)
+    }
+
+    /// Opens a transaction unless one is open.
+    pub(super) fn begin(&mut self, producer: &Producer) -> Result<(), Code> {
+        self.session.as_mut().map_or(Ok(()), |session| session.begin(producer).map_err(|error| code_of(&error)))
+    }
+}
+
+impl Try {
+    /// With a new producer.
+    pub(super) fn open_session(&mut self, shared: &Shared, now: Instant) {
+        let Some(transacting) = &mut self.transacting else { return };
+        // Where the lane stands is known unless a transaction of it is in doubt, or this is the first since the start.
+        let known = shared.partitions.filter(|_| shared.lanes_delivered.contains_key(&self.topic));
+        let lanes = vec![Arc::clone(&self.topic)];
+        transacting.session = Some(Session::new(Arc::clone(&transacting.terms), lanes, known, now));
+        transacting.held = false;
+    }
+
+    /// The producer is gone.
+    pub(super) fn end_session(&mut self) {
+        if let Some(transacting) = &mut self.transacting {
+            transacting.session = None;
+        }
+    }
+
+    /// Records may go out.
+    pub(super) fn may_send(&self) -> bool {
+        let Some(transacting) = &self.transacting else { return true };
+        matches!(transacting.state(), Some(State::Idle | State::Filling)) && !transacting.held
+    }
+
+    /// The pace waits for what was sent.
+    pub(super) fn hold_group(&mut self) {
+        if let Some(transacting) = &mut self.transacting {
+            transacting.held = true;
+        }
+    }
+
+    /// No more of this group, or of this part of it, is to be sent before it is committed.
+    pub(super) fn close_group(&mut self, now: Instant) {
+        let all_sent = self.group.as_ref().is_none_or(|group| self.next >= group.events.len());
+        if let Some(transacting) = &mut self.transacting
+            && let Some(session) = &mut transacting.session
+            && session.state() == State::Filling
+            && (all_sent || transacting.held)
+            && self.failures.is_empty()
+        {
+            session.close(now);
+        }
+        if let Some(transacting) = &mut self.transacting
+            && transacting.state() == Some(State::Idle)
+        {
+            transacting.held = false; // nothing was sent, so nothing is to be waited for
+        }
+    }
+
+    /// Goes on with the transaction; `None`: the lane may go on.
+    pub(super) fn transact(&mut self, shared: &mut Shared, now: Instant) -> Option<Step> {
+        let (Some(transacting), Some(producer)) = (&mut self.transacting, &self.producer) else { return None };
+        match transacting.session.as_mut()?.step(producer, now) {
+            session::Step::Send => None,
+            session::Step::Wait => {
+                let waited = now.saturating_duration_since(self.last_progress) > super::NO_PROGRESS;
+                Some(if waited { Step::Refused(None) } else { Step::On })
+            }
+            session::Step::Known(recalled) => Some(self.recalled(recalled, shared)),
+            session::Step::Seal => Some(self.seal(shared, now)),
+            session::Step::Committed(proofs, _) => {
+                transacting.held = false;
+                shared.lanes_delivered.insert(Arc::clone(&self.topic), transacting.sealed);
+                if let Some(status) = shared.transactions() {
+                    add(&mut status.committed, 1);
+                }
+                self.confirmed(proofs, shared, now);
+                None
+            }
+            session::Step::Aborted => Some(Step::On),
+            session::Step::Retried => {
+                if let Some(status) = shared.transactions() {
+                    add(&mut status.end_txn_retried, 1);
+                }
+                self.renew(shared, now);
+                Some(Step::On)
+            }
+            session::Step::Lost(code, detail) => {
+                tracing::debug!(topic = &*self.topic, %code, detail, "kafka: a parked topic's producer is over");
+                self.renew(shared, now);
+                Some(Step::Refused(None))
+            }
+        }
+    }
+
+    /// Kafka refused records. True while the transaction is being aborted; then they are judged.
+    pub(super) fn is_aborting(&mut self, now: Instant) -> bool {
+        let Some(producer) = &self.producer else { return false };
+        let Some(session) = self.transacting.as_mut().and_then(|own| own.session.as_mut()) else { return false };
+        let may_abort = self.failures.iter().all(|failure| verdict(failure.code) != Verdict::NewProducer);
+        match session.state() {
+            State::Filling | State::Closing if may_abort && producer.fatal().is_none() => {
+                session.refuse(producer, now);
+                true
+            }
+            State::Aborting => {
+                let waits = matches!(session.step(producer, now), session::Step::Wait);
+                if !waits {
+                    self.failures.extend(producer.reports().failures);
+                }
+                waits
+            }
+            _ => false,
+        }
+    }
+
+    /// A stop: what was begun is committed. True when nothing is open any more.
+    pub(super) fn wind_down(&mut self, shared: &mut Shared, now: Instant) -> bool {
+        let state = self.transacting.as_ref().and_then(Transacting::state);
+        if !state.is_some_and(State::is_open) || !self.failures.is_empty() {
+            return true;
+        }
+        if state == Some(State::Filling) {
+            self.hold_group();
+            self.close_group(now);
+        }
+        self.transact(shared, now).is_some_and(|step| !matches!(step, Step::On))
+    }
+
+    /// What the word vouches for of the group that was just read counts as sent.
+    pub(super) fn vouch(&mut self) {
+        let (Some(transacting), Some(group)) = (&mut self.transacting, &self.group) else { return };
+        let Some(Vouched { word, chunk: last, holes }) = &transacting.word else { return };
+        let mut from = 0_usize;
+        let mut beyond = false;
+        for (chunk, end) in &group.chunks {
+            beyond |= chunk > last;
+            let events = group.events.get(from..*end).unwrap_or_default();
+            from = *end;
+            for stored in events.iter().filter(|_| chunk <= last) {
+                let hole = holes.iter().find(|hole| (hole.first..=hole.last).contains(&stored.sequence));
+                let Some(proof) = word.delivered(stored.sequence, stored.event.route) else { continue };
+                if !self.place.done.insert(stored.sequence) {
+                    continue;
+                }
+                match hole {
+                    Some(hole) => self.place.dead.push(dead_letter(&self.topic, stored, hole.reason.clone())),
+                    None => self.place.confirmed.push(proof),
+                }
+            }
+        }
+        if beyond {
+            transacting.word = None;
+        }
+    }
+
+    fn recalled(&mut self, mut recalled: Recalled, shared: &mut Shared) -> Step {
+        let word = recalled.lanes.remove(&*self.topic);
+        let through = word.as_ref().map_or(0, Word::through);
+        shared.partitions = Some(recalled.partitions);
+        shared.lanes_delivered.insert(Arc::clone(&self.topic), through);
+        let Some(transacting) = &mut self.transacting else { return Step::On };
+        let Some((word, lane)) = word.zip(shared.settler.lane(&self.topic)) else { return Step::On };
+        match shared.outlet.parked_at(lane, through) {
+            Ok(Some(chunk)) => {
+                let holes = recalled.holes.into();
+                transacting.word = Some(Vouched { word, chunk, holes });
+                self.vouch();
+                Step::On
+            }
+            Ok(None) => Step::On,
+            Err(error) => {
+                tracing::warn!(%error, topic = &*self.topic, "kafka: the lane of a parked topic cannot be read");
+                shared.lanes_delivered.remove(&self.topic);
+                Step::Refused(None)
+            }
+        }
+    }
+
+    fn seal(&mut self, shared: &mut Shared, now: Instant) -> Step {
+        let (Some(group), Some(producer)) = (&self.group, &self.producer) else { return Step::Refused(None) };
+        let Some(last) = self.next.checked_sub(1).and_then(|at| group.events.get(at)) else {
+            return Step::Refused(None);
+        };
+        let sealed = last.sequence;
+        let unsettled = self.place.done.len().saturating_add(producer.uncommitted());
+        let waiting = waiting(group, self.next, unsettled, shared);
+        let Some(transacting) = &mut self.transacting else { return Step::Refused(None) };
+        let at_ms = unix_ms();
+        let kafka_topic = self.topic.to_string();
+        let instance = transacting.terms.instance;
+        let mut records = vec![Record::Lane { kafka_topic, instance, delivered: sealed, waiting, at_ms }];
+        records.extend(self.place.dead.iter().map(|letter| Record::Hole {
+            first: letter.sequence,
+            last: letter.sequence,
+            fate: Fate::DeadLettered,
+            reason: letter.reason.clone(),
+            kafka_topic: Some(letter.kafka_topic.to_string()),
+            at_ms,
+        }));
+        transacting.sealed = sealed;
+        // Until it is committed nobody knows where the lane stands.
+        shared.lanes_delivered.remove(&self.topic);
+        let sealed = transacting.session.as_mut().map(|session| session.seal(producer, &records, now));
+        if matches!(sealed, Some(Ok(()))) { Step::On } else { Step::Refused(None) }
+    }
+
+    fn renew(&mut self, shared: &mut Shared, now: Instant) {
+        self.retire(shared, now);
+        self.next = 0; // what is done is left out
+        self.pace.restart();
+    }
+}
+
+/// What is still held of the lane when the first `next` events of the group, `gone` in all, are delivered.
+fn waiting(group: &Group, next: usize, gone: usize, shared: &Shared) -> Option<Waiting> {
+    let before = group.chunks.first().map_or(0, |(id, _)| id.saturating_sub(1));
+    let behind = group.chunks.last().map_or(0, |(id, _)| *id);
+    let (_, last, held) = shared.outlet.waiting(group.lane, before).ok().flatten()?;
+    let events = held.saturating_sub(u64::try_from(gone).unwrap_or(u64::MAX));
+    let first = match group.events.get(next) {
+        Some(stored) => stored.sequence,
+        None => shared.outlet.waiting(group.lane, behind).ok().flatten()?.0,
+    };
+    (events > 0).then_some(Waiting { first, last, events })
+}

@@ -1,0 +1,304 @@
+//! Reading the watermark: what has Kafka's word for it, after a start, a lost producer or an unknown outcome.
+//!
+//! It blocks for as long as a link or another gateway takes, so it has a thread of its own, which ends when it has an
+//! answer or when nobody waits for it any more.
+//!
+//! # The stable read
+//!
+//! A `read_committed` reader sees only up to the last *stable* offset, and a transaction that another gateway holds open
+//! keeps that offset down. Going on from what can be seen then repeats what was committed behind it (3 of 3 runs). So:
+//!
+//! 1. the producer has called `init_transactions`: what it had left open is over;
+//! 2. the end of our partition, by a `read_uncommitted` consumer;
+//! 3. wait until the stable offset, by the `read_committed` one, has reached that end;
+//! 4. read, newest block first; the whole partition if that does not hold all that is asked for, or if a lane is asked
+//!    for, whose holes may lie anywhere.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode as Code;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use uuid::Uuid;
+
+use super::watermark_topic::{self, Partitions, TopicError};
+use crate::delivered::{DeclaredHole, Said, Witness, Word};
+use crate::retry::Backoff;
+use crate::watermark;
+
+/// One question to a broker waits so long. At a round trip of 300 ms it takes 1.5 s with a new connection.
+const ASK: Duration = Duration::from_secs(5);
+
+/// How often the stable offset is looked at while another gateway's transaction is open.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Offsets that are read first: the records of this buffer are among the newest of its partition, unless it has slept.
+const BLOCK: i64 = 1_000;
+
+/// Holes of lanes that are remembered, while a lane is looked after: what may be in doubt are those of the last group,
+/// 2,000 events.
+const MOST_HOLES: usize = 4_000;
+
+/// A read without any record or end for so long is begun again.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Question {
+    /// For a consumer.
+    pub(super) config: ClientConfig,
+    /// The watermark topic.
+    pub(super) topic: Arc<str>,
+    /// Whose.
+    pub(super) buffer_id: Uuid,
+    /// Kafka topics whose lanes hold events.
+    pub(super) lanes: Vec<Arc<str>>,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Recalled {
+    /// About the main lane; `None`: this buffer has never committed anything.
+    pub(super) main: Option<Word>,
+    /// About lanes, by Kafka topic.
+    pub(super) lanes: HashMap<String, Word>,
+    /// Holes that were declared for these lanes' topics: first, last, reason, topic; the newest [`MOST_HOLES`].
+    pub(super) holes: VecDeque<DeclaredHole>,
+    /// A newer Tidegate has written something about this buffer.
+    pub(super) newer: bool,
+    /// Of the watermark topic.
+    pub(super) partitions: Partitions,
+}
+
+/// A read that is under way.
+#[derive(Debug)]
+pub(super) struct Recall {
+    answer: mpsc::Receiver<Recalled>,
+    line: Arc<Line>,
+}
+
+/// Between the thread and who waits for it.
+#[derive(Debug, Default)]
+struct Line {
+    given_up: AtomicBool,
+    trouble: Mutex<Trouble>,
+}
+
+/// What is in the way of an answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Trouble {
+    /// In words; empty when nothing is.
+    pub(super) why: String,
+    /// Somebody must set the watermark topic right; waiting does not help.
+    pub(super) topic_unusable: bool,
+}
+
+impl Recall {
+    /// Begins. When the system gives no thread, the answer never comes, and the trouble says so.
+    pub(super) fn begin(question: Question) -> Self {
+        let (sender, answer) = mpsc::channel();
+        let line = Arc::new(Line::default());
+        let theirs = Arc::clone(&line);
+        let thread = thread::Builder::new().name("recall".to_owned()).spawn(move || {
+            if let Some(recalled) = until_answered(&question, &theirs) {
+                // Who does not wait any more does not need it.
+                sender.send(recalled).unwrap_or_default();
+            }
+        });
+        if let Err(error) = thread {
+            line.say(format!("start a thread: {error}"));
+        }
+        Self { answer, line }
+    }
+
+    /// The answer, once it is there.
+    pub(super) fn answer(&self) -> Option<Recalled> {
+        self.answer.try_recv().ok()
+    }
+
+    /// What is in the way.
+    pub(super) fn trouble(&self) -> Trouble {
+        self.line.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Recall {
+    fn drop(&mut self) {
+        self.line.given_up.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Line {
+    fn say(&self, why: String) {
+        self.tell(Trouble { why, topic_unusable: false });
+    }
+
+    fn tell(&self, trouble: Trouble) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    fn given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps in short steps; false when nobody waits any more.
+    fn sleep(&self, time: Duration) -> bool {
+        let end = Instant::now().checked_add(time);
+        while end.is_some_and(|end| Instant::now() < end) {
+            if self.given_up() {
+                return false;
+            }
+            thread::sleep(LOOK.min(time));
+        }
+        !self.given_up()
+    }
+}
+
+fn until_answered(question: &Question, line: &Line) -> Option<Recalled> {
+    let mut backoff = Backoff::new();
+    loop {
+        match read(question, line) {
+            Ok(recalled) => return Some(recalled),
+            Err(ReadError::GivenUp) => return None,
+            Err(ReadError::Topic(TopicError::Kafka(error))) => {
+                line.say(format!("ask about the watermark topic: {error}"))
+            }
+            Err(ReadError::Topic(error)) => line.tell(Trouble { why: error.to_string(), topic_unusable: true }),
+            Err(ReadError::Kafka(error)) => line.say(format!("read the watermark: {error}")),
+            Err(ReadError::Silence) => line.say("read the watermark: no answer".to_owned()),
+        }
+        if !line.sleep(backoff.next_wait()) {
+            return None;
+        }
+    }
+}
+
+#[derive(Debug)]
+enum ReadError {
+    GivenUp,
+    Silence,
+    Topic(TopicError),
+    Kafka(KafkaError),
+}
+
+impl From<KafkaError> for ReadError {
+    fn from(error: KafkaError) -> Self {
+        Self::Kafka(error)
+    }
+}
+
+impl From<TopicError> for ReadError {
+    fn from(error: TopicError) -> Self {
+        Self::Topic(error)
+    }
+}
+
+fn read(question: &Question, line: &Line) -> Result<Recalled, ReadError> {
+    let mut config = question.config.clone();
+    // Only assigned partitions are read: the group is a name that librdkafka wants, and never joins.
+    config.set("group.id", format!("tidegate-{}", question.buffer_id));
+    config.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
+    config.set("enable.partition.eof", "true").set("auto.offset.reset", "error");
+    // What is there is wanted at once.
+    config.set("fetch.wait.max.ms", "50");
+
+    let everyone: BaseConsumer = config.clone().set("isolation.level", "read_uncommitted").create()?;
+    let partitions = watermark_topic::ensure(&question.config, everyone.client(), &question.topic, ASK)?;
+    let partition = watermark::partition(question.buffer_id, partitions.count);
+    let witness = Witness::new(config)?;
+    let (low, end) = everyone.fetch_watermarks(&question.topic, partition, ASK)?;
+    drop(everyone);
+    loop {
+        if line.given_up() {
+            return Err(ReadError::GivenUp);
+        }
+        let (_, stable) = witness.consumer().fetch_watermarks(&question.topic, partition, ASK)?;
+        if stable >= end {
+            break;
+        }
+        line.say(
+            "another gateway's transaction is open in our partition of the watermark topic; waiting for its end".into(),
+        );
+        thread::sleep(LOOK);
+    }
+    line.say(String::new());
+    let newest = end.saturating_sub(BLOCK).max(low);
+    let mut recalled = scan(question, &witness, partition, newest, end, line)?;
+    let complete = recalled.main.is_some() && question.lanes.is_empty();
+    if newest > low && !complete {
+        recalled = scan(question, &witness, partition, low, end, line)?;
+    }
+    recalled.partitions = partitions;
+    Ok(recalled)
+}
+
+/// Reads from that offset to the end; later records replace earlier ones.
+fn scan(
+    question: &Question,
+    witness: &Witness,
+    partition: i32,
+    from: i64,
+    end: i64,
+    line: &Line,
+) -> Result<Recalled, ReadError> {
+    let mut recalled = Recalled::default();
+    if from >= end {
+        return Ok(recalled);
+    }
+    let mut place = TopicPartitionList::new();
+    place.add_partition_offset(&question.topic, partition, Offset::Offset(from))?;
+    witness.consumer().assign(&place)?;
+    let mut heard_last = Instant::now();
+    while heard_last.elapsed() < SILENCE {
+        if line.given_up() {
+            return Err(ReadError::GivenUp);
+        }
+        let heard = match witness.hear(question.buffer_id, LOOK) {
+            None => continue,
+            Some(Ok(heard)) => heard,
+            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(recalled),
+            // The group is not ours to join; the records come all the same.
+            Some(Err(error)) if is_about_the_group(&error) => continue,
+            Some(Err(error)) => return Err(error.into()),
+        };
+        heard_last = Instant::now();
+        match heard.said {
+            Said::Main(word) => recalled.main = Some(word),
+            Said::Lane(topic, word) => drop(recalled.lanes.insert(topic, word)),
+            Said::Hole(hole) => {
+                if question.lanes.iter().any(|lane| hole.kafka_topic.as_deref() == Some(lane)) {
+                    recalled.holes.push_back(hole);
+                    if recalled.holes.len() > MOST_HOLES {
+                        recalled.holes.pop_front();
+                    }
+                }
+            }
+            Said::Newer => recalled.newer = true,
+            Said::Nothing => {}
+        }
+        if heard.offset >= end.saturating_sub(1) {
+            return Ok(recalled);
+        }
+    }
+    Err(ReadError::Silence)
+}
+
+fn is_about_the_group(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::GroupAuthorizationFailed
+                | Code::CoordinatorNotAvailable
+                | Code::NotCoordinator
+                | Code::CoordinatorLoadInProgress
+                | Code::BrokerTransportFailure
+                | Code::AllBrokersDown
+                | Code::Resolve
+        )
+    )
+}

@@ -1,0 +1,302 @@
+//! The transactions of one producer: does what `transaction.rs` allows, one short step at a time.
+//!
+//! A lane owns its session as it owns its producer, one for one. It asks [`Session::step`] what to do next at every turn
+//! of the loop; no step blocks for longer than [`SLICE`], so that the loop beats its pulse and hears a stop.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode as Code;
+use uuid::Uuid;
+
+use super::producer::Producer;
+use super::recall::{Question, Recall, Recalled, Trouble};
+use super::transaction::{Move, State};
+use super::verdict::code_of;
+use super::watermark_topic::Partitions;
+use crate::delivered::{Batch, Delivered};
+use crate::planted::{self, Bug, planted};
+use crate::watermark::{self, Instance, Record};
+
+/// One call of `init_transactions`, `commit_transaction` or `abort_transaction` blocks the loop no longer.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// For the last log line of a commit, which is there within a millisecond. Without it the retry is taken as given.
+const LAST_LINE: Duration = Duration::from_secs(1);
+
+/// An abort that is not through after this time is left to the next producer's `init_transactions`.
+const ABORT: Duration = Duration::from_secs(5);
+
+/// After a transaction is closed, its reports must be there in this time: `message.timeout.ms` ends them before.
+const REPORTS: Duration = Duration::from_secs(20);
+
+/// A commit in doubt is asked for so long. Longer than `transaction.timeout.ms`: Kafka has decided by then.
+const COMMIT: Duration = Duration::from_secs(30);
+
+/// What all sessions of this process have in common.
+#[derive(Debug)]
+pub(super) struct Terms {
+    /// For consumers.
+    pub(super) reader: ClientConfig,
+    /// The watermark topic.
+    pub(super) topic: Arc<str>,
+    /// Whose watermarks.
+    pub(super) buffer_id: Uuid,
+    /// Who writes them.
+    pub(super) instance: Instance,
+}
+
+/// See the module's words.
+pub(super) struct Session {
+    terms: Arc<Terms>,
+    state: State,
+    lanes: Vec<Arc<str>>,
+    recall: Option<Recall>,
+    /// Known when nothing needs to be recalled.
+    partitions: Option<Partitions>,
+    batch: Option<Batch>,
+    /// When the present transaction was closed.
+    closed: Instant,
+    /// What the present state waits for comes until then, or never.
+    until: Instant,
+}
+
+/// What is to be done next.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// Nothing but wait.
+    Wait,
+    /// The watermark is known.
+    Known(Recalled),
+    /// Records may be sent.
+    Send,
+    /// All reports of data records are Ok: give it the watermark with [`Session::seal`].
+    Seal,
+    /// Committed; how long it took from the last data record's being sent.
+    Committed(Vec<Delivered>, Duration),
+    /// Aborted: what was sent goes again.
+    Aborted,
+    /// `EndTxn` was sent twice: nothing is in doubt, but the next transaction needs a new producer.
+    Retried,
+    /// This producer is over; what it had sent and not committed goes again, after the watermark was read.
+    Lost(Code, String),
+}
+
+impl Session {
+    /// Of a new producer. With `known`, nothing is in doubt: the last producer's last transaction was committed or
+    /// aborted for certain. `lanes` are the Kafka topics whose lanes hold events, as far as they are of interest.
+    pub(super) fn new(terms: Arc<Terms>, lanes: Vec<Arc<str>>, known: Option<Partitions>, now: Instant) -> Self {
+        let state = State::Starting;
+        Self { terms, state, lanes, recall: None, partitions: known, batch: None, closed: now, until: now }
+    }
+
+    /// Where it is.
+    pub(super) fn state(&self) -> State {
+        self.state
+    }
+
+    /// When the present transaction was closed.
+    pub(super) fn closed(&self) -> Instant {
+        self.closed
+    }
+
+    /// What is in the way of a start.
+    pub(super) fn trouble(&self) -> Trouble {
+        self.recall.as_ref().map(Recall::trouble).unwrap_or_default()
+    }
+
+    /// Known once the watermark topic was read.
+    pub(super) fn partitions(&self) -> Option<Partitions> {
+        self.partitions
+    }
+
+    /// Does what can be done, and says what the lane has to do.
+    pub(super) fn step(&mut self, producer: &Producer, now: Instant) -> Step {
+        match self.state {
+            State::Starting => self.register(producer),
+            State::Recalling => self.recalled(),
+            State::Idle | State::Filling => Step::Send,
+            State::Closing if producer.in_flight().0 == 0 => Step::Seal,
+            State::Closing => self.wait_for("reports", now),
+            State::Sealing => match producer.sealed() {
+                Ok(false) => self.wait_for("the watermark's report", now),
+                Ok(true) => {
+                    self.went(Move::Reported);
+                    *producer.end_txn() = super::end_txn::EndTxn::default();
+                    self.batch = Some(producer.take_batch());
+                    self.until = later(now, COMMIT);
+                    planted::die(Bug::DieCommitting);
+                    self.commit(producer, now)
+                }
+                Err(code) => self.lost(code, "the watermark was refused".to_owned()),
+            },
+            State::Committing => self.commit(producer, now),
+            State::Proving => self.prove(producer, now),
+            State::Aborting => self.abort(producer, now),
+            State::Over => Step::Wait,
+        }
+    }
+
+    /// Opens a transaction unless one is open.
+    pub(super) fn begin(&mut self, producer: &Producer) -> Result<(), KafkaError> {
+        if self.state == State::Idle {
+            producer.begin()?;
+            self.went(Move::Begun);
+        }
+        Ok(())
+    }
+
+    /// No more records go into the present transaction.
+    pub(super) fn close(&mut self, now: Instant) {
+        self.went(Move::Closed);
+        self.closed = now;
+        self.until = later(now, REPORTS);
+    }
+
+    /// Puts the watermark, and what else is to be said, into the transaction (rule A: only now).
+    pub(super) fn seal(&mut self, producer: &Producer, records: &[Record], now: Instant) -> Result<(), Code> {
+        let Terms { topic, buffer_id, .. } = &*self.terms;
+        let partition = watermark::partition(*buffer_id, self.partitions.unwrap_or_default().count);
+        #[cfg(feature = "planted")]
+        if planted(Bug::WatermarkOutside) {
+            outside(&self.terms, partition, records);
+            self.went(Move::Sealed);
+            return Ok(());
+        }
+        for record in records {
+            producer.seal(topic, partition, &record.key(*buffer_id), &record.value())?;
+        }
+        self.went(Move::Sealed);
+        self.until = later(now, REPORTS);
+        Ok(())
+    }
+
+    /// Kafka refused records of the open transaction for what they are.
+    pub(super) fn refuse(&mut self, producer: &Producer, now: Instant) {
+        self.went(Move::Refused);
+        *producer.end_txn() = super::end_txn::EndTxn::default();
+        self.until = later(now, ABORT);
+    }
+
+    fn register(&mut self, producer: &Producer) -> Step {
+        match producer.register(SLICE) {
+            Ok(()) => {
+                planted::die(Bug::DieRecalling);
+                self.went(Move::Registered);
+                if self.partitions.is_some() {
+                    self.went(Move::Known);
+                    return Step::Send;
+                }
+                let Terms { reader, topic, buffer_id, .. } = &*self.terms;
+                let (config, topic, lanes) = (reader.clone(), Arc::clone(topic), self.lanes.clone());
+                self.recall = Some(Recall::begin(Question { config, topic, buffer_id: *buffer_id, lanes }));
+                Step::Wait
+            }
+            Err(error) if is_retriable(&error) => Step::Wait,
+            Err(error) => self.lost(code_of(&error), words(&error)),
+        }
+    }
+
+    fn recalled(&mut self) -> Step {
+        let Some(recalled) = self.recall.as_ref().and_then(Recall::answer) else { return Step::Wait };
+        self.recall = None;
+        self.partitions = Some(recalled.partitions);
+        self.went(Move::Known);
+        Step::Known(recalled)
+    }
+
+    fn commit(&mut self, producer: &Producer, now: Instant) -> Step {
+        let Some(batch) = self.batch.take() else { return self.lost(Code::State, "nothing to commit".to_owned()) };
+        match producer.commit(batch, SLICE) {
+            Ok(proofs) => {
+                planted::die(Bug::DieCommitted);
+                self.went(Move::Committed);
+                self.until = later(now, LAST_LINE);
+                Step::Committed(proofs, self.closed.elapsed())
+            }
+            Err((batch, error)) if is_retriable(&error) && now < self.until => {
+                self.batch = Some(batch);
+                Step::Wait
+            }
+            // Whether it is committed, the watermark will say.
+            Err((_unproven, error)) => self.lost(code_of(&error), words(&error)),
+        }
+    }
+
+    /// Rule B.
+    fn prove(&mut self, producer: &Producer, now: Instant) -> Step {
+        let heard = *producer.end_txn();
+        if !heard.complete && now < self.until {
+            return Step::Wait;
+        }
+        if (heard.retried || !heard.complete) && !planted(Bug::KeepProducer) {
+            self.went(Move::Retried);
+            return Step::Retried;
+        }
+        self.went(Move::FirstEndTxn);
+        Step::Send
+    }
+
+    fn abort(&mut self, producer: &Producer, now: Instant) -> Step {
+        // The first call takes back what is queued, and waits for what must be polled: so it is short.
+        let slice = if producer.in_flight().0 == 0 { SLICE } else { Duration::from_millis(1) };
+        match producer.abort(slice) {
+            Ok(()) => {
+                self.went(Move::Aborted);
+                self.until = later(now, LAST_LINE);
+                Step::Aborted
+            }
+            Err(error) if is_retriable(&error) && now < self.until => Step::Wait,
+            Err(error) => self.lost(code_of(&error), words(&error)),
+        }
+    }
+
+    fn wait_for(&mut self, what: &str, now: Instant) -> Step {
+        if now < self.until { Step::Wait } else { self.lost(Code::RequestTimedOut, format!("no answer: {what}")) }
+    }
+
+    fn lost(&mut self, code: Code, detail: String) -> Step {
+        self.went(Move::Lost);
+        Step::Lost(code, detail)
+    }
+
+    fn went(&mut self, happened: Move) {
+        match self.state.after(happened) {
+            Some(state) => self.state = state,
+            // A fault of ours: better a new producer than a transaction nobody understands.
+            None => {
+                tracing::error!(state = ?self.state, ?happened, "kafka: a move that no transaction makes; starting again");
+                self.state = State::Over;
+            }
+        }
+    }
+}
+
+fn later(now: Instant, wait: Duration) -> Instant {
+    now.checked_add(wait).unwrap_or(now)
+}
+
+/// The same call goes on with it.
+fn is_retriable(error: &KafkaError) -> bool {
+    matches!(error, KafkaError::Transaction(error) if error.is_retriable() && !error.is_fatal())
+}
+
+fn words(error: &KafkaError) -> String {
+    if let KafkaError::Transaction(error) = error { error.string() } else { error.to_string() }
+}
+
+/// The planted bug: not a part of the transaction.
+#[cfg(feature = "planted")]
+fn outside(terms: &Terms, partition: i32, records: &[Record]) {
+    use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
+    let Ok(other) = terms.reader.create_with_context::<_, BaseProducer<_>>(DefaultProducerContext) else { return };
+    for record in records {
+        let (key, value) = (record.key(terms.buffer_id), record.value());
+        if other.send(BaseRecord::to(&terms.topic).partition(partition).key(&key).payload(&value)).is_err() {
+            return;
+        }
+    }
+    other.flush(Duration::from_secs(5)).unwrap_or_default();
+}
