@@ -138,7 +138,7 @@ pub(super) fn reader_config(kafka: &Kafka, agent_id: &str) -> ClientConfig {
     config.set_log_level(RDKafkaLogLevel::Emerg);
     let fixed = |name: &str| FIXED.iter().any(|(known, _)| *known == name);
     for (name, value) in full.config_map() {
-        if !fixed(name) && !PRODUCERS.iter().any(|known| *known == name) && !name.starts_with("topic.metadata") {
+        if !fixed(name) && !PRODUCERS.contains(&name) && !name.starts_with("topic.metadata") {
             config.set(name, value);
         }
     }

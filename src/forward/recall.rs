@@ -167,7 +167,7 @@ fn until_answered(question: &Question, line: &Line) -> Option<Recalled> {
             Ok(recalled) => return Some(recalled),
             Err(ReadError::GivenUp) => return None,
             Err(ReadError::Topic(TopicError::Kafka(error))) => {
-                line.say(format!("ask about the watermark topic: {error}"))
+                line.say(format!("ask about the watermark topic: {error}"));
             }
             Err(ReadError::Topic(error)) => line.tell(Trouble { why: error.to_string(), topic_unusable: true }),
             Err(ReadError::Kafka(error)) => line.say(format!("read the watermark: {error}")),

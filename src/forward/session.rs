@@ -135,7 +135,7 @@ impl Session {
             State::Committing => self.commit(producer, now),
             State::Proving => self.prove(producer, now),
             State::Aborting => self.abort(producer, now),
-            State::Over => Step::Wait,
+            State::Over => Step::Lost(Code::State, "the producer is over".to_owned()),
         }
     }
 
@@ -263,14 +263,11 @@ impl Session {
     }
 
     fn went(&mut self, happened: Move) {
-        match self.state.after(happened) {
-            Some(state) => self.state = state,
+        self.state = self.state.after(happened).unwrap_or_else(|| {
             // A fault of ours: better a new producer than a transaction nobody understands.
-            None => {
-                tracing::error!(state = ?self.state, ?happened, "kafka: a move that no transaction makes; starting again");
-                self.state = State::Over;
-            }
-        }
+            tracing::error!(state = ?self.state, ?happened, "kafka: a move that no transaction makes; starting again");
+            State::Over
+        });
     }
 }
 

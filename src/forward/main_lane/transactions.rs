@@ -273,7 +273,7 @@ impl MainLane {
         let Some(transacting) = &mut self.transacting else { return };
         transacting.committed = transacting.sealed;
         // The mean of the last few: one slow commit makes no habit.
-        transacting.ending = transacting.ending.saturating_mul(3).saturating_add(ending) / 4;
+        transacting.ending = transacting.ending.mul_f64(0.75).saturating_add(ending.mul_f64(0.25));
         let watermark = transacting.committed;
         self.backoff.reset();
         shared.declarations.committed();
@@ -301,9 +301,20 @@ impl MainLane {
             State::Aborting => match transacting.session.step(&producer, now) {
                 Step::Aborted => self.aborted(producer, shared, now),
                 Step::Lost(code, detail) => self.give_up(producer, (code, detail), shared, now),
-                _ => Phase::Flowing(producer),
+                // Only a wait is possible here.
+                Step::Wait | Step::Known(_) | Step::Send | Step::Seal | Step::Committed(..) | Step::Retried => {
+                    Phase::Flowing(producer)
+                }
             },
-            _ => {
+            State::Starting
+            | State::Recalling
+            | State::Idle
+            | State::Filling
+            | State::Closing
+            | State::Sealing
+            | State::Committing
+            | State::Proving
+            | State::Over => {
                 let cause = self.failures.first().map_or(Code::Fail, |failure| failure.code);
                 self.give_up(producer, (cause, String::new()), shared, now)
             }
@@ -430,8 +441,8 @@ impl Shared {
     fn declare_again(&mut self, after: Sequence, since_ms: i64) {
         match self.outlet.dead_letters(after, since_ms, MOST_DECLARED_AGAIN) {
             Ok(letters) => {
-                for (sequence, kafka_topic, reason, at_ms) in letters {
-                    self.declarations.dead(sequence, &kafka_topic, &reason, at_ms);
+                for (letter, at_ms) in letters {
+                    self.declarations.dead(letter.sequence, &letter.kafka_topic, &letter.reason, at_ms);
                 }
             }
             Err(error) => tracing::warn!(%error, "kafka: dead letters cannot be declared again"),

@@ -60,8 +60,9 @@ impl Gateway {
     pub fn new(build: Build, kafka: &str) -> Outcome<Self> {
         let mut tables = Tables::default();
         writeln!(tables.kafka, "brokers = [\"{kafka}\"]\ndelivery = \"at-least-once\"")?;
-        tables.log.push_str("level = \"info\"\nformat = \"json\"\n");
-        Self {
+        let level = std::env::var("TIDEGATE_LOG").unwrap_or_else(|_none| "info".to_owned());
+        writeln!(tables.log, "level = \"{level}\"\nformat = \"json\"")?;
+        Ok(Self {
             folder: Folder::new("gateway")?,
             build,
             http_port: free_port()?,
@@ -69,18 +70,18 @@ impl Gateway {
             tables,
             environment: Vec::new(),
         }
-        .as_asked(kafka)
+        .with_transactions_if_asked(kafka))
     }
 
     /// `TIDEGATE_DELIVERY=exactly-once` runs every scenario with transactions, each with a watermark topic of its own.
-    fn as_asked(mut self, kafka: &str) -> Outcome<Self> {
+    fn with_transactions_if_asked(mut self, kafka: &str) -> Self {
         if super::reader::transactions_are_asked_for() {
             let topic = super::kafka::unique_topic("all-watermarks");
             if super::reader::create_topic(kafka, &topic, 1, &[("cleanup.policy", "compact")]).is_ok() {
                 self.exactly_once(&topic);
             }
         }
-        Ok(self)
+        self
     }
 
     /// Sensors may publish to [`Gateway::listener`]. More keys of the table in `more`.
