@@ -69,7 +69,9 @@ impl Properties {
         self.content_type.is_none() && self.correlation_data.is_none() && self.user.is_empty()
     }
 
-    fn cost_bytes(&self) -> usize {
+    /// Memory they occupy.
+    #[must_use]
+    pub fn cost_bytes(&self) -> usize {
         let fixed = self.content_type.as_ref().map_or(0, |t| t.len());
         let fixed = fixed.saturating_add(self.correlation_data.as_ref().map_or(0, Bytes::len));
         self.user.iter().fold(fixed.saturating_add(size_of::<Self>()), |sum, (k, v)| {

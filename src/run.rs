@@ -80,6 +80,17 @@ pub enum RunError {
     },
 }
 
+impl RunError {
+    /// Would the next start end the same way, until a person has done something?
+    #[must_use]
+    pub fn wants_a_person(&self) -> bool {
+        match self {
+            Self::Buffer(error) => error.next_step() != buffer::NextStep::Retry,
+            Self::Listen(_) | Self::Http { .. } | Self::System(_) | Self::Stage { .. } => false,
+        }
+    }
+}
+
 /// Runs the agent until SIGTERM or SIGINT.
 ///
 /// # Errors

@@ -31,6 +31,30 @@ use uuid::Uuid;
 
 use crate::event::Sequence;
 
+/// The topic's name, unless the operator gives it another.
+pub const TOPIC: &str = "tidegate.watermarks";
+
+/// Its settings, each with the reason. Small segments that are compacted soon, so that who reads it after a start reads
+/// little; besides the last record of each key there is only what the last minutes have brought.
+pub const TOPIC_SETTINGS: &[(&str, &str, &str)] = &[
+    (
+        "cleanup.policy",
+        "compact",
+        "the last record of each key stays for ever; without it watermarks expire in an outage",
+    ),
+    ("segment.bytes", "1048576", "only a closed segment is compacted; 1 MiB is 4,000 transactions"),
+    ("segment.ms", "600000", "a quiet partition closes its segment after 10 minutes"),
+    ("min.cleanable.dirty.ratio", "0.1", "compacted when a tenth is new"),
+    ("delete.retention.ms", "3600000", "marks of transactions, half of what is read, go after an hour"),
+];
+
+/// Partitions for so many gateways: about one each. A gateway reads its partition after a start, in which others that
+/// share it make it wait (an open transaction) and read more; beyond 1,000 the cluster would pay more than they gain.
+#[must_use]
+pub fn partitions_for(gateways: u32) -> i32 {
+    i32::try_from(gateways.clamp(1, 1000)).unwrap_or(1000)
+}
+
 /// The version written.
 const VERSION: u64 = 1;
 

@@ -8,7 +8,7 @@
 //!
 //! While a transaction runs, the copy in memory is ahead of the disk; when it fails, the copy is read again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use rusqlite::Connection;
@@ -17,7 +17,7 @@ use super::envelope::{Damage, Opener, Sealer};
 use super::error::LoadError;
 use super::ledger::Ledger;
 use super::spans::Settled;
-use super::{LaneId, StoredSession};
+use super::{LaneId, PacketIds, StoredSession};
 use crate::cbor;
 use crate::event::Sequence;
 
@@ -139,29 +139,57 @@ fn read_state(raw: &[u8]) -> Result<StateRow, cbor::Error> {
     })
 }
 
-/// Packet ids as runs of `[first, more]`: brokers count them upwards, so a window is one or two runs.
+/// `[[first, more], …]`: brokers count packet ids upwards, so a window is one or two runs.
+type Runs = Vec<(u16, u16)>;
+
+/// Packet ids without a digest; those with one; their digests in the order of the ids, 4 bytes each, little endian.
+///
+/// A version before the digests wrote the first of the three alone, and is read as that.
+type PacketIdsRow<'a> = (Runs, Runs, cbor::Blob<'a>);
+
+const DIGEST_BYTES: usize = size_of::<u32>();
+
 pub(super) fn seal_packet_ids<'a>(
-    packet_ids: &BTreeSet<u16>,
+    packet_ids: &PacketIds,
     raw: &mut Vec<u8>,
     sealer: &'a mut Sealer,
 ) -> Result<&'a [u8], Damage> {
-    let mut runs: Vec<(u16, u16)> = Vec::new();
-    for id in packet_ids {
-        match runs.last_mut() {
-            Some((first, more)) if first.checked_add(*more).and_then(|last| last.checked_add(1)) == Some(*id) => {
-                *more = more.saturating_add(1);
-            }
-            _ => runs.push((*id, 0)),
-        }
-    }
+    let without = packet_ids.iter().filter(|(_, digest)| digest.is_none());
+    let with = packet_ids.iter().filter(|(_, digest)| digest.is_some());
+    let digests: Vec<u8> = packet_ids.values().flatten().flat_map(|digest| digest.to_le_bytes()).collect();
+    let row: PacketIdsRow<'_> = (runs(without.map(|(id, _)| *id)), runs(with.map(|(id, _)| *id)), cbor::Blob(&digests));
     raw.clear();
-    cbor::append(&runs, raw)?;
+    cbor::append(&row, raw)?;
     sealer.seal(raw, false).ok_or(Damage::TooLong(u64::MAX))
 }
 
-fn open_packet_ids(body: &[u8], opener: &mut Opener) -> Result<BTreeSet<u16>, Damage> {
-    let runs: Vec<(u16, u16)> = cbor::read(&opener.open(body)?)?;
-    Ok(runs.into_iter().flat_map(|(first, more)| first..=first.saturating_add(more)).collect())
+fn runs(ids: impl Iterator<Item = u16>) -> Runs {
+    let mut runs: Runs = Vec::new();
+    for id in ids {
+        match runs.last_mut() {
+            Some((first, more)) if first.checked_add(*more).and_then(|last| last.checked_add(1)) == Some(id) => {
+                *more = more.saturating_add(1);
+            }
+            _ => runs.push((id, 0)),
+        }
+    }
+    runs
+}
+
+fn open_packet_ids(body: &[u8], opener: &mut Opener) -> Result<PacketIds, Damage> {
+    let raw = opener.open(body)?;
+    let ids = |runs: Runs| runs.into_iter().flat_map(|(first, more)| first..=first.saturating_add(more));
+    let (without, with, digests) = match cbor::read::<PacketIdsRow<'_>>(&raw) {
+        Ok((without, with, cbor::Blob(digests))) => (without, with, digests),
+        Err(newer) => (cbor::read::<Runs>(&raw).map_err(|_older| newer)?, Vec::new(), &[][..]),
+    };
+    let (digests, rest) = digests.as_chunks::<DIGEST_BYTES>();
+    let with: Vec<u16> = ids(with).collect();
+    if with.len() != digests.len() || !rest.is_empty() {
+        return Err(Damage::Content(format!("{} packet ids and {} digests", with.len(), digests.len())));
+    }
+    let digests = digests.iter().map(|digest| Some(u32::from_le_bytes(*digest)));
+    Ok(ids(without).map(|id| (id, None)).chain(with.into_iter().zip(digests)).collect())
 }
 
 #[cfg(test)]
@@ -172,17 +200,40 @@ mod tests {
 
     proptest! {
         #[test]
-        fn packet_ids_come_back(ids in proptest::collection::btree_set(prop_oneof![0u16..40, any::<u16>()], 0..80)) {
+        fn packet_ids_come_back(
+            ids in proptest::collection::btree_map(prop_oneof![0u16..40, any::<u16>()], any::<Option<u32>>(), 0..80),
+        ) {
             let (mut raw, mut sealer) = (Vec::new(), Sealer::default());
             let body = seal_packet_ids(&ids, &mut raw, &mut sealer).unwrap();
             prop_assert_eq!(open_packet_ids(body, &mut Opener::default()).unwrap(), ids);
         }
+
+        #[test]
+        fn packet_ids_of_the_version_before_the_digests_are_read(
+            ids in proptest::collection::btree_set(prop_oneof![0u16..40, any::<u16>()], 0..80),
+        ) {
+            let (mut raw, mut sealer) = (Vec::new(), Sealer::default());
+            cbor::append(&runs(ids.iter().copied()), &mut raw).unwrap();
+            let body = sealer.seal(&raw, false).unwrap();
+            let expected: PacketIds = ids.into_iter().map(|id| (id, None)).collect();
+            prop_assert_eq!(open_packet_ids(body, &mut Opener::default()).unwrap(), expected);
+        }
     }
 
     #[test]
-    fn a_window_of_a_thousand_packet_ids_is_a_few_bytes() {
+    fn a_window_of_a_thousand_packet_ids_is_its_digests_and_a_few_bytes() {
         let (mut raw, mut sealer) = (Vec::new(), Sealer::default());
-        let ids: BTreeSet<u16> = (64_900..=u16::MAX).chain(1..365).collect();
-        assert!(seal_packet_ids(&ids, &mut raw, &mut sealer).unwrap().len() < 32);
+        let ids: PacketIds = (64_900..=u16::MAX).chain(1..365).map(|id| (id, Some(7))).collect();
+        assert!(seal_packet_ids(&ids, &mut raw, &mut sealer).unwrap().len() < 1000 * DIGEST_BYTES + 40);
+    }
+
+    #[test]
+    fn digests_that_do_not_fit_their_ids_are_damage() {
+        for digests in [&[1, 2, 3][..], &[1, 2, 3, 4, 5, 6, 7, 8]] {
+            let (mut raw, mut sealer) = (Vec::new(), Sealer::default());
+            let row: PacketIdsRow<'_> = (vec![], vec![(7, 0)], cbor::Blob(digests));
+            cbor::append(&row, &mut raw).unwrap();
+            assert!(open_packet_ids(sealer.seal(&raw, false).unwrap(), &mut Opener::default()).is_err());
+        }
     }
 }

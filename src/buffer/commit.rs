@@ -30,7 +30,7 @@ use super::envelope::Sealer;
 use super::error::{WriteError, is_full, row_id};
 use super::settle::{Pending, Tools};
 use super::statements::Statements;
-use super::{Arrivals, Room, SessionChange, sessions};
+use super::{Arrivals, IdChange, Room, SessionChange, sessions};
 use crate::event::{Qos, RouteId, Sequence, Stored};
 use crate::planted::{Bug, planted};
 
@@ -90,6 +90,18 @@ impl<R> Batch<R> {
     /// Its events that nobody waits for an answer to, one by one.
     pub(super) fn unanswered(&self) -> impl Iterator<Item = (RouteId, u64)> {
         self.events.iter().filter(|stored| stored.event.qos == Qos::AtMostOnce).map(|stored| (stored.event.route, 1))
+    }
+
+    /// Gives up its events, the packet ids that came with them, and their answers. What is left, and takes hardly any
+    /// room, is that sessions are forgotten or kept: an old packet id that comes back would swallow a new message.
+    pub(super) fn give_up_events(&mut self) {
+        self.events.clear();
+        self.raw_bytes = 0;
+        self.answers.clear();
+        for SessionChange { changes, .. } in &mut self.sessions {
+            changes.retain(|change| matches!(change, IdChange::Forget | IdChange::Keep(_)));
+        }
+        self.sessions.retain(|session| !session.changes.is_empty());
     }
 
     /// Topics and payloads.

@@ -62,11 +62,14 @@ impl<R> Inbox<R> {
     }
 
     /// The end, and no room for what is left: it was never acknowledged. Whoever waits for an answer will send it
-    /// again; QoS 0 is booked as dropped.
-    pub(super) fn give_up_batch(&mut self) {
-        let batch = std::mem::replace(&mut self.batch, Batch::new());
-        tracing::warn!(events = batch.events(), "buffer: full while stopping; what was not acknowledged is not stored");
-        self.pending.drop_events(batch.unanswered());
+    /// again; QoS 0 is booked as dropped. What was said of whole sessions stays in the batch.
+    pub(super) fn give_up_events(&mut self) {
+        let events = self.batch.events();
+        if events > 0 {
+            tracing::warn!(events, "buffer: full while stopping; what was not acknowledged is not stored");
+        }
+        self.pending.drop_events(self.batch.unanswered());
+        self.batch.give_up_events();
     }
 
     /// Takes what has arrived; how many.

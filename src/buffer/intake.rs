@@ -40,8 +40,8 @@ pub struct SessionChange {
 /// One change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdChange {
-    /// A QoS 2 packet id arrived.
-    Add(u16),
+    /// A QoS 2 packet id arrived, with a message of this digest. Replaces what is known of the id.
+    Add(u16, u32),
     /// It was released (PUBREL); PUBCOMP follows when this is durable.
     Remove(u16),
     /// Remember this session and its expiry in seconds (`u32::MAX` = never), packet ids kept.

@@ -8,7 +8,6 @@
 //! Where somebody else is found, this buffer becomes another one ([`take_new_identity`]): what it holds may be new
 //! readings under numbers that the other one has used for its own, so to go on from the other's watermark would drop them.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use rusqlite::Connection;
@@ -74,7 +73,7 @@ fn rename(connection: &Connection) -> Result<(Uuid, Books), LoadError> {
     let (mut raw, mut sealer) = (Vec::new(), Sealer::default());
     let damaged = |cause: super::envelope::Damage| LoadError::Damaged { what: "state", cause: cause.to_string() };
     let state = books.seal(&mut raw, &mut sealer).map_err(damaged)?.to_vec();
-    let no_ids = seal_packet_ids(&BTreeSet::new(), &mut raw, &mut sealer).map_err(damaged)?;
+    let no_ids = seal_packet_ids(&super::PacketIds::new(), &mut raw, &mut sealer).map_err(damaged)?;
     let new = Uuid::new_v4();
     let tx = connection.unchecked_transaction()?;
     tx.execute(

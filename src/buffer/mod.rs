@@ -58,7 +58,7 @@ pub use outlet::{LaneChunk, Outlet, ReadError};
 pub use settlement::{DeadLetter, Parked, Settlement, Settler, Ticket};
 pub use start::{BufferThread, Running};
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::event::{RouteId, Sequence};
@@ -100,11 +100,14 @@ pub struct Lives {
     pub former: Vec<(uuid::Uuid, Sequence)>,
 }
 
+/// QoS 2 packet ids, each with a digest of the message that came under it; `None` where an older version wrote it.
+pub type PacketIds = BTreeMap<u16, Option<u32>>;
+
 /// A persistent MQTT session as the buffer keeps it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StoredSession {
     /// QoS 2 packet ids that arrived and were not released yet.
-    pub packet_ids: BTreeSet<u16>,
+    pub packet_ids: PacketIds,
     /// When it was last used, milliseconds since 1970.
     pub used_ms: i64,
     /// Session expiry in seconds, `u32::MAX` = never.

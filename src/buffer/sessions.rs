@@ -1,5 +1,6 @@
 //! QoS 2 packet ids of the MQTT sessions: changed in the same transaction as the events they came with, so that a
-//! repeat after any crash is recognised and a PUBCOMP never runs ahead of the disk.
+//! repeat after any crash is recognised and a PUBCOMP never runs ahead of the disk. A digest of the message stands with
+//! each id, so that another message under an old id is not taken for a repeat.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -55,8 +56,8 @@ fn apply_one(change: IdChange, name: &Arc<str>, sessions: &mut HashMap<Arc<str>,
     let session = sessions.entry(Arc::clone(name)).or_insert_with(new);
     session.used_ms = now_ms;
     match change {
-        IdChange::Add(id) => {
-            session.packet_ids.insert(id);
+        IdChange::Add(id, digest) => {
+            session.packet_ids.insert(id, Some(digest));
         }
         IdChange::Remove(id) => {
             session.packet_ids.remove(&id);

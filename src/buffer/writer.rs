@@ -163,7 +163,9 @@ impl<R> Writer<R> {
                 if self.inbox.batch.is_empty() {
                     return Ok(());
                 }
-                self.inbox.give_up_batch();
+                self.inbox.give_up_events();
+                // Once: if the disk has no room even for this, it stays as it is.
+                self.transact(true, false, tx)?;
             }
         }
     }

@@ -3,7 +3,12 @@
 pub mod run; // the agent
 pub mod check; // the configuration, offline
 pub mod status; // what the running agent says
+pub mod audit; // what Kafka holds, and what is missing
+pub mod kafka_setup; // what the centre must have
 pub mod demo; // everything embedded
+pub mod version; // which build this is
+#[cfg(test)]
+mod manual; // tidegate(1) and completions, in step with the above
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,12 +19,12 @@ use clap::{Args, Parser, Subcommand};
 pub const EXIT_OK: u8 = 0;
 /// Anything that is neither of the others.
 pub const EXIT_FAILED: u8 = 1;
-/// `EX_CONFIG` of sysexits: the configuration is wrong; systemd does not restart on it.
+/// `EX_CONFIG` of sysexits: the configuration is wrong, or the buffer is not for this version; systemd does not restart on it.
 pub const EXIT_CONFIG: u8 = 78;
 
 /// MQTT to Kafka for edge devices: a PUBACK means the reading is on disk.
 #[derive(Debug, Parser)]
-#[command(name = "tidegate", version, max_term_width = 100)]
+#[command(name = "tidegate", version, long_version = version::long(), max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -33,15 +38,22 @@ enum Command {
     Check(ConfigFile),
     /// What the running agent holds, sends and waits for
     Status(status::Options),
+    /// Read the Kafka topics and prove for each buffer: no gap, no repeat, in order; or name them
+    Audit(audit::Options),
+    /// What the centre must have: the watermark topic, rights, cost; prints, compares, and creates with --apply
+    KafkaSetup(kafka_setup::Options),
     /// Everything embedded, an outage on stage, the books at the end
     Demo(demo::Options),
 }
+
+/// Where packages put it.
+pub const DEFAULT_CONFIG: &str = "/etc/tidegate/tidegate.toml";
 
 /// Which configuration.
 #[derive(Debug, Args)]
 pub struct ConfigFile {
     /// Configuration file
-    #[arg(long, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     pub config: PathBuf,
 }
 
@@ -52,6 +64,8 @@ pub fn main() -> ExitCode {
         Command::Run(file) => run::run(&file.config),
         Command::Check(file) => check::check(&file.config),
         Command::Status(options) => status::status(&options),
+        Command::Audit(options) => audit::audit(&options),
+        Command::KafkaSetup(options) => kafka_setup::kafka_setup(&options),
         Command::Demo(options) => demo::demo(options),
     }
 }

@@ -8,7 +8,8 @@ use tracing::{error, warn};
 
 use super::{EXIT_CONFIG, EXIT_FAILED};
 
-/// Exit code 0: stopped as asked. 78: wrong configuration. 1: anything else.
+/// Exit code 0: stopped as asked. 78: wrong configuration, or a buffer that only a person can help (systemd does not
+/// start it again, custody rule 6: never a crash loop). 1: anything else.
 pub fn run(file: &Path) -> ExitCode {
     let config = match crate::config::load(file) {
         Ok(config) => config,
@@ -29,7 +30,7 @@ pub fn run(file: &Path) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error}");
-            ExitCode::from(EXIT_FAILED)
+            ExitCode::from(if error.wants_a_person() { EXIT_CONFIG } else { EXIT_FAILED })
         }
     }
 }

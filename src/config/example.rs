@@ -9,6 +9,9 @@ const WIDTH: usize = 110;
 const HEAD: &str = "\
 # Tidegate's configuration: every key there is.
 #
+# As it is, it works with an MQTT broker and a Kafka broker on this machine; while Kafka is away, readings wait here.
+# Three lines make it yours: url and subscribe below [[mqtt]], brokers below [kafka].
+#
 # A line \"#key = value\" shows a key that is not set, with its default; take away the \"#\" to set it.
 # Sizes and times are texts with their unit: \"64KiB\", \"1GiB\", \"100ms\", \"30s\", \"7d\".
 # `tidegate check --config FILE` finds every mistake before the agent does, without a network.
@@ -24,16 +27,21 @@ fn render() -> String {
         let off = if table.name == "listen" { "#" } else { "" };
         out.extend([off, &table.header(), "\n"]);
         for key in table.keys {
-            render_key(&mut out, off, key);
+            render_key(&mut out, off, "", key);
         }
     }
     out
 }
 
-fn render_key(out: &mut String, off: &str, key: &Key) {
+fn render_key(out: &mut String, off: &str, parent: &str, key: &Key) {
     let (name, example, why) = (key.name, key.example(), key.why);
     match (&key.kind, &key.default) {
         (Kind::Later(_), _) => {}
+        (Kind::Keys(table), _) => {
+            for key in table.keys {
+                render_key(out, off, &format!("{name}."), key);
+            }
+        }
         (Kind::Options, _) => {
             out.push('\n');
             prose(out, why);
@@ -57,7 +65,7 @@ fn render_key(out: &mut String, off: &str, key: &Key) {
                 prose(out, &words.join(" "));
             }
             let unset = if matches!(default, Default::Required(_)) { off } else { "#" };
-            out.extend([unset, name, " = ", example, "\n"]);
+            out.extend([unset, parent, name, " = ", example, "\n"]);
         }
     }
 }
@@ -105,7 +113,7 @@ mod tests {
         assert!(
             FILE == rendered,
             "config/tidegate.toml and src/config/schema.rs differ; write the file anew with\n  \
-            TIDEGATE_WRITE_EXAMPLE=1 cargo test --lib the_file_is_what_the_schema_says"
+            TIDEGATE_WRITE_EXAMPLE=1 cargo test --lib what_the"
         );
     }
 
@@ -134,14 +142,26 @@ mod tests {
 
     fn key_of(table: &str, line: &str) -> Option<(&'static Table, &'static Key)> {
         let table = TABLES.iter().find(|t| t.header() == table)?;
-        Some((table, table.key(line.split(" = ").next()?)?))
+        let name = line.split(" = ").next()?;
+        match name.split_once('.') {
+            None => Some((table, table.key(name)?)),
+            Some((group, name)) => {
+                let Kind::Keys(keys) = table.key(group)?.kind else { return None };
+                Some((keys, keys.key(name)?))
+            }
+        }
     }
 
     #[test]
     fn the_file_lists_exactly_the_keys_of_the_schema() {
         let lines = settings(FILE);
-        for table in TABLES {
-            for key in table.keys.iter().filter(|key| !matches!(key.kind, Kind::Later(_) | Kind::Options)) {
+        let groups = TABLES.iter().flat_map(|table| table.keys).filter_map(|key| {
+            let Kind::Keys(keys) = key.kind else { return None };
+            Some(keys)
+        });
+        let written = |key: &&Key| !matches!(key.kind, Kind::Later(_) | Kind::Options | Kind::Keys(_));
+        for table in TABLES.into_iter().chain(groups) {
+            for key in table.keys.iter().filter(written) {
                 let count =
                     lines.iter().filter(|(t, l)| key_of(t, l).is_some_and(|(_, k)| std::ptr::eq(k, key))).count();
                 assert_eq!(count, 1, "{} {}", table.name, key.name);

@@ -72,9 +72,17 @@ pub(super) fn read_secret(path: &Path) -> Result<Contents, String> {
     if u64::try_from(secret.len()).unwrap_or(u64::MAX) > MAX_SECRET_BYTES {
         return Err(format!("{}: more than {MAX_SECRET_BYTES} bytes", path.display()));
     }
+    Ok(Contents { secret: Secret::new(secret.to_owned()), open_to_all: mode_for_all(&metadata) })
+}
+
+/// The permission bits of a file that every user of the machine can read.
+pub(super) fn open_to_all(path: &Path) -> Option<u32> {
+    fs::metadata(path).ok().and_then(|metadata| mode_for_all(&metadata))
+}
+
+fn mode_for_all(metadata: &Metadata) -> Option<u32> {
     let mode = metadata.permissions().mode() & 0o777;
-    let open_to_all = (mode & 0o004 != 0).then_some(mode);
-    Ok(Contents { secret: Secret::new(secret.to_owned()), open_to_all })
+    (mode & 0o004 != 0).then_some(mode)
 }
 
 /// The remark on a file that is open to all.

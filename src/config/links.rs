@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use tokio_rustls::rustls::pki_types::ServerName;
+
 use super::endpoint::host_port;
 use super::env::Env;
 use super::files;
@@ -11,8 +13,9 @@ use super::problems::{Reported, quoted};
 use super::reading::{Document, Section};
 use super::schema::{LISTEN, MAX_FILTERS, MAX_LINKS, MQTT};
 use super::secret::Secret;
-use super::settings::{Broker, Http, Listener, MqttVersion, Subscription};
+use super::settings::{Broker, Http, Identity, Listener, MqttVersion, Subscription, Tls};
 use crate::event::Qos;
+use crate::ingest::broker::{self, Unusable};
 use crate::ingest::listener;
 use crate::route::filter::Filter;
 
@@ -32,7 +35,7 @@ pub(super) fn links(
         addresses.0.insert(address, "[http] listen".into());
     }
     let brokers = brokers.and_then(|sections| {
-        let read: Vec<_> = sections.iter().map(|s| broker(s, agent_id, env, &mut names, &mut sessions)).collect();
+        let read: Vec<_> = sections.iter().map(|s| read_broker(s, agent_id, env, &mut names, &mut sessions)).collect();
         read.into_iter().collect::<Result<Vec<_>, _>>()
     });
     let listeners = listeners.and_then(|sections| {
@@ -67,7 +70,7 @@ impl<T: std::hash::Hash + Eq> Taken<T> {
     }
 }
 
-fn broker(
+fn read_broker(
     section: &Section<'_, '_>,
     agent_id: Option<&str>,
     env: &Env,
@@ -77,6 +80,7 @@ fn broker(
     section.refuse_unknown();
     let name = link_name(section, names);
     let url = section.text("url").and_then(|url| read_url(&url).map_err(|why| section.problem("url", why)));
+    let tls = tls(section, url.as_ref().ok(), env);
     let version = section.choice("version", &[("5", MqttVersion::V5), ("3.1.1", MqttVersion::V311)]);
     let client_id = section.optional_text("client_id").and_then(|id| match id {
         Some(id) => check_mqtt_text(section, "client_id", &id, MAX_CLIENT_ID_BYTES).map(|()| Some(id)),
@@ -93,7 +97,7 @@ fn broker(
     let max_packet_bytes = section.size("max_packet_bytes");
     let receive_maximum = section.count("receive_maximum");
 
-    let (name, (host, port), client_id) = (name?, url?, client_id?);
+    let (name, Url { host, port, .. }, client_id) = (name?, url?, client_id?);
     let client_id = client_id.unwrap_or_else(|| format!("tidegate-{}-{name}", agent_id.unwrap_or_default()));
     let session = (host.clone(), port, client_id.clone());
     let what = format!("the client id {} at this broker", quoted(&client_id));
@@ -102,6 +106,7 @@ fn broker(
         name,
         host,
         port,
+        tls: tls?,
         version: version?,
         client_id,
         username: username?,
@@ -136,23 +141,79 @@ fn check_mqtt_text(section: &Section<'_, '_>, key: &str, text: &str, most: usize
     Ok(())
 }
 
+/// Where a broker is.
+struct Url {
+    host: String,
+    port: u16,
+    /// For `mqtts://`: what the certificate must be made out to.
+    server_name: Option<ServerName<'static>>,
+}
+
 /// The text itself never stands in a message: it may hold a password.
-fn read_url(url: &str) -> Result<(String, u16), String> {
-    const DEFAULT_PORT: u16 = 1883;
+fn read_url(url: &str) -> Result<Url, String> {
+    const PLAIN_PORT: u16 = 1883;
+    const TLS_PORT: u16 = 8883;
     let Some((scheme, rest)) = url.split_once("://") else {
-        return Err("the scheme is missing; write \"mqtt://host:port\"".into());
+        return Err("the scheme is missing; write \"mqtt://host:port\" or \"mqtts://host:port\"".into());
     };
-    match scheme {
-        "mqtt" => {}
-        "mqtts" => return Err("TLS comes in a later version; allowed: mqtt://".into()),
-        "ws" => return Err("WebSocket comes in a later version; allowed: mqtt://".into()),
-        "wss" => return Err("TLS and WebSocket come in a later version; allowed: mqtt://".into()),
-        _ => return Err("the scheme is not known; write \"mqtt://host:port\"".into()),
-    }
+    let default_port = match scheme {
+        "mqtt" => PLAIN_PORT,
+        "mqtts" => TLS_PORT,
+        "ws" => return Err("WebSocket comes in a later version; allowed: mqtt:// and mqtts://".into()),
+        "wss" => return Err("TLS and WebSocket together come in a later version; allowed: mqtt:// and mqtts://".into()),
+        _ => return Err("the scheme is not known; write \"mqtt://host:port\" or \"mqtts://host:port\"".into()),
+    };
     if rest.contains('@') {
         return Err("user name and password do not belong in the URL; use username and password_file".into());
     }
-    host_port(rest, Some(DEFAULT_PORT)).map_err(|why| format!("{why}; write \"mqtt://host:port\""))
+    let (host, port) =
+        host_port(rest, Some(default_port)).map_err(|why| format!("{why}; write \"{scheme}://host:port\""))?;
+    let server_name = if scheme == "mqtts" {
+        let name = ServerName::try_from(host.clone());
+        Some(name.map_err(|_bad| "no certificate can be made out to such a host name".to_owned())?)
+    } else {
+        None
+    };
+    Ok(Url { host, port, server_name })
+}
+
+/// `tls.*`, checked with its files. `url` is missing when it could not be read.
+fn tls(section: &Section<'_, '_>, url: Option<&Url>, env: &Env) -> Result<Option<Tls>, Reported> {
+    let keys = section.keys("tls")?;
+    keys.refuse_unknown();
+    let [ca_file, cert_file, key_file] = ["ca_file", "cert_file", "key_file"].map(|key| files::path(&keys, key, env));
+    let identity = match (cert_file?, key_file?) {
+        (Some(cert_file), Some(key_file)) => Some(Identity { cert_file, key_file }),
+        (None, None) => None,
+        (Some(_), None) => {
+            return Err(keys.problem("cert_file", "a certificate needs its key; set tls.key_file too".into()));
+        }
+        (None, Some(_)) => {
+            return Err(keys.problem("key_file", "a key needs its certificate; set tls.cert_file too".into()));
+        }
+    };
+    let ca_file = ca_file?;
+    let Some(url) = url else { return Ok(None) };
+    let Some(server_name) = url.server_name.clone() else {
+        if section.has("tls") {
+            return Err(section.problem("tls", "belongs to a url with mqtts://, and this one is without TLS".into()));
+        }
+        return Ok(None);
+    };
+    let tls = Tls { server_name, ca_file, identity };
+    match broker::check_tls(&tls) {
+        Ok(oddities) => oddities.into_iter().for_each(|(key, what)| keys.remark(key, what)),
+        Err(Unusable::File { key, what }) => return Err(keys.problem(key, what)),
+        Err(other @ (Unusable::NoBundle(_) | Unusable::Library(_))) => {
+            return Err(section.problem("url", other.to_string()));
+        }
+    }
+    if let Some(Identity { key_file, .. }) = &tls.identity
+        && let Some(mode) = files::open_to_all(key_file)
+    {
+        keys.remark("key_file", files::too_open(key_file, mode));
+    }
+    Ok(Some(tls))
 }
 
 fn password(section: &Section<'_, '_>, env: &Env) -> Result<Option<Secret>, Reported> {

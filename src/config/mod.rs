@@ -12,7 +12,8 @@
 //! * Sizes and times carry their unit.
 //! * A secret is never part of a message. Where one may stand by mistake (in a URL, in place of a path, in a Kafka
 //!   property) the value is not repeated.
-//! * Nothing here touches the network. Files are only read: secrets, and users files to see whether they can be used.
+//! * Nothing here touches the network. Files are only read: secrets, and users files and
+//!   certificates to see whether they can be used.
 
 mod endpoint;
 mod env;
@@ -22,6 +23,8 @@ mod files;
 mod kafka;
 mod links;
 mod local;
+#[cfg(test)]
+mod manual;
 mod options;
 mod problems;
 mod reading;
@@ -44,8 +47,8 @@ pub use env::Env;
 pub use problems::{Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
-    Agent, Broker, Buffer, Compression, Config, Delivery, Http, Kafka, Listener, Log, LogFormat, MqttVersion,
-    Subscription, SyncMode, WhenFull,
+    Agent, Broker, Buffer, Compression, Config, Delivery, Http, Identity, Kafka, Listener, Log, LogFormat, MqttVersion,
+    Subscription, SyncMode, Tls, WhenFull,
 };
 
 use problems::{Notes, Reported};

@@ -211,6 +211,14 @@ impl<'t, 'a> Section<'t, 'a> {
         sections(&list, array, schema, most)
     }
 
+    /// The keys behind a dot; without them, a section that gives their defaults.
+    pub(super) fn keys(&self, key: &str) -> Result<Section<'t, 'a>, Reported> {
+        let spec = self.schema.key(key).ok_or_else(|| self.fault(key))?;
+        let Kind::Keys(schema) = spec.kind else { return Err(self.fault(key)) };
+        let found = self.free_table(key)?;
+        Ok(Section { notes: self.notes, schema, path: self.path_of(key), header: self.span_of(key), table: found })
+    }
+
     /// The table that a key holds, as it is.
     pub(super) fn free_table(&self, key: &str) -> Result<Option<&'t DeTable<'a>>, Reported> {
         let spec = self.schema.key(key).ok_or_else(|| self.fault(key))?;

@@ -81,6 +81,8 @@ pub(super) enum Kind {
     List,
     /// A list of inline tables, at least one.
     Tables(&'static Table),
+    /// Keys behind a dot, `tls.ca_file`.
+    Keys(&'static Table),
     /// `[kafka.options]`
     Options,
     /// Known, and not in this version: why.
@@ -136,6 +138,10 @@ impl Kind {
             Self::Tables(table) => {
                 let keys: Vec<String> = table.keys.iter().map(|key| key.name.to_owned()).collect();
                 format!("a list of tables with {}, at least one", keys.join(" and "))
+            }
+            Self::Keys(table) => {
+                let keys: Vec<&str> = table.keys.iter().map(|key| key.name).collect();
+                format!("a table with {}", keys.join(", "))
             }
             Self::Options => "a table of texts".into(),
             Self::Later(why) => format!("nothing yet: {why}"),
@@ -246,7 +252,8 @@ pub(super) const MQTT: Table = Table {
             name: "url",
             kind: Kind::Text(false),
             default: Default::Required("\"mqtt://localhost:1883\""),
-            why: "mqtt://host or mqtt://host:port; without a port it is 1883.",
+            why: "mqtt://host or mqtt://host:port; without a port it is 1883. mqtts:// is with TLS; without a port it is \
+                  8883.",
         },
         Key {
             name: "version",
@@ -313,7 +320,34 @@ pub(super) const MQTT: Table = Table {
             default: Default::Is("1000"),
             why: "QoS 1 and 2 messages in flight; the broker is told on MQTT 5. Fewer than a commit takes slow it down.",
         },
-        Key { name: "tls", kind: Kind::Later("TLS comes in a later version"), default: Default::Absent(""), why: "" },
+        Key { name: "tls", kind: Kind::Keys(&TLS), default: Default::Absent(""), why: "" },
+    ],
+};
+
+const TLS: Table = Table {
+    name: "mqtt.tls",
+    many: false,
+    why: "",
+    keys: &[
+        Key {
+            name: "ca_file",
+            kind: Kind::Path,
+            default: Default::Absent("\"/etc/tidegate/ca.pem\""),
+            why: "For mqtts://: PEM file with the authorities that the broker's certificate may come from. Without it \
+                  those of the system. All three files are read again at each connection.",
+        },
+        Key {
+            name: "cert_file",
+            kind: Kind::Path,
+            default: Default::Absent("\"/etc/tidegate/client.pem\""),
+            why: "Certificate of ours, if the broker asks for one, PEM; behind it those between it and its authority.",
+        },
+        Key {
+            name: "key_file",
+            kind: Kind::Path,
+            default: Default::Absent("\"$CREDENTIALS_DIRECTORY/client.key\""),
+            why: "Its private key, PEM, not encrypted.",
+        },
     ],
 };
 

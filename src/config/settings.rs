@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio_rustls::rustls::pki_types::ServerName;
+
 use super::problems::Problem;
 use super::secret::Secret;
 use crate::event::Qos;
@@ -80,6 +82,8 @@ pub struct Broker {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// `mqtts://`: how. `None` = without TLS.
+    pub tls: Option<Tls>,
     /// The version to begin with.
     pub version: MqttVersion,
     /// Fixed client id.
@@ -98,6 +102,26 @@ pub struct Broker {
     pub max_packet_bytes: u32,
     /// QoS 1 and 2 messages in flight, announced on MQTT 5.
     pub receive_maximum: u16,
+}
+
+/// `tls.*` of a broker. The files are read anew at each connection.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// What the broker's certificate must be made out to: the host of the URL.
+    pub server_name: ServerName<'static>,
+    /// Whom we trust; `None` = whom the system trusts.
+    pub ca_file: Option<PathBuf>,
+    /// What we show, if the broker asks.
+    pub identity: Option<Identity>,
+}
+
+/// A client certificate.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// It, and those between it and the authority.
+    pub cert_file: PathBuf,
+    /// Its private key.
+    pub key_file: PathBuf,
 }
 
 /// One filter.

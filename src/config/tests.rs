@@ -55,16 +55,33 @@ fn completed(text: &str) -> String {
 /// The files that cases speak of.
 fn files() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let contents: [(&str, &[u8]); 5] = [
+    let other_key = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    let contents: [(&str, &[u8]); 10] = [
         ("secret", b"hunter2\n"),
         ("empty", b""),
         ("binary", b"\xff"),
         ("users", b"# nobody yet\n"),
         ("bad_users", b"# the floor\nbob:hunter2\n"),
+        ("bad.pem", b"-----BEGIN CERTIFICATE-----\naHVudGVyMg==\n-----END CERTIFICATE-----\n"),
+        ("bad.key", b"-----BEGIN PRIVATE KEY-----\naHVudGVyMg==\n-----END PRIVATE KEY-----\n"),
+        (
+            "encrypted.key",
+            b"-----BEGIN ENCRYPTED PRIVATE KEY-----\naHVudGVyMg==\n-----END ENCRYPTED PRIVATE KEY-----\n",
+        ),
+        (
+            "encrypted_rsa.key",
+            b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nhunter2=\n-----END RSA PRIVATE KEY-----\n",
+        ),
+        ("other.key", other_key.as_bytes()),
     ];
     for (name, content) in contents {
         write_private(&folder.path().join(name), content);
     }
+    let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed(["gateway".into()]).unwrap();
+    write_private(&folder.path().join("ca.pem"), cert.pem().as_bytes());
+    write_private(&folder.path().join("ca.der"), cert.der());
+    write_private(&folder.path().join("client.pem"), cert.pem().as_bytes());
+    write_private(&folder.path().join("client.key"), signing_key.serialize_pem().as_bytes());
     folder
 }
 
@@ -135,7 +152,10 @@ fn everything_in_the_example_can_be_switched_on() {
             Some(setting) if setting.starts_with(|c: char| c == '[' || c.is_ascii_alphabetic()) => setting,
             _ => line,
         })
-        .map(|line| line.replace("/etc/tidegate/users", folder.path().join("users").to_str().unwrap()) + "\n")
+        .map(|line| {
+            let line = line.replace("\"/etc/tidegate/", &format!("\"{}/", folder.path().display()));
+            line.replace("\"mqtt://", "\"mqtts://") + "\n"
+        })
         .collect();
     let env = Env { credentials_directory: Some(folder.path().to_owned()), ..env() };
     let config = parse(&text, "t.toml", &env).unwrap_or_else(|problems| panic!("{problems}"));

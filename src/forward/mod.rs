@@ -68,5 +68,6 @@ mod transaction;
 mod verdict;
 mod watermark_topic;
 
+pub(crate) use options::way_to_kafka;
 pub use options::{REFUSED, check_options};
 pub use relay::{ForwardError, Recovery, run};

@@ -130,17 +130,13 @@ pub(super) fn transactional(mut config: ClientConfig, id: &str) -> ClientConfig 
     config
 }
 
-/// The configuration of a consumer of the watermark topic: where Kafka is and how to get in, nothing of a producer's.
+/// The configuration of a consumer of the watermark topic.
 pub(super) fn reader_config(kafka: &Kafka, agent_id: &str) -> ClientConfig {
-    const PRODUCERS: &[&str] = &["compression.type", "compression.level", "batch.size", "partitioner", QUEUE_KIB];
-    let full = client_config(kafka, agent_id);
-    let mut config = ClientConfig::new();
+    let mut config = way_to_kafka(kafka);
+    // What goes wrong is told once, by who asked.
     config.set_log_level(RDKafkaLogLevel::Emerg);
-    let fixed = |name: &str| FIXED.iter().any(|(known, _)| *known == name);
-    for (name, value) in full.config_map() {
-        if !fixed(name) && !PRODUCERS.contains(&name) && !name.starts_with("topic.metadata") {
-            config.set(name, value);
-        }
+    if !kafka.options.contains_key("client.id") {
+        config.set("client.id", format!("tidegate-{agent_id}"));
     }
     config
 }
@@ -204,6 +200,24 @@ pub(super) fn shrink_batches(config: &mut ClientConfig) -> Option<u32> {
     let half = (bytes / 2).max(SMALLEST_BATCH_BYTES);
     config.set("batch.size", half.to_string());
     Some(half)
+}
+
+/// Those of [`DEFAULTS`] that concern the way to Kafka and not the producing.
+const OF_THE_WAY: &[&str] = &["reconnect.backoff.max.ms", "socket.keepalive.enable", "ssl.ca.location"];
+
+/// The configuration of a client that is no producer (a consumer, an administrator): where Kafka is, and how to get in.
+pub(crate) fn way_to_kafka(kafka: &Kafka) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    for (name, value, aliases) in DEFAULTS.iter().filter(|(name, _, _)| OF_THE_WAY.contains(name)) {
+        if !aliases.iter().any(|alias| kafka.options.contains_key(*alias)) {
+            config.set(*name, *value);
+        }
+    }
+    for (name, value) in kafka.options.iter().filter(|(name, _)| refusal(name).is_none()) {
+        config.set(name, value.reveal());
+    }
+    config.set("bootstrap.servers", kafka.brokers.join(","));
+    config
 }
 
 /// Checks `[kafka.options]` without a network, names and values alike: what is wrong, by property.

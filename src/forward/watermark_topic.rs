@@ -12,19 +12,11 @@ use rdkafka::client::{Client, ClientContext, DefaultClientContext};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use crate::watermark::TOPIC_SETTINGS;
+
 /// Partitions of a topic that the agent makes itself. A fleet has about one a gateway, from `tidegate kafka-setup`; who
 /// has not run that has few gateways.
 const PARTITIONS: i32 = 50;
-
-/// Settings of a topic that the agent makes: small segments that are compacted soon, so that a start reads little, and
-/// transaction markers that go after an hour, because they are half of what would be read.
-const SETTINGS: &[(&str, &str)] = &[
-    ("cleanup.policy", "compact"),
-    ("segment.bytes", "1048576"),
-    ("segment.ms", "600000"),
-    ("min.cleanable.dirty.ratio", "0.1"),
-    ("delete.retention.ms", "3600000"),
-];
 
 /// How many partitions it has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -96,10 +88,9 @@ fn look<C: ClientContext>(client: &Client<C>, topic: &str, wait: Duration) -> Re
 
 fn create(config: &ClientConfig, topic: &str, wait: Duration) -> Result<(), TopicError> {
     let missing = |cause: &dyn fmt::Display| TopicError::Missing { topic: topic.to_owned(), cause: cause.to_string() };
-    let new = SETTINGS
-        .iter()
-        // The cluster's own default of replicas.
-        .fold(NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(-1)), |new, (name, value)| new.set(name, value));
+    // The cluster's own default of replicas.
+    let new = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(-1));
+    let new = TOPIC_SETTINGS.iter().fold(new, |new, (name, value, _)| new.set(name, value));
     let results = block(async {
         let admin: AdminClient<DefaultClientContext> = config.create()?;
         admin

@@ -48,11 +48,12 @@ impl Batch {
             Qos::AtLeastOnce => self.answer(Receipt::new(epoch, packet_id, Answer::PubAck)),
             Qos::ExactlyOnce => {
                 self.answer(Receipt::new(epoch, packet_id, Answer::PubRec));
-                if unreleased.publish(packet_id, publish.dup) == Delivery::Repeat {
+                let digest = publish.digest();
+                if unreleased.publish(packet_id, publish.dup, digest) == Delivery::Repeat {
                     self.repeats = self.repeats.saturating_add(1);
                     return;
                 }
-                self.id_change(IdChange::Add(packet_id));
+                self.id_change(IdChange::Add(packet_id, digest));
             }
         }
         let (topic, route) = topics.resolve(publish.topic());

@@ -17,7 +17,7 @@ use super::batch::Batch;
 use super::receipt::Receipts;
 use super::status::LinkStatus;
 use super::topics::Topics;
-use crate::buffer::{Arrivals, Durable, Intake, Room, SessionChange, Stopped};
+use crate::buffer::{Arrivals, Durable, IdChange, Intake, Room, SessionChange, Stopped};
 use crate::event::{Event, RouteId};
 use crate::route::Routes;
 
@@ -118,6 +118,19 @@ impl Door {
             vec![SessionChange { session: Arc::clone(&self.session), changes }]
         };
         self.send(events, sessions, receipts, Some(room))
+    }
+
+    /// What the end of a session changes. Takes no room: it is small, and there is at most one of it for each session
+    /// that the buffer was told of before; so it reaches the buffer also when that is full.
+    ///
+    /// # Errors
+    /// When the buffer has stopped.
+    pub fn announce(&mut self, changes: Vec<IdChange>) -> Result<(), Stopped> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let change = SessionChange { session: Arc::clone(&self.session), changes };
+        self.send(Vec::new(), vec![change], Receipts::new(), None)
     }
 
     /// The buffer has answered a batch.
@@ -233,7 +246,7 @@ mod tests {
         drop((door, entrance, running.intake, running.settler));
         running.thread.join().unwrap();
         let (_, recovered) = Buffer::open(settings(), folder.path(), &[]).unwrap();
-        assert_eq!(recovered.sessions["broker:b"].packet_ids.iter().copied().collect::<Vec<_>>(), [2]);
+        assert_eq!(recovered.sessions["broker:b"].packet_ids.keys().copied().collect::<Vec<_>>(), [2]);
         let books = running.status.borrow().clone();
         let line = &books.ledger[0].1;
         assert_eq!((line.received, line.dropped, line.held), (3, 1, 2));

@@ -15,13 +15,13 @@
 
 use std::collections::BTreeSet;
 
-use crate::buffer::IdChange;
+use crate::buffer::{IdChange, PacketIds};
 
 /// Packet ids of one session.
 #[derive(Debug, Default)]
 pub struct Unreleased {
-    ids: BTreeSet<u16>,
-    /// Ids of an earlier process that the peer has not mentioned yet.
+    ids: PacketIds,
+    /// Ids of an earlier connection or process that the peer has not mentioned yet.
     inherited: BTreeSet<u16>,
 }
 
@@ -37,22 +37,24 @@ pub enum Delivery {
 impl Unreleased {
     /// The ids that the buffer has kept, in a session that is the same for both sides beyond doubt.
     #[must_use]
-    pub fn resumed(ids: BTreeSet<u16>) -> Self {
+    pub fn resumed(ids: PacketIds) -> Self {
         Self { ids, inherited: BTreeSet::new() }
     }
 
     /// The ids that the buffer has kept, in a session that lives at the peer. Whether it is still the same one is not
     /// quite certain: if the broker lost it and this process died between the CONNACK that said so and the commit that
     /// forgets the ids, the next CONNACK says "session present", and means the new one. So a PUBLISH under such an id
-    /// counts as a repeat only with DUP set, which the standard demands of every repeat (MQTT-3.3.1-1); without it the
-    /// id is in use for a new message, which must not be swallowed.
+    /// counts as a repeat only
+    /// * with DUP set, which the standard demands of every repeat (MQTT-3.3.1-1): without it the id is in use for a new
+    ///   message, which must not be swallowed;
+    /// * and with the digest of the message that is stored under the id, for the first copy of a new message may get
+    ///   lost, and the second one has DUP as well. (Ids that a version before the digests wrote count without it.)
     ///
-    /// What is left of this hole: all of the above, and then a message under one of these ids whose first copy (without
-    /// DUP) did not reach the disk because the link or the process broke once more. Closing it needs a broker that says
-    /// which session it resumes, or a digest of the message beside each stored id.
+    /// Left is a new message that says the same as the old one on the same topic, and all of the above; or whose digest
+    /// happens to be the same, one in 4,294,967,296.
     #[must_use]
-    pub fn inherited(ids: BTreeSet<u16>) -> Self {
-        Self { inherited: ids.clone(), ids }
+    pub fn inherited(ids: PacketIds) -> Self {
+        Self { inherited: ids.keys().copied().collect(), ids }
     }
 
     /// The same ids for the next connection of a session, under the rule of [`Unreleased::inherited`].
@@ -61,17 +63,25 @@ impl Unreleased {
         Self::inherited(self.ids)
     }
 
-    /// A QoS 2 PUBLISH came. [`Delivery::New`] asks for an [`IdChange::Add`] in the event's own transaction.
-    pub fn publish(&mut self, packet_id: u16, dup: bool) -> Delivery {
+    /// A QoS 2 PUBLISH came, with that [digest](crate::ingest::codec::Publish::digest). [`Delivery::New`] asks for an
+    /// [`IdChange::Add`] in the event's own transaction.
+    pub fn publish(&mut self, packet_id: u16, dup: bool, digest: u32) -> Delivery {
         let inherited = !self.inherited.is_empty() && self.inherited.remove(&packet_id);
-        if self.ids.insert(packet_id) || (inherited && !dup) { Delivery::New } else { Delivery::Repeat }
+        if let Some(known) = self.ids.get(&packet_id) {
+            let other = !dup || known.is_some_and(|known| known != digest);
+            if !(inherited && other) {
+                return Delivery::Repeat;
+            }
+        }
+        self.ids.insert(packet_id, Some(digest));
+        Delivery::New
     }
 
     /// A PUBREL came. True asks for an [`IdChange::Remove`]; false: it is forgotten already, and PUBCOMP is the answer
     /// all the same (a lost PUBCOMP, or an id of a session that we lost): anything else would make the peer ask for ever.
     pub fn release(&mut self, packet_id: u16) -> bool {
         self.inherited.remove(&packet_id);
-        self.ids.remove(&packet_id)
+        self.ids.remove(&packet_id).is_some()
     }
 
     /// The peer has a new session.
@@ -84,11 +94,12 @@ impl Unreleased {
     pub fn revert(&mut self, changes: &[IdChange]) {
         for change in changes.iter().rev() {
             match *change {
-                IdChange::Add(id) => {
+                IdChange::Add(id, _) => {
                     self.ids.remove(&id);
                 }
+                // Its digest has gone with it: from here on the id alone counts, as ever within a connection.
                 IdChange::Remove(id) => {
-                    self.ids.insert(id);
+                    self.ids.insert(id, None);
                 }
                 IdChange::Keep(_) | IdChange::Forget => {}
             }
@@ -98,7 +109,7 @@ impl Unreleased {
     /// Is that id unreleased?
     #[must_use]
     pub fn contains(&self, packet_id: u16) -> bool {
-        self.ids.contains(&packet_id)
+        self.ids.contains_key(&packet_id)
     }
 
     /// How many.
@@ -118,40 +129,60 @@ impl Unreleased {
 mod tests {
     use super::*;
 
+    fn known(ids: &[u16]) -> PacketIds {
+        ids.iter().map(|id| (*id, Some(u32::from(*id)))).collect()
+    }
+
     #[test]
     fn an_id_is_a_repeat_until_it_is_released_and_new_after() {
         let mut ids = Unreleased::default();
-        assert_eq!(ids.publish(7, false), Delivery::New);
-        assert_eq!(ids.publish(7, true), Delivery::Repeat);
-        assert_eq!(ids.publish(7, false), Delivery::Repeat, "within a connection the id alone decides");
+        assert_eq!(ids.publish(7, false, 1), Delivery::New);
+        assert_eq!(ids.publish(7, true, 1), Delivery::Repeat);
+        assert_eq!(ids.publish(7, false, 2), Delivery::Repeat, "within a connection the id alone decides");
         assert!(ids.release(7));
         assert!(!ids.release(7), "released already");
-        assert_eq!(ids.publish(7, false), Delivery::New);
+        assert_eq!(ids.publish(7, false, 1), Delivery::New);
     }
 
     #[test]
     fn an_inherited_id_without_dup_is_a_new_message() {
-        let mut ids = Unreleased::inherited(BTreeSet::from([5, 6]));
-        assert_eq!(ids.publish(5, true), Delivery::Repeat);
-        assert_eq!(ids.publish(5, false), Delivery::Repeat, "5 was confirmed by the repeat");
-        assert_eq!(ids.publish(6, false), Delivery::New);
-        assert_eq!(ids.publish(6, true), Delivery::Repeat, "6 is ours now");
+        let mut ids = Unreleased::inherited(known(&[5, 6]));
+        assert_eq!(ids.publish(5, true, 5), Delivery::Repeat);
+        assert_eq!(ids.publish(5, false, 5), Delivery::Repeat, "5 was confirmed by the repeat");
+        assert_eq!(ids.publish(6, false, 6), Delivery::New);
+        assert_eq!(ids.publish(6, true, 6), Delivery::Repeat, "6 is ours now");
         assert!(ids.release(5) && ids.release(6));
     }
 
     #[test]
+    fn an_inherited_id_with_another_message_is_a_new_one_although_it_has_dup() {
+        let mut ids = Unreleased::inherited(known(&[5]));
+        assert_eq!(ids.publish(5, true, 99), Delivery::New);
+        assert_eq!(ids.publish(5, true, 99), Delivery::Repeat);
+        let mut next = ids.carried_over();
+        assert_eq!(next.publish(5, true, 99), Delivery::Repeat, "its digest goes along");
+    }
+
+    #[test]
+    fn an_inherited_id_of_a_version_without_digests_is_a_repeat_with_any_message() {
+        let mut ids = Unreleased::inherited(PacketIds::from([(5, None), (6, None)]));
+        assert_eq!(ids.publish(5, true, 99), Delivery::Repeat);
+        assert_eq!(ids.publish(6, false, 99), Delivery::New);
+    }
+
+    #[test]
     fn a_resumed_id_is_a_repeat_without_dup_as_well() {
-        assert_eq!(Unreleased::resumed(BTreeSet::from([5])).publish(5, false), Delivery::Repeat);
+        assert_eq!(Unreleased::resumed(known(&[5])).publish(5, false, 9), Delivery::Repeat);
     }
 
     #[test]
     fn reverting_changes_restores_the_set_before_them() {
-        let mut ids = Unreleased::resumed(BTreeSet::from([1, 2]));
+        let mut ids = Unreleased::resumed(known(&[1, 2]));
         assert!(ids.release(1));
-        assert_eq!(ids.publish(1, false), Delivery::New);
+        assert_eq!(ids.publish(1, false, 8), Delivery::New);
         assert!(ids.release(1));
-        assert_eq!(ids.publish(9, false), Delivery::New);
-        ids.revert(&[IdChange::Remove(1), IdChange::Add(1), IdChange::Remove(1), IdChange::Add(9)]);
+        assert_eq!(ids.publish(9, false, 9), Delivery::New);
+        ids.revert(&[IdChange::Remove(1), IdChange::Add(1, 8), IdChange::Remove(1), IdChange::Add(9, 9)]);
         assert!(ids.contains(1) && ids.contains(2) && !ids.contains(9));
         assert_eq!(ids.len(), 2);
     }

@@ -93,6 +93,11 @@ impl Routes {
         self.routes.iter().map(|route| Arc::clone(&route.name)).collect()
     }
 
+    /// The templates of the Kafka topics, in the order of the tables.
+    pub fn topics(&self) -> impl Iterator<Item = &TopicTemplate> {
+        self.routes.iter().map(|route| &route.to)
+    }
+
     /// Index of the first route whose `from` matches.
     #[must_use]
     pub fn find(&self, mqtt_topic: &str) -> Option<usize> {

@@ -58,6 +58,27 @@ impl TopicTemplate {
         Ok(Self(parts))
     }
 
+    /// A regular expression for the Kafka topics that it can make, from their first character to their last.
+    #[must_use]
+    pub fn pattern(&self) -> String {
+        let parts = self.0.iter().map(|part| match part {
+            Part::Text(text) => text.replace('.', "\\."),
+            Part::Name(_) => "[A-Za-z0-9_-]+".to_owned(),
+            Part::Topic => "[A-Za-z0-9._-]+".to_owned(),
+            Part::Rest => "[A-Za-z0-9._-]*".to_owned(),
+        });
+        format!("^{}$", parts.collect::<String>())
+    }
+
+    /// What all Kafka topics begin with that it can make, and whether that is all of the name.
+    #[must_use]
+    pub fn prefix(&self) -> (&str, bool) {
+        match self.0.first() {
+            Some(Part::Text(text)) => (text, self.0.len() == 1),
+            Some(Part::Name(_) | Part::Topic | Part::Rest) | None => ("", false),
+        }
+    }
+
     pub(super) fn render(&self, topic: &str, captures: &Captures<'_>) -> Result<String, String> {
         let mut out = String::with_capacity(topic.len());
         for part in &self.0 {
@@ -235,6 +256,18 @@ mod tests {
     }
 
     #[test]
+    fn the_prefix_of_a_template_is_its_text_before_the_first_name() {
+        let prefix = |template| {
+            let template = TopicTemplate::parse(template, &Filter::parse("s/{a}/#").unwrap()).unwrap();
+            let (prefix, whole) = template.prefix();
+            (prefix.to_owned(), whole)
+        };
+        assert_eq!(prefix("plain.a"), ("plain.a".into(), true));
+        assert_eq!(prefix("s-{a}.x"), ("s-".into(), false));
+        assert_eq!(prefix("{a}"), (String::new(), false));
+    }
+
+    #[test]
     fn no_level_and_an_empty_level_stay_apart() {
         assert_eq!(topic("s.{rest}", "s/#", "s").unwrap(), "s.");
         assert_eq!(topic("s.{rest}", "s/#", "s/").unwrap(), "s._-");
@@ -292,6 +325,22 @@ mod tests {
             if let (Some(one), Some(other)) = (filter.captures(&a), filter.captures(&b)) {
                 let (one, other) = (template.render(&a, &one), template.render(&b, &other));
                 prop_assert_eq!(one == other, a == b);
+            }
+        }
+
+        #[test]
+        fn every_topic_made_is_of_the_pattern_and_has_the_prefix(
+            topic in "[a./_ ü-]{1,12}",
+            template in prop::sample::select(vec!["{x}.{rest}", "a.b{rest}", "k{x}_.-{topic}", "all.of_it", "t{topic}"]),
+        ) {
+            let filter = Filter::parse("{x}/#").unwrap();
+            let template = TopicTemplate::parse(template, &filter).unwrap();
+            let made = filter.captures(&topic).and_then(|captures| template.render(&topic, &captures).ok());
+            if let Some(made) = made {
+                prop_assert!(regex_lite::Regex::new(&template.pattern()).unwrap().is_match(&made), "{made}");
+                let (prefix, whole) = template.prefix();
+                prop_assert!(made.starts_with(prefix));
+                prop_assert!(!whole || made == prefix);
             }
         }
 

@@ -17,19 +17,26 @@
 #![allow(missing_docs, reason = "names of fields and variants say it")]
 #![allow(unreachable_pub, reason = "the benchmark includes support/ as well")]
 
+mod cluster; // leaders die
+mod audit; // what Kafka holds is proven, and what is missing is named
 mod config; // wrong configurations
+mod consumers; // the examples of the README, run
 mod controls; // planted bugs turn the scenarios red
 mod custody; // nothing acknowledged is lost when the agent is killed
 mod exactly_once; // transactions
 mod flow; // what goes in comes out
 mod health; // systemd, probes, metrics, status
 mod hostile; // peers that break the rules
+mod kafka_tls; // TLS to Kafka
 mod kafka_away; // nothing is lost, and order kept, while Kafka is away
 mod memory; // bounds
 mod parking; // missing, forbidden, too large
 mod quiet; // no trouble, no noise
 mod secrets; // passwords never show
 mod session; // MQTT sessions
+mod setup; // what the centre must have
 mod stop; // SIGTERM
+mod unit; // the systemd unit and its drop-ins
+mod tls; // certificates, good and bad
 #[allow(dead_code, reason = "the tests use one part of it, the benchmark another")]
 mod support;

@@ -50,7 +50,8 @@ fn a_full_buffer_acknowledges_nothing_settles_on_and_opens_again() {
 
     // Full at the start, and stopped while full: nothing hangs, nothing unacknowledged is kept.
     let mut bench = open_with(dir.path(), small.clone());
-    bench.send((1..=45).map(noise).collect(), 1);
+    let old = |session: &str| SessionChange { session: session.into(), changes: vec![IdChange::Add(7, 100)] };
+    bench.send_with((1..=45).map(noise).collect(), vec![old("over"), old("anew")], 1);
     bench.acknowledged();
     wait_for("the limit", || bench.status().full);
     bench.close();
@@ -60,6 +61,15 @@ fn a_full_buffer_acknowledges_nothing_settles_on_and_opens_again() {
     bench.running.intake.dropped(RouteId::UNROUTED, 41);
     wait_for("the drops in the books", || bench.totals(|_| true).dropped == 41);
     bench.send(vec![Event { qos: Qos::AtMostOnce, ..event(1) }, event(2)], 9);
+    // The id came with an event that is given up; that a session is over must be on disk all the same.
+    let change =
+        |session: &str, changes: &[IdChange]| SessionChange { session: session.into(), changes: changes.into() };
+    let sessions = vec![
+        change("over", &[IdChange::Forget]),
+        change("anew", &[IdChange::Forget, IdChange::Keep(60), IdChange::Add(8, 100)]),
+        change("other", &[IdChange::Add(9, 100)]),
+    ];
+    bench.send_with(vec![event(3)], sessions, 10);
     let Bench { running, mut durable, reply, .. } = bench;
     let Running { intake, settler, thread, .. } = running;
     drop((intake, settler, reply));
@@ -67,7 +77,11 @@ fn a_full_buffer_acknowledges_nothing_settles_on_and_opens_again() {
     assert!(durable.blocking_recv().is_none());
     let mut small = settings();
     small.max_bytes = 2 * MIB;
-    assert_eq!(open_with(dir.path(), small).totals(|_| true).dropped, 42);
+    let bench = open_with(dir.path(), small);
+    assert_eq!(bench.totals(|_| true).dropped, 42);
+    let sessions = &bench.recovered.sessions;
+    assert!(!sessions.contains_key("over") && !sessions.contains_key("other"));
+    assert_eq!((sessions["anew"].expiry_s, sessions["anew"].packet_ids.len()), (60, 0));
 }
 
 #[test]

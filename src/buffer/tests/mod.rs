@@ -101,6 +101,11 @@ impl Bench {
         self.running.intake.store(self.arrivals(events, receipt)).unwrap();
     }
 
+    fn send_with(&self, events: Vec<Event>, sessions: Vec<SessionChange>, receipt: u64) {
+        let arrivals = Arrivals { sessions, ..self.arrivals(events, receipt) };
+        self.running.intake.store(arrivals).unwrap();
+    }
+
     fn acknowledged(&mut self) -> u64 {
         self.seen.set(false);
         self.durable.blocking_recv().unwrap().into_receipt()

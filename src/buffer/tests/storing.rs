@@ -135,9 +135,9 @@ fn sessions_are_there_after_a_restart() {
     let change =
         |session: &str, changes: &[IdChange]| SessionChange { session: session.into(), changes: changes.into() };
     let sessions = vec![
-        change("broker:a", &[IdChange::Add(3), IdChange::Add(4), IdChange::Add(9), IdChange::Remove(4)]),
-        change("listen:b:c", &[IdChange::Keep(3600), IdChange::Add(1)]),
-        change("gone", &[IdChange::Add(1)]),
+        change("broker:a", &[IdChange::Add(3, 100), IdChange::Add(4, 100), IdChange::Add(9, 100), IdChange::Remove(4)]),
+        change("listen:b:c", &[IdChange::Keep(3600), IdChange::Add(1, 100)]),
+        change("gone", &[IdChange::Add(1, 100)]),
     ];
     let arrivals = Arrivals { sessions, ..bench.arrivals(vec![event(1)], 1) };
     bench.running.intake.store(arrivals).unwrap();
@@ -151,7 +151,7 @@ fn sessions_are_there_after_a_restart() {
     for recovered in [crashed.recovered, open(dir.path()).recovered] {
         let sessions = recovered.sessions;
         assert_eq!(sessions.len(), 2);
-        assert_eq!(sessions["broker:a"].packet_ids, [3, 9].into());
+        assert_eq!(sessions["broker:a"].packet_ids, [(3, Some(100)), (9, Some(100))].into());
         assert_eq!(sessions["broker:a"].expiry_s, u32::MAX);
         assert_eq!((sessions["listen:b:c"].expiry_s, sessions["listen:b:c"].packet_ids.len()), (3600, 0));
         assert!(sessions["listen:b:c"].used_ms > 0);

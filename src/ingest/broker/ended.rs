@@ -1,6 +1,8 @@
 //! How a connection to a broker ends. What happens next is the same each time: back off and connect again; nothing is
 //! deleted. The cases differ in what is said to the broker and to the operator.
 
+use super::distrust::Distrust;
+use super::trust::Unusable;
 use crate::config::MqttVersion;
 use crate::ingest::codec::encode::EncodeError;
 use crate::ingest::codec::{DecodeError, reason};
@@ -16,6 +18,12 @@ pub(super) enum Ended {
     Unreachable(std::io::Error),
     #[error("no TCP connection within {0} s")]
     DialTimeout(u64),
+    #[error("no TLS handshake within {0} s")]
+    HandshakeTimeout(u64),
+    #[error(transparent)]
+    Distrust(Distrust),
+    #[error(transparent)]
+    Files(#[from] Unusable),
     #[error("no CONNACK within {0} s")]
     NoConnAck(u64),
     #[error("the broker closed the connection")]
@@ -57,6 +65,9 @@ impl Ended {
             Self::BufferStopped
             | Self::Unreachable(_)
             | Self::DialTimeout(_)
+            | Self::HandshakeTimeout(_)
+            | Self::Distrust(_)
+            | Self::Files(_)
             | Self::NoConnAck(_)
             | Self::Closed
             | Self::Broke(_)
@@ -93,13 +104,20 @@ impl Ended {
             Self::Told { code: reason::SESSION_TAKEN_OVER, .. } => {
                 Some("give this gateway a client_id of its own: another client connects with the same one")
             }
+            Self::Distrust(distrust) => distrust.remedy,
+            Self::Files(Unusable::File { .. }) => Some("mend the file; it is read again at the next try"),
+            Self::Files(Unusable::NoBundle(_)) => {
+                Some("install the system's CA certificates (package ca-certificates), or set tls.ca_file")
+            }
             Self::Unsendable(_) => Some("shorten client_id, username, password or the filters"),
-            Self::Told { .. }
+            Self::Files(Unusable::Library(_))
+            | Self::Told { .. }
             | Self::OtherVersion { .. }
             | Self::Asked
             | Self::BufferStopped
             | Self::Unreachable(_)
             | Self::DialTimeout(_)
+            | Self::HandshakeTimeout(_)
             | Self::NoConnAck(_)
             | Self::Closed
             | Self::Broke(_)

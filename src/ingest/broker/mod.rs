@@ -1,7 +1,8 @@
 //! `[[mqtt]]`: a subscriber at a broker.
 //!
 //! [`session`] is the protocol, without sockets and clocks: bytes and time in, bytes, batches and verdicts out.
-//! [`task`] is the thin loop that feeds it. [`subscriptions`] keeps what the broker granted, [`version`] which MQTT
+//! [`task`] is the thin loop that feeds it, from a [`stream`] with TLS or without. [`trust`] reads certificates and keys,
+//! [`distrust`] says why TLS failed. [`subscriptions`] keeps what the broker granted, [`version`] which MQTT
 //! version to speak, [`ended`] every way in which a connection ends and what to do about it.
 //!
 //! # Rules
@@ -20,10 +21,14 @@
 //!   every 30 s and no more. What came before it on the connection is committed and acknowledged first.
 //! * A stop: no more reading, wait for the commits under way, send their acknowledgements, DISCONNECT.
 
+mod distrust;
 mod ended;
+mod limits;
 mod session;
+mod stream;
 mod subscriptions;
 mod task;
+mod trust;
 mod version;
 
 #[cfg(test)]
@@ -34,3 +39,4 @@ mod model_tests;
 mod tests;
 
 pub use self::task::{run, session_key};
+pub use self::trust::{Oddity, Unusable, check as check_tls};

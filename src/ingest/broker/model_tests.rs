@@ -59,8 +59,8 @@ struct World {
     inbox: BytesMut,
     /// With the session of the broker's that it came in.
     queue: VecDeque<(Batch, u32)>,
-    /// With the session of the broker's that they belong to.
-    disk_ids: BTreeMap<u16, u32>,
+    /// With the session of the broker's that they belong to, and the digest of the message.
+    disk_ids: BTreeMap<u16, (u32, u32)>,
     /// How often each message is on disk.
     disk: BTreeMap<u32, u32>,
     next: u32,
@@ -118,7 +118,7 @@ impl World {
                 self.queue.clear();
                 self.inbox.clear();
                 let stored = StoredSession {
-                    packet_ids: self.disk_ids.keys().copied().collect(),
+                    packet_ids: self.disk_ids.iter().map(|(id, (_, digest))| (*id, Some(*digest))).collect(),
                     used_ms: 0,
                     expiry_s: u32::MAX,
                 };
@@ -153,10 +153,6 @@ impl World {
         self.held.push(Held { id, number, qos, phase: Phase::Waiting });
         self.qos_of.insert(number, qos);
         self.next += 1;
-        if self.disk_ids.get(&id).is_some_and(|session| *session != self.broker_session) {
-            // The hole that `Unreleased::inherited` describes.
-            self.lost.insert(number);
-        }
         Some(id)
     }
 
@@ -262,8 +258,8 @@ impl World {
         }
         for change in batch.changes {
             match change {
-                IdChange::Add(id) => {
-                    self.disk_ids.insert(id, session);
+                IdChange::Add(id, digest) => {
+                    self.disk_ids.insert(id, (session, digest));
                 }
                 IdChange::Remove(id) => {
                     self.disk_ids.remove(&id);
@@ -286,7 +282,7 @@ impl World {
         }
         assert!(self.held.is_empty(), "the broker still waits: {:?}", self.held);
         let left: Vec<u16> =
-            self.disk_ids.iter().filter(|(_, s)| **s == self.broker_session).map(|(id, _)| *id).collect();
+            self.disk_ids.iter().filter(|(_, (s, _))| *s == self.broker_session).map(|(id, _)| *id).collect();
         assert!(left.is_empty(), "ids left: {left:?}");
         for (number, qos) in &self.qos_of {
             let times = self.disk.get(number).copied().unwrap_or_default();

@@ -4,20 +4,29 @@
 //! safe. Reading stops while a batch waits for room and while answers pile up unsent; nothing else ever stops.
 
 use std::future::Future;
-use std::io;
+use std::io::{
+    self,
+    ErrorKind::{ConnectionReset, UnexpectedEof},
+};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
+use tokio_rustls::TlsConnector;
 use tracing::{debug, error, info, warn};
 
+use super::distrust::Distrust;
 use super::ended::Ended;
+use super::limits::{
+    DIAL_TIME, FAULT_TIME, HANDSHAKE_TIME, LAST_WRITE_TIME, MOST_UNSENT_BYTES, SAY_AGAIN, STOP_TIME, TICK,
+    TOPIC_CACHE_BYTES,
+};
 use super::session::Session;
+use super::stream::{Carried, Stream};
+use super::trust;
 use crate::buffer::{Durable, Room, Stopped, StoredSession};
 use crate::config;
 use crate::ingest::door::{Door, Entrance, Replies, Submitted};
@@ -28,31 +37,6 @@ use crate::observe::pulse::Pulse;
 use crate::planted::{Bug, planted};
 use crate::retry::Backoff;
 use crate::stop::Stop;
-
-/// TCP and name resolution together; a satellite link needs two or three of it.
-const DIAL_TIME: Duration = Duration::from_secs(10);
-
-/// Timers are looked at so often when nothing else happens; also the pulse's beat, which must be below 1 s.
-const TICK: Duration = Duration::from_millis(500);
-
-/// At a stop, commits under way get so long to be answered. Below the time that the process gives ingest (4 s).
-const STOP_TIME: Duration = Duration::from_millis(3500);
-
-/// The same before a connection is closed for a fault of the broker's.
-const FAULT_TIME: Duration = Duration::from_secs(2);
-
-/// Last bytes get so long to leave.
-const LAST_WRITE_TIME: Duration = Duration::from_millis(400);
-
-/// Answers that the broker does not take: with more than this, nothing is read until it does. 16,000 answers, more
-/// than a round trip brings on any link we know.
-const MOST_UNSENT_BYTES: usize = 64 * 1024;
-
-/// Topic names known for one broker: about 10,000 of ordinary length.
-const TOPIC_CACHE_BYTES: usize = 1024 * 1024;
-
-/// A failure that repeats is said again at most so often.
-const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Under which the buffer keeps the session at that broker.
 #[must_use]
@@ -117,8 +101,7 @@ enum Happened {
     Stop,
     Committed(Durable<Receipts>),
     Room(Result<Room, Stopped>),
-    Written(io::Result<usize>),
-    Read(io::Result<usize>),
+    Carried(Carried),
     Tick,
 }
 
@@ -157,33 +140,58 @@ impl Link {
 
     /// One connection, from the first packet to the last.
     async fn connection(&mut self) -> Ended {
-        let (host, port) = (self.session.settings().host.clone(), self.session.settings().port);
-        let dialled = self.meanwhile(timeout(DIAL_TIME, TcpStream::connect((host, port)))).await;
-        let mut stream = match dialled {
-            None => return Ended::Asked,
-            Some(Err(_)) => return Ended::DialTimeout(DIAL_TIME.as_secs()),
-            Some(Ok(Err(error))) => return Ended::Unreachable(error),
-            Some(Ok(Ok(stream))) => stream,
+        let mut stream = match self.connect().await {
+            Ok(stream) => stream,
+            Err(ended) => return ended,
         };
-        // Answers are small and wanted at once: Nagle would hold them for the peer's delayed ACK, 40 ms.
-        if let Err(error) = stream.set_nodelay(true) {
-            return Ended::Broke(error);
-        }
         if let Err(ended) = self.session.connected(Instant::now()) {
             return ended;
         }
-        let (mut read, mut write) = stream.split();
-        let ended = self.converse(&mut read, &mut write).await;
+        let ended = self.converse(&mut stream).await;
         if let Some(code) = ended.farewell() {
-            self.part(&mut write, &ended, code).await;
+            self.part(&mut stream, &ended, code).await;
         }
         ended
     }
 
-    async fn converse(&mut self, read: &mut ReadHalf<'_>, write: &mut WriteHalf<'_>) -> Ended {
+    /// TCP, and TLS on it where the URL says so.
+    async fn connect(&mut self) -> Result<Stream, Ended> {
+        let (host, port) = (self.session.settings().host.clone(), self.session.settings().port);
+        let dialled = self.meanwhile(timeout(DIAL_TIME, TcpStream::connect((host, port)))).await;
+        let tcp = match dialled {
+            None => return Err(Ended::Asked),
+            Some(Err(_)) => return Err(Ended::DialTimeout(DIAL_TIME.as_secs())),
+            Some(Ok(Err(error))) => return Err(Ended::Unreachable(error)),
+            Some(Ok(Ok(stream))) => stream,
+        };
+        // Answers are small and wanted at once: Nagle would hold them for the peer's delayed ACK, 40 ms.
+        tcp.set_nodelay(true).map_err(Ended::Broke)?;
+        let Some(tls) = self.session.settings().tls.clone() else { return Ok(Stream::Plain(tcp)) };
+        let (settings, passed_over) = trust::read(&tls)?;
+        if passed_over > 0 {
+            debug!(broker = self.session.settings().name, passed_over, "CA certificates that cannot be read");
+        }
+        let handshake = TlsConnector::from(settings).connect(tls.server_name, tcp);
+        match self.meanwhile(timeout(HANDSHAKE_TIME, handshake)).await {
+            None => Err(Ended::Asked),
+            Some(Err(_)) => Err(Ended::HandshakeTimeout(HANDSHAKE_TIME.as_secs())),
+            Some(Ok(Err(error))) if matches!(error.kind(), UnexpectedEof | ConnectionReset) => {
+                Err(Ended::Distrust(Distrust::closed()))
+            }
+            Some(Ok(Err(error))) => Err(self.broke(error)),
+            Some(Ok(Ok(stream))) => Ok(Stream::Tls(Box::new(stream))),
+        }
+    }
+
+    /// The connection broke, or the TLS on it: a broker may refuse our certificate after the handshake.
+    fn broke(&self, error: io::Error) -> Ended {
+        Distrust::of(&error, &self.session.settings().host).map_or(Ended::Broke(error), Ended::Distrust)
+    }
+
+    async fn converse(&mut self, stream: &mut Stream) -> Ended {
         let mut waiting: Option<Waiting> = None;
         loop {
-            let happened = self.next(read, write, &mut waiting).await;
+            let happened = self.next(stream, &mut waiting).await;
             let now = Instant::now();
             self.pulse.beat();
             let result = match happened {
@@ -195,13 +203,13 @@ impl Link {
                     room.and_then(|room| self.door.store(&mut self.session.batch, room))
                         .map_err(|Stopped| Ended::BufferStopped)
                 }
-                Happened::Written(Ok(_)) => {
+                Happened::Carried(Carried::Out(Ok(_))) => {
                     self.session.sent(now);
                     Ok(())
                 }
-                Happened::Written(Err(error)) | Happened::Read(Err(error)) => Err(Ended::Broke(error)),
-                Happened::Read(Ok(0)) => Err(Ended::Closed),
-                Happened::Read(Ok(bytes)) => self.read(bytes, now),
+                Happened::Carried(Carried::Out(Err(error)) | Carried::In(Err(error))) => Err(self.broke(error)),
+                Happened::Carried(Carried::In(Ok(0))) => Err(Ended::Closed),
+                Happened::Carried(Carried::In(Ok(bytes))) => self.read(bytes, now),
                 Happened::Tick => Ok(()),
             };
             let result = result.and_then(|()| self.session.tick(now));
@@ -222,20 +230,15 @@ impl Link {
         }
     }
 
-    async fn next(
-        &mut self,
-        read: &mut ReadHalf<'_>,
-        write: &mut WriteHalf<'_>,
-        waiting: &mut Option<Waiting>,
-    ) -> Happened {
+    async fn next(&mut self, stream: &mut Stream, waiting: &mut Option<Waiting>) -> Happened {
         let reading = waiting.is_none() && self.session.out.len() < MOST_UNSENT_BYTES;
+        let inbox = reading.then(|| self.inbox.space());
         tokio::select! {
             biased;
             () = self.stop.wait() => Happened::Stop,
             Some(durable) = self.replies.recv(), if !self.session.is_greeting() => Happened::Committed(durable),
             room = granted(waiting) => Happened::Room(room),
-            written = write.write_buf(&mut self.session.out), if !self.session.out.is_empty() => Happened::Written(written),
-            read = read.read_buf(self.inbox.space()), if reading => Happened::Read(read),
+            carried = stream.carry(&mut self.session.out, inbox) => Happened::Carried(carried),
             _ = self.ticker.tick() => Happened::Tick,
         }
     }
@@ -270,23 +273,19 @@ impl Link {
     }
 
     /// Stops reading, waits for the commits under way, sends their answers and says goodbye.
-    async fn part(&mut self, write: &mut WriteHalf<'_>, why: &Ended, code: u8) {
+    async fn part(&mut self, stream: &mut Stream, why: &Ended, code: u8) {
         if matches!(why, Ended::Asked) && planted(Bug::CarelessStop) {
             return;
         }
         let time = if matches!(why, Ended::Asked) { STOP_TIME } else { FAULT_TIME };
         self.session.close(Instant::now());
-        let answered = timeout(time, self.answer_outstanding(write)).await;
+        let answered = timeout(time, self.answer_outstanding(stream)).await;
         if answered.is_err() {
             let open = self.door.outstanding();
             debug!(broker = self.session.settings().name, open, "closing without waiting for these commits any longer");
         }
         self.session.farewell(code);
-        let last = async {
-            write.write_all(&self.session.out).await?;
-            write.shutdown().await
-        };
-        match timeout(LAST_WRITE_TIME, last).await {
+        match timeout(LAST_WRITE_TIME, stream.finish(&self.session.out)).await {
             Ok(Ok(())) => {}
             // Nothing depends on it: what was not answered comes again.
             Ok(Err(error)) => debug!(broker = self.session.settings().name, %error, "no orderly goodbye"),
@@ -294,12 +293,12 @@ impl Link {
         }
     }
 
-    async fn answer_outstanding(&mut self, write: &mut WriteHalf<'_>) {
+    async fn answer_outstanding(&mut self, stream: &mut Stream) {
         while self.door.outstanding() > 0 || !self.session.out.is_empty() {
             let happened = tokio::select! {
                 biased;
                 Some(durable) = self.replies.recv() => Happened::Committed(durable),
-                written = write.write_buf(&mut self.session.out), if !self.session.out.is_empty() => Happened::Written(written),
+                carried = stream.carry(&mut self.session.out, None) => Happened::Carried(carried),
                 _ = self.ticker.tick() => Happened::Tick,
             };
             self.pulse.beat();
@@ -309,8 +308,8 @@ impl Link {
                         return;
                     }
                 }
-                Happened::Written(Err(_)) => return,
-                Happened::Written(Ok(_)) | Happened::Tick | Happened::Stop | Happened::Room(_) | Happened::Read(_) => {}
+                Happened::Carried(Carried::Out(Err(_))) => return,
+                Happened::Carried(_) | Happened::Tick | Happened::Stop | Happened::Room(_) => {}
             }
         }
     }

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 
 use super::ended::Ended;
 use super::session::{Session, State};
-use crate::buffer::{IdChange, StoredSession};
+use crate::buffer::{IdChange, PacketIds, StoredSession};
 use crate::config::{Broker, MqttVersion, Subscription};
 use crate::event::{Event, MAX_USER_PROPERTIES, Qos};
 use crate::ingest::codec::{self, DecodeError, Packet, reason};
@@ -35,7 +35,8 @@ impl Bench {
 
     fn with_ids(version: MqttVersion, ids: &[u16]) -> Self {
         let disk = ids.iter().copied().collect::<BTreeSet<_>>();
-        let stored = StoredSession { packet_ids: disk.clone(), used_ms: 0, expiry_s: u32::MAX };
+        let stored =
+            StoredSession { packet_ids: ids.iter().map(|id| (*id, None)).collect(), used_ms: 0, expiry_s: u32::MAX };
         let now = Instant::now();
         let session = Session::new(settings(version), stored, Topics::unrouted(), now);
         Self { session, now, inbox: BytesMut::new(), disk, events: Vec::new() }
@@ -80,7 +81,7 @@ impl Bench {
         self.events.extend(batch.events);
         for change in batch.changes {
             match change {
-                IdChange::Add(id) => assert!(self.disk.insert(id), "{id} added twice"),
+                IdChange::Add(id, _) => assert!(self.disk.insert(id), "{id} added twice"),
                 IdChange::Remove(id) => assert!(self.disk.remove(&id), "{id} removed, but not there"),
                 IdChange::Keep(expiry_s) => assert_eq!(expiry_s, u32::MAX, "the broker decides when a session ends"),
                 IdChange::Forget => self.disk.clear(),
@@ -144,6 +145,7 @@ pub(super) fn settings(version: MqttVersion) -> Broker {
         name: "plant".to_owned(),
         host: "localhost".to_owned(),
         port: 1883,
+        tls: None,
         version,
         client_id: "tidegate-x-plant".to_owned(),
         username: None,
@@ -601,7 +603,7 @@ fn half_a_packet_of_one_connection_is_not_the_start_of_the_next() {
 fn a_message_with_too_many_user_properties_is_kept_with_the_first_of_them() {
     let mut bench = Bench::new(V5);
     let settings = Broker { max_packet_bytes: 4000, ..settings(V5) };
-    let stored = StoredSession { packet_ids: BTreeSet::new(), used_ms: 0, expiry_s: u32::MAX };
+    let stored = StoredSession { packet_ids: PacketIds::new(), used_ms: 0, expiry_s: u32::MAX };
     bench.session = Session::new(settings, stored, Topics::unrouted(), bench.now);
     bench.connect();
     bench.feed(&connack(V5, false, 0)).unwrap();

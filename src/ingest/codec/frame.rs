@@ -73,6 +73,13 @@ fn check_publish_flags(first: u8) -> Result<(), DecodeError> {
     }
 }
 
+/// Length of the packet that begins these bytes, fixed header included, as far as they tell.
+pub(super) fn announced(bytes: &[u8]) -> Option<usize> {
+    let (_, rest) = bytes.split_first()?;
+    let (remaining, length_bytes) = remaining_length(rest).ok()??;
+    Some(remaining.saturating_add(length_bytes).saturating_add(1))
+}
+
 /// The variable byte integer and how many bytes it takes; `None` when it is not complete.
 fn remaining_length(bytes: &[u8]) -> Result<Option<(usize, usize)>, DecodeError> {
     let mut value = 0_usize;

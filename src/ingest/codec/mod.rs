@@ -247,6 +247,12 @@ pub mod reason {
     }
 }
 
+/// Length of the packet that begins a read buffer, fixed header included, when its first bytes tell.
+#[must_use]
+pub fn announced(buffer: &[u8]) -> Option<usize> {
+    frame::announced(buffer)
+}
+
 /// Takes the next packet off the front of `buffer`. `None`: it is not complete yet, read on.
 ///
 /// # Errors

@@ -70,6 +70,17 @@ pub struct Will {
     pub properties: Option<Box<Properties>>,
 }
 
+impl Will {
+    /// Memory it occupies while it waits.
+    #[must_use]
+    pub fn cost_bytes(&self) -> usize {
+        // Itself twice: it stands in a map, which doubles.
+        let fixed =
+            size_of::<Self>().saturating_mul(2).saturating_add(self.topic.len()).saturating_add(self.payload.len());
+        fixed.saturating_add(self.properties.as_ref().map_or(0, |properties| properties.cost_bytes()))
+    }
+}
+
 const CLEAN_START: u8 = 0b0000_0010;
 const WILL: u8 = 0b0000_0100;
 const WILL_QOS_AND_RETAIN: u8 = 0b0011_1000;

@@ -46,6 +46,16 @@ impl Publish {
         self.bytes.len().saturating_sub(self.payload_at)
     }
 
+    /// Of topic and payload: tells one message from another under the same packet id. What else is in the packet may
+    /// differ in a repeat (the message expiry of MQTT 5 counts down).
+    #[must_use]
+    pub fn digest(&self) -> u32 {
+        let topic = self.bytes.get(..usize::from(self.topic_len)).unwrap_or_default();
+        let payload = self.bytes.get(self.payload_at..).unwrap_or_default();
+        let digest = crc32c::crc32c(&self.topic_len.to_be_bytes());
+        crc32c::crc32c_append(crc32c::crc32c_append(digest, topic), payload)
+    }
+
     /// The application message, still a slice of the read buffer.
     #[must_use]
     pub fn into_payload(mut self) -> Bytes {

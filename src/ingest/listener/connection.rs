@@ -2,7 +2,8 @@
 //!
 //! In order: CONNECT within its time; name and password; the session, claimed from the listener's registry (which first
 //! ends an older connection of the same client); then the link, until it is over; then the goodbye; last of all what
-//! the end of the session leaves to be written, and the session itself back to the registry as part of the result.
+//! the end of the session changes on disk, and the session itself back to the registry as part of the result, with the will
+//! if there is one to be published. Nothing of that waits for room in the buffer: a client that has gone holds no place.
 //! A connection is never cancelled by dropping it, except at the end of the process.
 
 use std::net::SocketAddr;
@@ -14,21 +15,20 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::end::{End, Kind};
 use super::handshake::{Admission, Handshake, Progress, refusal};
-use super::limits::{CONNECT_TIMEOUT, FAREWELL_TIMEOUT, TOPIC_CACHE_BYTES};
-use super::link::{Link, read};
+use super::limits::{CONNECT_TIMEOUT, FAREWELL_TIMEOUT, MAX_WAITING_WILL_BYTES, TOPIC_CACHE_BYTES};
+use super::link::Link;
 use super::registry::{Answer, Claim, ConnectionId, Departure, Entry, Now, session_key};
 use super::session::{Last, Session};
+use super::socket::read;
 use super::terms::Terms;
 use super::users::Users;
-use crate::buffer::Stopped;
-use crate::ingest::batch::Batch;
-use crate::ingest::codec::reason;
-use crate::ingest::door::{Door, Entrance, Submitted};
+use crate::ingest::codec::{Will, reason};
+use crate::ingest::door::{Door, Entrance};
 use crate::ingest::status::LinkStatus;
 use crate::stop::Stop;
 
@@ -44,6 +44,8 @@ pub(super) struct Shared {
     pub(super) words: mpsc::Sender<Word>,
     /// Memory for large packets that are still arriving, in bytes.
     pub(super) assembly: Arc<Semaphore>,
+    /// Memory for wills that wait for room in the buffer, in bytes.
+    pub(super) wills: Arc<Semaphore>,
     pub(super) stop: Stop,
 }
 
@@ -66,6 +68,14 @@ pub(super) struct Ended {
     pub(super) end: End,
     /// If it had a session.
     pub(super) departure: Option<Departure>,
+    /// Memory for its will, if that is to be published at once and may have to wait for room in the buffer.
+    pub(super) will_room: Option<OwnedSemaphorePermit>,
+}
+
+impl Ended {
+    fn without_session(peer: SocketAddr, client: Option<Arc<str>>, end: End) -> Self {
+        Self { peer, client, end, departure: None, will_room: None }
+    }
 }
 
 /// Both clocks, read now.
@@ -79,14 +89,14 @@ pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, id: Connectio
     let mut stop = shared.stop.clone();
     let let_in = tokio::select! {
         biased;
-        () = stop.wait() => return Ended { peer, client: None, end: End::stopped(), departure: None },
+        () = stop.wait() => return Ended::without_session(peer, None, End::stopped()),
         let_in = let_in(&mut stream, id, &shared) => let_in,
     };
     let (admission, entry) = match let_in {
         Ok(let_in) => let_in,
         Err(Turned { client, answer, end }) => {
             farewell(stream, answer).await;
-            return Ended { peer, client, end, departure: None };
+            return Ended::without_session(peer, client, end);
         }
     };
     let client = Arc::clone(&admission.client);
@@ -102,27 +112,37 @@ pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, id: Connectio
         session.finish(End::stopped());
     }
     shared.status.connected.fetch_sub(1, Ordering::Relaxed);
-    let Last { end, memory, expiry_s, will, mut batch, output } = session.into_last(now());
+    let Last { end, memory, expiry_s, will, changes, output } = session.into_last();
     match end.kind {
         // Nobody listens any more, or (taken over) the next connection shall not wait for this one.
         Kind::Bye | Kind::Gone => drop(stream),
         Kind::Refused | Kind::Broke | Kind::Stopped => farewell(stream, output.freeze()).await,
     }
-    tokio::select! {
-        biased;
-        handed = hand_over(&mut door, &mut batch) => {
-            if handed.is_err() && !batch.is_empty() {
-                tracing::debug!(%client, "the buffer has stopped before the end of a session was written");
-            }
-        }
-        () = stop.wait() => {
-            if batch.holds_events() {
-                tracing::warn!(%client, "the agent stops: a will found no room in the buffer and is given up");
-            }
-        }
+    if door.announce(changes).is_err() {
+        tracing::debug!(%client, "the buffer has stopped before the end of a session was written");
     }
+    let will_room = match &will {
+        Some((will, delay)) if delay.is_zero() => {
+            tokio::select! {
+                biased;
+                room = will_room(&shared.wills, will) => room,
+                () = stop.wait() => None,
+            }
+        }
+        Some(_) | None => None,
+    };
     let departure = Departure { connection: id, client: Arc::clone(&client), memory, expiry_s, will };
-    Ended { peer, client: Some(client), end, departure: Some(departure) }
+    Ended { peer, client: Some(client), end, departure: Some(departure), will_room }
+}
+
+/// custody rule 5: wills that wait for room in the buffer are bounded by bytes.
+async fn will_room(wills: &Arc<Semaphore>, will: &Will) -> Option<OwnedSemaphorePermit> {
+    // The semaphore is never closed.
+    Arc::clone(wills).acquire_many_owned(will_permits(will)).await.ok()
+}
+
+pub(super) fn will_permits(will: &Will) -> u32 {
+    u32::try_from(will.cost_bytes().min(MAX_WAITING_WILL_BYTES)).unwrap_or(u32::MAX)
 }
 
 /// A client that was not let in, and what it is told.
@@ -208,13 +228,4 @@ async fn farewell(mut stream: TcpStream, last_words: Bytes) {
         Ok(Ok(())) | Err(_) => {}
         Ok(Err(error)) => tracing::trace!(%error, "a client did not wait for the goodbye"),
     }
-}
-
-/// Hands over what the end of a session leaves to be written.
-pub(super) async fn hand_over(door: &mut Door, batch: &mut Batch) -> Result<(), Stopped> {
-    if door.submit(batch)? == Submitted::Wait {
-        let room = door.room(batch).await?;
-        door.store(batch, room)?;
-    }
-    Ok(())
 }

@@ -69,6 +69,17 @@ impl End {
         }
     }
 
+    /// CONNECT was fine, and there is no room to write the session down.
+    pub(super) fn no_room() -> Self {
+        Self::refused(Some(reason::SERVER_UNAVAILABLE), "the buffer has no room: the client must come again", "")
+    }
+
+    /// A large packet that holds memory.
+    pub(super) fn too_slow(arrived: usize, announced: usize) -> Self {
+        let detail = format!("{arrived} of {announced} bytes arrived");
+        Self::broke(reason::QUOTA_EXCEEDED, "client sent a large packet too slowly", detail)
+    }
+
     pub(super) fn refused(reason: Option<u8>, cause: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
         Self { kind: Kind::Refused, cause, detail: detail.into(), reason }
     }

@@ -26,7 +26,8 @@ pub(super) const MAX_SESSIONS_AWAY: usize = 4096;
 /// switched off.
 pub(super) const EARLIEST_SANE_MS: i64 = 1_704_067_200_000;
 
-/// Wills that wait for their delay, all together. What is above goes out at once.
+/// Wills that wait for their delay, all together. What is above goes out at once. As much again may wait for room in the
+/// buffer; above that a client that has gone keeps its place until there is.
 pub(super) const MAX_WAITING_WILL_BYTES: usize = 1024 * 1024;
 
 /// A will waits no longer than this, whatever its delay: a day late, it is no news.
@@ -40,9 +41,20 @@ pub(super) const READ_BYTES: usize = 64 * 1024;
 /// [`READ_BYTES`] times 272 sockets, 17 MB, when every client is in the middle of a large packet at once.
 pub(super) const SMALL_PACKET_BYTES: usize = 16 * 1024;
 
-/// Larger packets that are still arriving, of all connections of a listener together; who finds no room is not read
-/// meanwhile. A single packet of up to `max_packet_bytes` is always let in.
+/// Larger packets that are still arriving, of all connections of a listener together, each with its announced length;
+/// who finds no room is not read meanwhile. A single packet of up to `max_packet_bytes` is always let in.
 pub(super) const ASSEMBLY_BYTES: usize = 4 * 1024 * 1024;
+
+/// A large packet must arrive at this rate on the whole, or its connection ends: else a few clients that send a byte now
+/// and then would hold the memory above for ever. Half of what GSM's 9.6 kbit/s bring; 1 MiB gets 34 minutes.
+pub(super) const SLOWEST_BYTES_PER_S: u32 = if cfg!(test) { 1 << 20 } else { 512 };
+
+/// A large packet gets this on top, for a link that pauses: longer than a cellular modem takes to come back.
+pub(super) const PACKET_PAUSE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 60 });
+
+/// From CONNECT to its commit. A commit takes 0.05 s; what takes longer is a buffer without room, and that may last
+/// for hours. The client is told to come again instead of holding a socket; clients give up by themselves after 30 to 60 s.
+pub(super) const SETTLING_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A complete packet is a sign of life, and so is every KiB of one that is still arriving: a large packet may take
 /// longer over a thin link than one and a half keepalives. Single bytes are none.

@@ -3,18 +3,18 @@
 //! It reads only when it could do something with the bytes: a batch that waits for room in the buffer, a large packet
 //! that waits for memory, and a client that does not take its answers all stop it; TCP then stops the client. One read
 //! gives one batch, and all that the buffer has answered meanwhile leaves in one write.
+//!
+//! Who is not read cannot be heard going either. So the socket is looked at each [`TICK`] meanwhile: when the client has
+//! closed its side, what it sent before is looked through for its goodbye, and the socket is free.
 
-use std::cell::RefCell;
 use std::future::{self, Future};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, oneshot};
@@ -22,9 +22,11 @@ use tokio::time::{Sleep, sleep};
 
 use super::connection::{Shared, Word, now};
 use super::end::End;
-use super::limits::{READ_BYTES, SMALL_PACKET_BYTES, STOP_TIMEOUT};
+use super::limits::{PACKET_PAUSE, SLOWEST_BYTES_PER_S, SMALL_PACKET_BYTES, STOP_TIMEOUT, TICK};
 use super::session::Session;
+use super::socket::{has_closed, read, try_read};
 use crate::buffer::{Durable, Room, Stopped};
+use crate::ingest::batch::Batch;
 use crate::ingest::door::{Door, Replies, Submitted};
 use crate::ingest::receipt::Receipts;
 use crate::ingest::status::LinkStatus;
@@ -40,8 +42,10 @@ pub(super) struct Link<'a> {
     peer: SocketAddr,
     client: Arc<str>,
     shared: &'a Shared,
-    /// Not read for a reason that is ours.
-    held: bool,
+    /// Not read for a reason that is ours, since then.
+    held: Option<Instant>,
+    /// When to look whether the client is there still; `None` while it is read.
+    look: Option<Instant>,
     room: Option<Wait<Result<Room, Stopped>>>,
     assembly: Assembly,
     subscribe_refused: bool,
@@ -54,7 +58,11 @@ type Wait<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 enum Assembly {
     NotNeeded,
     Waiting(Wait<Result<OwnedSemaphorePermit, AcquireError>>),
-    Granted { _until_complete: OwnedSemaphorePermit },
+    /// The packet must be complete by then.
+    Granted {
+        by: Instant,
+        _until_complete: OwnedSemaphorePermit,
+    },
 }
 
 /// What woke the loop.
@@ -87,7 +95,8 @@ impl<'a> Link<'a> {
             peer,
             client,
             shared,
-            held: false,
+            held: None,
+            look: None,
             room: None,
             assembly: Assembly::NotNeeded,
             subscribe_refused: false,
@@ -116,9 +125,14 @@ impl<'a> Link<'a> {
                 continue;
             }
             self.hold();
+            self.watch();
             let may_time_out = self.arm(timer.as_mut());
             let woken = self.wait(&mut reader, &writer, &mut stop, timer.as_mut(), may_time_out).await;
+            let timer_fired = matches!(woken, Woken::Timer);
             self.apply(woken, timer.as_mut())?;
+            if timer_fired {
+                self.look(&reader).await?;
+            }
         }
     }
 
@@ -130,7 +144,7 @@ impl<'a> Link<'a> {
         timer: Pin<&mut Sleep>,
         may_time_out: bool,
     ) -> Woken {
-        let may_read = !self.held && !self.stopping && self.session.wants_bytes();
+        let may_read = self.listens();
         let has_answers = !self.session.output.is_empty();
         let session = &mut *self.session;
         // In this order: what frees memory comes before what takes more.
@@ -162,8 +176,7 @@ impl<'a> Link<'a> {
             }
             Woken::Assembly(permit) => {
                 // The semaphore is never closed.
-                self.assembly =
-                    permit.map_or(Assembly::NotNeeded, |permit| Assembly::Granted { _until_complete: permit });
+                self.assembly = permit.map_or(Assembly::NotNeeded, |permit| self.assemble(permit));
             }
             Woken::Read(Ok(0)) => self.session.finish(End::lost("closed without DISCONNECT")),
             Woken::Read(Ok(_)) | Woken::Writable(Ok(())) => {}
@@ -179,7 +192,17 @@ impl<'a> Link<'a> {
                 timer.set(sleep(STOP_TIMEOUT));
             }
             Woken::Timer if self.stopping => self.session.finish(End::stopped()),
-            Woken::Timer => self.session.timed_out(Instant::now()),
+            Woken::Timer => {
+                let now = Instant::now();
+                self.session.timed_out(now);
+                if self.held.is_none()
+                    && let Assembly::Granted { by, .. } = self.assembly
+                    && by <= now
+                {
+                    let (arrived, announced) = (self.session.unfinished_bytes(), self.session.announced_bytes());
+                    self.session.finish(End::too_slow(arrived, announced));
+                }
+            }
         }
         Ok(())
     }
@@ -222,14 +245,71 @@ impl<'a> Link<'a> {
             self.assembly = Assembly::NotNeeded;
         } else if matches!(self.assembly, Assembly::NotNeeded) {
             let semaphore = Arc::clone(&self.shared.assembly);
-            let bytes = self.shared.terms.max_packet_bytes;
+            // At most max_packet_bytes, which the decoder has seen to, and the semaphore has as many.
+            let bytes = u32::try_from(self.session.announced_bytes()).unwrap_or(u32::MAX);
+            let bytes = bytes.min(self.shared.terms.max_packet_bytes);
             self.assembly = Assembly::Waiting(Box::pin(semaphore.acquire_many_owned(bytes)));
         }
         let held = self.room.is_some() || matches!(self.assembly, Assembly::Waiting(_));
-        if held != self.held {
-            self.held = held;
-            self.session.hold(held, Instant::now());
+        if held == self.held.is_some() {
+            return;
         }
+        let now = Instant::now();
+        if let (Some(since), Assembly::Granted { by, .. }) = (self.held, &mut self.assembly) {
+            // We did not listen: that is not the client's slowness.
+            *by = by.checked_add(now.saturating_duration_since(since)).unwrap_or(*by);
+        }
+        self.held = held.then_some(now);
+        self.session.hold(held, now);
+    }
+
+    /// There is memory for the packet that is arriving.
+    fn assemble(&mut self, permit: OwnedSemaphorePermit) -> Assembly {
+        let announced = self.session.announced_bytes();
+        self.session.expect(announced);
+        let seconds = u32::try_from(announced).unwrap_or(u32::MAX) / SLOWEST_BYTES_PER_S;
+        let time = PACKET_PAUSE.saturating_add(Duration::from_secs(seconds.into()));
+        let now = Instant::now();
+        Assembly::Granted { by: now.checked_add(time).unwrap_or(now), _until_complete: permit }
+    }
+
+    fn listens(&self) -> bool {
+        self.held.is_none() && !self.stopping && self.session.wants_bytes()
+    }
+
+    /// Who is not read is watched.
+    fn watch(&mut self) {
+        if self.listens() || self.stopping {
+            self.look = None;
+        } else if self.look.is_none() {
+            self.look = Instant::now().checked_add(TICK);
+        }
+    }
+
+    /// Looks whether the client is there still, when it is time to.
+    async fn look(&mut self, reader: &ReadHalf<'_>) -> Result<(), Stopped> {
+        let now = Instant::now();
+        if self.session.is_over() || self.look.is_none_or(|look| look > now) {
+            return Ok(());
+        }
+        self.look = now.checked_add(TICK);
+        if has_closed(reader).await { self.look_through(reader) } else { Ok(()) }
+    }
+
+    /// The client has gone. All that it sent is in the socket; the kernel's buffer bounds it.
+    fn look_through(&mut self, reader: &ReadHalf<'_>) -> Result<(), Stopped> {
+        while !self.session.is_over() {
+            let mut unasked = Batch::default();
+            let took = try_read(reader, |bytes| unasked = self.session.look_through(bytes, now()));
+            // Of QoS 0 alone: stored if there is room (only memory for a large packet is missing), else counted.
+            let _stored: Submitted = self.door.submit(&mut unasked)?;
+            match took {
+                Ok(0) => self.session.finish(End::lost("closed without DISCONNECT while it was not read")),
+                Ok(_) => {}
+                Err(error) => self.session.finish(End::lost(error.to_string())),
+            }
+        }
+        Ok(())
     }
 
     /// Sets the timer, if there is anything to wait for. The deadline moves with every packet; the timer only when it
@@ -238,7 +318,12 @@ impl<'a> Link<'a> {
         if self.stopping {
             return true;
         }
-        let Some(deadline) = self.session.deadline().map(tokio::time::Instant::from_std) else { return false };
+        let assembled = match self.assembly {
+            Assembly::Granted { by, .. } if self.held.is_none() => Some(by),
+            Assembly::Granted { .. } | Assembly::Waiting(_) | Assembly::NotNeeded => None,
+        };
+        let deadline = [self.session.deadline(), assembled, self.look].into_iter().flatten().min();
+        let Some(deadline) = deadline.map(tokio::time::Instant::from_std) else { return false };
         if timer.is_elapsed() || timer.deadline() > deadline {
             timer.reset(deadline);
         }
@@ -288,21 +373,4 @@ async fn until_displaced(displaced: &mut Option<oneshot::Receiver<()>>) {
     if told.is_err() {
         future::pending::<()>().await;
     }
-}
-
-/// One read into the buffer that all connections of the thread share, shown to `take`: so an idle client has no read
-/// buffer, and what its packets keep alive is as long as they are.
-pub(super) async fn read(reader: &mut ReadHalf<'_>, mut take: impl FnMut(&[u8])) -> io::Result<usize> {
-    thread_local! {
-        static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
-    }
-    future::poll_fn(|context| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            let mut buffer = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut *reader).poll_read(context, &mut buffer))?;
-            take(buffer.filled());
-            Poll::Ready(Ok(buffer.filled().len()))
-        })
-    })
-    .await
 }

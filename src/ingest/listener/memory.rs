@@ -1,8 +1,7 @@
 //! What a session remembers beyond its connection: the QoS 2 packet ids that were not released, and whether the buffer
 //! knows of the session at all.
 
-use std::collections::BTreeSet;
-
+use crate::buffer::PacketIds;
 use crate::ingest::unreleased::Unreleased;
 
 /// Of one session.
@@ -12,12 +11,15 @@ pub(super) struct Memory {
     pub(super) unreleased: Unreleased,
     /// The buffer may hold something under the session's key.
     pub(super) on_disk: bool,
+    /// What it holds is of a session that is over, and it could not be told so far: the next connection must not go on
+    /// with it, and forgets it first.
+    pub(super) stale: bool,
 }
 
 impl Memory {
     /// As the buffer has kept it.
-    pub(super) fn stored(packet_ids: BTreeSet<u16>) -> Self {
-        Self { unreleased: Unreleased::resumed(packet_ids), on_disk: true }
+    pub(super) fn stored(packet_ids: PacketIds) -> Self {
+        Self { unreleased: Unreleased::resumed(packet_ids), on_disk: true, stale: false }
     }
 
     /// For the next connection of its client. A sensor that has lost its own memory begins again with packet id 1 and
@@ -45,15 +47,15 @@ mod tests {
 
     #[test]
     fn a_resumed_session_tells_a_repeat_from_a_client_that_lost_its_memory() {
-        let mut memory = Memory::stored(BTreeSet::from([1, 2])).resumed();
-        assert_eq!(memory.unreleased.publish(1, true), Delivery::Repeat);
-        assert_eq!(memory.unreleased.publish(2, false), Delivery::New);
-        assert_eq!(memory.unreleased.publish(2, false), Delivery::Repeat, "now it is an id of this connection");
+        let mut memory = Memory::stored(PacketIds::from([(1, Some(1)), (2, Some(2))])).resumed();
+        assert_eq!(memory.unreleased.publish(1, true, 1), Delivery::Repeat);
+        assert_eq!(memory.unreleased.publish(2, false, 2), Delivery::New);
+        assert_eq!(memory.unreleased.publish(2, false, 2), Delivery::Repeat, "now it is an id of this connection");
     }
 
     #[test]
     fn a_new_session_knows_no_id_and_still_has_something_to_forget() {
-        let memory = Memory::stored(BTreeSet::from([1])).emptied();
+        let memory = Memory::stored(PacketIds::from([(1, None)])).emptied();
         assert!(memory.is_idle() && memory.on_disk);
     }
 }

@@ -43,6 +43,7 @@ mod link;
 mod memory;
 mod registry;
 mod session;
+mod socket;
 mod terms;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, clippy::arithmetic_side_effects, reason = "a test that meets them fails")]
@@ -56,23 +57,25 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::complaints::{About, Complaints, Tone};
-use self::connection::{Ended, Shared, Word, hand_over, now, serve};
+use self::connection::{Ended, Shared, Word, now, serve, will_permits};
 use self::end::Kind;
-use self::limits::{ASSEMBLY_BYTES, MAX_SESSIONS_AWAY, SPARE_SOCKETS, TICK, WHOLE_STOP_TIMEOUT, WORDS};
+use self::limits::{
+    ASSEMBLY_BYTES, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, SPARE_SOCKETS, TICK, WHOLE_STOP_TIMEOUT, WORDS,
+};
 use self::registry::{ConnectionId, Registry, session_key};
 use self::session::event;
 use self::users::{Users, UsersFile};
 pub use self::users::{UsersError, check_users_file};
-use crate::buffer::{Arrivals, SessionChange, StoredSession};
+use crate::buffer::{Arrivals, SessionChange, Stopped, StoredSession};
 use crate::config::Listener;
 use crate::ingest::batch::Batch;
 use crate::ingest::codec::Will;
-use crate::ingest::door::{Door, Entrance};
+use crate::ingest::door::{Door, Entrance, Submitted};
 use crate::ingest::status::LinkStatus;
 use crate::observe::pulse::Pulse;
 use crate::stop::Stop;
@@ -167,6 +170,7 @@ pub async fn run(
         status,
         words,
         assembly: Arc::new(Semaphore::new(ASSEMBLY_BYTES.max(max_packet_bytes).min(Semaphore::MAX_PERMITS))),
+        wills: Arc::new(Semaphore::new(MAX_WAITING_WILL_BYTES)),
         stop: stop.clone(),
     };
     let listening = Listening {
@@ -252,7 +256,11 @@ impl Listening {
 
     fn hear(&mut self, word: Word) {
         match word {
-            Word::Claim(claim) => self.registry.claim(claim, now()),
+            Word::Claim(claim) => {
+                if let Some(will) = self.registry.claim(claim, now()) {
+                    self.publish(will, None);
+                }
+            }
             Word::SubscribeRefused { peer, client } => {
                 let about = About { peer, client: &client, detail: "there is nothing to subscribe to here" };
                 self.complaints.add(Instant::now(), Tone::Odd, "SUBSCRIBE refused", &about);
@@ -261,7 +269,7 @@ impl Listening {
     }
 
     fn ended(&mut self, ended: Result<Ended, JoinError>) {
-        let Ended { peer, client, end, departure } = match ended {
+        let Ended { peer, client, end, departure, mut will_room } = match ended {
             Ok(ended) => ended,
             Err(error) => {
                 // A panic ends the process in a release. Elsewhere its client's session is gone until the restart.
@@ -288,10 +296,19 @@ impl Listening {
             tracing::debug!(listener = %self.shared.name, %peer, client, "{}", end.cause);
         }
         let Some(departure) = departure else { return };
-        let (forgotten, will) = self.registry.depart(departure, now());
+        let (forgotten, wills) = self.registry.depart(departure, now());
+        if !forgotten.is_empty() {
+            tracing::info!(
+                listener = %self.shared.name,
+                sessions = forgotten.len(),
+                limit = MAX_SESSIONS_AWAY,
+                "sessions of clients that have been away longest are forgotten"
+            );
+        }
         self.forget(forgotten);
-        if let Some(will) = will {
-            self.publish(will);
+        // Its own comes first.
+        for will in wills {
+            self.publish(will, will_room.take());
         }
     }
 
@@ -299,27 +316,43 @@ impl Listening {
         let now = Instant::now();
         self.complaints.sum_up(now);
         self.exhausted = false;
-        for will in self.registry.due_wills(now) {
-            self.publish(will);
+        let mut rooms = Vec::new();
+        let due = self.registry.due_wills(now, |will| {
+            let room = Arc::clone(&self.shared.wills).try_acquire_many_owned(will_permits(will));
+            room.is_ok_and(|room| {
+                rooms.push(room);
+                true
+            })
+        });
+        for (will, room) in due.into_iter().zip(rooms) {
+            self.publish(will, Some(room));
         }
         while let Some(published) = self.wills.try_join_next() {
             report(published);
         }
     }
 
-    /// A will whose client did not come back. Waits for room in a task of its own; how many there can be is bounded by
-    /// the memory for waiting wills.
-    fn publish(&mut self, will: Will) {
+    /// A will whose client did not come back. Without room in the buffer it waits in a task of its own, and its place in
+    /// the memory for wills with it; ahead of all that is read later, because room is given in the order of asking.
+    fn publish(&mut self, will: Will, place: Option<OwnedSemaphorePermit>) {
         let mut topics = self.shared.entrance.topics(0);
         let mut batch = Batch::default();
         batch.event(event(will, &mut topics, now()));
         let key = session_key(&self.shared.name, "").into();
         let (mut door, _replies) = Door::new(&self.shared.entrance, key, Arc::clone(&self.shared.status));
-        self.wills.spawn(async move {
-            if hand_over(&mut door, &mut batch).await.is_err() {
-                tracing::warn!("the buffer has stopped: a will is given up");
+        match door.submit(&mut batch) {
+            Ok(Submitted::Stored) => {}
+            Ok(Submitted::Wait) => {
+                self.wills.spawn(async move {
+                    let stored = door.room(&batch).await.and_then(|room| door.store(&mut batch, room));
+                    drop(place);
+                    if stored.is_err() {
+                        tracing::warn!("the buffer has stopped: a will is given up");
+                    }
+                });
             }
-        });
+            Err(Stopped) => tracing::warn!("the buffer has stopped: a will is given up"),
+        }
     }
 
     /// Queued at once: were the client to come back meanwhile, its new session must stand behind this.
@@ -327,12 +360,6 @@ impl Listening {
         if sessions.is_empty() {
             return;
         }
-        tracing::info!(
-            listener = %self.shared.name,
-            sessions = sessions.len(),
-            limit = MAX_SESSIONS_AWAY,
-            "sessions of clients that have been away longest are forgotten"
-        );
         let (reply, _nobody_waits) = mpsc::unbounded_channel();
         let work = Arrivals { events: Vec::new(), sessions, receipt: Vec::new(), reply, room: None };
         if let Err(stopped) = self.shared.entrance.intake.store(work) {
@@ -343,7 +370,7 @@ impl Listening {
     /// Custody rule 1 up to the end: each connection waits for the commits of what it has read, and answers.
     async fn stop(mut self, mut words: mpsc::Receiver<Word>, pulse: &Pulse) {
         for will in self.registry.all_wills() {
-            self.publish(will);
+            self.publish(will, None);
         }
         let mut tick = interval(TICK);
         let all = async {
@@ -368,6 +395,8 @@ impl Listening {
                 "listener stopped before all was done: what was not acknowledged is still with its sender"
             );
         }
+        let stale = self.registry.stale();
+        self.forget(stale);
     }
 }
 

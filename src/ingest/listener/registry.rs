@@ -78,8 +78,6 @@ pub(super) struct Lent {
     pub(super) memory: Memory,
     /// There was a session, and it goes on.
     pub(super) present: bool,
-    /// The will of the session before, which has just ended: to be published first.
-    pub(super) overdue: Option<Will>,
 }
 
 /// The session, given back.
@@ -90,7 +88,7 @@ pub(super) struct Departure {
     pub(super) memory: Memory,
     /// 0: it has ended with its connection, which has told the buffer to forget it.
     pub(super) expiry_s: u32,
-    /// To be published unless the client comes back in time. A will without delay was published by the connection.
+    /// To be published unless the client comes back in time.
     pub(super) will: Option<(Will, Duration)>,
 }
 
@@ -143,8 +141,10 @@ impl Registry {
         Self { prefix, clients, max_connections, connected: 0, waiting_will_bytes: 0 }
     }
 
-    /// Lends the session out, or tells its present holder to bring it back.
-    pub(super) fn claim(&mut self, claim: Claim, now: Now) {
+    /// Lends the session out, or tells its present holder to bring it back. Returned is the will of a session that has
+    /// ended with this: it is to be published before anything of the new one, whose task does not run before we wait.
+    #[must_use]
+    pub(super) fn claim(&mut self, claim: Claim, now: Now) -> Option<Will> {
         match self.clients.remove(&claim.client) {
             Some(Client::Connected { connection, displace, next: _an_older_claim_is_dropped }) => {
                 if let Some(displace) = displace
@@ -154,6 +154,7 @@ impl Registry {
                 }
                 let client = Arc::clone(&claim.client);
                 self.clients.insert(client, Client::Connected { connection, displace: None, next: Some(claim) });
+                None
             }
             away if self.connected >= self.max_connections => {
                 if let Some(away) = away {
@@ -162,15 +163,16 @@ impl Registry {
                 if claim.answer.send(Answer::Busy).is_err() {
                     tracing::trace!("refused client has gone");
                 }
+                None
             }
             Some(Client::Away(away)) => self.enter(claim, Some(*away), now),
             None => self.enter(claim, None, now),
         }
     }
 
-    /// Takes the session back. What has to be forgotten to keep the bound is returned, and so is a will for which
-    /// there is no room to wait.
-    pub(super) fn depart(&mut self, departure: Departure, now: Now) -> (Vec<SessionChange>, Option<Will>) {
+    /// Takes the session back. What has to be forgotten to keep the bound is returned, and so are wills that do not
+    /// wait, or for which there is no room to wait.
+    pub(super) fn depart(&mut self, departure: Departure, now: Now) -> (Vec<SessionChange>, Vec<Will>) {
         let Departure { connection, client, memory, expiry_s, will } = departure;
         let next = match self.clients.remove(&client) {
             Some(Client::Connected { connection: holder, next, .. }) if holder == connection => next,
@@ -179,14 +181,18 @@ impl Registry {
                 if let Some(other) = other {
                     self.clients.insert(client, other);
                 }
-                return (Vec::new(), will.map(|(will, _)| will));
+                return (Vec::new(), will.map(|(will, _)| will).into_iter().collect());
             }
         };
         self.connected = self.connected.saturating_sub(1);
-        let mut at_once = None;
-        if expiry_s > 0 {
+        let mut at_once = Vec::new();
+        if expiry_s > 0 || memory.stale {
             let will = will.and_then(|(will, delay)| {
-                let bytes = self.waiting_will_bytes.saturating_add(will_bytes(&will));
+                if delay.is_zero() || expiry_s == 0 {
+                    at_once.push(will);
+                    return None;
+                }
+                let bytes = self.waiting_will_bytes.saturating_add(will.cost_bytes());
                 let delay = delay.min(MAX_WILL_DELAY);
                 match now.instant.checked_add(delay) {
                     Some(due) if bytes <= MAX_WAITING_WILL_BYTES => {
@@ -194,7 +200,7 @@ impl Registry {
                         Some((will, due))
                     }
                     Some(_) | None => {
-                        at_once = Some(will);
+                        at_once.push(will);
                         None
                     }
                 }
@@ -202,25 +208,39 @@ impl Registry {
             let away = Away { memory, expiry_s, since: Since::Here(now.instant), will };
             self.clients.insert(Arc::clone(&client), Client::Away(Box::new(away)));
         } else {
-            at_once = will.map(|(will, _)| will);
+            at_once.extend(will.map(|(will, _)| will));
         }
         if let Some(claim) = next.filter(|claim| !claim.answer.is_closed()) {
-            self.claim(claim, now);
+            at_once.extend(self.claim(claim, now));
         }
         (self.keep_the_bound(), at_once)
     }
 
-    /// Wills whose delay is over.
-    pub(super) fn due_wills(&mut self, now: Instant) -> Vec<Will> {
+    /// Wills whose delay is over, of those that `room` takes.
+    pub(super) fn due_wills(&mut self, now: Instant, mut room: impl FnMut(&Will) -> bool) -> Vec<Will> {
         if self.waiting_will_bytes == 0 {
             return Vec::new();
         }
-        self.take_wills(|due| due <= now)
+        self.take_wills(|will, due| due <= now && room(will))
     }
 
     /// All wills that still wait: at a stop nobody will come back in time.
     pub(super) fn all_wills(&mut self) -> Vec<Will> {
-        self.take_wills(|_| true)
+        self.take_wills(|_, _| true)
+    }
+
+    /// What the buffer must still be told to forget, at a stop: the next process would take it for sessions that live.
+    pub(super) fn stale(&mut self) -> Vec<SessionChange> {
+        let mut changes = Vec::new();
+        for (client, state) in &mut self.clients {
+            if let Client::Away(away) = state
+                && std::mem::take(&mut away.memory.stale)
+            {
+                let session = format!("{}{client}", self.prefix).into();
+                changes.push(SessionChange { session, changes: vec![IdChange::Forget] });
+            }
+        }
+        changes
     }
 
     /// Lets go of those who wait to come in.
@@ -232,12 +252,12 @@ impl Registry {
         }
     }
 
-    fn enter(&mut self, claim: Claim, before: Option<Away>, now: Now) {
+    fn enter(&mut self, claim: Claim, before: Option<Away>, now: Now) -> Option<Will> {
         let Claim { connection, client, resume, answer } = claim;
         let (mut memory, mut present, mut overdue) = (Memory::default(), false, None);
         if let Some(mut away) = before {
             let will = self.take_will(&mut away);
-            present = resume && !away.is_over(now);
+            present = resume && !away.memory.stale && !away.is_over(now);
             if present {
                 // Back before the delay was over: the will is void.
                 memory = away.memory.resumed();
@@ -247,7 +267,7 @@ impl Registry {
             }
         }
         let (displace, displaced) = oneshot::channel();
-        match answer.send(Answer::Enter(Box::new(Entry { lent: Lent { memory, present, overdue }, displaced }))) {
+        match answer.send(Answer::Enter(Box::new(Entry { lent: Lent { memory, present }, displaced }))) {
             Ok(()) => {
                 self.connected = self.connected.saturating_add(1);
                 self.clients.insert(client, Client::Connected { connection, displace: Some(displace), next: None });
@@ -255,11 +275,14 @@ impl Registry {
             // A connection waits for its answer until it comes. Should it not have, the session is still here.
             Err(Answer::Enter(entry)) => {
                 let since = Since::Here(now.instant);
-                let away = Away { memory: entry.lent.memory, expiry_s: u32::MAX, since, will: None };
+                let stale = entry.lent.memory.on_disk && !entry.lent.present;
+                let memory = Memory { stale, ..entry.lent.memory };
+                let away = Away { memory, expiry_s: u32::MAX, since, will: None };
                 self.clients.insert(client, Client::Away(Box::new(away)));
             }
             Err(Answer::Busy) => {}
         }
+        overdue
     }
 
     /// One leaves for one that came: the caller adds at most one at a time, but the first may find more, of a time when
@@ -281,23 +304,24 @@ impl Registry {
         away.truncate(surplus);
         let mut forgotten = Vec::with_capacity(surplus);
         for (_, _, client) in away {
-            if let Some(Client::Away(mut away)) = self.clients.remove(&client) {
-                // A will of that session would be due with its end; it is given up with it.
-                drop(self.take_will(&mut away));
+            let Some(Client::Away(mut away)) = self.clients.remove(&client) else { continue };
+            // A will of that session would be due with its end; it is given up with it.
+            drop(self.take_will(&mut away));
+            if away.memory.on_disk {
+                let session = format!("{}{client}", self.prefix).into();
+                forgotten.push(SessionChange { session, changes: vec![IdChange::Forget] });
             }
-            let session = format!("{}{client}", self.prefix).into();
-            forgotten.push(SessionChange { session, changes: vec![IdChange::Forget] });
         }
         forgotten
     }
 
-    fn take_wills(&mut self, mut which: impl FnMut(Instant) -> bool) -> Vec<Will> {
+    fn take_wills(&mut self, mut which: impl FnMut(&Will, Instant) -> bool) -> Vec<Will> {
         let mut taken = Vec::new();
         for client in self.clients.values_mut() {
             if let Client::Away(away) = client
-                && let Some((will, _)) = away.will.take_if(|(_, due)| which(*due))
+                && let Some((will, _)) = away.will.take_if(|(will, due)| which(will, *due))
             {
-                self.waiting_will_bytes = self.waiting_will_bytes.saturating_sub(will_bytes(&will));
+                self.waiting_will_bytes = self.waiting_will_bytes.saturating_sub(will.cost_bytes());
                 taken.push(will);
             }
         }
@@ -306,7 +330,7 @@ impl Registry {
 
     fn take_will(&mut self, away: &mut Away) -> Option<Will> {
         let (will, _) = away.will.take()?;
-        self.waiting_will_bytes = self.waiting_will_bytes.saturating_sub(will_bytes(&will));
+        self.waiting_will_bytes = self.waiting_will_bytes.saturating_sub(will.cost_bytes());
         Some(will)
     }
 }
@@ -332,9 +356,4 @@ impl Away {
 /// The name under which the buffer keeps a session.
 pub(super) fn session_key(listener: &str, client: &str) -> String {
     format!("listen:{listener}:{client}")
-}
-
-fn will_bytes(will: &Will) -> usize {
-    // The properties are bounded by the CONNECT they came in.
-    will.topic.len().saturating_add(will.payload.len()).saturating_add(1024)
 }

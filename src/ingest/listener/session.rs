@@ -15,6 +15,9 @@
 //!   [`Acker`], for what the buffer has made durable (custody rule 1).
 //! * In `Over` nothing is decoded any more; [`Session::into_last`] says what is left to be written: the will, and
 //!   the end of the session if it was not to outlive its connection.
+//! * A client that has gone while it was not read ([`Session::look_through`]) gets its due: what it had sent is looked
+//!   through for its goodbye. Nothing of QoS 1 and 2 is stored, because nobody could be told; it is the client's to send
+//!   again.
 //!
 //! A session that ends with its connection keeps its QoS 2 ids in memory only: nobody can ask for them later.
 
@@ -25,7 +28,7 @@ use bytes::BytesMut;
 
 use super::end::End;
 use super::handshake::{Admission, write_refusal};
-use super::limits::{MAX_UNREAD_ANSWERS_BYTES, SIGN_OF_LIFE_BYTES};
+use super::limits::{MAX_UNREAD_ANSWERS_BYTES, SETTLING_TIMEOUT, SIGN_OF_LIFE_BYTES};
 use super::memory::Memory;
 use super::registry::{Lent, Now};
 use super::terms::{Terms, patience};
@@ -49,10 +52,13 @@ enum State {
 
 /// The session on its connection.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one session, each read by itself")]
 pub(super) struct Session {
     state: State,
     /// It was open once: what it began with is durable.
     settled: bool,
+    /// The buffer held something under the session's key before this connection.
+    was_on_disk: bool,
     version: MqttVersion,
     terms: Arc<Terms>,
     acker: Acker,
@@ -94,7 +100,7 @@ pub(super) struct Last {
     /// To be published if the client stays away so long.
     pub(super) will: Option<(Will, Duration)>,
     /// To be handed to the buffer before anything of the client's next connection.
-    pub(super) batch: Batch,
+    pub(super) changes: Vec<IdChange>,
     pub(super) output: BytesMut,
 }
 
@@ -102,10 +108,11 @@ impl Session {
     /// The registry has let the client in. What must be durable before its CONNACK is in the batch.
     pub(super) fn enter(admission: Admission, lent: Lent, terms: Arc<Terms>, topics: Topics, now: Now) -> Self {
         let Admission { version, expiry_s, keepalive_s, will, grants, input, .. } = admission;
-        let Lent { memory, present, overdue } = lent;
+        let Lent { memory, present } = lent;
         let mut session = Self {
             state: State::Settling,
             settled: false,
+            was_on_disk: memory.on_disk,
             version,
             terms,
             acker: Acker::new(Epoch::next()),
@@ -127,7 +134,7 @@ impl Session {
             output: BytesMut::new(),
             batch: Batch::default(),
         };
-        session.settle(overdue, now);
+        session.settle(now);
         session
     }
 
@@ -139,6 +146,29 @@ impl Session {
             self.hear(now);
         }
         self.decode(now);
+    }
+
+    /// The client has closed its side while it was not read, and this is more of what it had sent before. It is looked
+    /// through for a goodbye, which decides about the will. Messages of QoS 1 and 2 were not acknowledged and cannot be any
+    /// more; those of QoS 0 are returned, to be stored or counted.
+    pub(super) fn look_through(&mut self, bytes: &[u8], now: Now) -> Batch {
+        let mut unasked = Batch::default();
+        self.input.extend_from_slice(bytes);
+        while !self.is_over() {
+            match codec::decode(self.version, &mut self.input, self.terms.max_packet_bytes) {
+                Ok(Some(Packet::Publish(publish))) if publish.qos == Qos::AtMostOnce => {
+                    if self.may_publish(&publish) {
+                        let (epoch, ids) = (self.acker.epoch(), &mut self.memory.unreleased);
+                        unasked.publish(epoch, publish, now.unix_ms, &mut self.topics, ids);
+                    }
+                }
+                Ok(Some(Packet::Disconnect(disconnect))) => self.disconnect(&disconnect),
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(error) => self.finish(error.into()),
+            }
+        }
+        unasked
     }
 
     /// The buffer has made work of this connection durable. Returns how many acknowledgements were written.
@@ -169,15 +199,17 @@ impl Session {
     /// The deadline has passed.
     pub(super) fn timed_out(&mut self, now: Instant) {
         if self.deadline().is_some_and(|deadline| deadline <= now) {
-            self.finish(End::silent());
+            let settling = matches!(self.state, State::Settling);
+            self.finish(if settling { End::no_room() } else { End::silent() });
         }
     }
 
-    /// When the client's silence becomes too long; `None` while it is we who do not listen.
+    /// When the client's silence becomes too long, or its wait for CONNACK; `None` while it is we who do not listen.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Open if !self.held => self.heard.checked_add(self.keepalive),
-            State::Open | State::Settling | State::Over(_) => None,
+            State::Settling => self.heard.checked_add(SETTLING_TIMEOUT),
+            State::Open | State::Over(_) => None,
         }
     }
 
@@ -187,6 +219,11 @@ impl Session {
             self.heard = now;
         }
         self.held = held;
+    }
+
+    /// A large packet is arriving and was given memory: takes it at once, instead of twice as much bit by bit.
+    pub(super) fn expect(&mut self, announced: usize) {
+        self.input.reserve(announced.saturating_sub(self.input.len()));
     }
 
     /// May the socket be read? Not before CONNACK, and not while the client leaves our answers lying.
@@ -203,6 +240,11 @@ impl Session {
         self.input.len()
     }
 
+    /// How many there will be.
+    pub(super) fn announced_bytes(&self) -> usize {
+        codec::announced(&self.input).unwrap_or(0).max(self.input.len())
+    }
+
     /// SUBSCRIBE filters refused since the last question.
     pub(super) fn take_subscribe_refusals(&mut self) -> u64 {
         std::mem::take(&mut self.subscribe_refusals)
@@ -210,39 +252,36 @@ impl Session {
 
     /// The end: what is left to be done. A batch that was not handed to the buffer is given up: its messages are not
     /// acknowledged, so the client still has them.
-    pub(super) fn into_last(mut self, now: Now) -> Last {
-        // What `settle` wanted and the buffer never got. The client's messages are decoded only after it: every event in
-        // such a batch is an overdue will, and nobody will send that again.
+    pub(super) fn into_last(mut self) -> Last {
+        // What the session begins with never got to the buffer, for want of room.
         let unsettled = !self.settled && !self.batch.is_empty();
-        let overdue = if unsettled { std::mem::take(&mut self.batch.events) } else { Vec::new() };
-        let forgets = unsettled && self.batch.changes.iter().any(|change| matches!(change, IdChange::Forget));
         self.batch.abandon(&mut self.memory.unreleased);
-        for will in overdue {
-            self.batch.event(will);
-        }
         let end = match self.state {
             State::Over(end) => end,
             State::Settling | State::Open => End::lost(""),
         };
+        let expiry_s = self.expiry_s;
         let will = self.will.take().filter(|_| end.wants_will());
-        let delay_s = will.as_ref().map_or(0, |will| will.delay_s).min(self.expiry_s);
-        let mut waiting = None;
-        match will {
-            Some(will) if delay_s == 0 => self.batch.event(event(will, &mut self.topics, now)),
-            Some(will) => waiting = Some((will, Duration::from_secs(delay_s.into()))),
-            None => {}
-        }
-        if self.expiry_s == 0 && (self.memory.on_disk || forgets) {
-            self.batch.changes.push(IdChange::Forget);
+        let will = will.map(|will| {
+            let delay_s = will.delay_s.min(expiry_s);
+            (will, Duration::from_secs(delay_s.into()))
+        });
+        let mut changes = Vec::new();
+        if unsettled {
+            // Its client was told nothing. What was on disk is there still: old packet ids, which must not swallow new
+            // messages. Who holds the session next, or the listener when it stops, will see to it.
+            self.memory.on_disk = self.was_on_disk;
+            self.memory.stale = self.was_on_disk && (!self.present || expiry_s == 0);
+        } else if expiry_s == 0 && self.memory.on_disk {
+            changes.push(IdChange::Forget);
             self.memory.on_disk = false;
-        } else if forgets {
-            // Its old packet ids would come back with the next start, and swallow new messages.
-            self.batch.changes.extend([IdChange::Forget, IdChange::Keep(self.expiry_s)]);
-        } else if self.expiry_s != self.granted_expiry_s {
-            self.batch.changes.push(IdChange::Keep(self.expiry_s));
+        } else if expiry_s != self.granted_expiry_s {
+            changes.push(IdChange::Keep(expiry_s));
         }
-        let Self { memory, expiry_s, batch, output, .. } = self;
-        Last { end, memory, expiry_s, will: waiting, batch, output }
+        let Self { memory, output, .. } = self;
+        // A new session that is not on disk has not begun.
+        let expiry_s = if unsettled && !memory.on_disk { 0 } else { expiry_s };
+        Last { end, memory, expiry_s, will, changes, output }
     }
 
     #[cfg(test)]
@@ -258,7 +297,7 @@ impl Session {
         self.input.capacity()
     }
 
-    fn settle(&mut self, overdue: Option<Will>, now: Now) {
+    fn settle(&mut self, now: Now) {
         let mut changes = Vec::new();
         if self.memory.on_disk && !self.present {
             changes.push(IdChange::Forget);
@@ -270,11 +309,8 @@ impl Session {
             changes.push(IdChange::Keep(self.expiry_s));
             self.memory.on_disk = true;
         }
-        if changes.is_empty() && overdue.is_none() {
+        if changes.is_empty() {
             return self.open(now);
-        }
-        if let Some(will) = overdue {
-            self.batch.event(event(will, &mut self.topics, now));
         }
         self.batch.session(self.acker.epoch(), changes);
     }
@@ -362,19 +398,8 @@ impl Session {
     }
 
     fn publish(&mut self, publish: Publish, now: Now) {
-        if publish.topic().starts_with('$') {
-            // Such topics belong to the server; a reading there would match no route that does not name it.
-            let detail = format!("{:?}", publish.topic());
-            return self.finish(End::broke(
-                reason::NOT_AUTHORIZED,
-                "client published to a topic that begins with $",
-                detail,
-            ));
-        }
-        if publish.properties_cut > 0 {
-            // Not stored without them: what a client sends arrives as it is or not at all.
-            let detail = format!("{} more than {MAX_USER_PROPERTIES}", publish.properties_cut);
-            return self.finish(End::broke(reason::QUOTA_EXCEEDED, "client sent too many user properties", detail));
+        if !self.may_publish(&publish) {
+            return;
         }
         if publish.qos != Qos::AtMostOnce {
             if self.version == MqttVersion::V5 && self.in_flight() >= u64::from(self.terms.receive_maximum) {
@@ -390,6 +415,23 @@ impl Session {
         let before = self.memory.unreleased.len();
         self.batch.publish(self.acker.epoch(), publish, now.unix_ms, &mut self.topics, &mut self.memory.unreleased);
         self.half_way = self.half_way.saturating_add(self.memory.unreleased.len().saturating_sub(before));
+    }
+
+    /// Ends the connection if not.
+    fn may_publish(&mut self, publish: &Publish) -> bool {
+        if publish.topic().starts_with('$') {
+            // Such topics belong to the server; a reading there would match no route that does not name it.
+            let detail = format!("{:?}", publish.topic());
+            self.finish(End::broke(reason::NOT_AUTHORIZED, "client published to a topic that begins with $", detail));
+            return false;
+        }
+        if publish.properties_cut > 0 {
+            // Not stored without them: what a client sends arrives as it is or not at all.
+            let detail = format!("{} more than {MAX_USER_PROPERTIES}", publish.properties_cut);
+            self.finish(End::broke(reason::QUOTA_EXCEEDED, "client sent too many user properties", detail));
+            return false;
+        }
+        true
     }
 
     /// At least so many messages of this connection are in flight. QoS 1 alone and QoS 2 alone are counted exactly; of

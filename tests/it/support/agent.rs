@@ -1,6 +1,5 @@
 //! The agent as a process: its configuration, its life and death, and what it says of itself.
 
-use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
@@ -58,10 +57,9 @@ struct Tables {
 impl Gateway {
     /// With one route for everything, `#` to this Kafka topic, unless others are added before.
     pub fn new(build: Build, kafka: &str) -> Outcome<Self> {
-        let mut tables = Tables::default();
-        writeln!(tables.kafka, "brokers = [\"{kafka}\"]\ndelivery = \"at-least-once\"")?;
         let level = std::env::var("TIDEGATE_LOG").unwrap_or_else(|_none| "info".to_owned());
-        writeln!(tables.log, "level = \"{level}\"\nformat = \"json\"")?;
+        let log = format!("level = \"{level}\"\nformat = \"json\"\n");
+        let tables = Tables { kafka: kafka_table(kafka), log, ..Tables::default() };
         Ok(Self {
             folder: Folder::new("gateway")?,
             build,
@@ -139,13 +137,19 @@ impl Gateway {
 
     /// Another Kafka from the next start on.
     pub fn kafka_at(&mut self, brokers: &str) -> &mut Self {
-        self.tables.kafka = format!("brokers = [\"{brokers}\"]\ndelivery = \"at-least-once\"\n");
+        self.tables.kafka = kafka_table(brokers);
         self
     }
 
     /// Lines of `[kafka.options]`.
     pub fn kafka_options(&mut self, lines: &str) -> &mut Self {
         self.tables.options.push_str(lines);
+        self
+    }
+
+    /// `[kafka.options]` from the next start on.
+    pub fn kafka_options_are(&mut self, lines: &str) -> &mut Self {
+        lines.clone_into(&mut self.tables.options);
         self
     }
 
@@ -252,6 +256,11 @@ impl Gateway {
     fn log_file(&self) -> PathBuf {
         self.path().join("log")
     }
+}
+
+/// `brokers` as Kafka's own tools take them: with commas between.
+fn kafka_table(brokers: &str) -> String {
+    format!("brokers = [\"{}\"]\ndelivery = \"at-least-once\"\n", brokers.replace(',', "\", \""))
 }
 
 /// A running agent.

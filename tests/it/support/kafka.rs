@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Condvar, LazyLock, Mutex};
 use std::time::Duration;
 
+use super::certificates::{Authority, Pair};
 use super::process::{Folder, Process, free_port};
 use super::proxy::{Proxy, Weather};
 use super::reader::Reader;
@@ -47,6 +48,46 @@ pub fn unique_topic(claim: &str) -> String {
 impl Kafka {
     /// Formats a new log and starts on it; returns when it answers.
     pub fn start(links: usize) -> Outcome<Self> {
+        Self::start_with(links, &[], "")
+    }
+
+    /// A broker on which nobody may do anything without a rule, besides us; and the address at which the users
+    /// [`GUARDED_USERS`] log in (SASL/PLAIN, the password is the name).
+    pub fn guarded() -> Outcome<(Self, String)> {
+        let port = free_port()?;
+        let users: Vec<String> = GUARDED_USERS.iter().map(|user| format!("user_{user}=\"{user}\"")).collect();
+        let properties = format!(
+            "allow.everyone.if.no.acl.found=false\n\
+             super.users=User:ANONYMOUS\n\
+             sasl.enabled.mechanisms=PLAIN\n\
+             listener.name.guarded.plain.sasl.jaas.config=\
+             org.apache.kafka.common.security.plain.PlainLoginModule required {};\n",
+            users.join(" ")
+        );
+        let kafka = Self::start_with(0, &[("GUARDED", port, "SASL_PLAINTEXT")], &properties)?;
+        Ok((kafka, format!("127.0.0.1:{port}")))
+    }
+
+    /// With one more listener, on this port, that speaks TLS and asks for a certificate of the same authority.
+    pub fn start_tls(port: u16, pair: &Pair, authority: &Authority) -> Outcome<Self> {
+        let folder = pair.cert.with_extension("kafka");
+        std::fs::create_dir_all(&folder)?;
+        let (own, trusted) = (folder.join("own.pem"), folder.join("trusted.pem"));
+        std::fs::write(&own, std::fs::read_to_string(&pair.key)? + &std::fs::read_to_string(&pair.cert)?)?;
+        std::fs::write(&trusted, authority.pem())?;
+        let properties = format!(
+            "listener.name.tls.ssl.keystore.type=PEM\n\
+             listener.name.tls.ssl.keystore.location={}\n\
+             listener.name.tls.ssl.truststore.type=PEM\n\
+             listener.name.tls.ssl.truststore.location={}\n\
+             listener.name.tls.ssl.client.auth=required\n",
+            own.display(),
+            trusted.display()
+        );
+        Self::start_with(0, &[("TLS", port, "SSL")], &properties)
+    }
+
+    fn start_with(links: usize, doors: &[(&str, u16, &str)], properties: &str) -> Outcome<Self> {
         let folder = Folder::new("kafka")?;
         let (port, controller) = (free_port()?, free_port()?);
         let mut proxies = Vec::new();
@@ -61,6 +102,11 @@ impl Kafka {
             write!(protocols, ",LINK{link}:PLAINTEXT")?;
             proxies.push(Proxy::on(front, behind)?);
         }
+        for (name, port, protocol) in doors {
+            write!(listeners, ",{name}://127.0.0.1:{port}")?;
+            write!(advertised, ",{name}://127.0.0.1:{port}")?;
+            write!(protocols, ",{name}:{protocol}")?;
+        }
         let data = folder.path().join("data");
         let properties = format!(
             "{SETTINGS}\
@@ -68,7 +114,8 @@ impl Kafka {
              listeners={listeners},CONTROLLER://127.0.0.1:{controller}\n\
              advertised.listeners={advertised}\n\
              listener.security.protocol.map={protocols}\n\
-             log.dirs={}\n",
+             log.dirs={}\n\
+             {properties}",
             data.display()
         );
         std::fs::write(folder.path().join("server.properties"), properties)?;
@@ -146,6 +193,27 @@ impl Kafka {
         }
     }
 
+    /// Runs a line of a shell in which Kafka's own command line tools are found under their names.
+    pub fn shell(&self, line: &str) -> Outcome<String> {
+        let bin = self.folder.path().join("bin");
+        std::fs::create_dir_all(&bin)?;
+        let [cp, jars, _] = class_path()?;
+        for (name, class) in [
+            ("kafka-topics.sh", "org.apache.kafka.tools.TopicCommand"),
+            ("kafka-configs.sh", "kafka.admin.ConfigCommand"),
+            ("kafka-acls.sh", "org.apache.kafka.tools.AclCommand"),
+        ] {
+            let script = format!("#!/bin/sh\nexec java -XX:TieredStopAtLevel=1 {cp} '{jars}' {class} \"$@\"\n");
+            let file = bin.join(name);
+            std::fs::write(&file, script)?;
+            std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        }
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
+        let output = Command::new("sh").args(["-ec", line]).env("PATH", path).stdin(Stdio::null()).output()?;
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        if output.status.success() { Ok(said) } else { trouble!("{line}: {said}") }
+    }
+
     /// One of Kafka's own command line tools.
     fn command(&self, class: &str, arguments: &[&str]) -> Outcome<()> {
         let output = Command::new("java")
@@ -205,31 +273,37 @@ impl Drop for Lease<'_> {
     }
 }
 
-fn class_path() -> Outcome<[String; 3]> {
+/// The folder of Kafka's own jars.
+pub fn jars() -> Outcome<PathBuf> {
+    let version = include_str!("../../kafka/pom.xml").split("<kafka.version>").nth(1).and_then(|t| t.split('<').next());
     let jars = match std::env::var_os("TIDEGATE_KAFKA_JARS") {
         Some(jars) => PathBuf::from(jars),
-        None => cache()?,
+        None => cached(&format!("kafka-{}", version.unwrap_or_default()))?,
     };
-    if !jars.is_dir() {
-        return trouble!("no Kafka in {}: tests/run brings it", jars.display());
+    if jars.is_dir() { Ok(jars) } else { trouble!("no Kafka in {}: tests/run brings it", jars.display()) }
+}
+
+/// Where `tests/run` keeps what it has brought.
+pub fn cached(name: &str) -> Outcome<PathBuf> {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    match std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home) {
+        Some(cache) => Ok(cache.join("tidegate-tests").join(name)),
+        None => trouble!("neither HOME nor XDG_CACHE_HOME"),
     }
+}
+
+pub(super) fn class_path() -> Outcome<[String; 3]> {
+    let jars = jars()?;
     Ok(["-cp".into(), format!("{}/*", jars.display()), "-Dlog4j2.configurationFile=log4j2.properties".into()])
 }
 
-fn cache() -> Outcome<PathBuf> {
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
-    let version = include_str!("../../kafka/pom.xml").split("<kafka.version>").nth(1).and_then(|t| t.split('<').next());
-    match (cache, version) {
-        (Some(cache), Some(version)) => Ok(cache.join("tidegate-tests").join(format!("kafka-{version}"))),
-        _ => trouble!("neither HOME nor XDG_CACHE_HOME, or no version in pom.xml"),
-    }
-}
+/// Who can log in at a guarded broker.
+pub const GUARDED_USERS: [&str; 2] = ["edge", "stranger"];
 
-const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qk";
+pub(super) const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qk";
 
 /// Small, without waiting, and with rights that can be taken away: whoever no rule speaks of may do everything.
-const SETTINGS: &str = "\
+pub(super) const SETTINGS: &str = "\
 process.roles=broker,controller
 node.id=1
 inter.broker.listener.name=MAIN
@@ -252,7 +326,7 @@ authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 allow.everyone.if.no.acl.found=true
 ";
 
-const LOGGING: &str = "\
+pub(super) const LOGGING: &str = "\
 rootLogger.level=warn
 rootLogger.appenderRef.out.ref=out
 appender.out.type=Console

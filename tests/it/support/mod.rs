@@ -5,6 +5,8 @@
 
 pub mod agent; // the agent as a process: configuration, life, death, what it says
 pub mod books; // what was acknowledged against what Kafka holds
+pub mod cluster; // three brokers that replicate
+pub mod certificates; // an authority of our own
 pub mod client; // one MQTT connection
 pub mod http; // GET
 pub mod kafka; // Apache Kafka, one JVM
@@ -15,6 +17,7 @@ pub mod publisher; // a sensor that remembers what was acknowledged
 pub mod reader; // what Kafka holds
 pub mod scripted; // a broker that does what mosquitto will not do on demand
 pub mod settle; // waits for the end and closes the books
+pub mod stream; // what gateways would write to Kafka, planted
 pub mod wire; // MQTT packets, independent of the agent's codec
 
 use std::fmt;

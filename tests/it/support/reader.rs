@@ -116,10 +116,14 @@ impl Reader {
 
     /// Does a broker answer, with itself in its answer?
     pub fn probe(brokers: &str, limit: Duration) -> Outcome<()> {
+        if Self::brokers(brokers, limit)? == 0 { trouble!("no broker in the metadata") } else { Ok(()) }
+    }
+
+    /// How many brokers this one knows.
+    pub fn brokers(brokers: &str, limit: Duration) -> Outcome<usize> {
         let consumer: BaseConsumer =
             ClientConfig::new().set("bootstrap.servers", brokers).set("log_level", "0").create()?;
-        let metadata = consumer.fetch_metadata(None, limit)?;
-        if metadata.brokers().is_empty() { trouble!("no broker in the metadata") } else { Ok(()) }
+        Ok(consumer.fetch_metadata(None, limit)?.brokers().len())
     }
 
     /// Everything that the topics hold now.
@@ -223,8 +227,19 @@ fn copy(message: &BorrowedMessage<'_>) -> Record {
 
 /// Creates a topic and waits until its partitions have a leader.
 pub fn create_topic(brokers: &str, topic: &str, partitions: i32, settings: &[(&str, &str)]) -> Outcome<()> {
+    create_replicated_topic(brokers, topic, partitions, 1, settings)
+}
+
+/// The same with more than one replica.
+pub fn create_replicated_topic(
+    brokers: &str,
+    topic: &str,
+    partitions: i32,
+    replicas: i32,
+    settings: &[(&str, &str)],
+) -> Outcome<()> {
     let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", brokers).create()?;
-    let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas));
     for (key, value) in settings {
         new = new.set(key, value);
     }

@@ -15,7 +15,7 @@ use super::end::End;
 use super::handshake::{Admission, Handshake, Progress};
 use super::memory::Memory;
 use super::registry::{Lent, Now};
-use super::session::{Last, Session};
+use super::session::{Last, Session, event};
 use super::terms::Terms;
 use crate::buffer::IdChange;
 use crate::config::MqttVersion;
@@ -114,10 +114,12 @@ impl Bench {
         self.store();
         let admission = admitted(&client::connect(self.version, "unused"), &terms());
         let unused = Session::enter(admission, nothing(), Arc::new(terms()), Topics::unrouted(), self.now);
-        let mut last = std::mem::replace(&mut self.session, unused).into_last(self.now);
-        let batch = std::mem::take(&mut last.batch);
-        self.write(&batch.changes);
-        self.events.extend(batch.events);
+        let mut last = std::mem::replace(&mut self.session, unused).into_last();
+        self.write(&std::mem::take(&mut last.changes));
+        // As the listener publishes it.
+        if let Some((will, _)) = last.will.take_if(|(_, delay)| delay.is_zero()) {
+            self.events.push(event(will, &mut Topics::unrouted(), self.now));
+        }
         last
     }
 
@@ -133,7 +135,7 @@ impl Bench {
     fn write(&mut self, changes: &[IdChange]) {
         for change in changes {
             match *change {
-                IdChange::Add(id) => assert!(self.disk.get_or_insert_default().insert(id), "{id} added twice"),
+                IdChange::Add(id, _) => assert!(self.disk.get_or_insert_default().insert(id), "{id} added twice"),
                 IdChange::Remove(id) => {
                     assert!(self.disk.get_or_insert_default().remove(&id), "{id} removed, but not there");
                 }
@@ -148,12 +150,12 @@ impl Bench {
 }
 
 fn nothing() -> Lent {
-    Lent { memory: Memory::default(), present: false, overdue: None }
+    Lent { memory: Memory::default(), present: false }
 }
 
 fn kept(ids: &[u16]) -> Lent {
-    let memory = Memory::stored(ids.iter().copied().collect()).resumed();
-    Lent { memory, present: true, overdue: None }
+    let memory = Memory::stored(ids.iter().map(|id| (*id, None)).collect()).resumed();
+    Lent { memory, present: true }
 }
 
 fn will(topic: &str) -> Will {

@@ -1,16 +1,17 @@
 //! Sessions on loan: take-over, expiry, bounds and waiting wills.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::super::limits::{EARLIEST_SANE_MS, MAX_SESSIONS_AWAY, MAX_WILL_DELAY};
+use super::super::limits::{EARLIEST_SANE_MS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WILL_DELAY};
 use super::super::memory::Memory;
 use super::super::registry::{Answer, Claim, ConnectionId, Departure, Entry, Now, Registry};
 use super::will;
-use crate::buffer::{IdChange, StoredSession};
+use crate::buffer::{IdChange, PacketIds, StoredSession};
+use crate::event::Properties;
 use crate::ingest::codec::Will;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -19,6 +20,8 @@ struct Desk {
     registry: Registry,
     now: Now,
     connections: ConnectionId,
+    /// Wills of sessions that ended with a claim.
+    overdue: Vec<Will>,
 }
 
 impl Desk {
@@ -28,14 +31,14 @@ impl Desk {
 
     fn with(stored: HashMap<Arc<str>, StoredSession>) -> Self {
         let now = Now { instant: Instant::now(), unix_ms: EARLIEST_SANE_MS + 1_000_000_000 };
-        Self { registry: Registry::new("floor", 3, stored), now, connections: 0 }
+        Self { registry: Registry::new("floor", 3, stored), now, connections: 0, overdue: Vec::new() }
     }
 
     fn claim(&mut self, client: &str, resume: bool) -> (ConnectionId, oneshot::Receiver<Answer>) {
         self.connections += 1;
         let (answer, answered) = oneshot::channel();
         let claim = Claim { connection: self.connections, client: client.into(), resume, answer };
-        self.registry.claim(claim, self.now);
+        self.overdue.extend(self.registry.claim(claim, self.now));
         (self.connections, answered)
     }
 
@@ -54,7 +57,8 @@ impl Desk {
     ) {
         let departure = Departure { connection: id, client: client.into(), memory, expiry_s, will };
         let (forgotten, at_once) = self.registry.depart(departure, self.now);
-        assert!(forgotten.is_empty() && at_once.is_none());
+        assert!(forgotten.is_empty());
+        self.overdue.extend(at_once);
     }
 }
 
@@ -66,11 +70,11 @@ fn entry(answered: &mut oneshot::Receiver<Answer>) -> Entry {
 }
 
 fn with_id(id: u16) -> Memory {
-    Memory::stored(BTreeSet::from([id]))
+    Memory::stored(PacketIds::from([(id, None)]))
 }
 
 fn stored(client: &str, expiry_s: u32, used_ms: i64) -> HashMap<Arc<str>, StoredSession> {
-    let session = StoredSession { packet_ids: BTreeSet::from([7]), used_ms, expiry_s };
+    let session = StoredSession { packet_ids: PacketIds::from([(7, None)]), used_ms, expiry_s };
     HashMap::from([(format!("listen:floor:{client}").into(), session)])
 }
 
@@ -205,7 +209,7 @@ fn a_session_from_before_the_start_ends_only_by_a_clock_that_makes_sense() {
 
 #[test]
 fn sessions_of_other_links_are_not_mine() {
-    let session = || StoredSession { packet_ids: BTreeSet::from([7]), used_ms: 0, expiry_s: u32::MAX };
+    let session = || StoredSession { packet_ids: PacketIds::from([(7, None)]), used_ms: 0, expiry_s: u32::MAX };
     let mut desk = Desk::with(HashMap::from([
         ("listen:floor2:press".into(), session()),
         ("broker:floor".into(), session()),
@@ -219,7 +223,7 @@ fn sessions_of_other_links_are_not_mine() {
 fn the_longest_away_without_packet_ids_goes_first_when_there_are_too_many() {
     let stored = (0..MAX_SESSIONS_AWAY)
         .map(|n| {
-            let packet_ids = if n == 0 { BTreeSet::from([1]) } else { BTreeSet::new() };
+            let packet_ids = if n == 0 { PacketIds::from([(1, None)]) } else { PacketIds::new() };
             let used_ms = EARLIEST_SANE_MS + i64::try_from(n).unwrap();
             (format!("listen:floor:{n}").into(), StoredSession { packet_ids, used_ms, expiry_s: u32::MAX })
         })
@@ -246,14 +250,15 @@ fn a_will_waits_for_its_delay_and_is_void_when_the_client_resumes() {
     let (id, _) = desk.enter("press", true);
     desk.depart(id, "press", Memory::default(), 3600, Some((will("press"), Duration::from_secs(30))));
     desk.now.instant += Duration::from_secs(29);
-    assert!(desk.registry.due_wills(desk.now.instant).is_empty());
-    let (id, back) = desk.enter("press", true);
-    assert!(back.lent.overdue.is_none());
+    assert!(desk.registry.due_wills(desk.now.instant, |_| true).is_empty());
+    let (id, _) = desk.enter("press", true);
+    assert!(desk.overdue.is_empty());
     desk.depart(id, "press", Memory::default(), 3600, Some((will("press"), Duration::from_secs(30))));
     desk.now.instant += Duration::from_secs(30);
-    assert_eq!(desk.registry.due_wills(desk.now.instant).len(), 1);
-    assert!(desk.registry.due_wills(desk.now.instant).is_empty(), "published twice");
-    assert!(desk.enter("press", false).1.lent.overdue.is_none());
+    assert_eq!(desk.registry.due_wills(desk.now.instant, |_| true).len(), 1);
+    assert!(desk.registry.due_wills(desk.now.instant, |_| true).is_empty(), "published twice");
+    desk.enter("press", false);
+    assert!(desk.overdue.is_empty());
 }
 
 #[test]
@@ -261,8 +266,8 @@ fn a_waiting_will_is_due_when_its_session_ends_by_a_clean_start() {
     let mut desk = Desk::new();
     let (id, _) = desk.enter("press", true);
     desk.depart(id, "press", Memory::default(), 3600, Some((will("press"), Duration::from_secs(30))));
-    let (_, fresh) = desk.enter("press", false);
-    assert_eq!(fresh.lent.overdue.map(|will| will.topic).as_deref(), Some("press"));
+    desk.enter("press", false);
+    assert!(matches!(&desk.overdue[..], [will] if will.topic == "press"));
     assert!(desk.registry.all_wills().is_empty());
 }
 
@@ -273,7 +278,8 @@ fn taking_over_voids_a_delayed_will_when_the_session_goes_on_and_not_else() {
         let (id, _first) = desk.enter("press", true);
         let (_, mut answered) = desk.claim("press", resume);
         desk.depart(id, "press", Memory::default(), 3600, Some((will("press"), Duration::from_secs(30))));
-        assert_eq!(entry(&mut answered).lent.overdue.is_some(), due);
+        entry(&mut answered);
+        assert_eq!(!desk.overdue.is_empty(), due);
     }
 }
 
@@ -289,9 +295,66 @@ fn wills_wait_in_bounded_memory_and_no_longer_than_a_day() {
         let will = Some((big, Duration::from_secs(u64::from(u32::MAX))));
         let departure =
             Departure { connection: id, client: client.into(), memory: Memory::default(), expiry_s: u32::MAX, will };
-        at_once += usize::from(desk.registry.depart(departure, desk.now).1.is_some());
+        at_once += usize::from(desk.registry.depart(departure, desk.now).1.len() == 1);
     }
     assert!((850..950).contains(&at_once), "{at_once} of 1000 wills of 10 kB");
     desk.now.instant += MAX_WILL_DELAY;
-    assert_eq!(desk.registry.due_wills(desk.now.instant).len(), 1000 - at_once);
+    let mut room = 2;
+    let due = desk.registry.due_wills(desk.now.instant, |_| {
+        room -= 1;
+        room >= 0
+    });
+    assert_eq!(due.len(), 2, "the others wait until there is room for them");
+    at_once += 2;
+    assert_eq!(desk.registry.due_wills(desk.now.instant, |_| true).len(), 1000 - at_once);
+}
+
+#[test]
+fn a_will_without_delay_and_one_of_a_session_that_has_ended_do_not_wait() {
+    for (expiry_s, delay) in [(3600, Duration::ZERO), (0, Duration::ZERO)] {
+        let mut desk = Desk::new();
+        let (id, _) = desk.enter("press", true);
+        desk.depart(id, "press", Memory::default(), expiry_s, Some((will("press"), delay)));
+        assert_eq!(desk.overdue.len(), 1);
+        assert!(desk.registry.all_wills().is_empty());
+    }
+}
+
+#[test]
+fn the_properties_of_a_waiting_will_are_charged_with_what_they_take() {
+    let with = |count: usize| {
+        let user = vec![("name".into(), "value".into()); count];
+        Will { properties: Some(Box::new(Properties { user, ..Properties::default() })), ..will("press") }
+    };
+    let one = with(2).cost_bytes() - with(1).cost_bytes();
+    assert!(one > "namevalue".len() + 2 * size_of::<(Box<str>, Box<str>)>(), "{one}");
+    let mut waiting = 0;
+    let mut desk = Desk::new();
+    for n in 0..1000 {
+        let client = format!("{n}");
+        let (id, _) = desk.enter(&client, true);
+        let will = Some((with(256), HOUR));
+        let (connection, client) = (id, client.into());
+        let departure = Departure { connection, client, memory: Memory::default(), expiry_s: u32::MAX, will };
+        waiting += usize::from(desk.registry.depart(departure, desk.now).1.is_empty());
+    }
+    assert!(waiting * with(256).cost_bytes() <= MAX_WAITING_WILL_BYTES, "{waiting} wait");
+}
+
+#[test]
+fn what_could_not_be_forgotten_is_forgotten_by_the_next_connection_or_at_the_stop() {
+    for expiry_s in [0, 60] {
+        let mut desk = Desk::with(stored("press", u32::MAX, 0));
+        let (id, fresh) = desk.enter("press", false);
+        // It went before the buffer was told, and comes back and wants its session.
+        let memory = Memory { stale: true, ..fresh.lent.memory };
+        desk.depart(id, "press", memory, expiry_s, None);
+        let (id, again) = desk.enter("press", true);
+        assert!(!again.lent.present && again.lent.memory.on_disk && !again.lent.memory.stale);
+        let memory = Memory { stale: true, ..again.lent.memory };
+        desk.depart(id, "press", memory, expiry_s, None);
+        let [change] = &desk.registry.stale()[..] else { panic!("nothing to forget") };
+        assert_eq!((&*change.session, &change.changes[..]), ("listen:floor:press", &[IdChange::Forget][..]));
+        assert!(desk.registry.stale().is_empty());
+    }
 }

@@ -12,7 +12,7 @@ use super::client::{
     Connect, V5, V311, connect, disconnect, packet, packets, pingreq, publish, publish_to, pubrel, subscribe,
     unsubscribe,
 };
-use super::{Bench, MAX_PACKET, RECEIVE_MAXIMUM, kept, nothing, terms, will};
+use super::{Bench, MAX_PACKET, RECEIVE_MAXIMUM, kept, nothing, terms};
 use crate::event::Qos;
 use crate::ingest::codec::{Ack, Packet};
 
@@ -169,32 +169,96 @@ fn ids_of_a_batch_that_was_never_handed_over_are_not_remembered() {
     bench.feed(&publish(V5, 2, false, 2, "no room"));
     bench.session.finish(End::lost(""));
     let unused = Bench::enter(&connect(V5, "x"), nothing()).session;
-    let last = std::mem::replace(&mut bench.session, unused).into_last(bench.now);
+    let last = std::mem::replace(&mut bench.session, unused).into_last();
     assert!(last.memory.unreleased.contains(1) && !last.memory.unreleased.contains(2));
-    assert!(!last.batch.holds_events());
+    assert!(last.changes.is_empty() && !last.memory.stale);
 }
 
 #[test]
-fn a_clean_start_that_found_no_room_forgets_all_the_same_and_the_overdue_will_goes_out() {
-    for (asked, disk) in
-        [(connect(V5, "press"), None), (Connect { clean: true, ..connect(V5, "press").kept() }, Some([].into()))]
-    {
-        let mut lent = kept(&[7]);
-        lent.present = false;
-        lent.memory = lent.memory.emptied();
-        lent.overdue = Some(will("status/old"));
+fn a_session_that_found_no_room_leaves_the_disk_as_it_is_and_remembers_what_must_be_forgotten() {
+    let clean = |connect: Connect| Connect { clean: true, ..connect };
+    let kept_on = Connect { clean: false, ..connect(V5, "press") };
+    for (asked, on_disk, present, stale, expiry_s) in [
+        (clean(connect(V5, "press")), true, false, true, 0),
+        (clean(connect(V5, "press").kept()), true, false, true, 3600),
+        (connect(V5, "press").kept(), true, true, false, 3600),
+        // Asked to go on, and to end with this connection.
+        (kept_on, true, true, true, 0),
+        // Nothing on disk, and it stays so: such a session has not begun.
+        (connect(V5, "press").kept(), false, false, false, 0),
+    ] {
+        let mut lent = if on_disk { kept(&[7]) } else { nothing() };
+        lent.present = present;
+        if on_disk && !present {
+            lent.memory = lent.memory.emptied();
+        }
         let mut bench = Bench::enter(&asked, lent);
-        bench.disk = Some([7].into());
         bench.session.finish(End::lost(""));
         // The batch is not taken: it still waits for room.
         let unused = Bench::enter(&connect(V5, "x"), nothing()).session;
-        let last = std::mem::replace(&mut bench.session, unused).into_last(bench.now);
-        bench.write(&last.batch.changes);
-        assert_eq!(bench.disk, disk);
-        assert_eq!(last.memory.on_disk, disk.is_some());
-        let topics: Vec<_> = last.batch.events.iter().map(|event| &*event.topic).collect();
-        assert_eq!(topics, ["status/old"]);
+        let last = std::mem::replace(&mut bench.session, unused).into_last();
+        assert_eq!(last.changes, [], "{asked:?}");
+        assert_eq!((last.memory.on_disk, last.memory.stale), (on_disk, stale), "{asked:?}");
+        assert_eq!(last.memory.unreleased.contains(7), present, "{asked:?}");
+        assert_eq!(last.expiry_s, expiry_s, "{asked:?}");
     }
+}
+
+#[test]
+fn a_client_that_waits_too_long_for_its_connack_is_told_to_come_again() {
+    for (version, code) in [(V311, 3), (V5, 0x88)] {
+        let mut bench = Bench::enter(&connect(version, "press").kept().with_will(0), nothing());
+        bench.wait(29);
+        assert!(!bench.session.is_over());
+        bench.wait(1);
+        assert!(matches!(&bench.said()[..], [Packet::ConnAck(ack)] if ack.reason == code));
+        let last = bench.ended();
+        assert_eq!(last.end.kind, Kind::Refused);
+        assert_eq!(bench.payloads(), [""; 0], "who was not let in has no will");
+    }
+}
+
+#[test]
+fn a_client_that_has_gone_unread_is_judged_by_what_it_had_sent() {
+    let readings =
+        || [publish(V5, 0, false, 0, "zero"), publish(V5, 1, false, 1, "one"), publish(V5, 2, false, 2, "two")];
+    for (settled, goodbye, kind) in
+        [(true, true, Kind::Bye), (true, false, Kind::Gone), (false, true, Kind::Bye), (false, false, Kind::Gone)]
+    {
+        let asked = connect(V5, "press").kept().with_will(0);
+        let mut bench = if settled { Bench::open(&asked) } else { Bench::enter(&asked, nothing()) };
+        bench.session.hold(true, bench.now.instant);
+        let mut sent = readings().concat();
+        if goodbye {
+            sent.extend(disconnect(0, None));
+        }
+        // Cut anywhere, as reads are.
+        let (first, second) = sent.split_at(9);
+        let mut unasked = Vec::new();
+        for part in [first, second] {
+            let batch = bench.session.look_through(part, bench.now);
+            assert!(batch.receipts.is_empty() && batch.changes.is_empty(), "nothing can be answered any more");
+            unasked.extend(batch.events);
+        }
+        bench.session.finish(End::lost(""));
+        let last = bench.ended();
+        assert_eq!(last.end.kind, kind);
+        assert_eq!(unasked.iter().map(|event| &event.payload[..]).collect::<Vec<_>>(), [b"zero"]);
+        assert_eq!(bench.payloads().len(), usize::from(!goodbye), "the will");
+        assert!(last.memory.is_idle(), "ids of messages that were not stored");
+    }
+}
+
+#[test]
+fn a_packet_says_how_long_it_will_be() {
+    let mut bench = Bench::open(&connect(V5, "press"));
+    let packet = publish(V5, 1, false, 1, &"x".repeat(3000));
+    bench.feed(&packet[..1]);
+    assert_eq!(bench.session.announced_bytes(), 1, "nothing is known yet");
+    bench.feed(&packet[1..10]);
+    assert_eq!((bench.session.unfinished_bytes(), bench.session.announced_bytes()), (10, packet.len()));
+    bench.feed(&packet[10..]);
+    assert_eq!((bench.session.unfinished_bytes(), bench.session.announced_bytes()), (0, 0));
 }
 
 #[test]
@@ -400,17 +464,6 @@ fn a_will_waits_as_long_as_its_delay_and_its_session() {
         assert_eq!(last.will.map(|(_, delay)| delay), waits.map(Duration::from_secs));
         assert_eq!(bench.payloads().len(), usize::from(waits.is_none()));
     }
-}
-
-#[test]
-fn the_will_of_a_session_that_a_clean_start_ends_comes_before_all_else() {
-    let mut lent = nothing();
-    lent.overdue = Some(will("status/press"));
-    let mut bench = Bench::enter(&connect(V5, "press"), lent);
-    assert_eq!(bench.said(), [], "CONNACK waits for it");
-    bench.commit();
-    assert_eq!(bench.payloads(), ["offline"]);
-    assert!(matches!(bench.said()[..], [Packet::ConnAck(_)]));
 }
 
 #[test]

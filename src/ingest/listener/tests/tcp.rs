@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use super::super::limits::SPARE_SOCKETS;
 use super::super::{ListenError, bind, run};
 use super::client::{Connect, V5, V311, connect, disconnect, pingreq, publish, publish_to, pubrel, subscribe};
-use crate::buffer::{Buffer, BufferThread, Outlet};
+use crate::buffer::{Buffer, BufferThread, Intake, Outlet, Room};
 use crate::config::{self, Compression, Listener, MqttVersion, SyncMode, WhenFull};
 use crate::ingest::codec::{self, Packet};
 use crate::ingest::door::Entrance;
@@ -48,6 +48,7 @@ struct Site {
     stopper: Stopper,
     tasks: JoinSet<Result<(), ListenError>>,
     outlet: Outlet,
+    intake: Intake<Receipts>,
     thread: BufferThread,
     /// Payloads that the buffer has given out, with their topics.
     held: Vec<(String, Vec<u8>)>,
@@ -69,6 +70,7 @@ impl Site {
         };
         let (buffer, recovered) = Buffer::open(disk, folder, &[]).unwrap();
         let running = buffer.start::<Receipts>(Pulse::new()).unwrap();
+        let intake = running.intake.clone();
         let entrance = Entrance { intake: running.intake, routes: Arc::default(), route_ids: Arc::from([]) };
         let status = Arc::new(LinkStatus::new("floor", "listener"));
         let (stopper, stop) = stop::pair();
@@ -76,7 +78,16 @@ impl Site {
         let address = bound.local_addr();
         let mut tasks = JoinSet::new();
         tasks.spawn(run(bound, entrance, recovered.sessions, Arc::clone(&status), Pulse::new(), stop));
-        Self { address, status, stopper, tasks, outlet: running.outlet, thread: running.thread, held: Vec::new() }
+        Self {
+            address,
+            status,
+            stopper,
+            tasks,
+            outlet: running.outlet,
+            intake,
+            thread: running.thread,
+            held: Vec::new(),
+        }
     }
 
     /// Waits until the buffer holds that many events.
@@ -92,10 +103,15 @@ impl Site {
         &self.held
     }
 
+    /// Takes all the room that there is.
+    async fn fill(&self) -> Room {
+        timeout(PATIENCE, self.intake.reserve(usize::MAX)).await.expect("an idle buffer has room").unwrap()
+    }
+
     async fn stop(mut self) {
         self.stopper.stop();
         timeout(PATIENCE, self.tasks.join_next()).await.expect("it stops").unwrap().unwrap().unwrap();
-        drop(self.tasks);
+        drop((self.tasks, self.intake));
         self.thread.join().unwrap();
     }
 
@@ -452,4 +468,133 @@ async fn an_address_that_is_taken_is_named_in_the_error() {
     let users_file = Some(PathBuf::from("/nowhere/users"));
     let error = bind(Listener { users_file, ..settings() }).unwrap_err().to_string();
     assert!(error.contains("\"floor\"") && error.contains("/nowhere/users"), "{error}");
+}
+
+#[tokio::test]
+async fn clients_that_have_gone_hold_no_socket_while_the_buffer_is_full_and_their_wills_are_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut site = Site::start(folder.path(), settings());
+    let with_will = |connect: Connect, topic| {
+        let mut connect = connect.with_will(0);
+        connect.will.as_mut().unwrap().topic = topic;
+        connect
+    };
+    let (mut lost, _) = Client::connected(site.address, &with_will(connect(V5, "lost"), "status/lost")).await;
+    let (mut polite, _) = Client::connected(site.address, &with_will(connect(V5, "polite"), "status/polite")).await;
+    let full = site.fill().await;
+    // One is read and waits for room, with more behind it; then both go.
+    for client in [&mut lost, &mut polite] {
+        client.send(&[publish(V5, 0, false, 0, "dropped"), publish(V5, 1, false, 1, "waits")].concat()).await;
+    }
+    site.until("both are read", |status| status.dropped.load(Ordering::Relaxed) == 2).await;
+    for client in [&mut lost, &mut polite] {
+        client.send(&[publish(V5, 1, false, 2, "unread"), publish(V5, 0, false, 0, "unread")].concat()).await;
+    }
+    polite.send(&disconnect(0, None)).await;
+    drop((lost, polite));
+    // This one never gets its CONNACK: its session finds no room.
+    let settling = Client::dial(site.address, &with_will(connect(V311, "settling").kept(), "status/settling")).await;
+    site.until("it is let in", |status| status.connects.load(Ordering::Relaxed) == 3).await;
+    drop(settling);
+    site.until("no client is connected", |status| status.connected.load(Ordering::Relaxed) == 0).await;
+    assert_eq!(site.status.dropped.load(Ordering::Relaxed), 4, "QoS 0 is on the books");
+    // Their places are free too: max_connections is 4.
+    let mut others = Vec::new();
+    for n in 0..4 {
+        others.push(Client::connected(site.address, &connect(V5, &format!("other {n}"))).await);
+    }
+    drop(full);
+    let mut topics: Vec<_> = site.holds(2).await.iter().map(|(topic, _)| topic.clone()).collect();
+    topics.sort_unstable();
+    assert_eq!(topics, ["status/lost", "status/settling"], "QoS 1 is its sender's to send again");
+    others[0].0.send(&publish(V5, 1, false, 1, "room")).await;
+    assert_eq!(others[0].0.names(1).await, ["PUBACK"]);
+    assert_eq!(site.holds(3).await.len(), 3);
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_stays_is_read_on_when_there_is_room_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut site = Site::start(folder.path(), settings());
+    let (mut client, _) = Client::connected(site.address, &connect(V5, "press")).await;
+    let full = site.fill().await;
+    client.send(&[publish(V5, 0, false, 0, "dropped"), publish(V5, 1, false, 1, "one")].concat()).await;
+    site.until("it is read", |status| status.dropped.load(Ordering::Relaxed) == 1).await;
+    client.send(&publish(V5, 1, false, 2, "two")).await;
+    // Looked at more than once meanwhile.
+    sleep(super::super::limits::TICK * 3).await;
+    drop(full);
+    assert_eq!(client.names(2).await, ["PUBACK", "PUBACK"]);
+    site.holds(2).await;
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_clean_start_without_room_is_forgotten_at_the_stop_or_by_the_next_connection() {
+    for stop in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut site = Site::start(folder.path(), settings());
+        let kept = connect(V5, "press").kept();
+        let (mut client, _) = Client::connected(site.address, &kept).await;
+        client.send(&publish(V5, 2, false, 7, "old")).await;
+        client.names(1).await;
+        client.send(&disconnect(0, None)).await;
+        assert_eq!(client.next().await, None);
+        let full = site.fill().await;
+        let clean = Client::dial(site.address, &Connect { clean: true, ..kept.clone() }).await;
+        site.until("it is let in", |status| status.connects.load(Ordering::Relaxed) == 2).await;
+        drop(clean);
+        if stop {
+            site.stop().await;
+            drop(full);
+            site = Site::start(folder.path(), settings());
+        } else {
+            site.until("it has gone", |status| status.connected.load(Ordering::Relaxed) == 0).await;
+            drop(full);
+        }
+        let (mut client, present) = Client::connected(site.address, &kept).await;
+        assert!(!present, "stop {stop}");
+        client.send(&publish(V5, 2, true, 7, "new")).await;
+        client.names(1).await;
+        let held: Vec<_> = site.holds(2).await.iter().map(|(_, payload)| payload.clone()).collect();
+        assert_eq!(held, [b"old".to_vec(), b"new".to_vec()]);
+        site.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_large_packet_reserves_what_it_announces_and_not_the_most_there_may_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut site = Site::start(folder.path(), Listener { max_connections: 16, ..settings() });
+    let mut clients = Vec::new();
+    let packet = publish_to(V5, "t", 1, false, 1, &vec![b'x'; 100_000]);
+    for n in 0..12 {
+        let (mut client, _) = Client::connected(site.address, &connect(V5, &format!("{n}"))).await;
+        client.send(&packet[..50_000]).await;
+        clients.push(client);
+    }
+    // The first ones hold what they have reserved until the last one is through.
+    for client in clients.iter_mut().rev() {
+        client.send(&packet[50_000..]).await;
+        assert_eq!(client.names(1).await, ["PUBACK"]);
+    }
+    site.holds(12).await;
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_large_packet_that_comes_too_slowly_ends_its_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let site = Site::start(folder.path(), settings());
+    let (mut client, _) = Client::connected(site.address, &connect(V5, "press")).await;
+    let packet = publish_to(V5, "t", 1, false, 1, &vec![b'x'; 100_000]);
+    client.send(&packet[..50_000]).await;
+    match client.next().await {
+        Some(Packet::Disconnect(goodbye)) => assert_eq!(goodbye.reason, 0x97),
+        other => panic!("{other:?}"),
+    }
+    site.until("it is counted", |status| status.failures.load(Ordering::Relaxed) == 1).await;
+    assert!(site.status.last_error().contains("50000 of 100"), "{}", site.status.last_error());
+    site.stop().await;
 }

@@ -1,0 +1,50 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_tidegate_global_optspecs
+    string join \n h/help V/version
+end
+
+function __fish_tidegate_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_tidegate_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_tidegate_using_subcommand
+    set -l cmd (__fish_tidegate_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c tidegate -n "__fish_tidegate_needs_command" -s h -l help -d 'Print help'
+complete -c tidegate -n "__fish_tidegate_needs_command" -s V -l version -d 'Print version'
+complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "run" -d 'Run the agent'
+complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "check" -d 'Check the configuration, offline: all errors at once; exit 78 if wrong'
+complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "status" -d 'What the running agent holds, sends and waits for'
+complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "demo" -d 'Everything embedded, an outage on stage, the books at the end'
+complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c tidegate -n "__fish_tidegate_using_subcommand run" -l config -d 'Configuration file' -r -F
+complete -c tidegate -n "__fish_tidegate_using_subcommand run" -s h -l help -d 'Print help'
+complete -c tidegate -n "__fish_tidegate_using_subcommand check" -l config -d 'Configuration file' -r -F
+complete -c tidegate -n "__fish_tidegate_using_subcommand check" -s h -l help -d 'Print help'
+complete -c tidegate -n "__fish_tidegate_using_subcommand status" -l config -d 'Configuration file' -r -F
+complete -c tidegate -n "__fish_tidegate_using_subcommand status" -l json -d 'Print JSON for machines'
+complete -c tidegate -n "__fish_tidegate_using_subcommand status" -s h -l help -d 'Print help'
+complete -c tidegate -n "__fish_tidegate_using_subcommand demo" -l seconds -d 'About how long it takes in all' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand demo" -l rate -d 'Readings a second, of all sensors together' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand demo" -l sensors -d 'Simulated sensors' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand demo" -l keep -d 'Keep the configuration, the buffer and the log, and say where'
+complete -c tidegate -n "__fish_tidegate_using_subcommand demo" -s h -l help -d 'Print help'
+complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status demo help" -f -a "run" -d 'Run the agent'
+complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status demo help" -f -a "check" -d 'Check the configuration, offline: all errors at once; exit 78 if wrong'
+complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status demo help" -f -a "status" -d 'What the running agent holds, sends and waits for'
+complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status demo help" -f -a "demo" -d 'Everything embedded, an outage on stage, the books at the end'
+complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status demo help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

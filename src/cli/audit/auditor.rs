@@ -1,0 +1,327 @@
+//! The heart: records in, findings out. It knows neither Kafka nor a clock.
+
+use std::collections::{BTreeSet, HashMap};
+
+use uuid::Uuid;
+
+use super::findings::{BufferFindings, Spot, Spots};
+use super::judge::{Edges, judge};
+use super::order::{InOrder, Order};
+use super::said::Said;
+use super::sequences::{MOST, Sequences};
+use crate::event::Sequence;
+use crate::watermark;
+
+/// What may take memory. Together with the order (9 MB) and a process that has read ahead what it may (27 to 35 MB) it
+/// stays below 64 MB.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Blocks and ranges of sequences, of all buffers: 130 bytes each, 13 MB. So many blocks hold 50 million events of
+    /// partitions that are read ahead of others.
+    pub(super) entries: usize,
+    /// Declared holes and lanes, of all buffers: 24 bytes each in a vector that doubles, 5 MB.
+    pub(super) declared: usize,
+    /// Buffers: about 500 bytes each, 5 MB; twice the largest fleet.
+    pub(super) buffers: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { entries: 100_000, declared: 100_000, buffers: 10_000 }
+    }
+}
+
+/// A record of a data topic.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Seen<'a> {
+    /// The header `tidegate-id`.
+    pub(super) id: Option<&'a [u8]>,
+    /// The header `tidegate-was`.
+    pub(super) was: Option<&'a [u8]>,
+    /// The header `mqtt-topic`.
+    pub(super) mqtt_topic: Option<&'a [u8]>,
+    /// The record's time stamp.
+    pub(super) at_ms: Option<i64>,
+    /// Where it lies.
+    pub(super) place: Place<'a>,
+}
+
+/// Where a record lies.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Place<'a> {
+    /// A number that stands for topic and partition.
+    pub(super) index: usize,
+    /// Kafka topic.
+    pub(super) topic: &'a str,
+    /// Partition.
+    pub(super) partition: i32,
+    /// Offset.
+    pub(super) offset: i64,
+}
+
+/// What is known of a buffer.
+#[derive(Debug)]
+pub(super) struct Buffer {
+    pub(super) id: Uuid,
+    pub(super) seen: Sequences,
+    /// Its events that came under the id of a clone.
+    pub(super) moved: Sequences,
+    pub(super) said: Said,
+    /// Lowest sequence that arrived after the beginning was cut off.
+    pub(super) first_after_from: Option<Sequence>,
+    /// Highest sequence that arrived before the end asked for.
+    pub(super) last_before_to: Option<Sequence>,
+    pub(super) repeats: Spots,
+    pub(super) declared_repeats: u64,
+    pub(super) order_breaks: Spots,
+    pub(super) order_not_watched: u64,
+    /// Sequences up to here are not known any more.
+    pub(super) forgotten: Sequence,
+}
+
+/// Takes records, keeps what must be known of them.
+#[derive(Debug)]
+pub(super) struct Auditor {
+    edges: Edges,
+    /// Only these; empty for all.
+    wanted: BTreeSet<Uuid>,
+    limits: Limits,
+    buffers: Vec<Buffer>,
+    index: HashMap<Uuid, usize>,
+    /// Most records are of the same buffer as the one before.
+    latest: Option<(Uuid, usize)>,
+    order: Order,
+    entries: usize,
+    declared: usize,
+    counts: Counts,
+}
+
+/// What is counted for all buffers together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// Records of data topics.
+    pub(super) records: u64,
+    /// Without a `tidegate-id`.
+    pub(super) foreign: u64,
+    /// With a `tidegate-id` or `tidegate-was` that is none.
+    pub(super) broken: u64,
+    /// Events without `mqtt-topic`.
+    pub(super) without_mqtt_topic: u64,
+    /// Records of the watermark topic that are nothing of Tidegate's.
+    pub(super) foreign_watermarks: u64,
+    /// Events of buffers beyond the limit.
+    pub(super) buffers_beyond_limit: u64,
+    /// Declared holes and lanes beyond the limit.
+    pub(super) declared_beyond_limit: u64,
+}
+
+impl Auditor {
+    /// For these buffers, or for all when there are none.
+    pub(super) fn new(wanted: BTreeSet<Uuid>, limits: Limits) -> Self {
+        Self {
+            edges: Edges::default(),
+            wanted,
+            limits,
+            buffers: Vec::new(),
+            index: HashMap::new(),
+            latest: None,
+            order: Order::default(),
+            entries: 0,
+            declared: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Before the first record of a data topic: which ends are cut off.
+    pub(super) fn cut(&mut self, edges: Edges) {
+        self.edges = edges;
+    }
+
+    /// A record of the watermark topic, in the order of its partition.
+    pub(super) fn hear(&mut self, key: &[u8], value: Option<&[u8]>) {
+        let (id, record) = match watermark::read(key, value) {
+            watermark::Read::Said(id, record) => (id, Some(record)),
+            watermark::Read::Newer(id) => (id, None),
+            watermark::Read::Deleted(_) => return,
+            watermark::Read::Foreign => return add(&mut self.counts.foreign_watermarks),
+        };
+        if self.declared >= self.limits.declared {
+            return add(&mut self.counts.declared_beyond_limit);
+        }
+        let Some(buffer) = self.buffer(id).and_then(|index| self.buffers.get_mut(index)) else { return };
+        match record {
+            Some(record) => self.declared = self.declared.saturating_add(buffer.said.hear(record).into()),
+            None => add(&mut buffer.said.newer),
+        }
+    }
+
+    /// A record of a data topic, in the order of its partition.
+    pub(super) fn see(&mut self, record: &Seen<'_>) {
+        add(&mut self.counts.records);
+        let Some(id) = record.id else { return add(&mut self.counts.foreign) };
+        let Some((id, sequence)) = event_id(id) else { return add(&mut self.counts.broken) };
+        let new = self.see_event(id, sequence, record);
+        if let Some(was) = record.was {
+            match event_id(was) {
+                Some((old, sequence)) if new => self.see_moved(old, sequence),
+                Some(_) => {}
+                None => add(&mut self.counts.broken),
+            }
+        }
+    }
+
+    /// True unless it is a repeat.
+    fn see_event(&mut self, id: Uuid, sequence: Sequence, record: &Seen<'_>) -> bool {
+        let Some(index) = self.buffer(id) else { return true };
+        let Some(buffer) = self.buffers.get_mut(index) else { return true };
+        buffer.time(sequence, record.at_ms, self.edges);
+        if sequence <= buffer.forgotten {
+            return true;
+        }
+        let spot = |after| Spot {
+            sequence,
+            after,
+            mqtt_topic: String::from_utf8_lossy(record.mqtt_topic.unwrap_or_default()).into_owned(),
+            topic: record.place.topic.to_owned(),
+            partition: record.place.partition,
+            offset: record.place.offset,
+        };
+        let before = buffer.seen.entries();
+        if !buffer.seen.insert(sequence) {
+            // Its place in the order it had when it came first.
+            buffer.repeats.add(|| spot(None));
+            return false;
+        }
+        let after = buffer.seen.entries();
+        if buffer.moved.contains(sequence) {
+            add(&mut buffer.declared_repeats);
+        }
+        match self.order.next(index, record.place.index, record.mqtt_topic.unwrap_or_default(), sequence) {
+            InOrder::Yes => {}
+            InOrder::No(later) => buffer.order_breaks.add(|| spot(Some(later))),
+            InOrder::Unknown => add(&mut buffer.order_not_watched),
+        }
+        if record.mqtt_topic.is_none() {
+            add(&mut self.counts.without_mqtt_topic);
+        }
+        self.weigh(before, after);
+        true
+    }
+
+    /// An event came under the id of a clone.
+    fn see_moved(&mut self, old: Uuid, sequence: Sequence) {
+        let Some(buffer) = self.buffer(old).and_then(|index| self.buffers.get_mut(index)) else { return };
+        let before = buffer.moved.entries();
+        let new = buffer.moved.insert(sequence);
+        let after = buffer.moved.entries();
+        if !new || buffer.seen.contains(sequence) {
+            add(&mut buffer.declared_repeats);
+        }
+        self.weigh(before, after);
+    }
+
+    /// The buffer with this id; `None` when it is not asked for, or one too many.
+    fn buffer(&mut self, id: Uuid) -> Option<usize> {
+        if let Some((_, index)) = self.latest.filter(|(latest, _)| *latest == id) {
+            return Some(index);
+        }
+        if !self.wanted.is_empty() && !self.wanted.contains(&id) {
+            return None;
+        }
+        let index = match self.index.get(&id) {
+            Some(index) => *index,
+            None if self.buffers.len() >= self.limits.buffers => {
+                add(&mut self.counts.buffers_beyond_limit);
+                return None;
+            }
+            None => {
+                let index = self.buffers.len();
+                self.buffers.push(Buffer::new(id));
+                self.index.insert(id, index);
+                index
+            }
+        };
+        self.latest = Some((id, index));
+        Some(index)
+    }
+
+    /// Keeps the books of what takes memory. Too much: whoever takes more than the mean forgets its lower half.
+    fn weigh(&mut self, before: usize, after: usize) {
+        self.entries = self.entries.saturating_add(after).saturating_sub(before);
+        if self.entries <= self.limits.entries {
+            return;
+        }
+        let mean = self.entries.checked_div(self.buffers.len()).unwrap_or(0);
+        for buffer in self.buffers.iter_mut().filter(|buffer| buffer.entries() > mean) {
+            buffer.forgotten = buffer.forgotten.max(buffer.seen.forget_half());
+            buffer.moved.forget_half();
+        }
+        self.entries = self.buffers.iter().map(Buffer::entries).sum();
+    }
+
+    /// What is counted for all buffers together.
+    pub(super) fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// The findings, by buffer id.
+    pub(super) fn findings(&self) -> Vec<BufferFindings> {
+        let mut findings: Vec<_> = self.buffers.iter().map(|buffer| judge(buffer, self.edges)).collect();
+        findings.sort_by_key(|buffer| buffer.buffer);
+        findings
+    }
+}
+
+impl Buffer {
+    fn new(id: Uuid) -> Self {
+        Self {
+            id,
+            seen: Sequences::default(),
+            moved: Sequences::default(),
+            said: Said::default(),
+            first_after_from: None,
+            last_before_to: None,
+            repeats: Spots::default(),
+            declared_repeats: 0,
+            order_breaks: Spots::default(),
+            order_not_watched: 0,
+            forgotten: 0,
+        }
+    }
+
+    /// Moves the edges by the time stamp of an event.
+    fn time(&mut self, sequence: Sequence, at_ms: Option<i64>, edges: Edges) {
+        if let (Some(at), Some(from)) = (at_ms, edges.from_ms)
+            && at >= from
+        {
+            self.first_after_from = Some(self.first_after_from.map_or(sequence, |first| first.min(sequence)));
+        }
+        if let (Some(at), Some(to)) = (at_ms, edges.to_ms)
+            && at < to
+        {
+            self.last_before_to = self.last_before_to.max(Some(sequence));
+        }
+    }
+
+    fn entries(&self) -> usize {
+        self.seen.entries().saturating_add(self.moved.entries())
+    }
+}
+
+/// `<buffer id>:<sequence>`, in its one spelling.
+fn event_id(text: &[u8]) -> Option<(Uuid, Sequence)> {
+    let (id, rest) = text.split_at_checked(36)?;
+    let digits = rest.strip_prefix(b":")?;
+    if id.iter().any(u8::is_ascii_uppercase) || matches!(digits.first(), None | Some(b'0')) {
+        return None;
+    }
+    let sequence = digits.iter().try_fold(0_u64, |number, digit| {
+        let digit = digit.checked_sub(b'0').filter(|digit| *digit <= 9)?;
+        number.checked_mul(10)?.checked_add(digit.into())
+    })?;
+    (sequence <= MOST).then_some((Uuid::try_parse_ascii(id).ok()?, sequence))
+}
+
+fn add(count: &mut u64) {
+    *count = count.saturating_add(1);
+}

@@ -1,0 +1,231 @@
+//! `tidegate audit`: reads the Kafka topics and proves for each buffer that nothing is missing, repeated or out of order,
+//! or names what is.
+//!
+//! # What is proven
+//!
+//! Each event bears `tidegate-id`, its buffer and its sequence. The sequences of a buffer are contiguous from 1, over all
+//! its Kafka topics; so whoever reads all of these sees what is missing. The gateway declares in the watermark topic
+//! ([`crate::watermark`]) what will never come and what has yet to come. For each buffer:
+//!
+//! | found | explained by |
+//! |---|---|
+//! | a missing sequence | a declared hole (dead-lettered, dropped, purged); a parked lane with room for it (`waiting`); the new id of a clone (`tidegate-was`); being above the watermark (`not_yet_delivered`) |
+//! | a sequence seen twice | nothing; only a repeat under a new id that says so is declared |
+//! | a sequence behind a higher one of the same MQTT topic in the same partition | nothing |
+//! | a record without `tidegate-id` | it is somebody else's: counted |
+//! | a `tidegate-id` that is none | nothing |
+//!
+//! Where the beginning is cut off, by `--from` or because Kafka has removed old records, judging begins at the lowest
+//! sequence that arrived after the cut; with `--to` it ends at the highest that arrived before. Time is when an event
+//! arrived at its gateway, by the gateway's clock. `--to` does not end the reading: a gateway that was away delivers late.
+//!
+//! The answer is for the moment of the start: first the watermarks are read, then the ends of the topics are taken, and
+//! read to. It is 0 when everything is explained, 2 when not, 1 when not everything could be looked at (Kafka away, a
+//! transaction that stays open, a bound below reached), 78 when the configuration is wrong.
+//!
+//! # How
+//!
+//! `look.rs` asks Kafka in the right order, `reader.rs` reads spans of partitions, `headers.rs` takes the headers out of
+//! a record; `auditor.rs` takes records and keeps books, without Kafka and clock (`sequences.rs`, `order.rs`,
+//! `said.rs`); `judge.rs` closes them; `findings.rs` is what comes out, `report.rs` says it to people.
+//!
+//! # Bounds
+//!
+//! | what | bound | beyond |
+//! |---|---|---|
+//! | sequences, as ranges and bits | 100,000 entries, 50 million events of partitions that are read ahead of others | the lower half is not judged: incomplete |
+//! | last sequence of each MQTT topic, by hash | 450,000 | the order of further topics is not watched: incomplete |
+//! | declared holes and lanes | 100,000 (neighbours join) | incomplete |
+//! | buffers | 10,000 | incomplete |
+//! | read ahead by librdkafka | 10,000 records or 4 MiB, and one fetch of 384 KiB compressed | it waits |
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
+
+mod auditor;
+mod findings;
+mod headers;
+mod judge;
+mod look;
+mod order;
+mod progress;
+mod reader;
+mod report;
+mod said;
+mod sequences;
+#[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
+mod tests;
+mod when;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use regex_lite::Regex;
+use serde::Serialize;
+use uuid::Uuid;
+
+use self::findings::Verdict;
+use self::look::{Found, Plan};
+use self::progress::Progress;
+use self::reader::Isolation;
+use super::{DEFAULT_CONFIG, EXIT_CONFIG, EXIT_FAILED};
+use crate::config::{self, Delivery, Kafka};
+use crate::watermark;
+
+/// Something is missing without a reason, came twice, or out of order.
+const EXIT_UNEXPLAINED: u8 = 2;
+
+/// `tidegate audit`
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit code: 0 everything is explained, 2 not, 1 it could not be looked at, 78 wrong configuration"
+)]
+pub struct Options {
+    /// Configuration file: brokers, [kafka.options] and the topics of its routes
+    ///
+    /// Not read when --brokers is given without it. [default: /etc/tidegate/tidegate.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Kafka brokers instead of those of the configuration
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    brokers: Vec<String>,
+    /// A topic to audit instead of those of the routes; may be repeated
+    ///
+    /// The sequences of a buffer run over all its topics: what went to a topic that is not audited looks like a gap.
+    #[arg(long = "topic", value_name = "TOPIC")]
+    topic: Vec<String>,
+    /// Topics to audit whose whole name matches
+    #[arg(long, value_name = "REGEX")]
+    topics: Option<String>,
+    /// Where the gateways say what they delivered [default: that of the configuration]
+    #[arg(long, value_name = "TOPIC")]
+    watermark_topic: Option<String>,
+    /// Only events that arrived since: 2026-01-31T12:00:00Z, or 2h (ago)
+    #[arg(long, value_name = "TIME", value_parser = when::parse)]
+    from: Option<i64>,
+    /// Only events that arrived before
+    #[arg(long, value_name = "TIME", value_parser = when::parse)]
+    to: Option<i64>,
+    /// Only this buffer; may be repeated
+    #[arg(long, value_name = "ID", value_parser = buffer_id)]
+    buffer: Vec<Uuid>,
+    /// What to look at
+    #[arg(long, value_enum, default_value = "read-committed")]
+    isolation: Visible,
+    /// Print JSON for machines: a line for each buffer, then the summary
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a reader sees.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Visible {
+    /// What transactions have committed, as consumers should
+    ReadCommitted,
+    /// Also what was aborted or is open
+    ReadUncommitted,
+}
+
+/// Exit code 0 when everything is explained.
+#[must_use]
+pub fn audit(options: &Options) -> ExitCode {
+    let plan = match options.plan() {
+        Ok(plan) => plan,
+        Err(wrong) => {
+            eprintln!("{wrong}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    let mut progress = Progress::new();
+    let found = look::audit(&plan, |what, far| progress.draw(what, far));
+    progress.end();
+    match found {
+        Err(error) => {
+            eprintln!("audit: {error}");
+            ExitCode::from(EXIT_FAILED)
+        }
+        Ok(found) => {
+            if options.json {
+                print_json(&found);
+            } else {
+                print!("{}", report::for_people(&found));
+            }
+            match found.summary.verdict {
+                Verdict::Explained => ExitCode::SUCCESS,
+                Verdict::Unexplained => ExitCode::from(EXIT_UNEXPLAINED),
+                Verdict::Incomplete => ExitCode::from(EXIT_FAILED),
+            }
+        }
+    }
+}
+
+impl Options {
+    /// What to do; or what is wrong, for the person who wrote it.
+    fn plan(&self) -> Result<Plan, String> {
+        let mut names: BTreeSet<String> = self.topic.iter().cloned().collect();
+        let mut patterns = Vec::new();
+        if let Some(pattern) = &self.topics {
+            let pattern = Regex::new(&format!("^(?:{pattern})$")).map_err(|error| format!("--topics: {error}"))?;
+            patterns.push(pattern);
+        }
+        let kafka = if self.config.is_none() && !self.brokers.is_empty() {
+            if names.is_empty() && patterns.is_empty() {
+                return Err("--brokers without --config needs --topic or --topics: no routes say which".into());
+            }
+            Kafka {
+                brokers: self.brokers.clone(),
+                delivery: Delivery::AtLeastOnce,
+                watermark_topic: watermark::TOPIC.to_owned(),
+                linger: Duration::ZERO,
+                options: BTreeMap::new(),
+            }
+        } else {
+            let file = self.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
+            let config = config::load(&file).map_err(|problems| problems.to_string())?;
+            if names.is_empty() && patterns.is_empty() {
+                for template in config.routes.topics() {
+                    match template.prefix() {
+                        (name, true) => drop(names.insert(name.to_owned())),
+                        (_, false) => patterns.extend(Regex::new(&template.pattern()).ok()),
+                    }
+                }
+            }
+            let brokers = if self.brokers.is_empty() { config.kafka.brokers.clone() } else { self.brokers.clone() };
+            Kafka { brokers, ..config.kafka }
+        };
+        Ok(Plan {
+            way: crate::forward::way_to_kafka(&kafka),
+            names,
+            patterns,
+            watermark_topic: self.watermark_topic.clone().unwrap_or(kafka.watermark_topic),
+            from_ms: self.from,
+            to_ms: self.to,
+            buffers: self.buffer.iter().copied().collect(),
+            isolation: match self.isolation {
+                Visible::ReadCommitted => Isolation::Committed,
+                Visible::ReadUncommitted => Isolation::Uncommitted,
+            },
+        })
+    }
+}
+
+fn buffer_id(text: &str) -> Result<Uuid, String> {
+    watermark::buffer_id(text).ok_or_else(|| "a buffer id looks like 0b5b9f9e-6e0f-4c6e-b3a3-5a53b3c3a2a1".into())
+}
+
+fn print_json(found: &Found) {
+    #[derive(Serialize)]
+    struct Last<'a> {
+        summary: &'a findings::Summary,
+    }
+    for buffer in &found.buffers {
+        print_line(buffer);
+    }
+    print_line(&Last { summary: &found.summary });
+}
+
+/// Plain fields in memory: there is no way to fail.
+fn print_line(value: &impl Serialize) {
+    println!("{}", serde_json::to_string(value).unwrap_or_default());
+}

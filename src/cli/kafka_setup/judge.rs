@@ -1,0 +1,171 @@
+//! The watermark topic as it is against as it should be. Pure.
+
+use super::plan::{MIN_INSYNC, TopicPlan};
+
+/// A topic as Kafka describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct TopicFound {
+    pub(super) partitions: i32,
+    /// Of the partition that has fewest.
+    pub(super) replicas: i32,
+    /// All settings in force; `None` when we may not ask.
+    pub(super) settings: Option<Vec<Setting>>,
+}
+
+/// A setting in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Setting {
+    pub(super) name: String,
+    pub(super) value: String,
+    /// Set for this topic, not inherited.
+    pub(super) own: bool,
+}
+
+/// What is to be said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Finding {
+    pub(super) weight: Weight,
+    pub(super) text: String,
+}
+
+/// What happens next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Weight {
+    /// Must be mended, and `--apply` mends it.
+    Wrong,
+    /// Works, and costs; `--apply` does not touch it.
+    Costly,
+    /// Could not be looked at.
+    Unknown,
+}
+
+impl TopicFound {
+    fn setting(&self, name: &str) -> Option<&str> {
+        self.settings.as_ref()?.iter().find(|setting| setting.name == name).map(|setting| &*setting.value)
+    }
+}
+
+/// What is wrong, and what it costs.
+pub(super) fn judge(plan: &TopicPlan, found: &TopicFound) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut say = |weight, text| findings.push(Finding { weight, text });
+    let name = &plan.name;
+    if found.settings.is_none() {
+        say(
+            Weight::Unknown,
+            format!("topic {name}: we may not look at its settings (DescribeConfigs); see that they are as below"),
+        );
+    }
+    for (setting, wanted) in &plan.settings {
+        let Some(is) = found.setting(setting).filter(|is| is != wanted) else { continue };
+        if *setting == MIN_INSYNC && at_least(is, wanted) {
+            continue;
+        }
+        let why = if *setting == "cleanup.policy" { ": watermarks would be lost" } else { "" };
+        say(Weight::Wrong, format!("topic {name} has {setting}={is}; it should be {wanted}{why}"));
+    }
+    if found.partitions < plan.partitions {
+        say(
+            Weight::Costly,
+            format!(
+                "topic {name} has {} partitions; {} fit this fleet. Gateways that share one read more after a start and \
+                 wait for each other. More partitions move the gateways' watermarks: add them only when all gateways \
+                 are stopped and have nothing in doubt (kafka-topics.sh --alter --topic {name} --partitions {})",
+                found.partitions, plan.partitions, plan.partitions
+            ),
+        );
+    }
+    if found.replicas < plan.replicas {
+        say(
+            Weight::Costly,
+            format!(
+                "topic {name} has {} replicas; with {} the loss of a broker loses no watermark \
+                 (kafka-reassign-partitions.sh)",
+                found.replicas, plan.replicas
+            ),
+        );
+    }
+    findings
+}
+
+fn at_least(is: &str, wanted: &str) -> bool {
+    matches!((is.parse::<u64>(), wanted.parse::<u64>()), (Ok(is), Ok(wanted)) if is >= wanted)
+}
+
+/// All settings that the topic has of its own, with the plan's in place of what differs: Kafka's old request `AlterConfigs`, the one
+/// that librdkafka offers here, forgets what it is not told again.
+pub(super) fn altered(plan: &TopicPlan, found: &TopicFound) -> Vec<(String, String)> {
+    let planned = |name: &str| plan.settings.iter().any(|(planned, _)| *planned == name);
+    let kept = found.settings.iter().flatten().filter(|setting| setting.own && !planned(&setting.name));
+    let kept = kept.map(|setting| (setting.name.clone(), setting.value.clone()));
+    let wanted = plan.settings.iter().map(|(name, value)| {
+        let higher = found.setting(name).filter(|is| *name == MIN_INSYNC && at_least(is, value));
+        ((*name).to_owned(), higher.unwrap_or(value).to_owned())
+    });
+    kept.chain(wanted).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> TopicPlan {
+        TopicPlan::new("w", 10, 3)
+    }
+
+    fn right() -> TopicFound {
+        let own = |(name, value): &(&str, String)| Setting { name: (*name).into(), value: value.clone(), own: true };
+        TopicFound { partitions: 10, replicas: 3, settings: Some(plan().settings.iter().map(own).collect()) }
+    }
+
+    fn with(name: &str, value: &str) -> TopicFound {
+        let mut found = right();
+        for setting in found.settings.iter_mut().flatten().filter(|setting| setting.name == name) {
+            value.clone_into(&mut setting.value);
+        }
+        found
+    }
+
+    fn weights(found: &TopicFound) -> Vec<Weight> {
+        judge(&plan(), found).iter().map(|finding| finding.weight).collect()
+    }
+
+    #[test]
+    fn what_was_created_by_the_plan_is_right() {
+        assert_eq!(judge(&plan(), &right()), []);
+        assert_eq!(weights(&with(MIN_INSYNC, "3")), []);
+        assert_eq!(weights(&TopicFound { partitions: 50, replicas: 5, ..right() }), []);
+    }
+
+    #[test]
+    fn each_way_of_being_wrong_is_named() {
+        for (name, value) in [
+            ("cleanup.policy", "delete"),
+            ("cleanup.policy", "compact,delete"),
+            ("segment.bytes", "1073741824"),
+            (MIN_INSYNC, "1"),
+        ] {
+            let findings = judge(&plan(), &with(name, value));
+            assert_eq!(findings.len(), 1, "{name}");
+            assert_eq!(findings[0].weight, Weight::Wrong);
+            assert!(findings[0].text.contains(&format!("{name}={value}")), "{findings:?}");
+        }
+        assert_eq!(weights(&TopicFound { partitions: 9, ..right() }), [Weight::Costly]);
+        assert_eq!(weights(&TopicFound { replicas: 1, ..right() }), [Weight::Costly]);
+        assert_eq!(weights(&TopicFound { settings: None, ..right() }), [Weight::Unknown]);
+    }
+
+    #[test]
+    fn setting_it_right_keeps_the_topics_other_settings() {
+        let mut found = with("cleanup.policy", "delete");
+        found.settings.as_mut().unwrap().extend([
+            Setting { name: "max.message.bytes".into(), value: "7".into(), own: true },
+            Setting { name: "retention.ms".into(), value: "9".into(), own: false },
+        ]);
+        let altered = altered(&plan(), &found);
+        assert!(altered.contains(&("max.message.bytes".into(), "7".into())));
+        assert!(altered.contains(&("cleanup.policy".into(), "compact".into())));
+        assert!(altered.iter().all(|(name, _)| name != "retention.ms"));
+        assert_eq!(altered.len(), plan().settings.len() + 1);
+    }
+}
