@@ -4,6 +4,7 @@
 //! of the loop; no step blocks for longer than [`SLICE`], so that the loop beats its pulse and hears a stop.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -46,6 +47,8 @@ pub(super) struct Terms {
     pub(super) buffer_id: Uuid,
     /// Who writes them.
     pub(super) instance: Instance,
+    /// The watermark topic was found to be compacted.
+    pub(super) topic_is_right: Arc<AtomicBool>,
 }
 
 /// See the module's words.
@@ -189,9 +192,11 @@ impl Session {
                     self.went(Move::Known);
                     return Step::Send;
                 }
-                let Terms { reader, topic, buffer_id, .. } = &*self.terms;
+                let Terms { reader, topic, buffer_id, topic_is_right, .. } = &*self.terms;
                 let (config, topic, lanes) = (reader.clone(), Arc::clone(topic), self.lanes.clone());
-                self.recall = Some(Recall::begin(Question { config, topic, buffer_id: *buffer_id, lanes }));
+                let topic_is_right = Arc::clone(topic_is_right);
+                let question = Question { config, topic, buffer_id: *buffer_id, lanes, topic_is_right };
+                self.recall = Some(Recall::begin(question));
                 Step::Wait
             }
             Err(error) if is_retriable(&error) => Step::Wait,

@@ -52,7 +52,6 @@ pub(super) fn ensure<C: ClientContext>(
         create(config, topic, wait)?;
         return wait_for(client, topic, wait);
     };
-    check_policy(config, topic, wait)?;
     Ok(partitions)
 }
 
@@ -108,7 +107,7 @@ fn create(config: &ClientConfig, topic: &str, wait: Duration) -> Result<(), Topi
 }
 
 /// Is it compacted? Who may not ask is not answered; then whoever gave the rights has seen to it.
-fn check_policy(config: &ClientConfig, topic: &str, wait: Duration) -> Result<(), TopicError> {
+pub(super) fn check_policy(config: &ClientConfig, topic: &str, wait: Duration) -> Result<(), TopicError> {
     let described = block(async {
         let admin: AdminClient<DefaultClientContext> = config.create()?;
         admin

@@ -633,3 +633,38 @@ mod controls {
         red("keep-producer", late_end_txn(Build::Planted("keep-producer"), 40)?)
     }
 }
+
+/// A transaction costs several round trips: it must grow with them. Says how fast a backlog leaves; nothing is asked of
+/// the time, because the machine may be busy.
+#[test]
+fn a_backlog_leaves_once_over_a_link_with_a_round_trip_of_300_ms() -> Outcome<()> {
+    const READINGS: u64 = 60_000;
+    let kafka = kafka::shared()?;
+    let stage = Stage::new(kafka, "far")?;
+    let link = kafka.lease()?;
+    link.set(Weather::Cut)?;
+    let mut gateway = Gateway::new(Build::Real, &link.brokers()?)?;
+    gateway.exactly_once(&watermark_topic(kafka)?).listen("receive_maximum = 2000\n").route("#", &stage.topic);
+    let agent = gateway.start()?;
+    let topics = (0..10).map(|n| format!("t/{n}")).collect();
+    let plan = Plan::new("far", "", 1).topics(topics).window(1_000).count(READINGS);
+    let log = Publisher::start(gateway.listener(), plan).finish(PATIENCE * 2)?;
+    agent.wait_book("held", READINGS)?;
+    link.proxy()?.delay(Duration::from_millis(150));
+    link.set(Weather::Fair)?;
+    let delivered = || agent.book("delivered").unwrap_or(0);
+    let returned = Instant::now();
+    wait_until("the first commit", PATIENCE, || delivered() > 0)?;
+    let (began, first) = (Instant::now(), delivered());
+    wait_until("the last commit", PATIENCE * 2, || delivered() == READINGS)?;
+    let rate = (READINGS - first) as f64 / began.elapsed().as_secs_f64();
+    let transactions = agent.metric("tidegate_kafka_transactions_committed_total")?;
+    eprintln!(
+        "300 ms: first commit after {:.1} s, then {rate:.0} events/s in {transactions} transactions, {:.1} MB peak",
+        (began - returned).as_secs_f64(),
+        agent.memory_kib("VmHWM")? as f64 / 1024.0
+    );
+    link.proxy()?.delay(Duration::ZERO);
+    let seen = stage.settle(&agent, &[log])?;
+    once(&seen).and(no_holes(&[&seen]))
+}

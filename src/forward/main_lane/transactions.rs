@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::{MainLane, Phase, Renewal, Sent};
+use super::{MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, MainLane, Phase, Renewal, Sent};
 use crate::buffer::Lives;
 use crate::delivered::{Delivered, Word};
 use crate::event::{RouteId, Sequence};
@@ -40,6 +40,14 @@ use crate::watermark::{Record, Waiting};
 /// Events of a transaction: at 300 ms round trip 20,000 of them take 4 s, far below `transaction.timeout.ms`. What is
 /// remembered of each until the commit is 40 bytes.
 const MOST_EVENTS: usize = 20_000;
+
+/// Ends that take longer than this tell of a long link.
+const FAR: Duration = Duration::from_millis(200);
+
+/// There, twice as much is in librdkafka's hands: while one request is on its way, the next one gathers. It costs 3 MB,
+/// and only there.
+const FAR_IN_FLIGHT: usize = 6_000;
+const FAR_IN_FLIGHT_BYTES: usize = 5 << 20;
 
 /// A transaction is not kept open longer, however slow the link is: readers of its partitions wait for it.
 const LONGEST: Duration = Duration::from_secs(4);
@@ -389,6 +397,11 @@ impl MainLane {
 }
 
 impl Transacting {
+    /// Events and bytes that may be in flight.
+    pub(super) fn window(&self) -> (usize, usize) {
+        if self.ending > FAR { (FAR_IN_FLIGHT, FAR_IN_FLIGHT_BYTES) } else { (MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES) }
+    }
+
     /// The proof for an event that this process did not see committed, if Kafka's word reaches so far.
     pub(super) fn vouched(&mut self, sequence: Sequence, route: RouteId) -> Option<Delivered> {
         let proof = self.word.as_ref()?.delivered(sequence, route);
