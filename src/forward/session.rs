@@ -158,7 +158,7 @@ impl Session {
         self.until = later(now, REPORTS);
     }
 
-    /// Puts the watermark, and what else is to be said, into the transaction (rule A: only now).
+    /// Puts the watermark, and what else is to be said, into the transaction (rule A: only now, custody rule 3).
     pub(super) fn seal(&mut self, producer: &Producer, records: &[Record], now: Instant) -> Result<(), Code> {
         let Terms { topic, buffer_id, .. } = &*self.terms;
         let partition = watermark::partition(*buffer_id, self.partitions.unwrap_or_default().count);
@@ -230,7 +230,7 @@ impl Session {
         }
     }
 
-    /// Rule B.
+    /// Rule B (custody rule 3).
     fn prove(&mut self, producer: &Producer, now: Instant) -> Step {
         let heard = *producer.end_txn();
         if !heard.complete && now < self.until {
