@@ -129,7 +129,7 @@ pub fn run(
             reader: options::reader_config(settings, agent_id),
             topic: Arc::from(settings.watermark_topic.as_str()),
             buffer_id: recovery.buffer_id,
-            instance: recovery.lives.present,
+            lives: recovery.lives.clone(),
             topic_is_right: Arc::default(),
         })
     });
@@ -147,7 +147,7 @@ pub fn run(
     }
     let main = MainLane::new(config, producer, settings.linger, Skips::new(recovery.settled));
     let main = match &terms {
-        Some(terms) => main.with_transactions(Arc::clone(terms), recovery.lives, recovery.released),
+        Some(terms) => main.with_transactions(Arc::clone(terms), recovery.released),
         None => main,
     };
     let transactions = exactly_once.then(Transactions::default);
@@ -172,6 +172,7 @@ pub fn run(
             declarations,
             lanes_delivered: HashMap::new(),
             partitions: None,
+            is_itself: false,
             fates: 0,
         },
         link: Link::default(),

@@ -17,9 +17,11 @@ use super::recall::{Question, Recall, Recalled, Trouble};
 use super::transaction::{Move, State};
 use super::verdict::code_of;
 use super::watermark_topic::Partitions;
-use crate::delivered::{Batch, Delivered};
+use crate::buffer::Lives;
+use crate::delivered::{Batch, Delivered, Word};
+use crate::event::Sequence;
 use crate::planted::{self, Bug, planted};
-use crate::watermark::{self, Instance, Record};
+use crate::watermark::{self, Record};
 
 /// One call of `init_transactions`, `commit_transaction` or `abort_transaction` blocks the loop no longer.
 const SLICE: Duration = Duration::from_millis(100);
@@ -45,10 +47,22 @@ pub(super) struct Terms {
     pub(super) topic: Arc<str>,
     /// Whose watermarks.
     pub(super) buffer_id: Uuid,
-    /// Who writes them.
-    pub(super) instance: Instance,
+    /// Who writes them, and who has.
+    pub(super) lives: Lives,
     /// The watermark topic was found to be compacted.
     pub(super) topic_is_right: Arc<AtomicBool>,
+}
+
+impl Terms {
+    /// Was it written by a start of this agent on this buffer, and can it have been? `most` is what the present start
+    /// can have said.
+    pub(super) fn is_ours(&self, word: &Word, most: Sequence) -> bool {
+        if word.instance() == self.lives.present {
+            return word.through() <= most;
+        }
+        let of_it = self.lives.earlier.iter().find(|(instance, _)| *instance == word.instance());
+        of_it.is_some_and(|(_, last)| word.through() <= *last)
+    }
 }
 
 /// See the module's words.
@@ -158,7 +172,7 @@ impl Session {
         self.until = later(now, REPORTS);
     }
 
-    /// Puts the watermark, and what else is to be said, into the transaction (rule A: only now).
+    /// Puts the watermark, and what else is to be said, into the transaction (rule A: only now, custody rule 3).
     pub(super) fn seal(&mut self, producer: &Producer, records: &[Record], now: Instant) -> Result<(), Code> {
         let Terms { topic, buffer_id, .. } = &*self.terms;
         let partition = watermark::partition(*buffer_id, self.partitions.unwrap_or_default().count);
@@ -230,7 +244,7 @@ impl Session {
         }
     }
 
-    /// Rule B.
+    /// Rule B (custody rule 3).
     fn prove(&mut self, producer: &Producer, now: Instant) -> Step {
         let heard = *producer.end_txn();
         if !heard.complete && now < self.until {

@@ -42,6 +42,8 @@ pub(super) struct Shared {
     /// With transactions: up to where each parked Kafka topic's lane is delivered, by a committed watermark. Not there
     /// while that is in doubt, so that nobody writes an old word over a new one.
     pub(super) lanes_delivered: HashMap<Arc<str>, Sequence>,
+    /// With transactions: the main lane's watermark was read, and no twin wrote it. Before that no lane sends.
+    pub(super) is_itself: bool,
     /// With transactions: of the watermark topic, once it was read.
     pub(super) partitions: Option<Partitions>,
     /// The newest settlement with dead letters or parked events: no watermark passes these before it is on disk.

@@ -253,7 +253,7 @@ impl Try {
                 Err(_) => return Ok(Step::Refused(None)),
             }
         }
-        if self.may_send() {
+        if self.may_send(shared) {
             self.send_group(shared, now);
             self.close_group(now);
         }

@@ -77,9 +77,9 @@ impl Try {
     }
 
     /// Records may go out.
-    pub(super) fn may_send(&self) -> bool {
+    pub(super) fn may_send(&self, shared: &Shared) -> bool {
         let Some(transacting) = &self.transacting else { return true };
-        matches!(transacting.state(), Some(State::Idle | State::Filling)) && !transacting.held
+        shared.is_itself && matches!(transacting.state(), Some(State::Idle | State::Filling)) && !transacting.held
     }
 
     /// The pace waits for what was sent.
@@ -215,9 +215,13 @@ impl Try {
     fn recalled(&mut self, mut recalled: Recalled, shared: &mut Shared) -> Step {
         let word = recalled.lanes.remove(&*self.topic);
         let through = word.as_ref().map_or(0, Word::through);
-        shared.partitions = Some(recalled.partitions);
-        shared.lanes_delivered.insert(Arc::clone(&self.topic), through);
         let Some(transacting) = &mut self.transacting else { return Step::On };
+        // What a twin says is not true of this lane. The main lane will find it out as well, and end this life.
+        let words = [recalled.main.as_ref(), word.as_ref()];
+        if words.into_iter().flatten().any(|word| !transacting.terms.is_ours(word, Sequence::MAX)) {
+            return Step::Refused(None);
+        }
+        shared.lanes_delivered.insert(Arc::clone(&self.topic), through);
         let Some((word, lane)) = word.zip(shared.settler.lane(&self.topic)) else { return Step::On };
         match shared.outlet.parked_at(lane, through) {
             Ok(Some(chunk)) => {
@@ -246,7 +250,7 @@ impl Try {
         let Some(transacting) = &mut self.transacting else { return Step::Refused(None) };
         let at_ms = unix_ms();
         let kafka_topic = self.topic.to_string();
-        let instance = transacting.terms.instance;
+        let instance = transacting.terms.lives.present;
         let mut records = vec![Record::Lane { kafka_topic, instance, delivered: sealed, waiting, at_ms }];
         records.extend(self.place.dead.iter().map(|letter| Record::Hole {
             first: letter.sequence,

@@ -425,6 +425,7 @@ impl MainLane {
         match renewal {
             Renewal::AtOnce => Phase::Pausing(now),
             Renewal::AfterWait(code, detail) => {
+                self.note_fencing(code, now);
                 let (cause, wait) = (code.to_string(), self.backoff.next_wait());
                 if let Some(more) = self.said.again(&cause, now) {
                     let wait_s = wait.as_secs_f64();

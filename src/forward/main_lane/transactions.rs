@@ -16,13 +16,13 @@
 //! and parked events that it passes are on disk before it is sealed**: so after a crash, all that is held up to the
 //! watermark and not settled otherwise was delivered, by Kafka's own word, and is released with the proof from it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::{MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, MainLane, Phase, Renewal, Sent};
-use crate::buffer::Lives;
 use crate::delivered::{Delivered, Word};
 use crate::event::{RouteId, Sequence};
 use crate::forward::producer::Producer;
@@ -56,6 +56,10 @@ const LONGEST: Duration = Duration::from_secs(4);
 /// the transaction is given up before Kafka does so.
 const FATES: Duration = Duration::from_secs(5);
 
+/// So many times within so long, and a person should look: a link that is away ends one transaction in 15 s at most.
+const MOST_FENCINGS: usize = 5;
+const FENCING: Duration = Duration::from_secs(600);
+
 /// Dead letters that are younger than the last watermark, less this, are declared again after a start: the clock of the
 /// record is that of the same gateway, a moment earlier.
 const SLACK_MS: i64 = 60_000;
@@ -66,7 +70,6 @@ const MOST_DECLARED_AGAIN: u32 = 10_000;
 /// The main lane's part that only transactions need.
 pub(super) struct Transacting {
     terms: Arc<Terms>,
-    lives: Lives,
     session: Session,
     /// For the next session: nothing is in doubt.
     known: Option<Partitions>,
@@ -88,22 +91,23 @@ pub(super) struct Transacting {
     behind_was_said: bool,
     /// Holes of earlier starts were declared again.
     declared_again: bool,
+    /// When this producer was fenced, the last few times.
+    fenced: VecDeque<Instant>,
 }
 
 impl MainLane {
     /// From now on with transactions. The present producer is a transactional one.
-    pub(in crate::forward) fn with_transactions(mut self, terms: Arc<Terms>, lives: Lives, released: Sequence) -> Self {
+    pub(in crate::forward) fn with_transactions(mut self, terms: Arc<Terms>, released: Sequence) -> Self {
         let now = Instant::now();
         let session = Session::new(Arc::clone(&terms), Vec::new(), None, now);
         self.known_topic = Some(Arc::clone(&terms.topic));
         self.transacting = Some(Transacting {
-            terms,
             session,
             known: None,
             word: None,
             passed: released,
-            committed: lives.watermark,
-            lives,
+            committed: terms.lives.watermark,
+            terms,
             sealed: 0,
             since: now,
             begun: now,
@@ -111,6 +115,7 @@ impl MainLane {
             link_is_up: true,
             behind_was_said: false,
             declared_again: false,
+            fenced: VecDeque::new(),
         });
         self
     }
@@ -144,6 +149,24 @@ impl MainLane {
         }
         self.turn(shared, now);
         false
+    }
+
+    /// The producer is over for that reason. Being fenced once is what a transaction of ours gets that Kafka ended because it
+    /// was open for too long; again and again, somebody else has our name.
+    pub(super) fn note_fencing(&mut self, code: Code, now: Instant) {
+        let Some(transacting) = &mut self.transacting else { return };
+        if ![Code::Fenced, Code::ProducerFenced, Code::InvalidProducerEpoch].contains(&code) {
+            return;
+        }
+        transacting.fenced.retain(|at| now.saturating_duration_since(*at) < FENCING);
+        transacting.fenced.push_back(now);
+        if transacting.fenced.len() >= MOST_FENCINGS {
+            transacting.fenced.clear();
+            tracing::error!(
+                transactional_id = format!("tidegate-{}", transacting.terms.buffer_id),
+                "kafka: this producer is shut out again and again: does another agent run with this buffer's identity?"
+            );
+        }
     }
 
     /// With a new producer.
@@ -264,7 +287,7 @@ impl MainLane {
         let Some(transacting) = &mut self.transacting else { return Phase::Flowing(producer) };
         // Never back: what a watermark has covered stays covered.
         transacting.sealed = transacting.passed.max(transacting.committed);
-        let (instance, at_ms) = (transacting.terms.instance, unix_ms());
+        let (instance, at_ms) = (transacting.terms.lives.present, unix_ms());
         let mut records = vec![Record::Main { instance, delivered: transacting.sealed, at_ms }];
         records.extend(shared.lane_records(instance, at_ms));
         records.extend(shared.declarations.seal());
@@ -364,7 +387,8 @@ impl MainLane {
     fn recalled(&mut self, recalled: Recalled, shared: &mut Shared) {
         let Some(transacting) = &mut self.transacting else { return };
         let through = recalled.main.as_ref().map_or(0, Word::through);
-        if let Some(word) = recalled.main.as_ref().filter(|word| !transacting.is_ours(word)) {
+        let most = transacting.sealed.max(transacting.committed);
+        if let Some(word) = recalled.main.as_ref().filter(|word| !transacting.terms.is_ours(word, most)) {
             self.fault = Some(ForwardError::Twin { buffer_id: transacting.terms.buffer_id, through: word.through() });
             return;
         }
@@ -386,6 +410,7 @@ impl MainLane {
             shared.declare_again(through, since_ms);
         }
         shared.partitions = Some(recalled.partitions);
+        shared.is_itself = true;
         transacting.committed = transacting.committed.max(through);
         transacting.word = recalled.main;
         shared.changed = true;
@@ -432,15 +457,6 @@ impl Transacting {
         self.since = since.unwrap_or(now);
         self.begun = now;
         Ok(())
-    }
-
-    /// Was it written by a start of this agent on this buffer, and can it have been?
-    fn is_ours(&self, word: &Word) -> bool {
-        if word.instance() == self.lives.present {
-            return word.through() <= self.sealed.max(self.committed);
-        }
-        let of_it = self.lives.earlier.iter().find(|(instance, _)| *instance == word.instance());
-        of_it.is_some_and(|(_, last)| word.through() <= *last)
     }
 }
 
