@@ -76,7 +76,7 @@ pub fn kafka_setup(options: &Options) -> ExitCode {
         .map_err(ToString::to_string)
         .and_then(|cluster| cluster.overview().map_err(|error| error.to_string()));
     let brokers = overview.as_ref().map_or(USUAL_BROKERS, |overview| overview.brokers);
-    let watermark_topic = options.watermark_topic.as_ref().unwrap_or(&config.kafka.watermark_topic);
+    let watermark_topic = options.watermark_topic.as_deref().unwrap_or(&config.kafka.watermark_topic);
     let plan = TopicPlan::new(watermark_topic, options.gateways, brokers);
 
     say_topic(&plan, &bootstrap);
