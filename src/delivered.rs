@@ -171,11 +171,13 @@ impl Witness {
     }
 
     /// For placing it and for asking about offsets.
+    #[must_use]
     pub fn consumer(&self) -> &BaseConsumer {
         &self.0
     }
 
     /// The next record, waiting for it. What it says of `buffer` as the word of this witness.
+    #[must_use]
     pub fn hear(&self, buffer: Uuid, wait: Duration) -> Option<KafkaResult<Heard>> {
         let message = match self.0.poll(wait)? {
             Ok(message) => message,
@@ -264,13 +266,8 @@ impl Word {
     }
 
     /// The proof for an event of this lane that is still held, if the word reaches so far.
+    #[must_use]
     pub fn delivered(&self, sequence: Sequence, route: RouteId) -> Option<Delivered> {
         (sequence <= self.delivered).then_some(Delivered { sequence, route })
-    }
-
-    /// A word that nobody gave, for unit tests.
-    #[cfg(test)]
-    pub(crate) fn forged(delivered: Sequence, instance: Instance) -> Self {
-        Self { delivered, instance, at_ms: 0 }
     }
 }

@@ -16,9 +16,13 @@
 //!    budget, Kafka error or restart ever removes one.
 //!    Kept by `delivered.rs`, `buffer/settle.rs` and `forward/verdict.rs`. Proven by `a_broker_that_is_killed_and_restarted_loses_nothing_and_keeps_the_order`,
 //!    `every_row_of_the_recovery_table_has_its_verdict` and `a_release_before_delivery_is_seen` (the control).
-//! 3. **Nothing is stored twice that QoS 2 delivered once**: packet ids are durable with the events, and PUBCOMP leaves
-//!    when their removal is. (Exactly once up to Kafka's readers comes with transactions.)
-//!    Kept by `ingest/unreleased.rs` and `buffer/sessions.rs`. Proven by
+//! 3. **Exactly once**: nothing is stored twice that QoS 2 delivered once, because packet ids are durable with the events
+//!    and PUBCOMP leaves when their removal is; and with `delivery = "exactly-once"` a `read_committed` reader sees all that
+//!    the buffer took once.
+//!    Kept by `ingest/unreleased.rs`, `buffer/sessions.rs`, `forward/transaction.rs` and `forward/recall.rs`. Proven by
+//!    `a_death_in_any_phase_of_a_transaction_is_not_seen_by_readers`,
+//!    `an_end_of_transaction_that_comes_late_tears_nothing`, `a_transaction_that_another_gateway_holds_open_is_waited_for`,
+//!    `a_producer_that_is_kept_after_a_retried_end_of_transaction_is_seen` (a control),
 //!    `a_qos_2_reading_is_taken_once_though_the_agent_is_killed_between_pubrec_and_pubrel`,
 //!    `qos_2_goes_on_where_it_was_after_a_kill` and `forgotten_packet_ids_are_seen_at_a_broker` (the control).
 //! 4. **Order**: events of one MQTT topic reach their Kafka partition in arrival order.

@@ -36,6 +36,8 @@ pub enum Bug {
     WatermarkOutside,
     /// The watermark is read with what is not committed.
     NoReadCommitted,
+    /// The watermark is read without waiting for the transactions that others hold open.
+    NoStableRead,
     /// The producer goes on after an `EndTxn` that was sent twice.
     KeepProducer,
     /// Not bugs but faults: kill -9 of itself, in that phase of a transaction, the third time it comes by. Before the
@@ -74,6 +76,7 @@ impl Bug {
             Self::CursorBeforeCommit => "cursor-before-commit",
             Self::WatermarkOutside => "watermark-outside",
             Self::NoReadCommitted => "no-read-committed",
+            Self::NoStableRead => "no-stable-read",
             Self::KeepProducer => "keep-producer",
             Self::DieRecalling => "die-recalling",
             Self::DieFilling => "die-filling",

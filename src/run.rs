@@ -95,6 +95,7 @@ impl RunError {
 ///
 /// # Errors
 /// When it cannot start, or when a stage gives up; what is on disk stays there.
+#[expect(clippy::needless_pass_by_value, reason = "the agent takes its configuration; it begins anew with a copy")]
 pub fn run(config: Config) -> Result<(), RunError> {
     loop {
         match run_once(config.clone())? {

@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Statement};
 
-use super::LaneId;
 use super::chunk::ChunkReader;
 use super::error::{is_unreadable, row_id, sequence};
 use super::limits::{NEXT_BYTES, NEXT_CHUNKS};
 use super::live::{Live, Place};
-use crate::event::{Sequence, Stored};
+use super::{DeadLetter, LaneId};
+use crate::event::{RouteId, Sequence, Stored};
 
 /// Reads held events in order.
 pub struct Outlet {
@@ -161,22 +161,19 @@ impl Outlet {
     }
 
     /// Dead letters that the watermark topic may not know: those above that sequence, and those made since that time;
-    /// the oldest `most` of them, each with its Kafka topic, its reason and its time.
+    /// the oldest `most` of them, each with its time.
     ///
     /// # Errors
     /// As [`Outlet::next`].
-    pub fn dead_letters(
-        &self,
-        after: Sequence,
-        since_ms: i64,
-        most: u32,
-    ) -> Result<Vec<(Sequence, Arc<str>, String, i64)>, ReadError> {
+    pub fn dead_letters(&self, after: Sequence, since_ms: i64, most: u32) -> Result<Vec<(DeadLetter, i64)>, ReadError> {
         let mut find = self.connection.prepare(
-            "SELECT sequence, kafka_topic, reason, at_ms FROM dead_letter WHERE sequence > ?1 OR at_ms >= ?2 \
+            "SELECT sequence, route, kafka_topic, reason, at_ms FROM dead_letter WHERE sequence > ?1 OR at_ms >= ?2 \
              ORDER BY sequence LIMIT ?3",
         )?;
         let rows = find.query_map((row_id(after), since_ms, most), |row| {
-            Ok((sequence(row.get(0)?), row.get::<_, String>(1)?.into(), row.get(2)?, row.get(3)?))
+            let (sequence, route) = (sequence(row.get(0)?), RouteId(row.get(1)?));
+            let (kafka_topic, reason) = (row.get::<_, String>(2)?.into(), row.get(3)?);
+            Ok((DeadLetter { sequence, route, kafka_topic, reason }, row.get(4)?))
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }

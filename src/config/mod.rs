@@ -92,7 +92,8 @@ fn read(document: &Document<'_, '_>, env: &Env) -> Result<Config, Reported> {
     let links = links::links(document, agent_id, http.as_ref().ok(), env);
     let buffer = local::buffer(&document.one(&schema::BUFFER));
     let kafka = kafka::kafka(&document.one(&schema::KAFKA), env);
-    let routes = routes::routes(document);
+    let watermark_topic = kafka.as_ref().ok().map(|kafka| kafka.watermark_topic.as_str());
+    let routes = routes::routes(document, watermark_topic);
     let (mqtt, listen) = links?;
     Ok(Config {
         agent: agent?,

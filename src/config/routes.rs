@@ -8,14 +8,14 @@ use crate::route::template::{KeyTemplate, TopicTemplate};
 use crate::route::{Route, Routes, ValueFormat};
 
 /// All tables, and that each can be reached.
-pub(super) fn routes(document: &Document<'_, '_>) -> Result<Routes, Reported> {
+pub(super) fn routes(document: &Document<'_, '_>, watermark_topic: Option<&str>) -> Result<Routes, Reported> {
     let sections = document.many(&ROUTE, MAX_ROUTES)?;
     if sections.is_empty() {
         let what = "missing: without a [[route]] every reading is a dead letter; write at least one, with from and to";
         return Err(document.missing("route", what.into()));
     }
     let mut earlier = Vec::new();
-    let read: Vec<_> = sections.iter().map(|section| route(section, &mut earlier)).collect();
+    let read: Vec<_> = sections.iter().map(|section| route(section, watermark_topic, &mut earlier)).collect();
     read.into_iter().collect::<Result<Vec<_>, _>>().map(Routes::new)
 }
 
@@ -25,7 +25,11 @@ struct Earlier {
     line: usize,
 }
 
-fn route(section: &Section<'_, '_>, earlier: &mut Vec<Earlier>) -> Result<Route, Reported> {
+fn route(
+    section: &Section<'_, '_>,
+    watermark_topic: Option<&str>,
+    earlier: &mut Vec<Earlier>,
+) -> Result<Route, Reported> {
     section.refuse_unknown();
     let name = section.text("from");
     let from = name.as_ref().map_err(|reported| *reported).and_then(|name| from(section, name, earlier));
@@ -35,6 +39,11 @@ fn route(section: &Section<'_, '_>, earlier: &mut Vec<Earlier>) -> Result<Route,
     // Names are known only from a filter that could be read.
     let from = from?;
     let to = to.and_then(|to| {
+        if watermark_topic == Some(to.as_str()) {
+            let what =
+                "it is the watermark topic, which is compacted: readings in it would be lost; choose another one";
+            return Err(section.problem("to", format!("found {}: {what}", quoted(&to))));
+        }
         TopicTemplate::parse(&to, &from).map_err(|why| section.problem("to", format!("found {}: {why}", quoted(&to))))
     });
     let key = key.and_then(|key| {

@@ -274,10 +274,10 @@ mod tests {
         let mut ring = Outstanding::default();
         let slots: Vec<u32> = [5, 6, 9].into_iter().map(|sequence| ring.enter(sequence, ROUTE, 1)).collect();
         ring.report(slots[1], Verdict::Confirmed);
-        assert_eq!([5, 6, 9].map(|sequence| ring.is_settled(sequence)), [false, true, false]);
+        assert_eq!([5, 6, 9].map(|sequence| ring.has_come_back(sequence)), [false, true, false]);
         ring.report(slots[0], Verdict::Confirmed);
         ring.report(slots[2], Verdict::Failed);
-        assert_eq!([5, 6, 9].map(|sequence| ring.is_settled(sequence)), [true, true, false]);
+        assert_eq!([5, 6, 9].map(|sequence| ring.has_come_back(sequence)), [true, true, false]);
     }
 
     #[test]

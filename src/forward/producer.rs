@@ -14,7 +14,7 @@ use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::end_txn::EndTxn;
+use super::end_txn::{self, EndTxn};
 use super::link::Remarks;
 use super::outstanding::{self, Outstanding, Restart};
 use super::verdict::code_of;
@@ -284,6 +284,9 @@ impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         if self.transactional {
             self.end_txn.lock().unwrap_or_else(PoisonError::into_inner).hear(facility, line);
+            if let Some(topic) = end_txn::forbidden_topic(facility, line) {
+                self.desk.lock().unwrap_or_else(PoisonError::into_inner).forbidden(topic);
+            }
         }
         // librdkafka has a line for each attempt at each broker. What matters comes through `error`.
         tracing::debug!(target: "librdkafka", ?level, facility, line);
@@ -333,6 +336,14 @@ impl ProducerContext for Context {
 }
 
 impl Desk {
+    /// A topic that may not be written in a transaction. The reports of its records say only that they were purged.
+    fn forbidden(&mut self, topic: &str) {
+        if self.seals.in_flight == 0 {
+            let (sequence, route, topic) = (0, RouteId::UNROUTED, topic.to_owned());
+            self.reports.failures.push(Failure { sequence, route, topic, code: Code::TopicAuthorizationFailed });
+        }
+    }
+
     fn failed(
         &mut self,
         slot: u32,

@@ -28,6 +28,7 @@ use uuid::Uuid;
 
 use super::watermark_topic::{self, Partitions, TopicError};
 use crate::delivered::{DeclaredHole, Said, Witness, Word};
+use crate::planted::{Bug, planted};
 use crate::retry::Backoff;
 use crate::watermark;
 
@@ -58,6 +59,8 @@ pub(super) struct Question {
     pub(super) buffer_id: Uuid,
     /// Kafka topics whose lanes hold events.
     pub(super) lanes: Vec<Arc<str>>,
+    /// The topic was found to be compacted before.
+    pub(super) topic_is_right: Arc<AtomicBool>,
 }
 
 /// What was found.
@@ -166,11 +169,12 @@ fn until_answered(question: &Question, line: &Line) -> Option<Recalled> {
             Ok(recalled) => return Some(recalled),
             Err(ReadError::GivenUp) => return None,
             Err(ReadError::Topic(TopicError::Kafka(error))) => {
-                line.say(format!("ask about the watermark topic: {error}"))
+                line.say(format!("ask about the watermark topic: {error}"));
             }
             Err(ReadError::Topic(error)) => line.tell(Trouble { why: error.to_string(), topic_unusable: true }),
             Err(ReadError::Kafka(error)) => line.say(format!("read the watermark: {error}")),
             Err(ReadError::Silence) => line.say("read the watermark: no answer".to_owned()),
+            Err(ReadError::System(error)) => line.say(format!("read the watermark: {error}")),
         }
         if !line.sleep(backoff.next_wait()) {
             return None;
@@ -184,6 +188,14 @@ enum ReadError {
     Silence,
     Topic(TopicError),
     Kafka(KafkaError),
+    /// No thread.
+    System(std::io::Error),
+}
+
+impl From<std::io::Error> for ReadError {
+    fn from(error: std::io::Error) -> Self {
+        Self::System(error)
+    }
 }
 
 impl From<KafkaError> for ReadError {
@@ -207,18 +219,22 @@ fn read(question: &Question, line: &Line) -> Result<Recalled, ReadError> {
     // What is there is wanted at once.
     config.set("fetch.wait.max.ms", "50");
 
-    let everyone: BaseConsumer = config.clone().set("isolation.level", "read_uncommitted").create()?;
-    let partitions = watermark_topic::ensure(&question.config, everyone.client(), &question.topic, ASK)?;
-    let partition = watermark::partition(question.buffer_id, partitions.count);
-    let witness = Witness::new(config)?;
-    let (low, end) = everyone.fetch_watermarks(&question.topic, partition, ASK)?;
-    drop(everyone);
+    let witness = Witness::new(config.clone())?;
+    let Ends { partitions, partition, low, end } = thread::scope(|scope| {
+        let spawn = |name: &str| thread::Builder::new().name(name.to_owned());
+        let ends = spawn("recall ends").spawn_scoped(scope, || ask_ends(question, config))?;
+        let policy = spawn("recall topic").spawn_scoped(scope, || check_once(question))?;
+        // Only to be connected when the others are there: on a long link that takes as long as all the rest.
+        drop(witness.consumer().fetch_metadata(Some(&question.topic), ASK));
+        policy.join().map_err(|_panicked| ReadError::Silence)??;
+        ends.join().map_err(|_panicked| ReadError::Silence)?
+    })?;
     loop {
         if line.given_up() {
             return Err(ReadError::GivenUp);
         }
         let (_, stable) = witness.consumer().fetch_watermarks(&question.topic, partition, ASK)?;
-        if stable >= end {
+        if stable >= end || planted(Bug::NoReadCommitted) || planted(Bug::NoStableRead) {
             break;
         }
         line.say(
@@ -235,6 +251,31 @@ fn read(question: &Question, line: &Line) -> Result<Recalled, ReadError> {
     }
     recalled.partitions = partitions;
     Ok(recalled)
+}
+
+/// Where the records of a buffer are.
+struct Ends {
+    partitions: Partitions,
+    partition: i32,
+    low: i64,
+    end: i64,
+}
+
+fn ask_ends(question: &Question, mut config: ClientConfig) -> Result<Ends, ReadError> {
+    let everyone: BaseConsumer = config.set("isolation.level", "read_uncommitted").create()?;
+    let partitions = watermark_topic::ensure(&question.config, everyone.client(), &question.topic, ASK)?;
+    let partition = watermark::partition(question.buffer_id, partitions.count);
+    let (low, end) = everyone.fetch_watermarks(&question.topic, partition, ASK)?;
+    Ok(Ends { partitions, partition, low, end })
+}
+
+/// Once a start: who changes the topic later changes it under all gateways.
+fn check_once(question: &Question) -> Result<(), ReadError> {
+    if !question.topic_is_right.load(Ordering::Relaxed) {
+        watermark_topic::check_policy(&question.config, &question.topic, ASK)?;
+        question.topic_is_right.store(true, Ordering::Relaxed);
+    }
+    Ok(())
 }
 
 /// Reads from that offset to the end; later records replace earlier ones.

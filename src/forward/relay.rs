@@ -130,6 +130,7 @@ pub fn run(
             topic: Arc::from(settings.watermark_topic.as_str()),
             buffer_id: recovery.buffer_id,
             instance: recovery.lives.present,
+            topic_is_right: Arc::default(),
         })
     });
     let producer = Producer::new(&config).map_err(|error| ForwardError::Options(options::cause(&error)))?;

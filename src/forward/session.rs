@@ -4,6 +4,7 @@
 //! of the loop; no step blocks for longer than [`SLICE`], so that the loop beats its pulse and hears a stop.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -46,6 +47,8 @@ pub(super) struct Terms {
     pub(super) buffer_id: Uuid,
     /// Who writes them.
     pub(super) instance: Instance,
+    /// The watermark topic was found to be compacted.
+    pub(super) topic_is_right: Arc<AtomicBool>,
 }
 
 /// See the module's words.
@@ -135,7 +138,7 @@ impl Session {
             State::Committing => self.commit(producer, now),
             State::Proving => self.prove(producer, now),
             State::Aborting => self.abort(producer, now),
-            State::Over => Step::Wait,
+            State::Over => Step::Lost(Code::State, "the producer is over".to_owned()),
         }
     }
 
@@ -155,7 +158,7 @@ impl Session {
         self.until = later(now, REPORTS);
     }
 
-    /// Puts the watermark, and what else is to be said, into the transaction (rule A: only now).
+    /// Puts the watermark, and what else is to be said, into the transaction (rule A: only now, custody rule 3).
     pub(super) fn seal(&mut self, producer: &Producer, records: &[Record], now: Instant) -> Result<(), Code> {
         let Terms { topic, buffer_id, .. } = &*self.terms;
         let partition = watermark::partition(*buffer_id, self.partitions.unwrap_or_default().count);
@@ -189,9 +192,11 @@ impl Session {
                     self.went(Move::Known);
                     return Step::Send;
                 }
-                let Terms { reader, topic, buffer_id, .. } = &*self.terms;
+                let Terms { reader, topic, buffer_id, topic_is_right, .. } = &*self.terms;
                 let (config, topic, lanes) = (reader.clone(), Arc::clone(topic), self.lanes.clone());
-                self.recall = Some(Recall::begin(Question { config, topic, buffer_id: *buffer_id, lanes }));
+                let topic_is_right = Arc::clone(topic_is_right);
+                let question = Question { config, topic, buffer_id: *buffer_id, lanes, topic_is_right };
+                self.recall = Some(Recall::begin(question));
                 Step::Wait
             }
             Err(error) if is_retriable(&error) => Step::Wait,
@@ -225,7 +230,7 @@ impl Session {
         }
     }
 
-    /// Rule B.
+    /// Rule B (custody rule 3).
     fn prove(&mut self, producer: &Producer, now: Instant) -> Step {
         let heard = *producer.end_txn();
         if !heard.complete && now < self.until {
@@ -263,14 +268,11 @@ impl Session {
     }
 
     fn went(&mut self, happened: Move) {
-        match self.state.after(happened) {
-            Some(state) => self.state = state,
+        self.state = self.state.after(happened).unwrap_or_else(|| {
             // A fault of ours: better a new producer than a transaction nobody understands.
-            None => {
-                tracing::error!(state = ?self.state, ?happened, "kafka: a move that no transaction makes; starting again");
-                self.state = State::Over;
-            }
-        }
+            tracing::error!(state = ?self.state, ?happened, "kafka: a move that no transaction makes; starting again");
+            State::Over
+        });
     }
 }
 

@@ -76,6 +76,7 @@ impl Rig {
         let kafka = config::Kafka {
             brokers: vec![brokers.to_owned()],
             delivery: Delivery::AtLeastOnce,
+            watermark_topic: "watermarks".to_owned(),
             linger: Duration::from_millis(5),
             options,
         };

@@ -48,14 +48,10 @@ pub(super) fn ensure<C: ClientContext>(
     topic: &str,
     wait: Duration,
 ) -> Result<Partitions, TopicError> {
-    let partitions = match look(client, topic, wait)? {
-        Some(partitions) => partitions,
-        None => {
-            create(config, topic, wait)?;
-            return wait_for(client, topic, wait);
-        }
+    let Some(partitions) = look(client, topic, wait)? else {
+        create(config, topic, wait)?;
+        return wait_for(client, topic, wait);
     };
-    check_policy(config, topic, wait)?;
     Ok(partitions)
 }
 
@@ -75,14 +71,14 @@ fn look<C: ClientContext>(client: &Client<C>, topic: &str, wait: Duration) -> Re
     let metadata = client.fetch_metadata(Some(topic), wait)?;
     let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
     if let Some(error) = found.error() {
-        return match Code::from(error) {
-            Code::UnknownTopicOrPartition | Code::UnknownTopic => Ok(None),
-            Code::LeaderNotAvailable => Ok(None),
-            Code::TopicAuthorizationFailed => {
-                Err(TopicError::Forbidden { topic: topic.to_owned(), cause: "not authorized".to_owned() })
-            }
-            code => Err(KafkaError::MetadataFetch(code).into()),
-        };
+        let code = Code::from(error);
+        if [Code::UnknownTopicOrPartition, Code::UnknownTopic, Code::LeaderNotAvailable].contains(&code) {
+            return Ok(None);
+        }
+        if code == Code::TopicAuthorizationFailed {
+            return Err(TopicError::Forbidden { topic: topic.to_owned(), cause: "not authorized".to_owned() });
+        }
+        return Err(KafkaError::MetadataFetch(code).into());
     }
     let led = found.partitions().iter().all(|partition| partition.error().is_none());
     let count = u32::try_from(found.partitions().len()).unwrap_or(0);
@@ -111,7 +107,7 @@ fn create(config: &ClientConfig, topic: &str, wait: Duration) -> Result<(), Topi
 }
 
 /// Is it compacted? Who may not ask is not answered; then whoever gave the rights has seen to it.
-fn check_policy(config: &ClientConfig, topic: &str, wait: Duration) -> Result<(), TopicError> {
+pub(super) fn check_policy(config: &ClientConfig, topic: &str, wait: Duration) -> Result<(), TopicError> {
     let described = block(async {
         let admin: AdminClient<DefaultClientContext> = config.create()?;
         admin

@@ -344,7 +344,8 @@ fn what_an_agent_has_delivered_is_explained_with_the_topics_of_its_own_configura
     }
     let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
     let routes = format!("{name}.{{site}}");
-    gateway.listen("").route("s/{site}/#", &routes).route("#", &format!("{name}-all"));
+    let missing = format!("{name}-missing");
+    gateway.listen("").route("s/{site}/#", &routes).route("none", &missing).route("#", &format!("{name}-all"));
     let mut agent = gateway.start()?;
     let topics = ["s/a/1", "s/a/2", "s/b/1", "rest/1"].map(str::to_owned).to_vec();
     let publisher =

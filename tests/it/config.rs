@@ -42,7 +42,7 @@ fn every_wrong_key_and_value_is_exit_78_with_line_key_and_what_is_allowed() -> O
         ("brokers = [\"localhost:9092\"]", "brokers = [\"h:1\"]\nlinger = \"fast\"", &["9", "linger", "fast"]),
         (
             "brokers = [\"localhost:9092\"]",
-            "brokers = [\"h:1\"]\ndelivery = \"exactly-once\"",
+            "brokers = [\"h:1\"]\ndelivery = \"exactly-twice\"",
             &["9", "delivery", "at-least-once"],
         ),
         ("from = \"s/#\"", "from = \"s/#/x\"", &["10", "from", "#"]),

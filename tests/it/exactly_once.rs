@@ -16,7 +16,7 @@ use crate::support::kafka::{self, Kafka, unique_topic};
 use crate::support::mosquitto;
 use crate::support::proxy::Weather;
 use crate::support::publisher::{Log, Plan, Publisher};
-use crate::support::reader::{Reader, Record};
+use crate::support::reader::{OpenTransaction, Reader, Record, delete_topic, policy, set_policy};
 use crate::support::wire::{Message, Version};
 use crate::support::{Outcome, PATIENCE, Trouble, Verdict, trouble, wait_until};
 
@@ -230,8 +230,9 @@ fn tail(log: &str) -> String {
 const PHASES: &[&str] = &["die-recalling", "die-filling", "die-sealing", "die-committing", "die-committed"];
 
 /// The agent dies in that phase, comes back as the product, and dies again; what both leave behind is seen once.
-fn die_in(phase: &'static str, at: u32, kafka: &Kafka) -> Outcome<Verdict> {
-    let stage = Stage::new(kafka, phase)?;
+pub fn die_in(phase: &'static str, at: u32) -> Outcome<Verdict> {
+    let kafka = kafka::shared()?;
+    let stage = Stage::new(kafka, "die")?;
     let mut gateway = Gateway::new(Build::Planted(phase), &kafka.brokers())?;
     gateway.exactly_once(&watermark_topic(kafka)?).listen("").route("#", &stage.topic);
     gateway.environment("TIDEGATE_PLANT_AT", &at.to_string());
@@ -254,12 +255,11 @@ fn die_in(phase: &'static str, at: u32, kafka: &Kafka) -> Outcome<Verdict> {
 
 #[test]
 fn a_death_in_any_phase_of_a_transaction_is_not_seen_by_readers() -> Outcome<()> {
-    let kafka = kafka::shared()?;
     for phase in PHASES {
         // A start comes by once a life.
         let times: &[u32] = if *phase == "die-recalling" { &[1] } else { &[1, 5] };
         for at in times {
-            die_in(phase, *at, kafka)??;
+            die_in(phase, *at)??;
         }
     }
     Ok(())
@@ -302,7 +302,7 @@ pub fn late_end_txn(build: Build, rounds: u64) -> Outcome<Verdict> {
     let late = link.proxy()?.late() - before;
     let seen = stage.settle(&agent, &[log])?;
     eprintln!("{late} late EndTxn, {retried} seen in the log, {producers} producers: {}", seen.books[1]);
-    if build == Build::Real && retried < late as f64 / 2.0 {
+    if build == Build::Real && retried * 2.0 < f64::from(late as u32) {
         return trouble!("{late} ends of transactions were asked for twice, and librdkafka's log told of {retried}");
     }
     Ok(once(&seen).and(no_holes(&[&seen])))
@@ -492,4 +492,179 @@ fn poison_is_a_declared_hole_and_its_neighbours_arrive_once_through_kills() -> O
         return Ok(());
     }
     trouble!("holes {missing:?}, declared {declared:?}\n{}", tail(&agent.log()))
+}
+
+/// Another gateway holds a transaction open in our partition of the watermark topic, before our last watermark: a
+/// `read_committed` reader does not see that one. The agent, killed after that commit, must wait and not send again.
+pub fn stalled_partition(build: Build) -> Outcome<Verdict> {
+    let kafka = kafka::shared()?;
+    let stage = Stage::new(kafka, "stalled")?;
+    let watermarks = watermark_topic(kafka)?;
+    let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+    gateway.exactly_once(&watermarks).listen("").route("#", &stage.topic).environment("TIDEGATE_PLANT_AT", "1");
+    let address = gateway.listener();
+    let publish = |name: &str| Publisher::start(address, Plan::new(name, name, 2).count(200));
+    let wait_watermark = |agent: &Agent| {
+        wait_until("the watermark", PATIENCE, || {
+            agent.status().is_ok_and(|status| status["kafka"]["transactions"]["watermark"] == 200)
+        })
+    };
+    let mut agent = gateway.start()?;
+    let mut logs = vec![publish("a").finish(PATIENCE)?];
+    wait_watermark(&agent)?;
+    agent.stop(Duration::from_secs(10))?;
+    let mut agent = gateway.build(Build::Planted("die-committed")).start()?;
+    wait_watermark(&agent)?;
+    let other = OpenTransaction::begin(&kafka.brokers(), &watermarks)?;
+    let publisher = publish("b");
+    agent.wait(PATIENCE)?; // by its own hand, after a commit
+    let agent = gateway.build(build).start()?;
+    std::thread::sleep(Duration::from_secs(3));
+    if build == Build::Real {
+        agent.wait_log(&["another gateway's transaction is open"])?;
+    }
+    other.abort()?;
+    logs.push(publisher.finish(PATIENCE)?);
+    let seen = stage.settle(&agent, &logs)?;
+    eprintln!("{}", seen.books[1]);
+    Ok(once(&seen).and(no_holes(&[&seen])))
+}
+
+#[test]
+fn a_transaction_that_another_gateway_holds_open_is_waited_for() -> Outcome<()> {
+    stalled_partition(Build::Real)?
+}
+
+#[test]
+fn a_watermark_topic_that_is_not_compacted_stops_the_sending_and_says_so_and_nothing_is_lost() -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    let stage = Stage::new(kafka, "crooked")?;
+    let watermarks = unique_topic("crooked-watermarks");
+    kafka.create_topic(&watermarks, 1, &[])?;
+    let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+    gateway.exactly_once(&watermarks).listen("").route("#", &stage.topic);
+    let agent = gateway.launch()?;
+    agent.wait_log(&["WARN", "cleanup.policy", "set it to compact"])?;
+    let log = Publisher::start(gateway.listener(), Plan::new("p", "p", 2).count(100)).finish(PATIENCE)?;
+    agent.wait_book("held", 100)?;
+    let ready = agent.get("/readyz")?;
+    if ready.status == 200 || !ready.body.contains("watermark topic") {
+        return trouble!("/readyz: {} {}", ready.status, ready.body);
+    }
+    set_policy(&kafka.brokers(), &watermarks, "compact")?;
+    let seen = stage.settle(&agent, &[log])?;
+    once(&seen).and(no_holes(&[&seen]))
+}
+
+#[test]
+fn a_missing_watermark_topic_is_made_with_the_right_settings() -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    let stage = Stage::new(kafka, "made")?;
+    let watermarks = unique_topic("made-watermarks");
+    let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+    gateway.exactly_once(&watermarks).listen("").route("#", &stage.topic);
+    let agent = gateway.start()?;
+    let log = Publisher::start(gateway.listener(), Plan::new("p", "p", 2).count(100)).finish(PATIENCE)?;
+    let seen = stage.settle(&agent, &[log])?;
+    once(&seen)?;
+    match policy(&kafka.brokers(), &watermarks)?.as_str() {
+        "compact" => Ok(()),
+        other => trouble!("cleanup.policy={other}"),
+    }
+}
+
+/// The topic is deleted while the agent is away: the cursor of the buffer is kept, and somebody is told.
+#[test]
+fn a_deleted_watermark_topic_is_an_alarm_and_the_cursor_stays() -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    let stage = Stage::new(kafka, "deleted")?;
+    let watermarks = watermark_topic(kafka)?;
+    let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+    gateway.exactly_once(&watermarks).listen("").route("#", &stage.topic);
+    let publish =
+        |name: &str| Publisher::start(gateway.listener(), Plan::new(name, name, 2).count(300)).finish(PATIENCE);
+    let mut agent = gateway.start()?;
+    let mut logs = vec![publish("a")?];
+    agent.wait_book("held", 0)?;
+    agent.stop(Duration::from_secs(10))?;
+    delete_topic(&kafka.brokers(), &watermarks)?;
+    let agent = gateway.start()?;
+    agent.wait_log(&["ERROR", "has lost this buffer's watermark"])?;
+    logs.push(publish("b")?);
+    let seen = stage.settle(&agent, &logs)?;
+    once(&seen).and(no_holes(&[&seen]))
+}
+
+mod controls {
+    use super::{Build, Outcome, Trouble, Verdict, die_in, late_end_txn, stalled_partition, trouble};
+
+    fn red(bug: &str, verdict: Verdict) -> Outcome<()> {
+        match verdict {
+            Err(Trouble(found)) => {
+                eprintln!("{bug} was found: {}", found.lines().next().unwrap_or_default());
+                Ok(())
+            }
+            Ok(()) => trouble!("{bug} is planted and the scenario does not see it"),
+        }
+    }
+
+    #[test]
+    fn a_cursor_that_moves_before_the_commit_is_seen() -> Outcome<()> {
+        red("cursor-before-commit", die_in("cursor-before-commit,die-committing", 3)?)
+    }
+
+    #[test]
+    fn a_watermark_outside_the_transaction_is_seen() -> Outcome<()> {
+        red("watermark-outside", die_in("watermark-outside,die-committing", 3)?)
+    }
+
+    #[test]
+    fn a_watermark_that_is_read_before_it_is_committed_is_seen() -> Outcome<()> {
+        red("no-read-committed", die_in("no-read-committed,die-committing", 3)?)
+    }
+
+    #[test]
+    fn a_watermark_that_is_read_without_waiting_for_others_is_seen() -> Outcome<()> {
+        red("no-stable-read", stalled_partition(Build::Planted("no-stable-read"))?)
+    }
+
+    #[test]
+    fn a_producer_that_is_kept_after_a_retried_end_of_transaction_is_seen() -> Outcome<()> {
+        red("keep-producer", late_end_txn(Build::Planted("keep-producer"), 40)?)
+    }
+}
+
+/// A transaction costs several round trips: it must grow with them. Says how fast a backlog leaves; nothing is asked of
+/// the time, because the machine may be busy.
+#[test]
+fn a_backlog_leaves_once_over_a_link_with_a_round_trip_of_300_ms() -> Outcome<()> {
+    const READINGS: u64 = 60_000;
+    let kafka = kafka::shared()?;
+    let stage = Stage::new(kafka, "far")?;
+    let link = kafka.lease()?;
+    link.set(Weather::Cut)?;
+    let mut gateway = Gateway::new(Build::Real, &link.brokers()?)?;
+    gateway.exactly_once(&watermark_topic(kafka)?).listen("receive_maximum = 2000\n").route("#", &stage.topic);
+    let agent = gateway.start()?;
+    let topics = (0..10).map(|n| format!("t/{n}")).collect();
+    let plan = Plan::new("far", "", 1).topics(topics).window(1_000).count(READINGS);
+    let log = Publisher::start(gateway.listener(), plan).finish(PATIENCE * 2)?;
+    agent.wait_book("held", READINGS)?;
+    link.proxy()?.delay(Duration::from_millis(150));
+    link.set(Weather::Fair)?;
+    let delivered = || agent.book("delivered").unwrap_or(0);
+    let returned = Instant::now();
+    wait_until("the first commit", PATIENCE, || delivered() > 0)?;
+    let (began, first) = (Instant::now(), delivered());
+    wait_until("the last commit", PATIENCE * 2, || delivered() == READINGS)?;
+    let rate = (READINGS - first) as f64 / began.elapsed().as_secs_f64();
+    let transactions = agent.metric("tidegate_kafka_transactions_committed_total")?;
+    eprintln!(
+        "300 ms: first commit after {:.1} s, then {rate:.0} events/s in {transactions} transactions, {:.1} MB peak",
+        (began - returned).as_secs_f64(),
+        agent.memory_kib("VmHWM")? as f64 / 1024.0
+    );
+    link.proxy()?.delay(Duration::ZERO);
+    let seen = stage.settle(&agent, &[log])?;
+    once(&seen).and(no_holes(&[&seen]))
 }

@@ -32,7 +32,7 @@ fn a_settlement_is_in_the_files_when_its_ticket_is_applied() {
             delivered: delivered([first, first + 2]),
             dead: vec![dead(first + 1)],
             parked: vec![Parked { sequence: first + 4, kafka_topic: "k".into() }],
-            lane_chunks: vec![],
+            ..Settlement::default()
         });
         let left = copy(dir.path());
         let mut after = open(left.path());

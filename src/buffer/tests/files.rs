@@ -4,8 +4,11 @@ use std::fs;
 use std::io;
 
 use super::*;
+use crate::buffer::books::LedgerRow;
+use crate::buffer::envelope::{Opener, Sealer};
 use crate::buffer::identity::Marks;
 use crate::buffer::limits::RESERVE_SEQUENCES;
+use crate::cbor;
 
 fn with_five_events() -> (tempfile::TempDir, uuid::Uuid) {
     let dir = tempfile::tempdir().unwrap();
@@ -189,14 +192,84 @@ fn a_start_that_was_cut_off_is_just_started_again() {
 fn a_newer_format_is_refused_and_untouched() {
     let (dir, _) = with_five_events();
     let connection = rusqlite::Connection::open(dir.path().join("buffer.db")).unwrap();
-    connection.pragma_update(None, "user_version", 2).unwrap();
+    connection.pragma_update(None, "user_version", 3).unwrap();
     drop(connection);
     let before = fs::read(dir.path().join("buffer.db")).unwrap();
     let error = Buffer::open(settings(), dir.path(), &names()).map(|_| ()).unwrap_err();
-    assert!(matches!(error, OpenError::Newer { found: 2, known: 1, .. }), "{error}");
+    assert!(matches!(error, OpenError::Newer { found: 3, known: 2, .. }), "{error}");
     assert_eq!(error.next_step(), NextStep::Halt);
     assert!(error.to_string().contains("newer Tidegate"), "{error}");
     assert_eq!(fs::read(dir.path().join("buffer.db")).unwrap(), before);
+}
+
+type State2 = (u64, u64, u64, Vec<(u64, u64)>, Vec<LedgerRow>, u64);
+type State1 = (u64, u64, u64, Vec<(u64, u64)>, Vec<LedgerRow>);
+
+/// As version 1 left it: without the tables and the field that came with version 2.
+fn make_version_1(dir: &Path) {
+    let connection = rusqlite::Connection::open(dir.join("buffer.db")).unwrap();
+    let body: Vec<u8> = connection.query_row("SELECT body FROM state", [], |row| row.get(0)).unwrap();
+    let raw = Opener::default().open(&body).unwrap();
+    let state: State2 = cbor::read(&raw).unwrap();
+    let (row, mut raw, mut sealer): (State1, _, _) =
+        ((state.0, state.1, state.2, state.3, state.4), Vec::new(), Sealer::default());
+    cbor::append(&row, &mut raw).unwrap();
+    let body = sealer.seal(&raw, false).unwrap();
+    connection.execute("UPDATE state SET body = ?1", [body]).unwrap();
+    connection.execute_batch("DROP TABLE life; DROP TABLE former; PRAGMA user_version = 1").unwrap();
+}
+
+#[test]
+fn a_buffer_of_version_1_is_taken_over_with_all_it_holds() {
+    let (dir, id) = with_five_events();
+    make_version_1(dir.path());
+    let mut bench = open(dir.path());
+    assert_eq!((bench.recovered.buffer_id, bench.recovered.lives.watermark), (id, 0));
+    assert_eq!(bench.recovered.lives.earlier, []);
+    assert_eq!(sequences(&bench.read_all()), [1, 2, 3, 4, 5]);
+    bench.store(6..=7);
+    bench.settle(Settlement { delivered: delivered(1..=3), watermark: Some(3), ..Settlement::default() });
+    let present = bench.recovered.lives.present;
+    bench.close();
+    let bench = open(dir.path());
+    assert_eq!((bench.recovered.released, bench.recovered.lives.watermark), (3, 3));
+    assert_eq!(bench.recovered.lives.earlier, [(present, 7)]);
+    let connection = rusqlite::Connection::open(dir.path().join("buffer.db")).unwrap();
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    assert_eq!(version, 2);
+}
+
+#[test]
+fn every_start_is_another_instance_and_is_remembered_with_the_last_sequence_it_can_have_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut lives = Vec::new();
+    for start in 0..3 {
+        let mut bench = open(dir.path());
+        assert_eq!(bench.recovered.lives.earlier, lives);
+        bench.store(start * 10 + 1..=start * 10 + 10);
+        lives.push((bench.recovered.lives.present, start * 10 + 10));
+        // A start that was killed is written down by the next one.
+        bench.close();
+    }
+    let distinct: std::collections::HashSet<_> = lives.iter().map(|(instance, _)| instance.0).collect();
+    assert_eq!(distinct.len(), 3);
+}
+
+#[test]
+fn a_new_identity_keeps_what_is_held_and_forgets_packet_ids_and_earlier_starts() {
+    let (dir, old) = with_five_events();
+    let new = take_new_identity(&settings(), dir.path()).unwrap();
+    assert_ne!(new, old);
+    let mut bench = open(dir.path());
+    assert_eq!(bench.recovered.buffer_id, new);
+    assert_eq!(bench.recovered.lives.former, [(old, 5)]);
+    assert_eq!((bench.recovered.lives.earlier.len(), bench.recovered.lives.watermark), (0, 0));
+    assert_eq!(sequences(&bench.read_all()), [1, 2, 3, 4, 5]);
+    assert!(bench.recovered.sessions.values().all(|session| session.packet_ids.is_empty()));
+    bench.store(6..=6);
+    bench.close();
+    assert_eq!(Marks::read(dir.path()).unwrap().unwrap().buffer_id, new);
+    assert_eq!(files(dir.path()).iter().filter(|name| name.contains("set-aside")).count(), 0);
 }
 
 #[test]

@@ -160,7 +160,15 @@ impl Try {
                 }
                 waits
             }
-            _ => false,
+            State::Starting
+            | State::Recalling
+            | State::Idle
+            | State::Filling
+            | State::Closing
+            | State::Sealing
+            | State::Committing
+            | State::Proving
+            | State::Over => false,
         }
     }
 

@@ -292,7 +292,9 @@ impl MainLane {
             // custody rule 4, see `targets.rs`.
             let turn = known.turn(self.generation, |first| producer.has_come_back(first));
             let (in_flight, bytes) = producer.in_flight();
-            if turn == Turn::NotYet || in_flight >= MOST_IN_FLIGHT || bytes >= MOST_IN_FLIGHT_BYTES {
+            let (most, most_bytes) =
+                self.transacting.as_ref().map_or((MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES), Transacting::window);
+            if turn == Turn::NotYet || in_flight >= most || bytes >= most_bytes {
                 return Sent::Done;
             }
             // With transactions a group is judged when it is committed.

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::{MainLane, Phase, Renewal, Sent};
+use super::{MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, MainLane, Phase, Renewal, Sent};
 use crate::buffer::Lives;
 use crate::delivered::{Delivered, Word};
 use crate::event::{RouteId, Sequence};
@@ -40,6 +40,14 @@ use crate::watermark::{Record, Waiting};
 /// Events of a transaction: at 300 ms round trip 20,000 of them take 4 s, far below `transaction.timeout.ms`. What is
 /// remembered of each until the commit is 40 bytes.
 const MOST_EVENTS: usize = 20_000;
+
+/// Ends that take longer than this tell of a long link.
+const FAR: Duration = Duration::from_millis(200);
+
+/// There, twice as much is in librdkafka's hands: while one request is on its way, the next one gathers. It costs 3 MB,
+/// and only there.
+const FAR_IN_FLIGHT: usize = 6_000;
+const FAR_IN_FLIGHT_BYTES: usize = 5 << 20;
 
 /// A transaction is not kept open longer, however slow the link is: readers of its partitions wait for it.
 const LONGEST: Duration = Duration::from_secs(4);
@@ -273,7 +281,7 @@ impl MainLane {
         let Some(transacting) = &mut self.transacting else { return };
         transacting.committed = transacting.sealed;
         // The mean of the last few: one slow commit makes no habit.
-        transacting.ending = transacting.ending.saturating_mul(3).saturating_add(ending) / 4;
+        transacting.ending = transacting.ending.mul_f64(0.75).saturating_add(ending.mul_f64(0.25));
         let watermark = transacting.committed;
         self.backoff.reset();
         shared.declarations.committed();
@@ -301,9 +309,20 @@ impl MainLane {
             State::Aborting => match transacting.session.step(&producer, now) {
                 Step::Aborted => self.aborted(producer, shared, now),
                 Step::Lost(code, detail) => self.give_up(producer, (code, detail), shared, now),
-                _ => Phase::Flowing(producer),
+                // Only a wait is possible here.
+                Step::Wait | Step::Known(_) | Step::Send | Step::Seal | Step::Committed(..) | Step::Retried => {
+                    Phase::Flowing(producer)
+                }
             },
-            _ => {
+            State::Starting
+            | State::Recalling
+            | State::Idle
+            | State::Filling
+            | State::Closing
+            | State::Sealing
+            | State::Committing
+            | State::Proving
+            | State::Over => {
                 let cause = self.failures.first().map_or(Code::Fail, |failure| failure.code);
                 self.give_up(producer, (cause, String::new()), shared, now)
             }
@@ -378,6 +397,11 @@ impl MainLane {
 }
 
 impl Transacting {
+    /// Events and bytes that may be in flight.
+    pub(super) fn window(&self) -> (usize, usize) {
+        if self.ending > FAR { (FAR_IN_FLIGHT, FAR_IN_FLIGHT_BYTES) } else { (MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES) }
+    }
+
     /// The proof for an event that this process did not see committed, if Kafka's word reaches so far.
     pub(super) fn vouched(&mut self, sequence: Sequence, route: RouteId) -> Option<Delivered> {
         let proof = self.word.as_ref()?.delivered(sequence, route);
@@ -430,8 +454,8 @@ impl Shared {
     fn declare_again(&mut self, after: Sequence, since_ms: i64) {
         match self.outlet.dead_letters(after, since_ms, MOST_DECLARED_AGAIN) {
             Ok(letters) => {
-                for (sequence, kafka_topic, reason, at_ms) in letters {
-                    self.declarations.dead(sequence, &kafka_topic, &reason, at_ms);
+                for (letter, at_ms) in letters {
+                    self.declarations.dead(letter.sequence, &letter.kafka_topic, &letter.reason, at_ms);
                 }
             }
             Err(error) => tracing::warn!(%error, "kafka: dead letters cannot be declared again"),

@@ -57,9 +57,10 @@ struct Tables {
 impl Gateway {
     /// With one route for everything, `#` to this Kafka topic, unless others are added before.
     pub fn new(build: Build, kafka: &str) -> Outcome<Self> {
-        let log = "level = \"info\"\nformat = \"json\"\n".to_owned();
+        let level = std::env::var("TIDEGATE_LOG").unwrap_or_else(|_none| "info".to_owned());
+        let log = format!("level = \"{level}\"\nformat = \"json\"\n");
         let tables = Tables { kafka: kafka_table(kafka), log, ..Tables::default() };
-        Self {
+        Ok(Self {
             folder: Folder::new("gateway")?,
             build,
             http_port: free_port()?,
@@ -67,18 +68,18 @@ impl Gateway {
             tables,
             environment: Vec::new(),
         }
-        .as_asked(kafka)
+        .with_transactions_if_asked(kafka))
     }
 
     /// `TIDEGATE_DELIVERY=exactly-once` runs every scenario with transactions, each with a watermark topic of its own.
-    fn as_asked(mut self, kafka: &str) -> Outcome<Self> {
+    fn with_transactions_if_asked(mut self, kafka: &str) -> Self {
         if super::reader::transactions_are_asked_for() {
             let topic = super::kafka::unique_topic("all-watermarks");
             if super::reader::create_topic(kafka, &topic, 1, &[("cleanup.policy", "compact")]).is_ok() {
                 self.exactly_once(&topic);
             }
         }
-        Ok(self)
+        self
     }
 
     /// Sensors may publish to [`Gateway::listener`]. More keys of the table in `more`.

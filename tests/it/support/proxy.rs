@@ -281,22 +281,20 @@ impl Line {
         if delay.is_zero() && self.delayed.is_none() {
             return self.to.write_all(bytes);
         }
-        let sender = match &self.delayed {
-            Some(sender) => sender,
-            None => {
-                let (sender, receiver) = std::sync::mpsc::channel::<(Instant, Vec<u8>)>();
-                let mut to = self.to.try_clone()?;
-                std::thread::spawn(move || {
-                    for (due, bytes) in receiver {
-                        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                        if to.write_all(&bytes).is_err() {
-                            return;
-                        }
+        if self.delayed.is_none() {
+            let (sender, receiver) = std::sync::mpsc::channel::<(Instant, Vec<u8>)>();
+            let mut to = self.to.try_clone()?;
+            std::thread::spawn(move || {
+                for (due, bytes) in receiver {
+                    std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                    if to.write_all(&bytes).is_err() {
+                        return;
                     }
-                });
-                self.delayed.insert(sender)
-            }
-        };
+                }
+            });
+            self.delayed = Some(sender);
+        }
+        let Some(sender) = &self.delayed else { return Ok(()) };
         sender.send((Instant::now() + delay, bytes.to_vec())).map_err(|_gone| ErrorKind::BrokenPipe.into())
     }
 }

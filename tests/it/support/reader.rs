@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -255,6 +255,63 @@ pub fn create_replicated_topic(
         (found.error().is_none() && led as i32 == partitions).then_some(())
     };
     super::wait_for("leaders of a new topic", PATIENCE, has_leaders)
+}
+
+fn admin<T>(
+    brokers: &str,
+    work: impl AsyncFnOnce(&AdminClient<DefaultClientContext>) -> Result<T, rdkafka::error::KafkaError>,
+) -> Outcome<T> {
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", brokers).create()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(work(&admin))?)
+}
+
+/// Deletes a topic, and waits until nobody knows it any more.
+pub fn delete_topic(brokers: &str, topic: &str) -> Outcome<()> {
+    admin(brokers, async |admin| admin.delete_topics(&[topic], &AdminOptions::new()).await)?;
+    let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", brokers).create()?;
+    super::wait_until("the end of a topic", PATIENCE, || partitions(&consumer, topic).is_err())
+}
+
+/// The `cleanup.policy` of a topic.
+pub fn policy(brokers: &str, topic: &str) -> Outcome<String> {
+    let found = admin(brokers, async |admin| {
+        admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &AdminOptions::new()).await
+    })?;
+    let resource = found.into_iter().next().and_then(Result::ok);
+    let value = resource.and_then(|resource| resource.get("cleanup.policy").and_then(|entry| entry.value.clone()));
+    value.ok_or_else(|| Trouble::new(format!("{topic} has no cleanup.policy")))
+}
+
+/// Sets the `cleanup.policy` of a topic.
+pub fn set_policy(brokers: &str, topic: &str, policy: &str) -> Outcome<()> {
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("cleanup.policy", policy);
+    admin(brokers, async |admin| admin.alter_configs(&[change], &AdminOptions::new()).await).map(|_results| ())
+}
+
+/// A transaction with a record in partition 0 of a topic, which stays open.
+pub struct OpenTransaction(BaseProducer);
+
+impl OpenTransaction {
+    /// Opens it.
+    pub fn begin(brokers: &str, topic: &str) -> Outcome<Self> {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            .set("transactional.id", format!("other-{topic}"))
+            .set("transaction.timeout.ms", "60000")
+            .create()?;
+        producer.init_transactions(PATIENCE)?;
+        producer.begin_transaction()?;
+        let record = BaseRecord::<str, str>::to(topic).partition(0).key("other").payload("{}");
+        producer.send(record).map_err(|(error, _)| error)?;
+        producer.flush(PATIENCE)?;
+        Ok(Self(producer))
+    }
+
+    /// Ends it without a trace.
+    pub fn abort(self) -> Outcome<()> {
+        Ok(self.0.abort_transaction(PATIENCE)?)
+    }
 }
 
 /// What became of the records that [`produce`] sent.
