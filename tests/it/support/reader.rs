@@ -130,7 +130,9 @@ impl Reader {
     pub fn read_all(&mut self) -> Outcome<&[Record]> {
         let mut ends = BTreeMap::new();
         for (topic, partition) in self.next.keys() {
-            let (_, end) = self.consumer.fetch_watermarks(topic, *partition, PATIENCE)?;
+            // A broker that has just been killed is asked again, or the one that follows it.
+            let ask = || self.consumer.fetch_watermarks(topic, *partition, Duration::from_secs(10)).ok();
+            let (_, end) = super::wait_for("the end of a partition", PATIENCE, ask)?;
             ends.insert((topic.clone(), *partition), end);
         }
         let limit = Instant::now() + PATIENCE;
