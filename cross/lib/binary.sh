@@ -44,6 +44,12 @@ END
 }
 
 build_binary() {
+    cross_cargo zigbuild --profile dist --bin tidegate
+    binary=$build_dir/$triple/dist/tidegate
+}
+
+# `zigbuild` or `test` of cargo-zigbuild, with the target's compilers.
+cross_cargo() { # COMMAND ARGUMENT...
     local std=()
     if [ -n "${TIDEGATE_BUILD_STD:-}" ]; then
         # For a Rust without this target's standard library; it wants the component rust-src.
@@ -82,7 +88,6 @@ build_binary() {
         export SOURCE_DATE_EPOCH=0
         export OPENSSL_CONFIG_DIR=/usr/local/ssl
         export TIDEGATE_COMMIT
-        cargo zigbuild --locked --profile dist --target "$zig_triple" --bin tidegate "${std[@]}"
+        cargo-zigbuild "$1" --locked --target "$zig_triple" "${std[@]}" "${@:2}"
     )
-    binary=$build_dir/$triple/dist/tidegate
 }

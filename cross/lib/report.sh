@@ -19,6 +19,10 @@ report() {
     printf 'SHA-256    %s  tidegate\n' "$(sha256sum <"$binary" | cut -d' ' -f1)"
     sed 's/^/           /' "$out/$stem.sha256"
 
+    # As in the table of README.
+    awk -v name="$stem.deb" -v binary="$(stat -c %s "$binary")" -v deb="$(stat -c %s "$deb")" \
+        'BEGIN { printf "README     | `%s` | %.1f MB | %.1f MB |\n", name, binary / 1e6, deb / 1e6 }'
+
     local wrong=""
     if [ -n "$static" ]; then
         [ -z "$needs$libraries" ] || wrong+="; it is not static"

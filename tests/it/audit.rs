@@ -6,11 +6,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use crate::support::agent::{Build, Gateway};
+use crate::support::client::{Connection, clean};
 use crate::support::kafka::{self, Kafka, unique_topic};
 use crate::support::process::{Folder, Process};
 use crate::support::publisher::{Plan, Publisher};
 use crate::support::settle::settle;
 use crate::support::stream::{Hand, Planted, delete_before, delivered, hole};
+use crate::support::wire::{Message, Version};
 use crate::support::{Outcome, PATIENCE, trouble};
 
 const ONE: &str = "11111111-1111-4111-8111-111111111111";
@@ -344,7 +346,8 @@ fn what_an_agent_has_delivered_is_explained_with_the_topics_of_its_own_configura
     }
     let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
     let routes = format!("{name}.{{site}}");
-    gateway.listen("").route("s/{site}/#", &routes).route("#", &format!("{name}-all"));
+    let missing = format!("{name}-missing");
+    gateway.listen("").route("s/{site}/#", &routes).route("none", &missing).route("#", &format!("{name}-all"));
     let mut agent = gateway.start()?;
     let topics = ["s/a/1", "s/a/2", "s/b/1", "rest/1"].map(str::to_owned).to_vec();
     let publisher =
@@ -363,6 +366,60 @@ fn what_an_agent_has_delivered_is_explained_with_the_topics_of_its_own_configura
     let output = gateway.command(&["audit", "--watermark-topic", "no-such-topic"])?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(said.contains("4000 events") && said.contains("explained: nothing repeated"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn what_an_agent_has_delivered_exactly_once_is_explained_through_kills_dead_letters_and_a_parked_topic() -> Outcome<()>
+{
+    let kafka = kafka::shared()?;
+    let (topic, late, watermarks) = (unique_topic("txn-audit"), unique_topic("txn-late"), unique_topic("watermarks"));
+    kafka.create_topic(&topic, 3, &[("max.message.bytes", "5000")])?;
+    kafka.create_topic(&watermarks, 1, &[("cleanup.policy", "compact")])?;
+    let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+    gateway.exactly_once(&watermarks).listen("").route("late/#", &late).route("#", &topic);
+    let mut agent = gateway.start()?;
+    let mut sent = 0;
+    for round in 0..4 {
+        let name = format!("s{round}");
+        let topics = (0..10).map(|n| format!("{name}/{n}")).collect();
+        let publisher =
+            Publisher::start(gateway.listener(), Plan::new(&name, "", 2).topics(topics).count(500).rate(400));
+        let (mut sensor, _) = Connection::open(gateway.listener(), Version::V5, clean(&format!("bad-{round}")))?;
+        let bad = (0..20_000).map(|_| fastrand::u8(..)).collect();
+        sensor.publish(&Message { topic: "t/bad".into(), payload: bad, qos: 1, ..Message::default() }, 1)?;
+        for id in 2..5 {
+            let reading = Message { topic: "late/x".into(), payload: b"1".to_vec(), qos: 1, ..Message::default() };
+            sensor.publish(&reading, id)?;
+        }
+        std::thread::sleep(Duration::from_millis(700));
+        agent.kill();
+        agent = gateway.start()?;
+        publisher.finish(PATIENCE)?;
+        sent += 500;
+    }
+    agent.wait_book("dead_lettered", 4)?;
+    agent.wait_book("held", 12)?;
+    let audit = || -> Outcome<(Option<i32>, Value, String)> {
+        let output = gateway.command(&["audit", "--json"])?;
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        let last = said.lines().last().unwrap_or_default();
+        Ok((output.status.code(), serde_json::from_str(last).unwrap_or(Value::Null), said))
+    };
+    let (code, found, said) = audit()?;
+    assert_eq!(code, Some(0), "{said}");
+    let missing = &found["summary"]["missing"];
+    assert_eq!((&missing["dead_lettered"], &missing["waiting"]), (&4.into(), &12.into()), "{said}");
+    assert_eq!(found["summary"]["events"], sent, "{said}");
+    // The topic appears, and what waited arrives.
+    kafka.create_topic(&late, 1, &[])?;
+    agent.wait_book("held", 0)?;
+    let (code, found, said) = audit()?;
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(
+        (&found["summary"]["events"], &found["summary"]["missing"]["waiting"]),
+        (&(sent + 12).into(), &0.into())
+    );
     Ok(())
 }
 

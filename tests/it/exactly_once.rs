@@ -59,23 +59,27 @@ impl Onlooker {
 }
 
 /// A Kafka topic with its onlooker.
-struct Stage<'a> {
-    kafka: &'a Kafka,
-    topic: String,
+pub struct Stage {
+    brokers: String,
+    pub topic: String,
     onlooker: Onlooker,
 }
 
-impl<'a> Stage<'a> {
-    fn new(kafka: &'a Kafka, claim: &str) -> Outcome<Self> {
-        let topic = kafka.topic(claim)?;
-        let onlooker = Onlooker::start(&kafka.brokers(), &topic)?;
-        Ok(Self { kafka, topic, onlooker })
+impl Stage {
+    fn new(kafka: &Kafka, claim: &str) -> Outcome<Self> {
+        Self::on(kafka.brokers(), kafka.topic(claim)?)
+    }
+
+    /// With a topic that is there.
+    pub fn on(brokers: String, topic: String) -> Outcome<Self> {
+        let onlooker = Onlooker::start(&brokers, &topic)?;
+        Ok(Self { brokers, topic, onlooker })
     }
 
     /// Waits until the agent holds nothing and nothing that was acknowledged is missing, then closes the books as both
     /// readers see them.
-    fn settle(self, agent: &Agent, logs: &[Log]) -> Outcome<Seen> {
-        let mut reader = Reader::committed(&self.kafka.brokers(), &[&self.topic])?;
+    pub fn settle(self, agent: &Agent, logs: &[Log]) -> Outcome<Seen> {
+        let mut reader = Reader::committed(&self.brokers, &[&self.topic])?;
         let mut missing = Missing::of(logs);
         let end = Instant::now() + PATIENCE * 2;
         let mut idle = 0;
@@ -97,13 +101,13 @@ impl<'a> Stage<'a> {
 }
 
 /// What both readers saw of a topic.
-struct Seen {
-    books: [Books; 2],
+pub struct Seen {
+    pub books: [Books; 2],
     sequences: BTreeSet<u64>,
 }
 
 /// No sequence between the first and the last is missing in all of them together, and none is in two.
-fn no_holes(all: &[&Seen]) -> Verdict {
+pub fn no_holes(all: &[&Seen]) -> Verdict {
     let count: usize = all.iter().map(|seen| seen.sequences.len()).sum();
     let together: BTreeSet<u64> = all.iter().flat_map(|seen| &seen.sequences).copied().collect();
     let span = match (together.first(), together.last()) {
@@ -117,7 +121,7 @@ fn no_holes(all: &[&Seen]) -> Verdict {
 }
 
 /// What must hold of readings that came at QoS 2: each once, in order.
-fn once(seen: &Seen) -> Verdict {
+pub fn once(seen: &Seen) -> Verdict {
     seen.books.iter().try_for_each(|books| {
         books.once_into_the_buffer()?;
         if books.recognised == 0 { Ok(()) } else { Err(Trouble(books.to_string())) }
@@ -272,7 +276,7 @@ pub fn late_end_txn(build: Build, rounds: u64) -> Outcome<Verdict> {
     let topic = unique_topic("late");
     kafka.create_topic(&topic, 12, &[])?;
     let onlooker = Onlooker::start(&kafka.brokers(), &topic)?;
-    let stage = Stage { kafka, topic, onlooker };
+    let stage = Stage { brokers: kafka.brokers(), topic, onlooker };
     let link = kafka.lease()?;
     let mut gateway = Gateway::new(build, &link.brokers()?)?;
     gateway.exactly_once(&watermark_topic(kafka)?).listen("receive_maximum = 2000\n").route("#", &stage.topic);
@@ -438,7 +442,7 @@ fn a_parked_topic_arrives_once_and_in_order_through_kills() -> Outcome<()> {
         agent = gateway.start()?;
     }
     let [open_log, shut_log] = publishers.map(|publisher| publisher.stop(PATIENCE));
-    let shut = Stage { kafka, topic: shut, onlooker };
+    let shut = Stage { brokers: kafka.brokers(), topic: shut, onlooker };
     let open = open.settle(&agent, &[open_log?])?;
     let shut = shut.settle(&agent, &[shut_log?])?;
     eprintln!("open {}  shut {}", open.books[1], shut.books[1]);
@@ -458,7 +462,7 @@ fn poison_is_a_declared_hole_and_its_neighbours_arrive_once_through_kills() -> O
     let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
     gateway.exactly_once(&watermarks).listen("").route("#", &topic);
     let mut agent = gateway.start()?;
-    let stage = Stage { kafka, topic, onlooker };
+    let stage = Stage { brokers: kafka.brokers(), topic, onlooker };
     let publisher = Publisher::start(gateway.listener(), Plan::new("good", "t/good", 2).rate(500));
     let poisoned = 6;
     for n in 0..poisoned {

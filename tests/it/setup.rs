@@ -241,7 +241,7 @@ fn an_edge_principal_with_the_rights_printed_can_do_what_a_gateway_does_and_noth
     assert!(said.contains("unknown: topic watermarks: we may not look"), "{said}");
 
     // The agent itself comes along with them.
-    gateway.kafka_at(&guarded);
+    gateway.kafka_at(&guarded).exactly_once("watermarks");
     for (name, value) in login("edge") {
         gateway.kafka_options(&format!("\"{name}\" = \"{value}\"\n"));
     }

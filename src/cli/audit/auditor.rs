@@ -16,7 +16,7 @@ use crate::watermark;
 /// stays below 64 MB.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Blocks and ranges of sequences, of all buffers: 130 bytes each, 13 MB. So many blocks hold 50 million events of
+    /// Blocks and ranges of sequences, of all buffers: 130 bytes each, 10 MB. So many blocks hold 40 million events of
     /// partitions that are read ahead of others.
     pub(super) entries: usize,
     /// Declared holes and lanes, of all buffers: 24 bytes each in a vector that doubles, 5 MB.
@@ -27,7 +27,7 @@ pub(super) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { entries: 100_000, declared: 100_000, buffers: 10_000 }
+        Self { entries: 80_000, declared: 100_000, buffers: 10_000 }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The findings for a person.
 
-use std::fmt::{self, Write as _};
+use std::io::{self, Write};
 
 use super::findings::{BufferFindings, Missing, Spot, Spots, Summary, Verdict};
 use super::look::Found;
@@ -8,15 +8,8 @@ use super::look::Found;
 /// Buffers without trouble that get a line of their own; a fleet has thousands.
 const QUIET_BUFFERS: usize = 20;
 
-/// Some lines.
-pub(super) fn for_people(found: &Found) -> String {
-    let mut out = String::new();
-    // Writing to a String cannot fail.
-    write(&mut out, found).unwrap_or_default();
-    out
-}
-
-fn write(out: &mut String, found: &Found) -> fmt::Result {
+/// Some lines, each written as it is made: a fleet has many.
+pub(super) fn for_people(out: &mut impl Write, found: &Found) -> io::Result<()> {
     let (quiet, loud): (Vec<_>, Vec<_>) = found.buffers.iter().partition(|buffer| buffer.explained);
     for buffer in quiet.iter().take(QUIET_BUFFERS) {
         write_buffer(out, buffer)?;
@@ -30,7 +23,7 @@ fn write(out: &mut String, found: &Found) -> fmt::Result {
     write_summary(out, &found.summary)
 }
 
-fn write_buffer(out: &mut String, buffer: &BufferFindings) -> fmt::Result {
+fn write_buffer(out: &mut impl Write, buffer: &BufferFindings) -> io::Result<()> {
     let BufferFindings { buffer: id, events, .. } = buffer;
     let span = |ends: Option<(u64, u64)>| ends.map_or("nothing".to_owned(), |(first, last)| format!("{first}..{last}"));
     let word = if buffer.explained { "ok" } else { "UNEXPLAINED" };
@@ -67,7 +60,7 @@ fn write_buffer(out: &mut String, buffer: &BufferFindings) -> fmt::Result {
     Ok(())
 }
 
-fn write_missing(out: &mut String, missing: &Missing) -> fmt::Result {
+fn write_missing(out: &mut impl Write, missing: &Missing) -> io::Result<()> {
     for (count, why) in [
         (missing.dead_lettered, "declared as dead letters: Kafka refused them, the gateway has them"),
         (missing.dropped, "declared as dropped by the overflow policy"),
@@ -83,7 +76,13 @@ fn write_missing(out: &mut String, missing: &Missing) -> fmt::Result {
     Ok(())
 }
 
-fn write_spots(out: &mut String, spots: &Spots, word: &str, more: &str, what: impl Fn(&Spot) -> String) -> fmt::Result {
+fn write_spots(
+    out: &mut impl Write,
+    spots: &Spots,
+    word: &str,
+    more: &str,
+    what: impl Fn(&Spot) -> String,
+) -> io::Result<()> {
     for spot in &spots.examples {
         let Spot { sequence, mqtt_topic, topic, partition, offset, .. } = spot;
         writeln!(out, "    {word} {sequence}{}: {mqtt_topic:?}, at {topic}/{partition} offset {offset}", what(spot))?;
@@ -91,12 +90,12 @@ fn write_spots(out: &mut String, spots: &Spots, word: &str, more: &str, what: im
     write_more(out, spots.examples.len(), spots.count, more)
 }
 
-fn write_more(out: &mut String, shown: usize, count: u64, what: &str) -> fmt::Result {
+fn write_more(out: &mut impl Write, shown: usize, count: u64, what: &str) -> io::Result<()> {
     let more = count.saturating_sub(u64::try_from(shown).unwrap_or(u64::MAX));
     if more > 0 { writeln!(out, "    … and {more} {what} more") } else { Ok(()) }
 }
 
-fn write_summary(out: &mut String, summary: &Summary) -> fmt::Result {
+fn write_summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
     let Summary { buffers, records, events, foreign, broken, seconds, missing, .. } = summary;
     writeln!(
         out,

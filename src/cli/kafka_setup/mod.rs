@@ -54,6 +54,9 @@ pub struct Options {
     /// As whom the gateways come to Kafka
     #[arg(long, value_name = "NAME", default_value = "User:tidegate")]
     principal: String,
+    /// Where the gateways say what they delivered [default: that of the configuration]
+    #[arg(long, value_name = "TOPIC")]
+    watermark_topic: Option<String>,
 }
 
 /// Exit code 0 when the topic is as it should be.
@@ -73,10 +76,11 @@ pub fn kafka_setup(options: &Options) -> ExitCode {
         .map_err(ToString::to_string)
         .and_then(|cluster| cluster.overview().map_err(|error| error.to_string()));
     let brokers = overview.as_ref().map_or(USUAL_BROKERS, |overview| overview.brokers);
-    let plan = TopicPlan::new(&config.kafka.watermark_topic, options.gateways, brokers);
+    let watermark_topic = options.watermark_topic.as_deref().unwrap_or(&config.kafka.watermark_topic);
+    let plan = TopicPlan::new(watermark_topic, options.gateways, brokers);
 
     say_topic(&plan, &bootstrap);
-    say_rights(&rights(&config.routes, &config.kafka.watermark_topic), &bootstrap, options);
+    say_rights(&rights(&config.routes, watermark_topic), &bootstrap, options);
     say_cost(options.gateways, config.kafka.linger);
     println!("\n# What is there");
     let good = match (cluster, overview) {

@@ -58,8 +58,9 @@ type Wait<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 enum Assembly {
     NotNeeded,
     Waiting(Wait<Result<OwnedSemaphorePermit, AcquireError>>),
-    /// The packet must be complete by then.
+    /// For the packet of that number, which must be complete by then.
     Granted {
+        packet: u64,
         by: Instant,
         _until_complete: OwnedSemaphorePermit,
     },
@@ -241,9 +242,14 @@ impl<'a> Link<'a> {
     /// Decides whether we listen. While we do not, the client's silence does not count.
     fn hold(&mut self) {
         let unfinished = if self.session.wants_bytes() { self.session.unfinished_bytes() } else { 0 };
-        if unfinished <= SMALL_PACKET_BYTES {
+        let complete = match self.assembly {
+            Assembly::Granted { packet, .. } => packet != self.session.packet_number(),
+            Assembly::NotNeeded | Assembly::Waiting(_) => false,
+        };
+        if unfinished <= SMALL_PACKET_BYTES || complete {
             self.assembly = Assembly::NotNeeded;
-        } else if matches!(self.assembly, Assembly::NotNeeded) {
+        }
+        if unfinished > SMALL_PACKET_BYTES && matches!(self.assembly, Assembly::NotNeeded) {
             let semaphore = Arc::clone(&self.shared.assembly);
             // At most max_packet_bytes, which the decoder has seen to, and the semaphore has as many.
             let bytes = u32::try_from(self.session.announced_bytes()).unwrap_or(u32::MAX);
@@ -270,7 +276,8 @@ impl<'a> Link<'a> {
         let seconds = u32::try_from(announced).unwrap_or(u32::MAX) / SLOWEST_BYTES_PER_S;
         let time = PACKET_PAUSE.saturating_add(Duration::from_secs(seconds.into()));
         let now = Instant::now();
-        Assembly::Granted { by: now.checked_add(time).unwrap_or(now), _until_complete: permit }
+        let by = now.checked_add(time).unwrap_or(now);
+        Assembly::Granted { packet: self.session.packet_number(), by, _until_complete: permit }
     }
 
     fn listens(&self) -> bool {

@@ -76,6 +76,8 @@ pub(super) struct Session {
     heard: Instant,
     /// Bytes since then.
     since_heard: usize,
+    /// Whole packets so far.
+    packets: u64,
     /// The client is not read for a reason that is ours: its silence does not count.
     held: bool,
     /// Received on this connection with QoS 1 or 2, or PUBREL, and not answered.
@@ -126,6 +128,7 @@ impl Session {
             keepalive: patience(keepalive_s),
             heard: now.instant,
             since_heard: 0,
+            packets: 0,
             held: false,
             unanswered: 0,
             half_way: 0,
@@ -235,6 +238,11 @@ impl Session {
         matches!(self.state, State::Over(_))
     }
 
+    /// Which packet is arriving.
+    pub(super) fn packet_number(&self) -> u64 {
+        self.packets
+    }
+
     /// Bytes of a packet that is still arriving.
     pub(super) fn unfinished_bytes(&self) -> usize {
         self.input.len()
@@ -337,6 +345,7 @@ impl Session {
         while matches!(self.state, State::Open) {
             match codec::decode(self.version, &mut self.input, self.terms.max_packet_bytes) {
                 Ok(Some(packet)) => {
+                    self.packets = self.packets.wrapping_add(1);
                     self.hear(now);
                     self.packet(packet, now);
                 }

@@ -75,9 +75,9 @@ impl Cluster {
     }
 
     /// A topic with three replicas.
-    pub fn topic(&self, claim: &str, partitions: i32) -> Outcome<String> {
+    pub fn topic(&self, claim: &str, partitions: i32, settings: &[(&str, &str)]) -> Outcome<String> {
         let topic = super::kafka::unique_topic(claim);
-        create_replicated_topic(&self.brokers(), &topic, partitions, NODES as i32, &[])?;
+        create_replicated_topic(&self.brokers(), &topic, partitions, NODES as i32, settings)?;
         Ok(topic)
     }
 

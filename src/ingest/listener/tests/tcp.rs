@@ -598,3 +598,21 @@ async fn a_large_packet_that_comes_too_slowly_ends_its_connection() {
     assert!(site.status.last_error().contains("50000 of 100"), "{}", site.status.last_error());
     site.stop().await;
 }
+
+#[tokio::test]
+async fn large_packets_one_behind_the_other_have_their_time_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut site = Site::start(folder.path(), settings());
+    let (mut client, _) = Client::connected(site.address, &connect(V5, "press")).await;
+    let packet = |id| publish_to(V5, "t", 1, false, id, &vec![b'x'; 100_000]);
+    client.send(&packet(1)[..80_000]).await;
+    // In all longer than one packet may take, and never without a large one that is half way: the read that brings the
+    // end of one brings enough of the next.
+    for id in 1..=8 {
+        sleep(super::super::limits::PACKET_PAUSE / 6).await;
+        client.send(&[&packet(id)[80_000..], &packet(id + 1)[..80_000]].concat()).await;
+        assert_eq!(client.names(1).await, ["PUBACK"], "{id}");
+    }
+    site.holds(8).await;
+    site.stop().await;
+}
