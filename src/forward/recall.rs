@@ -272,8 +272,8 @@ fn ask_ends(question: &Question, mut config: ClientConfig) -> Result<Ends, ReadE
 /// Once a start: who changes the topic later changes it under all gateways.
 fn check_once(question: &Question) -> Result<(), ReadError> {
     if !question.topic_is_right.load(Ordering::Relaxed) {
-        watermark_topic::check_policy(&question.config, &question.topic, ASK)?;
-        question.topic_is_right.store(true, Ordering::Relaxed);
+        let is_right = watermark_topic::check_policy(&question.config, &question.topic, ASK)?;
+        question.topic_is_right.store(is_right, Ordering::Relaxed);
     }
     Ok(())
 }

@@ -106,8 +106,8 @@ fn create(config: &ClientConfig, topic: &str, wait: Duration) -> Result<(), Topi
     Ok(())
 }
 
-/// Is it compacted? Who may not ask is not answered; then whoever gave the rights has seen to it.
-pub(super) fn check_policy(config: &ClientConfig, topic: &str, wait: Duration) -> Result<(), TopicError> {
+/// Is it compacted? False: that cannot be said yet. Who may not ask is not answered; then whoever gave the rights has seen to it.
+pub(super) fn check_policy(config: &ClientConfig, topic: &str, wait: Duration) -> Result<bool, TopicError> {
     let described = block(async {
         let admin: AdminClient<DefaultClientContext> = config.create()?;
         admin
@@ -117,10 +117,10 @@ pub(super) fn check_policy(config: &ClientConfig, topic: &str, wait: Duration) -
     for resource in described {
         match resource {
             Ok(resource) => {
-                // rdkafka 0.39 keeps a refusal to itself and gives an empty list.
-                let Some(policy) = resource.get("cleanup.policy").and_then(|entry| entry.value.clone()) else {
-                    continue;
-                };
+                let policy = resource.get("cleanup.policy").and_then(|entry| entry.value.clone());
+                // rdkafka 0.39 keeps a refusal to itself and gives an empty list; a topic that is being made at this
+                // moment has no settings yet.
+                let Some(policy) = policy.filter(|policy| !policy.is_empty()) else { return Ok(false) };
                 if !policy.split(',').any(|word| word.trim() == "compact") || policy.contains("delete") {
                     return Err(TopicError::NotCompacted { topic: topic.to_owned(), policy });
                 }
@@ -128,7 +128,7 @@ pub(super) fn check_policy(config: &ClientConfig, topic: &str, wait: Duration) -
             Err(code) => tracing::debug!(topic, %code, "kafka: the watermark topic's settings cannot be looked at"),
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// rdkafka's admin client has a thread of its own; its answers are futures that need no reactor.

@@ -340,13 +340,13 @@ fn a_restored_older_copy_takes_a_new_identity_and_loses_no_new_reading() -> Outc
     let backup = gateway.path().join("backup");
     let mut agent = gateway.start()?;
     let mut logs = vec![publish("first", 500)?];
-    agent.wait_book("held", 0)?;
+    agent.wait_book("delivered", 500)?;
     agent.stop(Duration::from_secs(10))?;
     copy_buffer(&gateway, &backup)?;
     let mut agent = gateway.start()?;
     let old_id = agent.status()?["buffer_id"].to_string();
     logs.push(publish("second", 500)?);
-    agent.wait_book("held", 0)?;
+    agent.wait_book("delivered", 1_000)?;
     agent.stop(Duration::from_secs(10))?;
     // The copy comes back, and takes new readings under the same sequences before it sees Kafka.
     std::fs::remove_dir_all(gateway.data_dir())?;
@@ -361,7 +361,7 @@ fn a_restored_older_copy_takes_a_new_identity_and_loses_no_new_reading() -> Outc
         return trouble!("the copy kept its identity {old_id}");
     }
     logs.push(publish("fourth", 100)?);
-    agent.wait_book("held", 0)?;
+    agent.wait_book("delivered", 500 + 800 + 100)?;
     let mut reader = Reader::committed(&kafka.brokers(), &[&stage.topic])?;
     let was = |records: &[Record]| records.iter().filter(|record| record.header("tidegate-was").is_some()).count();
     let with_old_id = was(reader.read_until("all", PATIENCE, |records| records.len() >= 1_900)?);
@@ -388,7 +388,7 @@ fn a_cloned_buffer_that_runs_twice_loses_nothing_and_ends_up_with_two_identities
         Publisher::start(gateway.listener(), Plan::new(name, name, 2).count(count).rate(500))
     };
     let mut logs = vec![publish(&first, "before", 200).finish(PATIENCE)?];
-    agent.wait_book("held", 0)?;
+    agent.wait_book("delivered", 200)?;
     agent.stop(Duration::from_secs(10))?;
     copy_buffer(&first, &second.data_dir())?;
     let agents = [first.start()?, second.start()?];
@@ -397,7 +397,7 @@ fn a_cloned_buffer_that_runs_twice_loses_nothing_and_ends_up_with_two_identities
         logs.push(publisher.finish(PATIENCE)?);
     }
     for agent in &agents {
-        agent.wait_book("held", 0)?;
+        agent.wait_book("delivered", 200 + 3_000)?;
     }
     let ids = [agents[0].status()?["buffer_id"].to_string(), agents[1].status()?["buffer_id"].to_string()];
     let renamed = agents.iter().filter(|agent| agent.log().contains("taken a new identity")).count();
@@ -589,7 +589,7 @@ fn a_deleted_watermark_topic_is_an_alarm_and_the_cursor_stays() -> Outcome<()> {
         |name: &str| Publisher::start(gateway.listener(), Plan::new(name, name, 2).count(300)).finish(PATIENCE);
     let mut agent = gateway.start()?;
     let mut logs = vec![publish("a")?];
-    agent.wait_book("held", 0)?;
+    agent.wait_book("delivered", 300)?;
     agent.stop(Duration::from_secs(10))?;
     delete_topic(&kafka.brokers(), &watermarks)?;
     let agent = gateway.start()?;
