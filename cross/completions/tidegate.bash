@@ -285,7 +285,7 @@ _tidegate() {
             return 0
             ;;
         tidegate__subcmd__kafka__subcmd__setup)
-            opts="-h --config --gateways --apply --principal --help"
+            opts="-h --config --gateways --apply --principal --watermark-topic --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -300,6 +300,10 @@ _tidegate() {
                     return 0
                     ;;
                 --principal)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --watermark-topic)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -55,6 +55,7 @@ complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -s h -l help -d
 complete -c tidegate -n "__fish_tidegate_using_subcommand kafka-setup" -l config -d 'Configuration file' -r -F
 complete -c tidegate -n "__fish_tidegate_using_subcommand kafka-setup" -l gateways -d 'How many gateways there will be' -r
 complete -c tidegate -n "__fish_tidegate_using_subcommand kafka-setup" -l principal -d 'As whom the gateways come to Kafka' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand kafka-setup" -l watermark-topic -d 'Where the gateways say what they delivered [default: that of the configuration]' -r
 complete -c tidegate -n "__fish_tidegate_using_subcommand kafka-setup" -l apply -d 'Create the topic, or set it right'
 complete -c tidegate -n "__fish_tidegate_using_subcommand kafka-setup" -s h -l help -d 'Print help'
 complete -c tidegate -n "__fish_tidegate_using_subcommand demo" -l seconds -d 'About how long it takes in all' -r
