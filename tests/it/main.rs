@@ -37,6 +37,7 @@ mod secrets; // passwords never show
 mod session; // MQTT sessions
 mod setup; // what the centre must have
 mod stop; // SIGTERM
+mod transactions_hit; // links and brokers fail in the middle of transactions
 mod unit; // the systemd unit and its drop-ins
 mod tls; // certificates, good and bad
 #[allow(dead_code, reason = "the tests use one part of it, the benchmark another")]

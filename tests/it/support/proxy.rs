@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,26 @@ pub enum Weather {
     EndTxnLate,
 }
 
+/// A request of Kafka's protocol by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i16)]
+pub enum Request {
+    Produce = 0,
+    FindCoordinator = 10,
+    InitProducerId = 22,
+    AddPartitionsToTxn = 24,
+    EndTxn = 26,
+}
+
+/// When a request loses its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// Kafka never sees it.
+    Before,
+    /// Kafka does it, and the answer is lost.
+    After,
+}
+
 /// Runs until dropped.
 #[derive(Debug)]
 pub struct Proxy {
@@ -41,6 +61,10 @@ struct State {
     answers_lost: AtomicU64,
     /// `EndTxn` requests that were made late.
     late: AtomicU64,
+    /// The next request that loses its connection.
+    snare: Mutex<Option<(Request, Loss)>>,
+    /// Requests that did.
+    snared: AtomicU64,
     /// How long each byte takes in each direction.
     delay_ms: AtomicU64,
     /// Bytes that clients have sent.
@@ -71,6 +95,8 @@ impl Proxy {
             live: AtomicUsize::new(0),
             answers_lost: AtomicU64::new(0),
             late: AtomicU64::new(0),
+            snare: Mutex::new(None),
+            snared: AtomicU64::new(0),
             delay_ms: AtomicU64::new(0),
             up: AtomicU64::new(0),
             target,
@@ -93,6 +119,17 @@ impl Proxy {
     /// From now on every byte takes so long in each direction: half a round trip. The width of the link is not bounded.
     pub fn delay(&self, time: Duration) {
         self.state.delay_ms.store(time.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    /// The next request of this kind, and that one only, loses its connection.
+    pub fn snare(&self, request: Request, loss: Loss) -> Outcome<()> {
+        *self.state.snare.lock()? = Some((request, loss));
+        Ok(())
+    }
+
+    /// Requests that lost their connection until now.
+    pub fn snared(&self) -> u64 {
+        self.state.snared.load(Ordering::SeqCst)
     }
 
     /// `EndTxn` requests that were made late until now.
@@ -125,6 +162,18 @@ impl Drop for Proxy {
 impl State {
     fn is(&self, weather: Weather) -> bool {
         self.weather.load(Ordering::SeqCst) == weather as u8
+    }
+
+    /// Is it this one's turn to lose its connection?
+    fn snares(&self, frame: &[u8]) -> Option<Loss> {
+        let mut snare = self.snare.lock().ok()?;
+        let (request, loss) = (*snare)?;
+        if !is(frame, request) {
+            return None;
+        }
+        *snare = None;
+        self.snared.fetch_add(1, Ordering::SeqCst);
+        Some(loss)
     }
 
     fn ends_connections(&self) -> bool {
@@ -198,10 +247,18 @@ fn copy(mut from: &TcpStream, to: &TcpStream, answers: bool, state: &Arc<State>)
                     continue;
                 }
                 for frame in frames.feed(read) {
-                    if is_end_txn(&frame) && state.is(Weather::EndTxnLate) {
+                    if is(&frame, Request::EndTxn) && state.is(Weather::EndTxnLate) {
                         state.late.fetch_add(1, Ordering::SeqCst);
-                        deliver_late(frame, state.target);
+                        deliver(frame, state.target, Duration::from_millis(fastrand::u64(150..1_650)));
                         return Ok(());
+                    }
+                    match state.snares(&frame) {
+                        None => {}
+                        Some(Loss::Before) => return Ok(()),
+                        Some(Loss::After) => {
+                            deliver(frame, state.target, Duration::ZERO);
+                            return Ok(());
+                        }
                     }
                     line.send(&frame)?;
                 }
@@ -216,20 +273,20 @@ fn copy(mut from: &TcpStream, to: &TcpStream, answers: bool, state: &Arc<State>)
     Ok(())
 }
 
-/// Over a connection of its own, when it is too late.
-fn deliver_late(frame: Vec<u8>, target: u16) {
+/// Over a connection of its own, when its sender does not wait for it any more.
+fn deliver(frame: Vec<u8>, target: u16, after: Duration) {
     std::thread::spawn(move || -> std::io::Result<()> {
         let mut stream = TcpStream::connect(("127.0.0.1", target))?;
-        std::thread::sleep(Duration::from_millis(fastrand::u64(150..1_650)));
+        std::thread::sleep(after);
         stream.write_all(&frame)?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         stream.read(&mut [0; 256]).map(|_answer| ())
     });
 }
 
-/// `EndTxn` is request 26.
-fn is_end_txn(frame: &[u8]) -> bool {
-    frame.get(4..6) == Some(&[0, 26])
+/// Behind its length, a request begins with its number.
+fn is(frame: &[u8], request: Request) -> bool {
+    frame.get(4..6) == Some(&(request as i16).to_be_bytes()[..])
 }
 
 /// Requests of Kafka's protocol: a length and so many bytes. What does not look like that is passed on as it is.
