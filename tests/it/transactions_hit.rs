@@ -22,13 +22,8 @@ fn publish(gateway: &Gateway) -> Outcome<Publisher> {
     Ok(publisher)
 }
 
-const REQUESTS: [Request; 5] = [
-    Request::EndTxn,
-    Request::Produce,
-    Request::AddPartitionsToTxn,
-    Request::InitProducerId,
-    Request::FindCoordinator,
-];
+const REQUESTS: [Request; 5] =
+    [Request::EndTxn, Request::Produce, Request::AddPartitionsToTxn, Request::InitProducerId, Request::FindCoordinator];
 
 fn cut(link: &Proxy, request: Request, loss: Loss) -> Outcome<()> {
     let snared = |more: u64, so_far: u64, limit: Duration| {
