@@ -312,8 +312,12 @@ fn an_error_that_librdkafka_sends_again_loses_nothing_and_keeps_the_order() {
 #[test]
 fn an_error_that_is_fatal_for_the_producer_loses_nothing() {
     let once = FATAL.iter().map(|error| (*error, 1));
-    // Each makes a new producer, after a wait that grows.
-    let often = FATAL.iter().take(7).map(|error| (*error, 4));
+    // Each makes a new producer, after a wait that grows. Not so UNKNOWN_PRODUCER_ID: librdkafka answers it with a new
+    // epoch, unasked, and the imitation, unlike Kafka, takes any first number of a new epoch. When it refuses the first
+    // batch of that one as well, librdkafka takes the next confirmation for both (seen once in 14 runs). Brokers from
+    // 2.5 on keep what they know of producers (KIP-360) and have no cause to give this error, let alone twice.
+    let again = |error: &&Resp| **error != Resp::RD_KAFKA_RESP_ERR_UNKNOWN_PRODUCER_ID;
+    let often = FATAL.iter().take(8).filter(again).map(|error| (*error, 4));
     errors_lose_nothing(&once.chain(often).collect::<Vec<_>>());
 }
 
