@@ -249,9 +249,9 @@ const SENT_AGAIN: &[Resp] = &[
 
 /// These are final for the batch, and fatal for the producer. The mock cluster is no witness for the order then: it
 /// takes batches with a gap in the sequence numbers before them, which Kafka refuses.
-// Not among them: UNKNOWN_PRODUCER_ID. librdkafka answers it with a new epoch of its own accord and sends the batch again;
-// a batch that it had built ahead goes out before, with a gap in its sequence numbers. Kafka refuses that one. The
-// imitation does not look at sequence numbers, takes it, and librdkafka counts the first batch as stored (1 of 14 runs).
+/// Not among them: `UNKNOWN_PRODUCER_ID`. librdkafka answers it with a new epoch of its own accord and sends the batch again;
+/// a batch that it had built ahead goes out before, with a gap in its sequence numbers. Kafka refuses that one. The
+/// imitation does not look at sequence numbers, takes it, and librdkafka counts the first batch as stored (1 of 14 runs).
 const FATAL: &[Resp] = &[
     Resp::RD_KAFKA_RESP_ERR_UNKNOWN,
     Resp::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE,

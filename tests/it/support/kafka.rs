@@ -100,7 +100,7 @@ impl Kafka {
             write!(listeners, ",LINK{link}://127.0.0.1:{behind}")?;
             write!(advertised, ",LINK{link}://{}", front.local_addr()?)?;
             write!(protocols, ",LINK{link}:PLAINTEXT")?;
-            proxies.push(Proxy::on(front, behind)?);
+            proxies.push(Proxy::of_kafka(front, behind)?);
         }
         for (name, port, protocol) in doors {
             write!(listeners, ",{name}://127.0.0.1:{port}")?;

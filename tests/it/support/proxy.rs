@@ -70,6 +70,7 @@ struct State {
     /// Bytes that clients have sent.
     up: AtomicU64,
     target: u16,
+    is_kafka: bool,
 }
 
 /// A dropped proxy.
@@ -82,11 +83,16 @@ impl Proxy {
     /// In front of that port of 127.0.0.1, on a free one.
     pub fn start(target: u16) -> Outcome<Self> {
         let listener = TcpListener::bind(("127.0.0.1", free_port()?))?;
-        Self::on(listener, target)
+        Self::serve(listener, target, false)
     }
 
-    /// On a listener that exists: its port had to be known before the target was started.
-    pub fn on(listener: TcpListener, target: u16) -> Outcome<Self> {
+    /// In front of Kafka, whose requests are told apart; on a listener that exists: its port had to be known before the
+    /// target was started.
+    pub fn of_kafka(listener: TcpListener, target: u16) -> Outcome<Self> {
+        Self::serve(listener, target, true)
+    }
+
+    fn serve(listener: TcpListener, target: u16, is_kafka: bool) -> Outcome<Self> {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let state = Arc::new(State {
@@ -100,6 +106,7 @@ impl Proxy {
             delay_ms: AtomicU64::new(0),
             up: AtomicU64::new(0),
             target,
+            is_kafka,
         });
         let shared = Arc::clone(&state);
         std::thread::spawn(move || accept(&listener, target, &shared));
@@ -215,7 +222,7 @@ fn copy(mut from: &TcpStream, to: &TcpStream, answers: bool, state: &Arc<State>)
     to.set_nodelay(true)?;
     from.set_read_timeout(Some(GLANCE))?;
     let mut line = Line::new(to.try_clone()?, Arc::clone(state));
-    let mut frames = Frames::default();
+    let mut frames = Frames { is_kafka: state.is_kafka, rest: Vec::new() };
     let mut bytes = vec![0; 64 * 1024];
     while !state.ends_connections() {
         if state.is(Weather::Fog) {
@@ -293,12 +300,6 @@ fn is(frame: &[u8], request: Request) -> bool {
 struct Frames {
     is_kafka: bool,
     rest: Vec<u8>,
-}
-
-impl Default for Frames {
-    fn default() -> Self {
-        Self { is_kafka: true, rest: Vec::new() }
-    }
 }
 
 impl Frames {
