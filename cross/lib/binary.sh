@@ -61,11 +61,15 @@ cross_cargo() { # COMMAND ARGUMENT...
     write_compilers
     local cc=tidegate-$target-cc cxx=tidegate-$target-c++ under=${triple//-/_}
     local sources=${CARGO_HOME:-$HOME/.cargo}/registry/src
-    # No folder of this machine in the binary: not of panics' places either.
+    # No folder of this machine in the binary: not of panics' places either. Where the component rust-src is installed,
+    # rustc would name that for places in the standard library; elsewhere it names it as here.
+    local library
+    library=$(rustc --print sysroot)/lib/rustlib/src/rust
     local flags=(
         "--remap-path-prefix=$PWD=/tidegate"
         "--remap-path-prefix=$build_dir=/tidegate/target"
         "--remap-path-prefix=$(echo "$sources"/*/)=/crates/"
+        "--remap-path-prefix=$library=/rustc/$(rustc -vV | sed -n 's/^commit-hash: //p')"
     )
     [ -z "$static" ] || flags+=(-Clink-self-contained=no)
     local zig_triple=$triple

@@ -33,6 +33,7 @@ report() {
     fi
     [ "$(stat -c %s "$binary")" -le "$max_binary_bytes" ] || wrong+="; the binary is larger than $max_binary_bytes bytes"
     [ "$(stat -c %s "$deb")" -le "$max_deb_bytes" ] || wrong+="; the package is larger than $max_deb_bytes bytes"
-    if strings -n 6 "$binary" | grep -qE "$PWD|$HOME/"; then wrong+="; it names a folder of this machine"; fi
+    # Not `strings | grep -q`: the end of grep would end strings, and pipefail take that for "not found".
+    if grep -qE "$PWD|$HOME/" <(strings -n 6 "$binary"); then wrong+="; it names a folder of this machine"; fi
     [ -z "$wrong" ] || die "$target: ${wrong#; }"
 }
