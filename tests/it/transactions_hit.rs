@@ -65,7 +65,7 @@ fn a_connection_that_is_cut_at_any_request_of_a_transaction_neither_loses_nor_re
     let publisher = publish(&gateway)?;
     let cuts = rounds("TIDEGATE_CUTS", 30);
     for round in 0..cuts {
-        let loss = if round / REQUESTS.len() % 2 == 0 { Loss::Before } else { Loss::After };
+        let loss = if (round / REQUESTS.len()).is_multiple_of(2) { Loss::Before } else { Loss::After };
         cut(link.proxy()?, REQUESTS[round % REQUESTS.len()], loss)?;
         std::thread::sleep(Duration::from_millis(fastrand::u64(50..500)));
         if round == cuts / 2 {
@@ -107,7 +107,7 @@ fn a_transaction_that_kafka_ended_because_it_took_too_long_is_sent_again_once() 
             break;
         }
     }
-    if producers()? == first {
+    if producers()? <= first {
         return trouble!("no transaction was open at any of five instants");
     }
     let seen = stage.settle(&agent, &[publisher.stop(PATIENCE)?])?;
