@@ -3,7 +3,7 @@
 
 # For mobile links and small flash.
 max_deb_bytes=5000000
-max_binary_bytes=14000000
+max_binary_bytes=$((14 << 20))
 
 report() {
     local needs libraries highest deb=$out/$stem.deb tar=$out/$stem.tar.gz
