@@ -352,10 +352,12 @@ fn a_restored_older_copy_takes_a_new_identity_and_loses_no_new_reading() -> Outc
     std::fs::remove_dir_all(gateway.data_dir())?;
     std::fs::rename(&backup, gateway.data_dir())?;
     link.set(Weather::Cut)?;
-    let agent = gateway.start()?;
+    let mut agent = gateway.start()?;
     logs.push(publish("third", 800)?);
     link.set(Weather::Fair)?;
     agent.wait_log(&["ERROR", "taken a new identity"])?;
+    // It begins anew behind that line, its page included.
+    agent.wait_ready()?;
     let new_id = agent.status()?["buffer_id"].to_string();
     if new_id == old_id {
         return trouble!("the copy kept its identity {old_id}");

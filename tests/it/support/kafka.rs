@@ -265,6 +265,7 @@ impl Drop for Lease<'_> {
     fn drop(&mut self) {
         if let Some(proxy) = self.kafka.proxies.get(self.index) {
             proxy.set(Weather::Fair);
+            proxy.delay(Duration::ZERO);
         }
         if let Ok(mut free) = self.kafka.free.lock() {
             free.push(self.index);
