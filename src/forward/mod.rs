@@ -45,7 +45,7 @@
 //! what is legal in it, one short step at a time; `main_lane/transactions.rs` and `lane/transactions.rs` say when one begins
 //! and ends and what its watermark says. A delivery report gives only an [`Acked`](crate::delivered::Acked) then; verdicts,
 //! pace, parking and settling stay as they are. Four rules, each measured on Apache Kafka and each with a test that is red
-//! without it (`tests/it/exactly_once.rs`):
+//! without it (`tests/it/exactly_once.rs`, `tests/it/watermarks.rs`):
 //!
 //! * **Rule A**: the watermark goes into the transaction only when all its records are confirmed (`transaction.rs`).
 //! * **Rule B**: after an `EndTxn` that was sent twice, a new producer (`end_txn.rs`).

@@ -13,7 +13,7 @@ use crate::support::publisher::{Plan, Publisher};
 use crate::support::settle::settle;
 use crate::support::stream::{Hand, Planted, delete_before, delivered, hole};
 use crate::support::wire::{Message, Version};
-use crate::support::{Outcome, PATIENCE, trouble};
+use crate::support::{Outcome, PATIENCE, asked, trouble};
 
 const ONE: &str = "11111111-1111-4111-8111-111111111111";
 const TWO: &str = "22222222-2222-4222-8222-222222222222";
@@ -428,7 +428,7 @@ const MOST_KIB: u64 = 65_536;
 
 #[test]
 fn memory_is_bounded_however_many_records() -> Outcome<()> {
-    let records: u64 = std::env::var("TIDEGATE_AUDIT_RECORDS").ok().and_then(|n| n.parse().ok()).unwrap_or(300_000);
+    let records: u64 = asked("TIDEGATE_AUDIT_RECORDS", 300_000)?;
     let stage = Stage::new("many")?;
     let hand = Hand::new(&stage.kafka.brokers(), &[("queue.buffering.max.kbytes", "65536"), ("linger.ms", "20")])?;
     let buffers: Vec<String> = (0..20).map(|n| format!("{n:08x}-1111-4111-8111-111111111111")).collect();

@@ -1,15 +1,15 @@
 //! Leaders die under load: three real brokers, three replicas, two must confirm.
 
-use crate::exactly_once::{Stage, no_holes, once};
 use crate::support::agent::{Build, Gateway};
 use crate::support::cluster::Cluster;
 use crate::support::publisher::{Plan, Publisher};
 use crate::support::settle::settle;
-use crate::support::{Outcome, PATIENCE};
+use crate::support::stage::{Stage, no_holes, once};
+use crate::support::{Outcome, PATIENCE, asked};
 
-/// How often a leader is killed in a run; `TIDEGATE_LEADER_KILLS` asks for more.
-fn kills() -> i32 {
-    std::env::var("TIDEGATE_LEADER_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(5)
+/// How often a leader is killed in a run: 5, or `TIDEGATE_LEADER_KILLS`.
+fn kills() -> Outcome<i32> {
+    asked("TIDEGATE_LEADER_KILLS", 5)
 }
 
 /// Partitions of the topic, led by different brokers.
@@ -33,13 +33,14 @@ fn leaders_that_are_killed_in_turn_under_load_lose_nothing_and_keep_the_order() 
     gateway.listen("").route("#", &topic);
     let agent = gateway.start()?;
     let publisher = publish(&gateway)?;
-    for kill in 0..kills() {
+    let kills = kills()?;
+    for kill in 0..kills {
         let before = publisher.acknowledged();
         cluster.kill_leader(&topic, kill % PARTITIONS)?;
         publisher.wait_acknowledged(before + 500)?;
     }
     let books = settle(&agent, &cluster.brokers(), &[&topic], &[publisher.stop(PATIENCE)?])?;
-    eprintln!("{} leaders killed: {books}", kills());
+    eprintln!("{kills} leaders killed: {books}");
     books.once_into_the_buffer()
 }
 
@@ -54,7 +55,8 @@ fn leaders_and_coordinators_that_are_killed_in_turn_under_load_repeat_nothing_wi
     let stage = Stage::on(cluster.brokers(), topic.clone())?;
     let agent = gateway.start()?;
     let publisher = publish(&gateway)?;
-    for kill in 0..kills() {
+    let kills = kills()?;
+    for kill in 0..kills {
         let before = publisher.acknowledged();
         match kill % 3 {
             0 => cluster.kill_leader(COORDINATORS, 0)?,
@@ -64,7 +66,7 @@ fn leaders_and_coordinators_that_are_killed_in_turn_under_load_repeat_nothing_wi
         publisher.wait_acknowledged(before + 500)?;
     }
     let seen = stage.settle(&agent, &[publisher.stop(PATIENCE)?])?;
-    eprintln!("{} leaders and coordinators killed, with transactions: {}", kills(), seen.books[1]);
+    eprintln!("{kills} leaders and coordinators killed, with transactions: {}", seen.books[1]);
     once(&seen)?;
     no_holes(&[&seen])
 }

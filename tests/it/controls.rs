@@ -3,7 +3,8 @@
 //! The scenarios are those of the tests; the binary has the bug planted at the line that keeps the rule
 //! (`src/planted.rs`, built by `tests/run`). A scenario that cannot be run is no control: only the verdict counts.
 
-use crate::custody::{Way, kill_at_random, killed_right_after_an_acknowledgement, qos_2_across_a_kill};
+use crate::custody::{kill_at_random, killed_right_after_an_acknowledgement, qos_2_across_a_kill};
+use crate::exactly_once::{die_in, late_end_txn};
 use crate::health::stuck_disk;
 use crate::hostile::{Offence, offending_broker};
 use crate::kafka_away::killed_while_kafka_is_away;
@@ -12,13 +13,19 @@ use crate::parking::{Closed, one_of_two_topics_closed, one_record_too_large};
 use crate::session::{broker_that_lost_everything, cut_while_a_commit_is_under_way, qos_2_resumed};
 use crate::stop::stopped_under_load;
 use crate::support::agent::Build;
+use crate::support::kills::Way;
 use crate::support::wire::Version;
-use crate::support::{Outcome, Verdict, trouble};
+use crate::support::{Outcome, Trouble, Verdict, trouble};
+use crate::watermarks::stalled_partition;
 
 fn red(bug: &'static str, scenario: impl FnOnce(Build) -> Outcome<Verdict>) -> Outcome<()> {
-    match scenario(Build::Planted(bug))? {
-        Err(found) => {
-            eprintln!("{bug} was found: {found:?}");
+    found(bug, scenario(Build::Planted(bug))?)
+}
+
+fn found(bug: &str, verdict: Verdict) -> Outcome<()> {
+    match verdict {
+        Err(Trouble(found)) => {
+            eprintln!("{bug} was found: {}", found.lines().next().unwrap_or_default());
             Ok(())
         }
         Ok(()) => trouble!("{bug} is planted and the scenario does not see it"),
@@ -93,4 +100,29 @@ fn a_blind_watchdog_is_seen() -> Outcome<()> {
 #[test]
 fn a_dropped_dead_letter_is_seen() -> Outcome<()> {
     red("drop-dead-letters", one_record_too_large)
+}
+
+#[test]
+fn a_cursor_that_moves_before_the_commit_is_seen() -> Outcome<()> {
+    found("cursor-before-commit", die_in("cursor-before-commit,die-committing", 3)?)
+}
+
+#[test]
+fn a_watermark_outside_the_transaction_is_seen() -> Outcome<()> {
+    found("watermark-outside", die_in("watermark-outside,die-committing", 3)?)
+}
+
+#[test]
+fn a_watermark_that_is_read_before_it_is_committed_is_seen() -> Outcome<()> {
+    found("no-read-committed", die_in("no-read-committed,die-committing", 3)?)
+}
+
+#[test]
+fn a_watermark_that_is_read_without_waiting_for_others_is_seen() -> Outcome<()> {
+    red("no-stable-read", stalled_partition)
+}
+
+#[test]
+fn a_producer_that_is_kept_after_a_retried_end_of_transaction_is_seen() -> Outcome<()> {
+    red("keep-producer", |build| late_end_txn(build, 40))
 }

@@ -3,36 +3,17 @@
 //!
 //! `TIDEGATE_KILLS=10000` makes the two campaigns as long as that; 30 kills each otherwise.
 
-use std::time::Duration;
-
 use crate::support::agent::{Build, Gateway};
 use crate::support::client::{Connection, keep};
-use crate::support::kafka::{self, Kafka};
-use crate::support::mosquitto;
-use crate::support::publisher::{Plan, Publisher};
+use crate::support::kafka;
+use crate::support::kills::{self, Campaign, Way};
 use crate::support::reader::{Reader, Record};
 use crate::support::settle::{settle, wait_while_anything_comes};
 use crate::support::wire::{Message, Packet, Version};
-use crate::support::{Outcome, PATIENCE, Trouble, Verdict, trouble};
-
-/// How readings reach the agent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// Straight.
-    Listener,
-    /// Through mosquitto.
-    Broker,
-}
+use crate::support::{Outcome, PATIENCE, Trouble, Verdict};
 
 /// Kills after which a campaign is settled and a new one begins on a new buffer, so that books stay small.
 const KILLS_A_CAMPAIGN: u32 = 50;
-
-/// Each publisher; low enough that two cores keep up while half of the time is spent starting.
-const READINGS_A_SECOND: u32 = 2_000;
-
-fn kills() -> u32 {
-    std::env::var("TIDEGATE_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(30)
-}
 
 #[test]
 fn no_acknowledged_reading_is_lost_when_the_agent_behind_its_listener_is_killed() -> Outcome<()> {
@@ -45,7 +26,7 @@ fn no_acknowledged_reading_is_lost_when_the_agent_behind_a_broker_is_killed() ->
 }
 
 fn kill_campaigns(way: Way) -> Outcome<()> {
-    let mut left = kills();
+    let mut left = kills::asked()?;
     while left > 0 {
         let now = left.min(KILLS_A_CAMPAIGN);
         kill_at_random(Build::Real, way, now)??;
@@ -54,50 +35,17 @@ fn kill_campaigns(way: Way) -> Outcome<()> {
     Ok(())
 }
 
-/// A QoS 1 and a QoS 2 publisher, MQTT 5 and 3.1.1, and an agent that lives for 50 to 800 ms at a time.
+/// An agent that lives for 50 to 800 ms at a time.
 pub fn kill_at_random(build: Build, way: Way, kills: u32) -> Outcome<Verdict> {
     let kafka = kafka::shared()?;
     let topics = [kafka.topic("kill-1")?, kafka.topic("kill-2")?];
-    let (gateway, address) = gateway(build, way, kafka, &topics)?;
-    let mut agent = gateway.start()?;
-    if way == Way::Broker {
-        agent.wait_subscribed(1)?;
-    }
-    let publisher = |qos: u8, version, topic: &str| {
-        let topics = (0..5).map(|n| format!("{}/{qos}/{n}", topics[0])).collect();
-        Publisher::start(address, Plan::new(topic, "", qos).topics(topics).version(version).rate(READINGS_A_SECOND))
-    };
-    let publishers = [publisher(1, Version::V5, &topics[0]), publisher(2, Version::V311, &topics[1])];
-    for _ in 0..kills {
-        std::thread::sleep(Duration::from_millis(fastrand::u64(50..800)));
-        agent.kill();
-        agent = gateway.start()?;
-    }
-    let logs = publishers.into_iter().map(|publisher| publisher.stop(PATIENCE)).collect::<Outcome<Vec<_>>>()?;
-    if logs.iter().any(|log| log.acknowledged_count() < u64::from(kills)) {
-        return trouble!("hardly anything was acknowledged: {logs:?}");
-    }
-    let first = settle(&agent, &kafka.brokers(), &[&topics[0]], logs.get(..1).unwrap_or_default())?;
-    let second = settle(&agent, &kafka.brokers(), &[&topics[1]], logs.get(1..).unwrap_or_default())?;
+    let mut gateway = Gateway::new(build, &kafka.brokers())?;
+    let campaign = Campaign { way, kills, lives_ms: 50..800, rate: 2_000 };
+    let (agent, [first, second]) = campaign.run(&mut gateway, [&topics[0], &topics[1]])?;
+    let first = settle(&agent, &kafka.brokers(), &[&topics[0]], &[first])?;
+    let second = settle(&agent, &kafka.brokers(), &[&topics[1]], &[second])?;
     eprintln!("{way:?}, {kills} kills\n  QoS 1: {first}  QoS 2: {second}");
     Ok(first.at_least_once().and(second.once_into_the_buffer()))
-}
-
-fn gateway(build: Build, way: Way, kafka: &Kafka, topics: &[String; 2]) -> Outcome<(Gateway, std::net::SocketAddr)> {
-    let mut gateway = Gateway::new(build, &kafka.brokers())?;
-    let root = &topics[0];
-    for (qos, topic) in (1..).zip(topics) {
-        gateway.route(&format!("{root}/{qos}/#"), topic);
-    }
-    let address = match way {
-        Way::Listener => gateway.listen("").listener(),
-        Way::Broker => {
-            let broker = mosquitto::shared()?;
-            gateway.subscribe("plant", &broker.url(), &format!("{root}/#"), 2, mosquitto::WIDE);
-            broker.address()
-        }
-    };
-    Ok((gateway, address))
 }
 
 /// The control of custody rule 1: readings come so slowly that a kill finds the last ones acknowledged a moment ago.

@@ -24,7 +24,7 @@ mod config; // wrong configurations
 mod consumers; // the examples of the README, run
 mod controls; // planted bugs turn the scenarios red
 mod custody; // nothing acknowledged is lost when the agent is killed
-mod exactly_once; // transactions
+mod exactly_once; // transactions, through kills and faults
 mod flow; // what goes in comes out
 mod health; // systemd, probes, metrics, status
 mod hostile; // peers that break the rules
@@ -38,6 +38,7 @@ mod session; // MQTT sessions
 mod setup; // what the centre must have
 mod stop; // SIGTERM
 mod transactions_hit; // links and brokers fail in the middle of transactions
+mod watermarks; // twins, copies and the watermark topic
 mod unit; // the systemd unit and its drop-ins
 mod tls; // certificates, good and bad
 #[allow(dead_code, reason = "the tests use one part of it, the benchmark another")]

@@ -9,7 +9,7 @@ use crate::support::proxy::Weather;
 use crate::support::publisher::{Plan, Publisher};
 use crate::support::settle::settle;
 use crate::support::wire::{Message, Version, write_publish};
-use crate::support::{Outcome, PATIENCE, Trouble, Verdict, trouble};
+use crate::support::{Outcome, PATIENCE, Trouble, Verdict, asked, trouble};
 
 /// Resident while readings pile up; measured: 18,100 to 18,800.
 const AWAY_KIB: u64 = 20_000;
@@ -20,7 +20,7 @@ const DRAIN_KIB: u64 = 28_000;
 
 /// How many pile up: 200,000, or `TIDEGATE_BACKLOG`.
 fn backlog() -> Outcome<u64> {
-    Ok(std::env::var("TIDEGATE_BACKLOG").map_or(Ok(200_000), |text| text.parse())?)
+    asked("TIDEGATE_BACKLOG", 200_000)
 }
 
 #[test]

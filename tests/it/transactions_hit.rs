@@ -3,17 +3,13 @@
 
 use std::time::Duration;
 
-use crate::exactly_once::{Stage, no_holes, once, watermark_topic};
 use crate::support::agent::{Build, Gateway};
 use crate::support::kafka::{self, Kafka};
-use crate::support::proxy::{Loss, Proxy, Request};
+use crate::support::kafka_wire::Request;
+use crate::support::proxy::{Loss, Proxy};
 use crate::support::publisher::{Plan, Publisher};
-use crate::support::{Outcome, PATIENCE, trouble, wait_until};
-
-/// Of a campaign; the variable asks for more.
-fn rounds(variable: &str, usual: usize) -> usize {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
-}
+use crate::support::stage::{Stage, no_holes, once, watermark_topic};
+use crate::support::{Outcome, PATIENCE, asked, trouble, wait_until};
 
 /// So long after it goes on, the agent knows that Kafka has ended its transaction.
 const NOTICED: Duration = Duration::from_secs(10);
@@ -63,7 +59,7 @@ fn a_connection_that_is_cut_at_any_request_of_a_transaction_neither_loses_nor_re
     gateway.exactly_once(&watermark_topic(kafka)?).listen("").route("#", &stage.topic);
     let agent = gateway.start()?;
     let publisher = publish(&gateway)?;
-    let cuts = rounds("TIDEGATE_CUTS", 30);
+    let cuts = asked("TIDEGATE_CUTS", 30)?;
     for round in 0..cuts {
         let loss = if (round / REQUESTS.len()).is_multiple_of(2) { Loss::Before } else { Loss::After };
         cut(link.proxy()?, REQUESTS[round % REQUESTS.len()], loss)?;
@@ -124,7 +120,7 @@ fn a_broker_that_is_killed_again_and_again_makes_no_transaction_come_twice() -> 
     gateway.exactly_once(&watermark_topic(&kafka)?).listen("").route("#", &stage.topic);
     let agent = gateway.start()?;
     let publisher = publish(&gateway)?;
-    let kills = rounds("TIDEGATE_BROKER_KILLS", 3);
+    let kills = asked("TIDEGATE_BROKER_KILLS", 3)?;
     for _ in 0..kills {
         let before = publisher.acknowledged();
         publisher.wait_acknowledged(before + fastrand::u64(500..2_000))?;

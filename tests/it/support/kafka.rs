@@ -266,6 +266,8 @@ impl Drop for Lease<'_> {
         if let Some(proxy) = self.kafka.proxies.get(self.index) {
             proxy.set(Weather::Fair);
             proxy.delay(Duration::ZERO);
+            // A poisoned lock means that another thread has failed its test.
+            drop(proxy.refuse(None));
         }
         if let Ok(mut free) = self.kafka.free.lock() {
             free.push(self.index);

@@ -10,6 +10,8 @@ pub mod certificates; // an authority of our own
 pub mod client; // one MQTT connection
 pub mod http; // GET
 pub mod kafka; // Apache Kafka, one JVM
+pub mod kafka_wire; // its protocol, as far as a proxy needs it
+pub mod kills; // of the agent, at random instants
 pub mod mosquitto; // the Debian package
 pub mod process; // children that never outlive us, ports, folders
 pub mod proxy; // a link that can be cut
@@ -17,6 +19,7 @@ pub mod publisher; // a sensor that remembers what was acknowledged
 pub mod reader; // what Kafka holds
 pub mod scripted; // a broker that does what mosquitto will not do on demand
 pub mod settle; // waits for the end and closes the books
+pub mod stage; // a topic, two readers that see what is committed, and what they must have seen
 pub mod stream; // what gateways would write to Kafka, planted
 pub mod wire; // MQTT packets, independent of the agent's codec
 
@@ -57,6 +60,15 @@ macro_rules! trouble {
     ($($text:tt)*) => { Err($crate::support::Trouble::new(format!($($text)*))) };
 }
 pub(crate) use trouble;
+
+/// A number that a longer or larger run gives in an environment variable; without it, the usual one. What is not a number
+/// is an error: nobody shall take the usual run for the long one.
+pub fn asked<N: std::str::FromStr>(variable: &str, usual: N) -> Outcome<N> {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().map_err(|_error| Trouble(format!("{variable}={text} is not a number"))),
+        Err(_unset) => Ok(usual),
+    }
+}
 
 /// Asks again and again until the answer is `Some`; the only way in which tests wait.
 pub fn wait_for<T>(what: &str, limit: Duration, mut question: impl FnMut() -> Option<T>) -> Outcome<T> {

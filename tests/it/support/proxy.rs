@@ -1,12 +1,15 @@
 //! A link that can be cut, held and mended, for any TCP service.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+mod copying;
+
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Outcome, process::free_port};
+use self::copying::accept;
+use super::kafka_wire::{Batch, Request, is};
+use super::{Outcome, Trouble, process::free_port};
 
 /// What the link does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,17 +28,6 @@ pub enum Weather {
     EndTxnLate,
 }
 
-/// A request of Kafka's protocol by its number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(i16)]
-pub enum Request {
-    Produce = 0,
-    FindCoordinator = 10,
-    InitProducerId = 22,
-    AddPartitionsToTxn = 24,
-    EndTxn = 26,
-}
-
 /// When a request loses its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
@@ -43,6 +35,22 @@ pub enum Loss {
     Before,
     /// Kafka does it, and the answer is lost.
     After,
+}
+
+/// Batches that Kafka is made to refuse: the link answers in its place.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    pub topic: String,
+    /// The code of the answer.
+    pub error: i16,
+    /// So many of them; others pass.
+    pub times: u64,
+    /// Only with so many records.
+    pub least_records: usize,
+    /// Only with these bytes in it, when they are not empty.
+    pub holding: Vec<u8>,
+    /// Kafka stores it all the same: what it said got lost, and this is what a broker makes of that.
+    pub stored: bool,
 }
 
 /// Runs until dropped.
@@ -65,6 +73,11 @@ struct State {
     snare: Mutex<Option<(Request, Loss)>>,
     /// Requests that did.
     snared: AtomicU64,
+    refusal: Mutex<Option<Refusal>>,
+    /// Batches that were refused.
+    refused: AtomicU64,
+    /// A batch that could not be understood, so that none was refused.
+    puzzle: Mutex<Option<String>>,
     /// How long each byte takes in each direction.
     delay_ms: AtomicU64,
     /// Bytes that clients have sent.
@@ -103,6 +116,9 @@ impl Proxy {
             late: AtomicU64::new(0),
             snare: Mutex::new(None),
             snared: AtomicU64::new(0),
+            refusal: Mutex::new(None),
+            refused: AtomicU64::new(0),
+            puzzle: Mutex::new(None),
             delay_ms: AtomicU64::new(0),
             up: AtomicU64::new(0),
             target,
@@ -137,6 +153,20 @@ impl Proxy {
     /// Requests that lost their connection until now.
     pub fn snared(&self) -> u64 {
         self.state.snared.load(Ordering::SeqCst)
+    }
+
+    /// From now on such batches are refused; `None`: no more.
+    pub fn refuse(&self, refusal: Option<Refusal>) -> Outcome<()> {
+        *self.state.refusal.lock()? = refusal;
+        Ok(())
+    }
+
+    /// Batches refused until now. An error when one could not be understood.
+    pub fn refused(&self) -> Outcome<u64> {
+        match self.state.puzzle.lock()?.take() {
+            Some(puzzle) => Err(Trouble(format!("the link does not understand a batch: {puzzle}"))),
+            None => Ok(self.state.refused.load(Ordering::SeqCst)),
+        }
     }
 
     /// `EndTxn` requests that were made late until now.
@@ -183,182 +213,43 @@ impl State {
         Some(loss)
     }
 
+    /// The answer to a batch that is to be refused, and whether it is stored all the same.
+    fn refuses(&self, frame: &[u8]) -> Option<(Vec<u8>, bool)> {
+        let mut waiting = self.refusal.lock().ok()?;
+        let refusal = waiting.as_mut()?;
+        if !is(frame, Request::Produce) {
+            return None;
+        }
+        let batch = match Batch::read(frame) {
+            Ok(batch) => batch,
+            Err(puzzle) => {
+                self.puzzle.lock().ok()?.replace(puzzle);
+                return None;
+            }
+        };
+        let fits = batch.topic == refusal.topic
+            && batch.count() >= refusal.least_records
+            && batch.holds(&refusal.holding)
+            && refusal.times > 0;
+        if !fits {
+            return None;
+        }
+        refusal.times -= 1;
+        self.refused.fetch_add(1, Ordering::SeqCst);
+        Some((batch.refused(refusal.error), refusal.stored))
+    }
+
     fn ends_connections(&self) -> bool {
         let weather = self.weather.load(Ordering::SeqCst);
         weather == GONE || weather == Weather::Cut as u8
     }
 }
 
-fn accept(listener: &TcpListener, target: u16, state: &Arc<State>) {
-    while state.weather.load(Ordering::SeqCst) != GONE {
-        let Ok((client, _)) = listener.accept() else {
-            std::thread::sleep(Duration::from_millis(2));
-            continue;
-        };
-        state.attempts.fetch_add(1, Ordering::SeqCst);
-        if state.ends_connections() {
-            continue;
-        }
-        let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
-        for (from, to, answers) in [(&client, &server, false), (&server, &client, true)] {
-            if let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) {
-                let state = Arc::clone(state);
-                std::thread::spawn(move || {
-                    state.live.fetch_add(1, Ordering::SeqCst);
-                    // An end of either direction ends both; that is all an error can tell here.
-                    drop(copy(&from, &to, answers, &state));
-                    drop(from.shutdown(Shutdown::Both));
-                    drop(to.shutdown(Shutdown::Both));
-                    state.live.fetch_sub(1, Ordering::SeqCst);
-                });
-            }
-        }
-    }
-}
-
-fn copy(mut from: &TcpStream, to: &TcpStream, answers: bool, state: &Arc<State>) -> std::io::Result<()> {
-    from.set_nonblocking(false)?;
-    from.set_nodelay(true)?;
-    to.set_nodelay(true)?;
-    from.set_read_timeout(Some(GLANCE))?;
-    let mut line = Line::new(to.try_clone()?, Arc::clone(state));
-    let mut frames = Frames { is_kafka: state.is_kafka, rest: Vec::new() };
-    let mut bytes = vec![0; 64 * 1024];
-    while !state.ends_connections() {
-        if state.is(Weather::Fog) {
-            std::thread::sleep(GLANCE);
-            continue;
-        }
-        match from.read(&mut bytes) {
-            Ok(0) => return Ok(()),
-            Ok(count) => {
-                // What was read while fog came down waits until it lifts.
-                while state.is(Weather::Fog) {
-                    std::thread::sleep(GLANCE);
-                }
-                if answers && state.is(Weather::AnswersLost) {
-                    state.answers_lost.fetch_add(1, Ordering::SeqCst);
-                    return Ok(());
-                }
-                if state.ends_connections() {
-                    return Ok(());
-                }
-                let read = bytes.get(..count).unwrap_or_default();
-                if answers {
-                    line.send(read)?;
-                    continue;
-                }
-                state.up.fetch_add(count as u64, Ordering::SeqCst);
-                if !frames.is_kafka {
-                    line.send(read)?;
-                    continue;
-                }
-                for frame in frames.feed(read) {
-                    if is(&frame, Request::EndTxn) && state.is(Weather::EndTxnLate) {
-                        state.late.fetch_add(1, Ordering::SeqCst);
-                        deliver(frame, state.target, Duration::from_millis(fastrand::u64(150..1_650)));
-                        return Ok(());
-                    }
-                    match state.snares(&frame) {
-                        None => {}
-                        Some(Loss::Before) => return Ok(()),
-                        Some(Loss::After) => {
-                            deliver(frame, state.target, Duration::ZERO);
-                            return Ok(());
-                        }
-                    }
-                    line.send(&frame)?;
-                }
-                if !frames.is_kafka {
-                    line.send(&std::mem::take(&mut frames.rest))?;
-                }
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Over a connection of its own, when its sender does not wait for it any more.
-fn deliver(frame: Vec<u8>, target: u16, after: Duration) {
-    std::thread::spawn(move || -> std::io::Result<()> {
-        let mut stream = TcpStream::connect(("127.0.0.1", target))?;
-        std::thread::sleep(after);
-        stream.write_all(&frame)?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        stream.read(&mut [0; 256]).map(|_answer| ())
-    });
-}
-
-/// Behind its length, a request begins with its number.
-fn is(frame: &[u8], request: Request) -> bool {
-    frame.get(4..6) == Some(&(request as i16).to_be_bytes()[..])
-}
-
-/// Requests of Kafka's protocol: a length and so many bytes. What does not look like that is passed on as it is.
-struct Frames {
-    is_kafka: bool,
-    rest: Vec<u8>,
-}
-
-impl Frames {
-    fn feed(&mut self, bytes: &[u8]) -> Vec<Vec<u8>> {
-        self.rest.extend_from_slice(bytes);
-        let mut whole = Vec::new();
-        while let Some(head) = self.rest.first_chunk::<4>() {
-            let length = u32::from_be_bytes(*head) as usize + 4;
-            if length > 100 << 20 {
-                self.is_kafka = false;
-                break;
-            }
-            if self.rest.len() < length {
-                break;
-            }
-            let next = self.rest.split_off(length);
-            whole.push(std::mem::replace(&mut self.rest, next));
-        }
-        whole
-    }
-}
-
-/// Writes at once, or after the link's delay.
-struct Line {
-    to: TcpStream,
-    state: Arc<State>,
-    delayed: Option<std::sync::mpsc::Sender<(Instant, Vec<u8>)>>,
-}
-
-impl Line {
-    fn new(to: TcpStream, state: Arc<State>) -> Self {
-        Self { to, state, delayed: None }
-    }
-
-    fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        let delay = Duration::from_millis(self.state.delay_ms.load(Ordering::SeqCst));
-        if delay.is_zero() && self.delayed.is_none() {
-            return self.to.write_all(bytes);
-        }
-        if self.delayed.is_none() {
-            let (sender, receiver) = std::sync::mpsc::channel::<(Instant, Vec<u8>)>();
-            let mut to = self.to.try_clone()?;
-            std::thread::spawn(move || {
-                for (due, bytes) in receiver {
-                    std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                    if to.write_all(&bytes).is_err() {
-                        return;
-                    }
-                }
-            });
-            self.delayed = Some(sender);
-        }
-        let Some(sender) = &self.delayed else { return Ok(()) };
-        sender.send((Instant::now() + delay, bytes.to_vec())).map_err(|_gone| ErrorKind::BrokenPipe.into())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
     use super::*;
 
     /// A service that sends back what it gets.

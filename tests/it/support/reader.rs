@@ -90,6 +90,11 @@ impl Reader {
         Self::with(brokers, topics, Isolation::Committed)
     }
 
+    /// Everything, what is not committed as well.
+    pub fn uncommitted(brokers: &str, topics: &[&str]) -> Outcome<Self> {
+        Self::with(brokers, topics, Isolation::Uncommitted)
+    }
+
     fn with(brokers: &str, topics: &[&str], isolation: Isolation) -> Outcome<Self> {
         let level = if isolation == Isolation::Committed { "read_committed" } else { "read_uncommitted" };
         let consumer: BaseConsumer = ClientConfig::new()

@@ -1,0 +1,74 @@
+//! The agent is killed with -9 at random instants, again and again, while a QoS 1 and a QoS 2 publisher go on. Who calls
+//! it judges what Kafka holds.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use super::agent::{Agent, Gateway};
+use super::mosquitto;
+use super::publisher::{Log, Plan, Publisher};
+use super::wire::Version;
+use super::{Outcome, PATIENCE, trouble};
+
+/// How many kills a campaign has: 30, or `TIDEGATE_KILLS`.
+pub fn asked() -> Outcome<u32> {
+    super::asked("TIDEGATE_KILLS", 30)
+}
+
+/// How readings reach the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Straight.
+    Listener,
+    /// Through mosquitto.
+    Broker,
+}
+
+/// What one is like.
+pub struct Campaign {
+    pub way: Way,
+    pub kills: u32,
+    /// How long the agent lives each time, milliseconds.
+    pub lives_ms: Range<u64>,
+    /// Of each publisher, a second; low enough that two cores keep up while half of the time is spent starting.
+    pub rate: u32,
+}
+
+impl Campaign {
+    /// QoS 1 in MQTT 5 to the first of these Kafka topics, QoS 2 in MQTT 3.1.1 to the second. The agent that is left,
+    /// and what each publisher was acknowledged.
+    pub fn run(&self, gateway: &mut Gateway, topics: [&str; 2]) -> Outcome<(Agent, [Log; 2])> {
+        let root = topics[0];
+        for (qos, topic) in (1..).zip(topics) {
+            gateway.route(&format!("{root}/{qos}/#"), topic);
+        }
+        let address = match self.way {
+            Way::Listener => gateway.listen("").listener(),
+            Way::Broker => {
+                let broker = mosquitto::shared()?;
+                gateway.subscribe("plant", &broker.url(), &format!("{root}/#"), 2, mosquitto::WIDE);
+                broker.address()
+            }
+        };
+        let mut agent = gateway.start()?;
+        if self.way == Way::Broker {
+            agent.wait_subscribed(1)?;
+        }
+        let publisher = |qos: u8, version, name: &str| {
+            let topics = (0..5).map(|n| format!("{root}/{qos}/{n}")).collect();
+            Publisher::start(address, Plan::new(name, "", qos).topics(topics).version(version).rate(self.rate))
+        };
+        let publishers = [publisher(1, Version::V5, topics[0]), publisher(2, Version::V311, topics[1])];
+        for _ in 0..self.kills {
+            std::thread::sleep(Duration::from_millis(fastrand::u64(self.lives_ms.clone())));
+            agent.kill();
+            agent = gateway.start()?;
+        }
+        let [first, second] = publishers.map(|publisher| publisher.stop(PATIENCE));
+        let logs = [first?, second?];
+        if logs.iter().any(|log| log.acknowledged_count() < u64::from(self.kills)) {
+            return trouble!("hardly anything was acknowledged: {logs:?}");
+        }
+        Ok((agent, logs))
+    }
+}
