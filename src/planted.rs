@@ -30,6 +30,8 @@ pub enum Bug {
     BlindWatchdog,
     /// A record that Kafka refuses is released without a dead letter.
     DropDeadLetters,
+    /// A batch that Kafka refuses is blamed on its newest record, though it was not alone.
+    BlameTheBatch,
     /// The cursor moves when Kafka has acknowledged the records, before the transaction is committed.
     CursorBeforeCommit,
     /// The watermark is written by a producer of its own, outside the transaction.
@@ -73,6 +75,7 @@ impl Bug {
             Self::CarelessStop => "careless-stop",
             Self::BlindWatchdog => "blind-watchdog",
             Self::DropDeadLetters => "drop-dead-letters",
+            Self::BlameTheBatch => "blame-the-batch",
             Self::CursorBeforeCommit => "cursor-before-commit",
             Self::WatermarkOutside => "watermark-outside",
             Self::NoReadCommitted => "no-read-committed",

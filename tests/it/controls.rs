@@ -10,6 +10,7 @@ use crate::hostile::{Offence, offending_broker};
 use crate::kafka_away::killed_while_kafka_is_away;
 use crate::memory::flood;
 use crate::parking::{Closed, one_of_two_topics_closed, one_record_too_large};
+use crate::refusals::{BLAMING, FINAL, Mode, Refused, refused};
 use crate::session::{broker_that_lost_everything, cut_while_a_commit_is_under_way, qos_2_resumed};
 use crate::stop::stopped_under_load;
 use crate::support::agent::Build;
@@ -125,4 +126,18 @@ fn a_watermark_that_is_read_without_waiting_for_others_is_seen() -> Outcome<()> 
 #[test]
 fn a_producer_that_is_kept_after_a_retried_end_of_transaction_is_seen() -> Outcome<()> {
     red("keep-producer", |build| late_end_txn(build, 40))
+}
+
+#[test]
+fn readings_that_are_released_before_kafka_refuses_them_are_seen() -> Outcome<()> {
+    [Mode::AtLeastOnce, Mode::ExactlyOnce].into_iter().try_for_each(|mode| {
+        red("release-before-delivery", |build| refused(build, mode, Refused::Readings, &FINAL[..2]))
+    })
+}
+
+#[test]
+fn a_good_reading_that_is_blamed_for_its_batch_is_seen() -> Outcome<()> {
+    [Mode::AtLeastOnce, Mode::ExactlyOnce]
+        .into_iter()
+        .try_for_each(|mode| red("blame-the-batch", |build| refused(build, mode, Refused::Readings, &BLAMING[2..])))
 }

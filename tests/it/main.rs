@@ -32,6 +32,7 @@ mod kafka_tls; // TLS to Kafka
 mod kafka_away; // nothing is lost, and order kept, while Kafka is away
 mod memory; // bounds
 mod parking; // missing, forbidden, too large
+mod refusals; // whatever Kafka answers to a batch
 mod quiet; // no trouble, no noise
 mod secrets; // passwords never show
 mod session; // MQTT sessions
