@@ -247,6 +247,12 @@ pub struct Word {
 }
 
 impl Word {
+    /// Nobody's word, for unit tests.
+    #[cfg(test)]
+    pub(crate) fn forged(delivered: Sequence, instance: Instance) -> Self {
+        Self { delivered, instance, at_ms: 0 }
+    }
+
     /// Everything up to here was delivered, or its other fate was durable before.
     #[must_use]
     pub fn through(&self) -> Sequence {

@@ -316,3 +316,7 @@ fn outside(terms: &Terms, partition: i32, records: &[Record]) {
     }
     other.flush(Duration::from_secs(5)).unwrap_or_default();
 }
+
+#[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
+mod tests;
