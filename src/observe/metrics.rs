@@ -125,6 +125,11 @@ fn links(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     )?;
     page.counter("mqtt_dropped", "QoS 0 messages that found no room, since start.", values(|l| l.dropped))?;
     page.counter("mqtt_repeats", "QoS 2 repeats recognised by packet id, since start.", values(|l| l.repeats))?;
+    page.counter(
+        "mqtt_unreleased_lost",
+        "QoS 2 messages half way when their session was lost: each may come again as a new reading; since start.",
+        values(|l| l.unreleased_lost),
+    )?;
     page.counter("mqtt_connects", "Connections made since start.", values(|l| l.connects))?;
     page.counter("mqtt_failures", "Connections ended by an error since start.", values(|l| l.failures))?;
     page.counter("mqtt_refusals", "Connections or subscriptions refused since start.", values(|l| l.refusals))

@@ -134,6 +134,9 @@ pub struct LinkPart {
     pub dropped: u64,
     /// QoS 2 repeats recognised.
     pub repeats: u64,
+    /// QoS 2 messages half way when their session was lost: each may come again as a new reading.
+    #[serde(default)]
+    pub unreleased_lost: u64,
     /// Connections made.
     pub connects: u64,
     /// Connections ended by an error.
@@ -346,6 +349,7 @@ impl From<&LinkStatus> for LinkPart {
             acknowledgements: read(&link.acknowledgements),
             dropped: read(&link.dropped),
             repeats: read(&link.repeats),
+            unreleased_lost: read(&link.unreleased_lost),
             connects: read(&link.connects),
             failures: read(&link.failures),
             refusals: read(&link.refusals),
