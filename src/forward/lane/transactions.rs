@@ -118,11 +118,12 @@ impl Try {
             }
             session::Step::Known(recalled) => Some(self.recalled(recalled, shared)),
             session::Step::Seal => Some(self.seal(shared, now)),
-            session::Step::Committed(proofs, _) => {
+            session::Step::Committed(proofs, ending) => {
                 transacting.held = false;
                 shared.lanes_delivered.insert(Arc::clone(&self.topic), transacting.sealed);
                 if let Some(status) = shared.transactions() {
                     add(&mut status.committed, 1);
+                    status.commits.note(ending);
                 }
                 self.confirmed(proofs, shared, now);
                 None

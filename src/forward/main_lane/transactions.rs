@@ -313,7 +313,7 @@ impl MainLane {
         if let Some(status) = shared.transactions() {
             add(&mut status.committed, 1);
             status.watermark = watermark;
-            status.commit_seconds += ending.as_secs_f64();
+            status.commits.note(ending);
         }
         shared.outcome.delivered(proofs, now);
         shared.outcome.watermark(watermark, now);

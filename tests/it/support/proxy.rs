@@ -67,8 +67,9 @@ struct State {
     snared: AtomicU64,
     /// How long each byte takes in each direction.
     delay_ms: AtomicU64,
-    /// Bytes that clients have sent.
+    /// Bytes that clients have sent, and been sent.
     up: AtomicU64,
+    down: AtomicU64,
     target: u16,
     is_kafka: bool,
 }
@@ -105,6 +106,7 @@ impl Proxy {
             snared: AtomicU64::new(0),
             delay_ms: AtomicU64::new(0),
             up: AtomicU64::new(0),
+            down: AtomicU64::new(0),
             target,
             is_kafka,
         });
@@ -147,6 +149,11 @@ impl Proxy {
     /// Bytes that clients have sent until now.
     pub fn bytes_up(&self) -> u64 {
         self.state.up.load(Ordering::SeqCst)
+    }
+
+    /// Bytes that clients were sent until now.
+    pub fn bytes_down(&self) -> u64 {
+        self.state.down.load(Ordering::SeqCst)
     }
 
     /// Connections accepted until now.
@@ -245,6 +252,7 @@ fn copy(mut from: &TcpStream, to: &TcpStream, answers: bool, state: &Arc<State>)
                 }
                 let read = bytes.get(..count).unwrap_or_default();
                 if answers {
+                    state.down.fetch_add(count as u64, Ordering::SeqCst);
                     line.send(read)?;
                     continue;
                 }
