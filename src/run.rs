@@ -101,9 +101,10 @@ pub fn run(config: Config) -> Result<(), RunError> {
         match run_once(config.clone())? {
             End::Asked => return Ok(()),
             End::Twin(cause) => {
-                let id = buffer::take_new_identity(&config.buffer, &config.agent.data_dir)?;
+                let (id, unreleased) = buffer::take_new_identity(&config.buffer, &config.agent.data_dir)?;
                 error!(
                     buffer_id = %id,
+                    unreleased,
                     "{cause}; this buffer has taken a new identity, and what it holds goes to Kafka under it, with the \
                      old id in the header tidegate-was: what the other one has delivered already comes twice"
                 );

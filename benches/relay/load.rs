@@ -12,12 +12,16 @@ pub struct Load {
     pub qos: u8,
     pub payload_bytes: usize,
     pub connections: usize,
+    /// Sensors a connection, each with a topic of its own.
+    pub sensors: usize,
     /// Events of all connections together.
     pub events: usize,
     /// Unacknowledged messages a connection. With QoS 0, messages a write.
     pub window: usize,
     /// Events a second of all connections together; `None` = as fast as it goes.
     pub rate: Option<f64>,
+    /// Remember when each event was acknowledged.
+    pub stamp: bool,
 }
 
 /// What came of it.
@@ -27,6 +31,8 @@ pub struct Published {
     pub payload_bytes: u64,
     /// PUBLISH written → PUBACK or PUBCOMP read, sampled, in seconds, sorted.
     pub latencies: Vec<f64>,
+    /// With `stamp`: number of the connection, number of the event on it, when it was acknowledged.
+    pub stamps: Vec<(usize, usize, Instant)>,
     pub elapsed: Duration,
 }
 
@@ -52,6 +58,7 @@ impl Load {
             all.events += one.events;
             all.payload_bytes += one.payload_bytes;
             all.latencies.extend(one.latencies);
+            all.stamps.extend(one.stamps);
         }
         all.latencies.sort_by(f64::total_cmp);
         all.elapsed = start.elapsed();
@@ -88,6 +95,8 @@ struct Publisher {
     out: Vec<u8>,
     payload: Vec<u8>,
     sent_at: Vec<Option<Instant>>,
+    /// Which event has that packet id now; with `stamp`.
+    event_of: Vec<usize>,
     next_id: u16,
     in_flight: usize,
     result: Published,
@@ -115,6 +124,7 @@ impl Publisher {
             out: Vec::with_capacity(256 * 1024),
             payload: Vec::new(),
             sent_at: vec![None; 65_536],
+            event_of: vec![0; if load.stamp { 65_536 } else { 0 }],
             next_id: 1,
             in_flight: 0,
             result: Published::default(),
@@ -169,8 +179,9 @@ impl Publisher {
 
     fn publish(&mut self, counter: usize) {
         self.payload.clear();
-        reading(&mut self.payload, self.number, counter, self.load.payload_bytes);
-        let topic = format!("bench/line{}/s{:03}", self.number % 4, self.number);
+        let sensor = self.number * self.load.sensors + counter % self.load.sensors;
+        reading(&mut self.payload, sensor, counter, self.load.payload_bytes);
+        let topic = format!("bench/line{}/s{sensor:03}", self.number % 4);
         let id_bytes = if self.load.qos > 0 { 2 } else { 0 };
         let mut remaining = 2 + topic.len() + id_bytes + self.payload.len();
         self.out.push(0x30 | self.load.qos << 1);
@@ -189,6 +200,9 @@ impl Publisher {
             if self.next_id.is_multiple_of(8) {
                 self.sent_at[usize::from(self.next_id)] = Some(Instant::now());
             }
+            if let Some(event) = self.event_of.get_mut(usize::from(self.next_id)) {
+                *event = counter;
+            }
             self.next_id = if self.next_id == u16::MAX { 1 } else { self.next_id + 1 };
             self.in_flight += 1;
         }
@@ -205,6 +219,9 @@ impl Publisher {
             match kind {
                 4 | 7 => {
                     self.in_flight -= 1;
+                    if let Some(event) = self.event_of.get(usize::from(id)) {
+                        self.result.stamps.push((self.number, *event, Instant::now()));
+                    }
                     if let Some(sent_at) = self.sent_at[usize::from(id)].take() {
                         self.result.latencies.push(sent_at.elapsed().as_secs_f64());
                     }

@@ -28,6 +28,7 @@
 #![allow(missing_docs, unreachable_pub, reason = "a benchmark has no interface")]
 
 mod load;
+mod usage;
 #[path = "../../tests/it/support/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the benchmark uses a part of the tests' support")]
 mod support;
@@ -38,9 +39,7 @@ use load::{Load, Published};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use support::agent::{Agent, Build, Gateway};
 use support::{Outcome, kafka, mosquitto, trouble};
-
-/// Clock ticks a second in `/proc/<pid>/stat`; 100 on every Linux that Tidegate runs on.
-const TICKS: f64 = 100.0;
+use usage::{Usage, machine};
 
 fn main() -> Outcome<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
@@ -114,7 +113,8 @@ fn line(path: &str, qos: u8, bytes: usize) -> Outcome<()> {
     }
     // mosquitto takes 20 QoS 2 messages of a 3.1.1 client at a time; what goes beyond waits for its timer.
     let window = if path == "mosquitto" && qos == 2 { 20 } else { 250 };
-    let load = Load { to, qos, payload_bytes: bytes, connections: 4, events, window, rate: None };
+    let load =
+        Load { to, qos, payload_bytes: bytes, connections: 4, sensors: 1, events, window, rate: None, stamp: false };
     let warm = load_of(Load { events: 8_000, ..load })?;
     wait_for_kafka(&kafka.brokers(), &topic, warm.events)?;
     let before = Usage::of(&agent)?;
@@ -183,8 +183,17 @@ fn drain() -> Outcome<()> {
     away.listen("").route("bench/{line}/{sensor}", &topic);
     drop(lease);
     let mut agent = away.start()?;
-    let load =
-        Load { to: away.listener(), qos: 1, payload_bytes: 100, connections: 4, events, window: 250, rate: None };
+    let load = Load {
+        to: away.listener(),
+        qos: 1,
+        payload_bytes: 100,
+        connections: 4,
+        sensors: 1,
+        events,
+        window: 250,
+        rate: None,
+        stamp: false,
+    };
     let published = load_of(load)?;
     let held_peak = agent.memory_kib("VmHWM")?;
     agent.stop(Duration::from_secs(20))?;
@@ -230,36 +239,6 @@ fn wait_for_kafka(brokers: &str, topic: &str, events: usize) -> Outcome<usize> {
     Ok(held)
 }
 
-struct Usage {
-    cpu_s: f64,
-    written_bytes: u64,
-}
-
-impl Usage {
-    fn of(agent: &Agent) -> Outcome<Self> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid()))?;
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
-        let io = std::fs::read_to_string(format!("/proc/{}/io", agent.pid()))?;
-        let written = io.lines().find_map(|l| l.strip_prefix("write_bytes: ")).unwrap();
-        Ok(Self { cpu_s: ticks / TICKS, written_bytes: written.trim().parse()? })
-    }
-
-    fn since(&self, before: &Self) -> Self {
-        Self { cpu_s: self.cpu_s - before.cpu_s, written_bytes: self.written_bytes - before.written_bytes }
-    }
-}
-
 fn count() -> Option<usize> {
     std::env::var("TIDEGATE_BENCH_EVENTS").ok()?.parse().ok()
-}
-
-/// What the figures were measured on.
-fn machine() -> String {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model =
-        cpu.lines().find_map(|l| l.strip_prefix("model name")).map_or("?", |l| l.trim_start_matches([' ', '\t', ':']));
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    format!("{model}, {cores} cores, Linux {}", kernel.trim())
 }

@@ -40,13 +40,13 @@ pub(super) fn begin(connection: &Connection, books: &Books) -> Lives {
 }
 
 /// Gives a closed buffer a new identity, and says which. What it holds stays, with its sequences; the QoS 2 packet ids
-/// are forgotten, because brokers and sensors have used them again with the other one.
+/// are forgotten, because brokers and sensors have used them again with the other one: how many is said as well.
 ///
 /// The database first, then the side file: a crash between them is found at the next start, which believes the database.
 ///
 /// # Errors
 /// When the buffer cannot be opened or written; then nothing has changed.
-pub fn take_new_identity(settings: &config::Buffer, data_dir: &Path) -> Result<Uuid, OpenError> {
+pub fn take_new_identity(settings: &config::Buffer, data_dir: &Path) -> Result<(Uuid, usize), OpenError> {
     let _lock = super::open::lock(data_dir)?;
     let database = Database::new(data_dir, settings);
     let connection = database.open_existing().map_err(OpenError::disk("open the database"))?;
@@ -62,7 +62,8 @@ pub fn take_new_identity(settings: &config::Buffer, data_dir: &Path) -> Result<U
     let reserved = Marks::read(data_dir).ok().flatten().map_or(0, |marks| marks.reserved);
     let marks = Marks { buffer_id: new, reserved, committed }.reserving(committed);
     marks.write(data_dir).map_err(OpenError::files("write", &data_dir.join(FILE_NAME)))?;
-    Ok(new)
+    let forgotten = books.sessions.values().map(|session| session.packet_ids.len()).sum();
+    Ok((new, forgotten))
 }
 
 fn rename(connection: &Connection) -> Result<(Uuid, Books), LoadError> {

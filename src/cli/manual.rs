@@ -40,7 +40,11 @@ fn page() -> String {
     for (code, meaning) in [
         (EXIT_OK, "Stopped as asked, or done."),
         (EXIT_FAILED, "Anything else; the last line of the log says what."),
-        (EXIT_CONFIG, "The configuration is wrong. systemd does not start the service again on it."),
+        (
+            EXIT_CONFIG,
+            "The configuration is wrong, or this version must not touch the buffer, because a newer one has made it. \
+             systemd does not start the service again on it.",
+        ),
     ] {
         item(&mut text, &code.to_string(), meaning);
     }

@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand. Only here, standard output is written to.
+//! The command line: one file a subcommand. Only here, standard output is written to, and only by way of `out`.
 
 pub mod run; // the agent
 pub mod check; // the configuration, offline
@@ -7,6 +7,7 @@ pub mod audit; // what Kafka holds, and what is missing
 pub mod kafka_setup; // what the centre must have
 pub mod demo; // everything embedded
 pub mod version; // which build this is
+mod out; // what they say, and to whom if nobody listens any more
 #[cfg(test)]
 mod manual; // tidegate(1) and completions, in step with the above
 

@@ -1,11 +1,11 @@
 //! `tidegate run`: the agent, from its configuration file to its exit code.
-#![expect(clippy::print_stderr, reason = "this is the command line; the log is not set up yet when it is wrong")]
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use tracing::{error, warn};
 
+use super::out::complain;
 use super::{EXIT_CONFIG, EXIT_FAILED};
 
 /// Exit code 0: stopped as asked. 78: wrong configuration, or a buffer that only a person can help (systemd does not
@@ -14,12 +14,12 @@ pub fn run(file: &Path) -> ExitCode {
     let config = match crate::config::load(file) {
         Ok(config) => config,
         Err(problems) => {
-            eprintln!("{problems}");
+            complain(problems);
             return ExitCode::from(EXIT_CONFIG);
         }
     };
     if let Err(error) = crate::observe::log::start(&config.log) {
-        eprintln!("{error}");
+        complain(error);
         return ExitCode::from(EXIT_FAILED);
     }
     die_whole();

@@ -1,7 +1,7 @@
 //! `tidegate status`: asks the running agent over `[http] listen` and prints its snapshot.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::out::{self, complain};
 use super::{ConfigFile, EXIT_CONFIG, EXIT_FAILED};
 use crate::observe::status::{LinkPart, Status};
 
@@ -36,12 +37,13 @@ pub fn status(options: &Options) -> ExitCode {
     let address = match crate::config::load(&options.config.config) {
         Ok(config) => config.http.listen,
         Err(problems) => {
-            eprintln!("{problems}");
+            complain(problems);
             return ExitCode::from(EXIT_CONFIG);
         }
     };
     let Some(address) = address else {
-        eprintln!("status: [http] listen is \"\" in {}, so the agent cannot be asked", options.config.config.display());
+        let file = options.config.config.display();
+        complain(format_args!("status: [http] listen is \"\" in {file}, so the agent cannot be asked"));
         return ExitCode::from(EXIT_FAILED);
     };
     let answer = tokio::runtime::Builder::new_current_thread()
@@ -49,23 +51,33 @@ pub fn status(options: &Options) -> ExitCode {
         .build()
         .map_err(AskError::from)
         .and_then(|runtime| runtime.block_on(ask(address)));
-    match answer {
-        Ok(json) if options.json => println!("{json}"),
-        Ok(json) => match serde_json::from_str::<Status>(&json) {
-            Ok(status) => print!("{}", for_people(&status)),
-            Err(error) => {
-                eprintln!("status: {address} answered something else than a status: {error}");
-                return ExitCode::from(EXIT_FAILED);
-            }
-        },
+    let json = match answer {
+        Ok(json) => json,
         Err(error) => {
-            eprintln!(
+            complain(format_args!(
                 "status: no answer from http://{address}/status: {error}\n        is the agent running with this configuration?"
-            );
+            ));
             return ExitCode::from(EXIT_FAILED);
         }
+    };
+    let text = if options.json {
+        json + "\n"
+    } else {
+        match serde_json::from_str::<Status>(&json) {
+            Ok(status) => for_people(&status),
+            Err(error) => {
+                complain(format_args!("status: {address} answered something else than a status: {error}"));
+                return ExitCode::from(EXIT_FAILED);
+            }
+        }
+    };
+    match out::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(format_args!("status: {error}"));
+            ExitCode::from(EXIT_FAILED)
+        }
     }
-    ExitCode::SUCCESS
 }
 
 #[derive(Debug, thiserror::Error)]

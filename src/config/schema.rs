@@ -511,10 +511,11 @@ pub(super) const KAFKA: Table = Table {
         },
         Key {
             name: "delivery",
-            kind: Kind::Choice(&["at-least-once", "exactly-once"], &[]),
-            default: Default::Is("\"at-least-once\""),
-            why: "at-least-once: after a crash a reading may come twice, with the same tidegate-id. exactly-once: readers \
-                  with isolation.level=read_committed see each once; Kafka transactions, about 500 bytes on the wire each.",
+            kind: Kind::Choice(&["exactly-once", "at-least-once"], &[]),
+            default: Default::Is("\"exactly-once\""),
+            why: "exactly-once: readers with isolation.level=read_committed see each reading once; Kafka transactions, \
+                  about 500 bytes on the wire each. at-least-once: after a crash a reading may come twice, with the \
+                  same tidegate-id; for links that are paid by the byte.",
         },
         Key {
             name: "watermark_topic",

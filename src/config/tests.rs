@@ -201,6 +201,7 @@ fn values_arrive_as_they_were_written() {
         commit_delay = "20ms"
         [kafka]
         brokers = ["k1:9092", "[::1]:9093"]
+        delivery = "at-least-once"
         linger = "0ms"
         [kafka.options]
         "socket.timeout.ms" = "5000"

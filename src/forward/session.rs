@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::producer::Producer;
 use super::recall::{Question, Recall, Recalled, Trouble};
 use super::transaction::{Move, State};
-use super::verdict::code_of;
+use super::verdict::{Verdict, code_of, verdict};
 use super::watermark_topic::Partitions;
 use crate::buffer::Lives;
 use crate::delivered::{Batch, Delivered, Word};
@@ -190,11 +190,17 @@ impl Session {
         Ok(())
     }
 
-    /// Kafka refused records of the open transaction for what they are.
-    pub(super) fn refuse(&mut self, producer: &Producer, now: Instant) {
+    /// Kafka refused records of the open transaction with these codes. False: none is open, or this producer can do
+    /// nothing more, not even abort.
+    pub(super) fn refuse(&mut self, producer: &Producer, mut codes: impl Iterator<Item = Code>, now: Instant) -> bool {
+        let is_open = matches!(self.state, State::Filling | State::Closing);
+        if !is_open || producer.fatal().is_some() || codes.any(|code| verdict(code) == Verdict::NewProducer) {
+            return false;
+        }
         self.went(Move::Refused);
         *producer.end_txn() = super::end_txn::EndTxn::default();
         self.until = later(now, ABORT);
+        true
     }
 
     fn register(&mut self, producer: &Producer) -> Step {

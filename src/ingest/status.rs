@@ -22,6 +22,9 @@ pub struct LinkStatus {
     pub dropped: AtomicU64,
     /// QoS 2 repeats recognised by their packet id.
     pub repeats: AtomicU64,
+    /// QoS 2 messages that were stored and not released when their session was lost or ended. The protocol cannot save
+    /// these: a sender that still has one sends it in a new session, and it is stored again.
+    pub unreleased_lost: AtomicU64,
     /// Connections made (a broker: connects; a listener: accepts that passed CONNECT).
     pub connects: AtomicU64,
     /// Connections ended by an error of any kind.
@@ -44,6 +47,7 @@ impl LinkStatus {
             acknowledgements: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             repeats: AtomicU64::new(0),
+            unreleased_lost: AtomicU64::new(0),
             connects: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             refusals: AtomicU64::new(0),

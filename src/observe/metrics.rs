@@ -7,13 +7,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::status::{Books, LinkPart, Sources, Status, TransactionsPart};
+use crate::forward::status::{COMMIT_BOUNDS_S, CommitTimes};
 
 /// Content type of what [`Metrics::text`] makes.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -125,6 +126,11 @@ fn links(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     )?;
     page.counter("mqtt_dropped", "QoS 0 messages that found no room, since start.", values(|l| l.dropped))?;
     page.counter("mqtt_repeats", "QoS 2 repeats recognised by packet id, since start.", values(|l| l.repeats))?;
+    page.counter(
+        "mqtt_unreleased_lost",
+        "QoS 2 messages half way when their session was lost: each may come again as a new reading; since start.",
+        values(|l| l.unreleased_lost),
+    )?;
     page.counter("mqtt_connects", "Connections made since start.", values(|l| l.connects))?;
     page.counter("mqtt_failures", "Connections ended by an error since start.", values(|l| l.failures))?;
     page.counter("mqtt_refusals", "Connections or subscriptions refused since start.", values(|l| l.refusals))
@@ -172,10 +178,10 @@ fn transactions(page: &mut Page<'_>, part: &TransactionsPart) -> fmt::Result {
         "Transactions whose end was asked for twice since start; each cost a new producer.",
         [(NONE, part.end_txn_retried)],
     )?;
-    page.counter_f64(
-        "kafka_commit_seconds",
-        "Time from the last record's being sent to the commit's end, since start.",
-        part.commit_seconds,
+    page.histogram(
+        "kafka_transaction_commit_seconds",
+        "Time from the last record's being sent to the commit's end, of the transactions committed since start.",
+        &part.commits,
     )?;
     page.gauge(
         "kafka_blocked",
@@ -232,6 +238,18 @@ impl Page<'_> {
     fn counter_f64(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
         let counter = ConstCounter::new(value);
         counter.encode(self.encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, times: &CommitTimes) -> fmt::Result {
+        let bounds = COMMIT_BOUNDS_S.into_iter().chain([f64::INFINITY]);
+        let classes: Vec<(f64, u64)> = bounds.zip(times.counts).collect();
+        let count = times.counts.into_iter().fold(0, u64::saturating_add);
+        self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?.encode_histogram::<NoLabelSet>(
+            times.seconds,
+            count,
+            &classes,
+            None,
+        )
     }
 
     fn gauge<'l>(

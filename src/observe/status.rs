@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::pulse::Pulse;
 use crate::buffer::{BufferStatus, LedgerLine};
 use crate::event::wall_clock_ms;
-use crate::forward::status::{ForwardStatus, Transactions};
+use crate::forward::status::{CommitTimes, ForwardStatus, Transactions};
 use crate::ingest::status::LinkStatus;
 
 /// Where the snapshot is taken from. Every stage publishes; nobody is asked, so that looking never disturbs.
@@ -134,6 +134,9 @@ pub struct LinkPart {
     pub dropped: u64,
     /// QoS 2 repeats recognised.
     pub repeats: u64,
+    /// QoS 2 messages half way when their session was lost: each may come again as a new reading.
+    #[serde(default)]
+    pub unreleased_lost: u64,
     /// Connections made.
     pub connects: u64,
     /// Connections ended by an error.
@@ -184,6 +187,9 @@ pub struct TransactionsPart {
     pub end_txn_retried: u64,
     /// From the last record's being sent to the commit's end, all together.
     pub commit_seconds: f64,
+    /// The same by classes, for `/metrics`.
+    #[serde(skip)]
+    pub commits: CommitTimes,
     /// Why nothing can be sent; empty when something can.
     pub blocked: String,
 }
@@ -309,9 +315,10 @@ impl From<&LedgerLine> for RouteBooks {
 
 impl From<&Transactions> for TransactionsPart {
     fn from(transactions: &Transactions) -> Self {
-        let Transactions { watermark, committed, aborted, end_txn_retried, commit_seconds, .. } = *transactions;
-        let blocked = transactions.blocked.clone();
-        Self { watermark, committed, aborted, end_txn_retried, commit_seconds, blocked }
+        let Transactions { watermark, committed, aborted, end_txn_retried, .. } = *transactions;
+        let (commits, blocked) = (transactions.commits.clone(), transactions.blocked.clone());
+        let commit_seconds = commits.seconds;
+        Self { watermark, committed, aborted, end_txn_retried, commit_seconds, commits, blocked }
     }
 }
 
@@ -346,6 +353,7 @@ impl From<&LinkStatus> for LinkPart {
             acknowledgements: read(&link.acknowledgements),
             dropped: read(&link.dropped),
             repeats: read(&link.repeats),
+            unreleased_lost: read(&link.unreleased_lost),
             connects: read(&link.connects),
             failures: read(&link.failures),
             refusals: read(&link.refusals),

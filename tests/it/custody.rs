@@ -4,13 +4,14 @@
 //! `TIDEGATE_KILLS=10000` makes the two campaigns as long as that; 30 kills each otherwise.
 
 use crate::support::agent::{Build, Gateway};
-use crate::support::client::{Connection, keep};
-use crate::support::kafka;
+use crate::support::client::{Connection, clean, keep};
+use crate::support::kafka::{self, unique_topic};
 use crate::support::kills::{self, Campaign, Way};
+use crate::support::process::free_port;
 use crate::support::reader::{Reader, Record};
 use crate::support::settle::{settle, wait_while_anything_comes};
 use crate::support::wire::{Message, Packet, Version};
-use crate::support::{Outcome, PATIENCE, Trouble, Verdict};
+use crate::support::{Outcome, PATIENCE, Trouble, Verdict, trouble};
 
 /// Kills after which a campaign is settled and a new one begins on a new buffer, so that books stay small.
 const KILLS_A_CAMPAIGN: u32 = 50;
@@ -119,4 +120,80 @@ pub fn qos_2_across_a_kill(build: Build, version: Version) -> Outcome<Verdict> {
 #[test]
 fn a_qos_2_reading_is_taken_once_though_the_agent_is_killed_between_pubrec_and_pubrel() -> Outcome<()> {
     Version::ALL.into_iter().try_for_each(|version| qos_2_across_a_kill(Build::Real, version)?)
+}
+
+/// Of a buffer that is old: the next sequence it gives out.
+const LATE: u64 = (1 << 32) - 3;
+
+/// As if so many readings had passed through it: the side file says so, and a database that knows less leaves them out.
+fn age(gateway: &Gateway) -> Outcome<()> {
+    let file = gateway.data_dir().join("identity");
+    let text = std::fs::read_to_string(&file)?;
+    let Some((who, _marks)) = text.split_once("reserved ") else { return trouble!("no marks in {text}") };
+    let aged = format!("{who}reserved {last}\ncommitted {last}\n", last = LATE - 1);
+    let sum = crc32c::crc32c(aged.as_bytes());
+    Ok(std::fs::write(file, format!("{aged}crc32c {sum:08x}\n"))?)
+}
+
+/// The numbers from `first` to `last`, each acknowledged.
+fn publish_numbers(address: std::net::SocketAddr, first: u16, last: u16) -> Outcome<()> {
+    let (mut sensor, _) = Connection::open(address, Version::V5, clean("s"))?;
+    for n in first..=last {
+        let message = Message { topic: "t".into(), payload: n.to_string().into(), qos: 1, ..Message::default() };
+        sensor.publish(&message, n)?;
+    }
+    Ok(())
+}
+
+/// A buffer counts beyond 2^32, where a machine word may have 32 bits: on its disk, in its memory, in Kafka's records and,
+/// with transactions, in the watermark. It is killed with readings of both sides held, and again behind it.
+fn counting_beyond_2_32(watermark_topic: Option<&str>) -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    let topic = kafka.topic("late")?;
+    let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+    gateway.listen("").route("#", &topic).kafka_at(&format!("127.0.0.1:{}", free_port()?));
+    let sensors = gateway.listener();
+    gateway.start()?.stop(PATIENCE)?;
+    age(&gateway)?;
+
+    let agent = gateway.start()?;
+    publish_numbers(sensors, 1, 6)?;
+    agent.wait_book("held", 6)?;
+    agent.kill();
+    gateway.kafka_at(&kafka.brokers());
+    if let Some(watermark_topic) = watermark_topic {
+        gateway.exactly_once(watermark_topic);
+    }
+    let agent = gateway.start()?;
+    publish_numbers(sensors, 7, 9)?;
+    agent.wait_book("delivered", 9)?;
+    agent.kill();
+    let agent = gateway.start()?;
+    publish_numbers(sensors, 10, 10)?;
+    agent.wait_book("delivered", 10)?;
+    agent.wait_book("held", 0)?;
+
+    let mut reader = Reader::committed(&kafka.brokers(), &[&topic])?;
+    let mut found: Vec<(Vec<u8>, Option<u64>)> =
+        reader.read_all()?.iter().map(|r| (r.payload.clone(), r.id().map(|(_, sequence)| sequence))).collect();
+    if watermark_topic.is_none() {
+        // What was delivered right before the kill may come again, under its id.
+        let mut ids = std::collections::BTreeSet::new();
+        found.retain(|(_, sequence)| ids.insert(*sequence));
+    }
+    let wanted: Vec<_> = (1..=10).map(|n: u64| (n.to_string().into_bytes(), Some(LATE + n - 1))).collect();
+    assert_eq!(found, wanted);
+    Ok(())
+}
+
+#[test]
+fn a_buffer_counts_beyond_2_32_and_is_killed_before_and_after_it() -> Outcome<()> {
+    counting_beyond_2_32(None)
+}
+
+#[test]
+fn a_buffer_counts_beyond_2_32_in_transactions_and_is_killed_before_and_after_it() -> Outcome<()> {
+    let watermark_topic = unique_topic("late-watermarks");
+    kafka::shared()?.create_topic(&watermark_topic, 1, &[("cleanup.policy", "compact")])?;
+    counting_beyond_2_32(Some(&watermark_topic))
 }

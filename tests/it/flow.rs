@@ -3,11 +3,12 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::support::agent::{Build, Gateway};
+use crate::support::books::Books;
 use crate::support::client::{Connection, clean, keep};
 use crate::support::kafka::{self, unique_topic};
 use crate::support::mosquitto;
-use crate::support::publisher::{Plan, Publisher};
-use crate::support::reader::{Reader, Record};
+use crate::support::publisher::{Plan, Publisher, publish_all};
+use crate::support::reader::{Reader, Record, policy};
 use crate::support::settle::settle;
 use crate::support::wire::{Message, Packet, Property, Version, property};
 use crate::support::{Outcome, PATIENCE, wait_until};
@@ -271,4 +272,20 @@ fn a_publisher_cannot_forge_the_headers_of_the_agent() -> Outcome<()> {
     assert_eq!((record.mqtt_topic().as_str(), record.text("honest").as_str()), ("t", "yes"));
     assert_eq!(record.id().map(|(_, sequence)| sequence), Some(1));
     Ok(())
+}
+
+/// A configuration that says nothing of delivery, on a Kafka on which nothing was prepared.
+#[test]
+fn by_default_the_agent_makes_its_watermark_topic_and_delivers_exactly_once() -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    let topic = kafka.topic("default")?;
+    let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+    gateway.default_delivery().listen("").route("#", &topic);
+    let agent = gateway.start()?;
+    let log = publish_all(gateway.listener(), Plan::new("default", "t/0", 2).count(100))?;
+    agent.wait_book("delivered", 100)?;
+    assert_eq!(agent.status()?.pointer("/kafka/delivery").and_then(serde_json::Value::as_str), Some("exactly-once"));
+    assert_eq!(policy(&kafka.brokers(), "tidegate.watermarks")?, "compact");
+    let mut reader = Reader::committed(&kafka.brokers(), &[&topic])?;
+    Books::close(&[log], reader.read_all()?).exactly_once()
 }

@@ -1,4 +1,6 @@
-//! A run without trouble says nothing above INFO, and little of that.
+//! A run without trouble says nothing above INFO, and little of that; and nobody has to listen.
+
+use std::process::{Command, Stdio};
 
 use crate::support::Outcome;
 use crate::support::agent::{Build, Gateway};
@@ -49,4 +51,45 @@ fn a_run_without_trouble_logs_no_warning() -> Outcome<()> {
         assert!(log.lines().count() < 60, "{} lines for nothing:\n{log}", log.lines().count());
     }
     Ok(())
+}
+
+/// Everything that prints and ends by itself.
+const COMMANDS: [&[&str]; 6] =
+    [&["check"], &["status"], &["status", "--json"], &["kafka-setup"], &["audit"], &["audit", "--json"]];
+
+#[test]
+fn a_command_ends_as_always_when_nobody_reads_what_it_says() -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    let topic = kafka.topic("unheard")?;
+    let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+    gateway.listen("").route("#", &topic);
+    let _agent = gateway.start()?;
+    let good = gateway.path().join("tidegate.toml");
+    let wrong = gateway.path().join("wrong.toml");
+    std::fs::write(&wrong, "[agent]\nidd = \"a\"\n")?;
+    // With a wrong configuration it is standard error that has something to say; so `run` ends by itself, too.
+    let run: &[&str] = &["run"];
+    let cases =
+        COMMANDS.iter().map(|words| (words, &good)).chain(COMMANDS.iter().chain([&run]).map(|words| (words, &wrong)));
+    for (words, file) in cases {
+        let command = || -> Outcome<Command> {
+            let mut command = Command::new(Build::Real.binary()?);
+            command.args(*words).arg("--config").arg(file).stdin(Stdio::null());
+            Ok(command)
+        };
+        let heard = command()?.output()?;
+        assert!(!heard.stdout.is_empty() || !heard.stderr.is_empty(), "the control: {words:?} says something");
+        let unheard = command()?.stdout(unread()?).output()?;
+        let said = String::from_utf8_lossy(&unheard.stderr);
+        assert_eq!(unheard.status, heard.status, "{words:?}, standard output unread: {said}");
+        assert_eq!(unheard.stderr, heard.stderr, "{words:?}: {said}");
+        let deaf = command()?.stdout(unread()?).stderr(unread()?).status()?;
+        assert_eq!(deaf, heard.status, "{words:?}, both unread");
+    }
+    Ok(())
+}
+
+/// A pipe whose reader has left.
+fn unread() -> Outcome<std::io::PipeWriter> {
+    Ok(std::io::pipe()?.1)
 }

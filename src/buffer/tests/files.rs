@@ -257,9 +257,17 @@ fn every_start_is_another_instance_and_is_remembered_with_the_last_sequence_it_c
 
 #[test]
 fn a_new_identity_keeps_what_is_held_and_forgets_packet_ids_and_earlier_starts() {
-    let (dir, old) = with_five_events();
-    let new = take_new_identity(&settings(), dir.path()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = open(dir.path());
+    let half_way = vec![IdChange::Keep(60), IdChange::Add(3, 100), IdChange::Add(4, 100)];
+    let session = SessionChange { session: "broker:a".into(), changes: half_way };
+    bench.send_with((1..=5).map(event).collect(), vec![session], 1);
+    bench.acknowledged();
+    let old = bench.recovered.buffer_id;
+    bench.close();
+    let (new, forgotten) = take_new_identity(&settings(), dir.path()).unwrap();
     assert_ne!(new, old);
+    assert_eq!(forgotten, 2);
     let mut bench = open(dir.path());
     assert_eq!(bench.recovered.buffer_id, new);
     assert_eq!(bench.recovered.lives.former, [(old, 5)]);

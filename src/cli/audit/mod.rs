@@ -38,7 +38,6 @@
 //! | declared holes and lanes | 100,000 (neighbours join) | incomplete |
 //! | buffers | 10,000 | incomplete |
 //! | read ahead by librdkafka | 10,000 records or 4 MiB, and one fetch of 384 KiB compressed | it waits |
-#![expect(clippy::print_stderr, reason = "this is the command line")]
 
 mod auditor;
 mod findings;
@@ -70,6 +69,7 @@ use self::findings::Verdict;
 use self::look::{Found, Plan};
 use self::progress::Progress;
 use self::reader::Isolation;
+use super::out::{self, complain};
 use super::{DEFAULT_CONFIG, EXIT_CONFIG, EXIT_FAILED};
 use crate::config::{self, Delivery, Kafka};
 use crate::watermark;
@@ -134,7 +134,7 @@ pub fn audit(options: &Options) -> ExitCode {
     let plan = match options.plan() {
         Ok(plan) => plan,
         Err(wrong) => {
-            eprintln!("{wrong}");
+            complain(wrong);
             return ExitCode::from(EXIT_CONFIG);
         }
     };
@@ -143,18 +143,15 @@ pub fn audit(options: &Options) -> ExitCode {
     progress.end();
     match found {
         Err(error) => {
-            eprintln!("audit: {error}");
+            complain(format_args!("audit: {error}"));
             ExitCode::from(EXIT_FAILED)
         }
         Ok(found) => {
-            let mut out = BufWriter::new(io::stdout().lock());
+            let mut out = BufWriter::new(out::stdout());
             let written =
                 if options.json { write_json(&mut out, &found) } else { report::for_people(&mut out, &found) };
-            // Whoever reads may have gone (`audit | head`); the exit code still tells.
-            if let Err(error) = written.and_then(|()| out.flush())
-                && error.kind() != io::ErrorKind::BrokenPipe
-            {
-                eprintln!("audit: {error}");
+            if let Err(error) = written.and_then(|()| out.flush()) {
+                complain(format_args!("audit: {error}"));
                 return ExitCode::from(EXIT_FAILED);
             }
             match found.summary.verdict {

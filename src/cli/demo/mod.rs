@@ -33,6 +33,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use stage::StageError;
 
+use super::out::complain;
+
 /// Shows the whole job on this machine: sensors, an outage of Kafka, a kill -9, and the books at the end.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Options {
@@ -70,8 +72,7 @@ pub fn demo(options: Options) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            // Nobody may be listening any more; the exit code says it too.
-            drop(writeln!(io::stderr(), "\ntidegate demo: {error}"));
+            complain(format_args!("\ntidegate demo: {error}"));
             ExitCode::FAILURE
         }
     }

@@ -211,7 +211,7 @@ address = "{mqtt}"
 
 [kafka]
 brokers = {brokers} # the demo's own, in its own process
-delivery = "at-least-once"
+delivery = "at-least-once" # exactly-once, the default, wants a real Kafka
 
 [[route]] # MQTT topic to Kafka topic
 from = "sensors/{{site}}/{{device}}/#"

@@ -13,18 +13,19 @@
 //! could not be looked at, 78 when the configuration is wrong.
 //!
 //! `plan.rs` says what should be, `judge.rs` compares, `cluster.rs` asks and tells Kafka.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
 
 mod cluster;
 mod judge;
 mod plan;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use self::cluster::{Cluster, ClusterError};
 use self::judge::{Finding, Weight, altered, judge};
 use self::plan::{Right, TopicPlan, cost, rights};
+use super::out::{self, complain};
 use super::{ConfigFile, EXIT_CONFIG, EXIT_FAILED};
 use crate::config::{self, Config};
 use crate::route::template::TopicTemplate;
@@ -65,10 +66,22 @@ pub fn kafka_setup(options: &Options) -> ExitCode {
     let config = match config::load(&options.config.config) {
         Ok(config) => config,
         Err(problems) => {
-            eprintln!("{problems}");
+            complain(problems);
             return ExitCode::from(EXIT_CONFIG);
         }
     };
+    match tell(options, &config, &mut out::stdout()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(EXIT_FAILED),
+        Err(error) => {
+            complain(format_args!("kafka-setup: {error}"));
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}
+
+/// What should be, what it costs, what is there; true when the topic is as it should be.
+fn tell(options: &Options, config: &Config, out: &mut impl Write) -> io::Result<bool> {
     let bootstrap = config.kafka.brokers.join(",");
     let cluster = Cluster::new(&forward::way_to_kafka(&config.kafka));
     let overview = cluster
@@ -79,58 +92,61 @@ pub fn kafka_setup(options: &Options) -> ExitCode {
     let watermark_topic = options.watermark_topic.as_deref().unwrap_or(&config.kafka.watermark_topic);
     let plan = TopicPlan::new(watermark_topic, options.gateways, brokers);
 
-    say_topic(&plan, &bootstrap);
-    say_rights(&rights(&config.routes, watermark_topic), &bootstrap, options);
-    say_cost(options.gateways, config.kafka.linger);
-    println!("\n# What is there");
-    let good = match (cluster, overview) {
+    say_topic(&plan, &bootstrap, out)?;
+    say_rights(&rights(&config.routes, watermark_topic), &bootstrap, options, out)?;
+    say_cost(options.gateways, config.kafka.linger, out)?;
+    writeln!(out, "\n# What is there")?;
+    let trouble = match (cluster, overview) {
         (Ok(cluster), Ok(overview)) => {
-            say_missing_topics(&config, &overview.topics);
-            look(&cluster, &plan, options.apply).unwrap_or_else(|error| {
-                println!("{error}");
-                false
-            })
+            say_missing_topics(config, &overview.topics, out)?;
+            match look(&cluster, &plan, options.apply, out) {
+                Ok(good) => return Ok(good),
+                Err(LookError::Kafka(error)) => error.to_string(),
+                Err(LookError::Say(error)) => return Err(error),
+            }
         }
-        (_, Err(error)) => {
-            println!("{error}; three brokers are assumed above");
-            false
-        }
-        (Err(error), Ok(_)) => {
-            println!("{error}");
-            false
-        }
+        (_, Err(error)) => format!("{error}; three brokers are assumed above"),
+        (Err(error), Ok(_)) => error.to_string(),
     };
-    if good { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) }
+    writeln!(out, "{trouble}")?;
+    Ok(false)
+}
+
+/// Why it could not be looked at, or not be said what there is.
+#[derive(Debug, thiserror::Error)]
+enum LookError {
+    #[error(transparent)]
+    Kafka(#[from] ClusterError),
+    #[error(transparent)]
+    Say(#[from] io::Error),
 }
 
 /// Looks at the topic, sets it right if asked to; true when it is as it should be.
-fn look(cluster: &Cluster, plan: &TopicPlan, apply: bool) -> Result<bool, ClusterError> {
+fn look(cluster: &Cluster, plan: &TopicPlan, apply: bool, out: &mut impl Write) -> Result<bool, LookError> {
     let name = &plan.name;
     let Some(found) = cluster.topic(name)? else {
         if !apply {
-            println!("topic {name} is not there, or we may not see it; --apply creates it");
+            writeln!(out, "topic {name} is not there, or we may not see it; --apply creates it")?;
             return Ok(false);
         }
         cluster.create(plan)?;
-        println!("topic {name}: created with {} partitions, {} replicas", plan.partitions, plan.replicas);
+        writeln!(out, "topic {name}: created with {} partitions, {} replicas", plan.partitions, plan.replicas)?;
         return Ok(true);
     };
     let findings = judge(plan, &found);
-    findings.iter().for_each(say_finding);
+    findings.iter().try_for_each(|finding| say_finding(finding, out))?;
     if !findings.iter().any(|finding| finding.weight == Weight::Wrong) {
-        println!("topic {name} is there: {} partitions, {} replicas", found.partitions, found.replicas);
+        writeln!(out, "topic {name} is there: {} partitions, {} replicas", found.partitions, found.replicas)?;
         return Ok(!findings.iter().any(|finding| finding.weight == Weight::Unknown));
     }
     if !apply {
-        println!("--apply sets it right");
+        writeln!(out, "--apply sets it right")?;
         return Ok(false);
     }
     cluster.alter(name, &altered(plan, &found))?;
     let taken = taken(cluster, plan)?;
-    println!(
-        "topic {name}: {}",
-        if taken { "set right" } else { "Kafka did not take the settings; AlterConfigs is needed" }
-    );
+    let outcome = if taken { "set right" } else { "Kafka did not take the settings; AlterConfigs is needed" };
+    writeln!(out, "topic {name}: {outcome}")?;
     Ok(taken)
 }
 
@@ -150,72 +166,82 @@ fn taken(cluster: &Cluster, plan: &TopicPlan) -> Result<bool, ClusterError> {
 const LOOKS: u32 = 50;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 
-fn say_finding(finding: &Finding) {
+fn say_finding(finding: &Finding, out: &mut impl Write) -> io::Result<()> {
     let word = match finding.weight {
         Weight::Wrong => "WRONG",
         Weight::Costly => "costly",
         Weight::Unknown => "unknown",
     };
-    println!("{word}: {}", finding.text);
+    writeln!(out, "{word}: {}", finding.text)
 }
 
-fn say_topic(plan: &TopicPlan, bootstrap: &str) {
-    println!("# The watermark topic: how far each gateway has delivered");
+fn say_topic(plan: &TopicPlan, bootstrap: &str, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "# The watermark topic: how far each gateway has delivered")?;
     for (name, value, why) in watermark::TOPIC_SETTINGS {
-        println!("#   {name}={value}: {why}");
+        writeln!(out, "#   {name}={value}: {why}")?;
     }
-    println!("{}", plan.create_line(bootstrap));
-    println!("# If it is there already and set otherwise:");
-    println!("# {}", plan.alter_line(bootstrap));
+    writeln!(out, "{}", plan.create_line(bootstrap))?;
+    writeln!(out, "# If it is there already and set otherwise:")?;
+    writeln!(out, "# {}", plan.alter_line(bootstrap))
 }
 
-fn say_rights(rights: &[Right], bootstrap: &str, options: &Options) {
-    println!("\n# The rights of a gateway, and nothing more");
+fn say_rights(rights: &[Right], bootstrap: &str, options: &Options, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "\n# The rights of a gateway, and nothing more")?;
     if options.apply {
-        println!("# (--apply does not give them: please run these lines)");
+        writeln!(out, "# (--apply does not give them: please run these lines)")?;
     }
     for right in rights {
         if right.is_everything() {
-            println!(
+            writeln!(
+                out,
                 "# A route's topic begins with a name, so it can be any topic; a fixed beginning would bound this:"
-            );
+            )?;
         }
-        println!("{}", right.line(bootstrap, &options.principal));
+        writeln!(out, "{}", right.line(bootstrap, &options.principal))?;
     }
+    Ok(())
 }
 
-fn say_cost(gateways: u32, linger: Duration) {
-    println!(
+fn say_cost(gateways: u32, linger: Duration, out: &mut impl Write) -> io::Result<()> {
+    writeln!(
+        out,
         "\n# What {gateways} gateways cost with delivery = \"exactly-once\", if each always has something to send"
-    );
-    let say = |linger: Duration| {
+    )?;
+    let mut say = |linger: Duration| {
         let cost = cost(gateways, linger);
-        println!(
+        writeln!(
+            out,
             "# linger = {:?}: {:.0} transactions/s, {:.1} broker cores before replication, {:.1} MB a day and gateway \
              besides the readings",
             linger,
             cost.transactions_per_second,
             cost.broker_cores,
             cost.gateway_bytes_per_day / 1e6
-        );
+        )
     };
-    say(linger);
+    say(linger)?;
     if cost(gateways, linger).broker_cores > FAIR_CORES {
-        let proposals = [1, 10, 60].map(Duration::from_secs).into_iter().filter(|longer| *longer > linger);
-        proposals.for_each(say);
-        println!("# A longer linger, or delivery = \"at-least-once\" (a third of the broker's work), costs less.");
+        let mut proposals = [1, 10, 60].map(Duration::from_secs).into_iter().filter(|longer| *longer > linger);
+        proposals.try_for_each(say)?;
+        writeln!(
+            out,
+            "# A longer linger, or delivery = \"at-least-once\" (a third of the broker's work), costs less."
+        )?;
     }
+    Ok(())
 }
 
 /// Readings for a topic that is not there wait at the gateway until it is.
-fn say_missing_topics(config: &Config, known: &[String]) {
+fn say_missing_topics(config: &Config, known: &[String], out: &mut impl Write) -> io::Result<()> {
     let mut said = Vec::new();
     for (name, _) in config.routes.topics().map(TopicTemplate::prefix).filter(|(_, whole)| *whole) {
         if !known.iter().any(|known| known == name) && !said.contains(&name) {
-            println!(
+            writeln!(
+                out,
                 "topic {name} of a route is not there, or we may not see it: its readings would wait at the gateways"
-            );
+            )?;
             said.push(name);
         }
     }
+    Ok(())
 }

@@ -20,7 +20,7 @@ use crate::forward::recall::Recalled;
 use crate::forward::session::{self, Session, Terms};
 use crate::forward::shared::{Shared, add, unix_ms};
 use crate::forward::transaction::State;
-use crate::forward::verdict::{Verdict, code_of, verdict};
+use crate::forward::verdict::code_of;
 use crate::watermark::{Fate, Record, Waiting};
 
 /// A lane's part that only transactions need.
@@ -118,11 +118,12 @@ impl Try {
             }
             session::Step::Known(recalled) => Some(self.recalled(recalled, shared)),
             session::Step::Seal => Some(self.seal(shared, now)),
-            session::Step::Committed(proofs, _) => {
+            session::Step::Committed(proofs, ending) => {
                 transacting.held = false;
                 shared.lanes_delivered.insert(Arc::clone(&self.topic), transacting.sealed);
                 if let Some(status) = shared.transactions() {
                     add(&mut status.committed, 1);
+                    status.commits.note(ending);
                 }
                 self.confirmed(proofs, shared, now);
                 None
@@ -147,29 +148,17 @@ impl Try {
     pub(super) fn is_aborting(&mut self, now: Instant) -> bool {
         let Some(producer) = &self.producer else { return false };
         let Some(session) = self.transacting.as_mut().and_then(|own| own.session.as_mut()) else { return false };
-        let may_abort = self.failures.iter().all(|failure| verdict(failure.code) != Verdict::NewProducer);
-        match session.state() {
-            State::Filling | State::Closing if may_abort && producer.fatal().is_none() => {
-                session.refuse(producer, now);
-                true
-            }
-            State::Aborting => {
-                let waits = matches!(session.step(producer, now), session::Step::Wait);
-                if !waits {
-                    self.failures.extend(producer.reports().failures);
-                }
-                waits
-            }
-            State::Starting
-            | State::Recalling
-            | State::Idle
-            | State::Filling
-            | State::Closing
-            | State::Sealing
-            | State::Committing
-            | State::Proving
-            | State::Over => false,
+        if session.refuse(producer, self.failures.iter().map(|failure| failure.code), now) {
+            return true;
         }
+        if session.state() != State::Aborting {
+            return false;
+        }
+        let waits = matches!(session.step(producer, now), session::Step::Wait);
+        if !waits {
+            self.failures.extend(producer.reports().failures);
+        }
+        waits
     }
 
     /// A stop: what was begun is committed. True when nothing is open any more.

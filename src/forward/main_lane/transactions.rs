@@ -313,7 +313,7 @@ impl MainLane {
         if let Some(status) = shared.transactions() {
             add(&mut status.committed, 1);
             status.watermark = watermark;
-            status.commit_seconds += ending.as_secs_f64();
+            status.commits.note(ending);
         }
         shared.outcome.delivered(proofs, now);
         shared.outcome.watermark(watermark, now);
@@ -322,13 +322,10 @@ impl MainLane {
     /// Records came back without confirmation.
     fn refused(&mut self, producer: Producer, shared: &mut Shared, now: Instant) -> Phase {
         let Some(transacting) = &mut self.transacting else { return Phase::Flowing(producer) };
-        let may_abort = self.failures.iter().all(|failure| verdict(failure.code) != Verdict::NewProducer)
-            && producer.fatal().is_none();
+        if transacting.session.refuse(&producer, self.failures.iter().map(|failure| failure.code), now) {
+            return Phase::Flowing(producer);
+        }
         match transacting.session.state() {
-            State::Filling | State::Closing if may_abort => {
-                transacting.session.refuse(&producer, now);
-                Phase::Flowing(producer)
-            }
             State::Aborting => match transacting.session.step(&producer, now) {
                 Step::Aborted => self.aborted(producer, shared, now),
                 Step::Lost(code, detail) => self.give_up(producer, (code, detail), shared, now),

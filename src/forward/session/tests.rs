@@ -90,9 +90,13 @@ impl Bench {
     }
 
     fn refuse(&mut self) {
-        let now = self.now();
-        self.session.refuse(&self.producer, now);
+        assert!(self.refused(&[Code::InvalidRecord]));
         assert_eq!(self.session.state(), State::Aborting);
+    }
+
+    fn refused(&mut self, codes: &[Code]) -> bool {
+        let now = self.now();
+        self.session.refuse(&self.producer, codes.iter().copied(), now)
     }
 
     fn now(&self) -> Instant {
@@ -354,6 +358,21 @@ fn what_was_acknowledged_in_an_aborted_transaction_is_not_proven_by_the_next_one
     bench.fill(1);
     bench.seal();
     assert_eq!(bench.committed(), [2]);
+}
+
+#[test]
+fn only_an_open_transaction_is_aborted_and_only_when_every_refusal_is_understood() {
+    let mut bench = Bench::idle();
+    assert!(!bench.refused(&[Code::InvalidRecord]), "none is open");
+    bench.fill(1);
+    assert!(!bench.refused(&[Code::InvalidRecord, Code::InvalidProducerEpoch]), "the producer may be fenced");
+    assert!(!bench.refused(&[Code::MessageTimedOut]), "what timed out may be in Kafka");
+    assert_eq!(bench.session.state(), State::Filling);
+    bench.seal();
+    assert!(!bench.refused(&[Code::InvalidRecord]), "its watermark is on its way");
+    bench.committed();
+    assert!(!bench.refused(&[Code::InvalidRecord]), "it is committed");
+    assert_eq!(bench.session.state(), State::Proving);
 }
 
 #[test]

@@ -86,6 +86,7 @@ impl State {
 pub(super) struct Counts {
     pub(super) connects: u64,
     pub(super) refusals: u64,
+    pub(super) unreleased_lost: u64,
 }
 
 /// One broker's session, through all its connections.
@@ -338,6 +339,8 @@ impl Session {
             self.session_gone();
         }
         if self.must_forget {
+            let lost = u64::try_from(self.unreleased.len()).unwrap_or(u64::MAX);
+            self.counts.unreleased_lost = self.counts.unreleased_lost.saturating_add(lost);
             self.unreleased.clear();
             // Our side has no expiry of its own: the broker decides whether the session still exists.
             self.batch.session(self.acker.epoch(), [IdChange::Forget, IdChange::Keep(u32::MAX)]);
@@ -375,6 +378,7 @@ impl Session {
         if self.known {
             warn!(
                 broker = self.settings.name,
+                unreleased = self.unreleased.len(),
                 "the broker has lost our session: what it held for us is gone; subscribing again"
             );
         } else if self.unreleased.is_empty() {

@@ -339,6 +339,7 @@ impl Link {
         if counts.refusals > 0 {
             LinkStatus::add(&self.status.refusals, counts.refusals);
         }
+        LinkStatus::add(&self.status.unreleased_lost, counts.unreleased_lost);
     }
 
     fn failed(&mut self, failure: &Ended, now: Instant) {

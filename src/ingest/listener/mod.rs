@@ -260,6 +260,7 @@ impl Listening {
                 if let Some(will) = self.registry.claim(claim, now()) {
                     self.publish(will, None);
                 }
+                self.count_unreleased();
             }
             Word::SubscribeRefused { peer, client } => {
                 let about = About { peer, client: &client, detail: "there is nothing to subscribe to here" };
@@ -297,6 +298,7 @@ impl Listening {
         }
         let Some(departure) = departure else { return };
         let (forgotten, wills) = self.registry.depart(departure, now());
+        self.count_unreleased();
         if !forgotten.is_empty() {
             tracing::info!(
                 listener = %self.shared.name,
@@ -353,6 +355,10 @@ impl Listening {
             }
             Err(Stopped) => tracing::warn!("the buffer has stopped: a will is given up"),
         }
+    }
+
+    fn count_unreleased(&mut self) {
+        LinkStatus::add(&self.shared.status.unreleased_lost, self.registry.take_unreleased_lost());
     }
 
     /// Queued at once: were the client to come back meanwhile, its new session must stand behind this.

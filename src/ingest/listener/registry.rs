@@ -100,6 +100,8 @@ pub(super) struct Registry {
     max_connections: usize,
     connected: usize,
     waiting_will_bytes: usize,
+    /// Messages half way in sessions that have ended since somebody asked.
+    unreleased_lost: u64,
 }
 
 #[derive(Debug)]
@@ -138,7 +140,7 @@ impl Registry {
             };
             clients.insert(client.into(), Client::Away(Box::new(away)));
         }
-        Self { prefix, clients, max_connections, connected: 0, waiting_will_bytes: 0 }
+        Self { prefix, clients, max_connections, connected: 0, waiting_will_bytes: 0, unreleased_lost: 0 }
     }
 
     /// Lends the session out, or tells its present holder to bring it back. Returned is the will of a session that has
@@ -208,12 +210,18 @@ impl Registry {
             let away = Away { memory, expiry_s, since: Since::Here(now.instant), will };
             self.clients.insert(Arc::clone(&client), Client::Away(Box::new(away)));
         } else {
+            self.lost(&memory);
             at_once.extend(will.map(|(will, _)| will));
         }
         if let Some(claim) = next.filter(|claim| !claim.answer.is_closed()) {
             at_once.extend(self.claim(claim, now));
         }
         (self.keep_the_bound(), at_once)
+    }
+
+    /// QoS 2 messages that were half way in sessions that have ended since the last call.
+    pub(super) fn take_unreleased_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.unreleased_lost)
     }
 
     /// Wills whose delay is over, of those that `room` takes.
@@ -262,6 +270,7 @@ impl Registry {
                 // Back before the delay was over: the will is void.
                 memory = away.memory.resumed();
             } else {
+                self.lost(&away.memory);
                 memory = away.memory.emptied();
                 overdue = will;
             }
@@ -305,6 +314,7 @@ impl Registry {
         let mut forgotten = Vec::with_capacity(surplus);
         for (_, _, client) in away {
             let Some(Client::Away(mut away)) = self.clients.remove(&client) else { continue };
+            self.lost(&away.memory);
             // A will of that session would be due with its end; it is given up with it.
             drop(self.take_will(&mut away));
             if away.memory.on_disk {
@@ -313,6 +323,11 @@ impl Registry {
             }
         }
         forgotten
+    }
+
+    fn lost(&mut self, memory: &Memory) {
+        let count = u64::try_from(memory.unreleased.len()).unwrap_or(u64::MAX);
+        self.unreleased_lost = self.unreleased_lost.saturating_add(count);
     }
 
     fn take_wills(&mut self, mut which: impl FnMut(&Will, Instant) -> bool) -> Vec<Will> {

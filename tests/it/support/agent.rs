@@ -135,6 +135,13 @@ impl Gateway {
         self
     }
 
+    /// `[kafka]` says nothing of delivery: the defaults.
+    pub fn default_delivery(&mut self) -> &mut Self {
+        let said = |line: &&str| !line.starts_with("delivery") && !line.starts_with("watermark_topic");
+        self.tables.kafka = self.tables.kafka.split_inclusive('\n').filter(said).collect();
+        self
+    }
+
     /// Another Kafka from the next start on.
     pub fn kafka_at(&mut self, brokers: &str) -> &mut Self {
         self.tables.kafka = kafka_table(brokers);

@@ -80,8 +80,9 @@ struct State {
     puzzle: Mutex<Option<String>>,
     /// How long each byte takes in each direction.
     delay_ms: AtomicU64,
-    /// Bytes that clients have sent.
+    /// Bytes that clients have sent, and been sent.
     up: AtomicU64,
+    down: AtomicU64,
     target: u16,
     is_kafka: bool,
 }
@@ -121,6 +122,7 @@ impl Proxy {
             puzzle: Mutex::new(None),
             delay_ms: AtomicU64::new(0),
             up: AtomicU64::new(0),
+            down: AtomicU64::new(0),
             target,
             is_kafka,
         });
@@ -177,6 +179,11 @@ impl Proxy {
     /// Bytes that clients have sent until now.
     pub fn bytes_up(&self) -> u64 {
         self.state.up.load(Ordering::SeqCst)
+    }
+
+    /// Bytes that clients were sent until now.
+    pub fn bytes_down(&self) -> u64 {
+        self.state.down.load(Ordering::SeqCst)
     }
 
     /// Connections accepted until now.

@@ -106,6 +106,21 @@ fn a_session_that_ended_with_its_connection_is_gone() {
 }
 
 #[test]
+fn what_was_half_way_when_a_session_ended_is_counted_once() {
+    let mut desk = Desk::new();
+    let mut visit = |resume, expiry_s| {
+        let (id, _) = desk.enter("press", resume);
+        let at_its_begin = desk.registry.take_unreleased_lost();
+        desk.depart(id, "press", with_id(7), expiry_s, None);
+        (at_its_begin, desk.registry.take_unreleased_lost())
+    };
+    assert_eq!(visit(true, 60), (0, 0), "it waits");
+    assert_eq!(visit(false, 60), (1, 0), "a clean start ended the one before");
+    assert_eq!(visit(true, 0), (0, 1), "it went on, and ended with its connection");
+    assert_eq!(visit(true, 60), (0, 0), "there was nothing left");
+}
+
+#[test]
 fn the_next_connection_enters_with_what_the_old_one_hands_back_and_not_before() {
     let mut desk = Desk::new();
     let (old, mut first) = desk.enter("press", true);

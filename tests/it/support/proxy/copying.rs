@@ -80,6 +80,7 @@ fn answer(from: &TcpStream, back: &Mutex<Line>, state: &Arc<State>) -> std::io::
             state.answers_lost.fetch_add(1, Ordering::SeqCst);
             return Err(ErrorKind::ConnectionAborted.into());
         }
+        state.down.fetch_add(read.len() as u64, Ordering::SeqCst);
         let mut line = back.lock().map_err(|_poisoned| ErrorKind::BrokenPipe)?;
         if !frames.is_kafka {
             return line.send(read);
