@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 
 use load::{Load, Published};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use support::agent::{Agent, Build, Gateway};
+use support::agent::{Build, Gateway};
 use support::{Outcome, kafka, mosquitto, trouble};
 use usage::{Usage, machine};
 

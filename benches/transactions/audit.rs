@@ -74,8 +74,8 @@ fn audit(brokers: &str, data: &str, watermarks: &str, records: u64) -> Outcome<(
     let seconds = start.elapsed().as_secs_f64();
     let mut said = String::new();
     std::io::Read::read_to_string(&mut child.stdout.take().ok_or_else(|| Trouble::new("no output"))?, &mut said)?;
-    let found = said.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let events = found.filter_map(|line| line.pointer("/summary/events")?.as_u64()).next();
+    let mut found = said.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let events = found.find_map(|line| line.pointer("/summary/events")?.as_u64());
     if status.success() && events == Some(records) {
         return Ok((seconds, peak_kib));
     }

@@ -88,16 +88,16 @@ fn main() -> ExitCode {
 
 /// Which `delivery`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+enum Mode {
     ExactlyOnce,
     AtLeastOnce,
 }
 
 impl Mode {
-    pub const BOTH: [Self; 2] = [Self::ExactlyOnce, Self::AtLeastOnce];
+    const BOTH: [Self; 2] = [Self::ExactlyOnce, Self::AtLeastOnce];
 
     /// A gateway with a listener that reaches Kafka at that address; its watermark topic is its own.
-    pub fn gateway(self, kafka: &Kafka, brokers: &str) -> Outcome<Gateway> {
+    fn gateway(self, kafka: &Kafka, brokers: &str) -> Outcome<Gateway> {
         let mut gateway = Gateway::new(Build::Real, brokers)?;
         if self == Self::ExactlyOnce {
             let topic = unique_topic("bench-watermarks");
@@ -111,13 +111,13 @@ impl Mode {
 
 /// One of each mode.
 #[derive(Debug, Default)]
-pub struct Both<T> {
-    pub exactly_once: T,
-    pub at_least_once: T,
+struct Both<T> {
+    exactly_once: T,
+    at_least_once: T,
 }
 
 impl<T> Both<T> {
-    pub fn of(&mut self, mode: Mode) -> &mut T {
+    fn of(&mut self, mode: Mode) -> &mut T {
         match mode {
             Mode::ExactlyOnce => &mut self.exactly_once,
             Mode::AtLeastOnce => &mut self.at_least_once,
@@ -127,31 +127,31 @@ impl<T> Both<T> {
 
 /// Several measurements of one thing.
 #[derive(Debug, Default, Clone)]
-pub struct Samples(Vec<f64>);
+struct Samples(Vec<f64>);
 
 impl Samples {
-    pub fn push(&mut self, sample: f64) {
+    fn push(&mut self, sample: f64) {
         let at = self.0.partition_point(|other| *other < sample);
         self.0.insert(at, sample);
     }
 
-    pub fn extend(&mut self, samples: impl IntoIterator<Item = f64>) {
+    fn extend(&mut self, samples: impl IntoIterator<Item = f64>) {
         self.0.extend(samples);
         self.0.sort_by(f64::total_cmp);
     }
 
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.0.len()
     }
 
     /// 0.5 is the median, 1.0 the largest.
-    pub fn quantile(&self, quantile: f64) -> f64 {
+    fn quantile(&self, quantile: f64) -> f64 {
         let last = self.0.len().saturating_sub(1);
         self.0.get((last as f64 * quantile).round() as usize).copied().unwrap_or(f64::NAN)
     }
 
     /// Median, smallest and largest.
-    pub fn spread(&self, digits: usize) -> String {
+    fn spread(&self, digits: usize) -> String {
         let [median, least, most] = [0.5, 0.0, 1.0].map(|quantile| self.quantile(quantile));
         format!("{median:.digits$} ({least:.digits$} to {most:.digits$})")
     }
@@ -159,10 +159,10 @@ impl Samples {
 
 /// What is printed at the end.
 #[derive(Debug, Default)]
-pub struct Table(Vec<[String; 4]>);
+struct Table(Vec<[String; 4]>);
 
 impl Table {
-    pub fn row(&mut self, what: &str, exactly_once: &str, at_least_once: &str, aim: &str) {
+    fn row(&mut self, what: &str, exactly_once: &str, at_least_once: &str, aim: &str) {
         eprintln!("{what}: {exactly_once} | {at_least_once}");
         self.0.push([what, exactly_once, at_least_once, aim].map(str::to_owned));
     }
@@ -177,7 +177,7 @@ impl Table {
 }
 
 /// So many, or that share of them which `TIDEGATE_BENCH_SCALE` asks for.
-pub fn scaled(count: usize) -> usize {
+fn scaled(count: usize) -> usize {
     let scale = std::env::var("TIDEGATE_BENCH_SCALE").ok().and_then(|text| text.parse::<f64>().ok()).unwrap_or(1.0);
     ((count as f64 * scale) as usize).max(1)
 }

@@ -39,7 +39,7 @@ pub fn run(table: &mut Table) -> Outcome<()> {
     let firsts = Firsts::default();
     let theirs = firsts.clone();
     // A payload begins with the name of its publisher.
-    let onlooker = Onlooker::start(&kafka.brokers(), &[shut.clone()], move |_, payload, at| {
+    let onlooker = Onlooker::start(&kafka.brokers(), std::slice::from_ref(&shut), move |_, payload, at| {
         let name = payload.split(|byte| *byte == b'/').next().unwrap_or_default();
         theirs.note(&String::from_utf8_lossy(name), at);
     })?;

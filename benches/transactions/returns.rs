@@ -85,7 +85,7 @@ pub fn run(table: &mut Table) -> Outcome<()> {
     let link = cut.lease()?;
     let (mut behind_link, mut at_broker) =
         (Camp::start(&cut, &link.brokers()?)?, Camp::start(&killed, &killed.brokers())?);
-    for (outage, rounds) in OUTAGES {
+    for (outage, rounds) in OUTAGES.map(|(seconds, rounds)| (scaled(seconds), rounds)) {
         let (mut after_cut, mut after_kill) = (Both::<Samples>::default(), Both::<Samples>::default());
         for _ in 0..rounds {
             behind_link.flows()?;
@@ -93,7 +93,7 @@ pub fn run(table: &mut Table) -> Outcome<()> {
             std::thread::sleep(Duration::from_secs(3));
             link.set(Weather::Cut)?;
             killed.kill()?;
-            std::thread::sleep(Duration::from_secs(scaled(outage) as u64));
+            std::thread::sleep(Duration::from_secs(outage as u64));
             behind_link.firsts.forget();
             let returned = Instant::now();
             link.set(Weather::Fair)?;

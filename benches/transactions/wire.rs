@@ -95,8 +95,8 @@ fn rows(table: &mut Table, case: Case, found: &Both<Found>) {
         let start = |found: &Found| format!("{:.0}", found.start_bytes.quantile(0.5));
         table.row("bytes on the wire, a start without a reading", &start(exactly_once), &start(at_least_once), "");
         let refresh = |found: &Found| {
-            let one =
-                (found.up.quantile(0.5) + found.down.quantile(0.5)) / (case.seconds as f64 / REFRESH.as_secs_f64());
+            let one = (found.up.quantile(0.5) + found.down.quantile(0.5)) * REFRESH.as_secs_f64()
+                / scaled(case.seconds) as f64;
             format!("{one:.0} every 5 minutes")
         };
         let what = "bytes on the wire, idle (librdkafka asks for the cluster's metadata)";
@@ -136,7 +136,9 @@ fn measure(kafka: &Kafka, case: Case, mode: Mode) -> Outcome<Found> {
         stage.agent.wait_book("delivered", warm as u64)?;
     }
     std::thread::sleep(Duration::from_secs(1));
-    stages.iter().for_each(|stage| stage.seen.lock().unwrap().clear());
+    for stage in &stages {
+        stage.seen.lock().unwrap().clear();
+    }
     let before = stages.iter().map(Stage::bytes).collect::<Outcome<Vec<_>>>()?;
     let seconds = scaled(case.seconds);
     let published = std::thread::scope(|scope| {

@@ -76,7 +76,20 @@ pub(super) fn code_of(error: &KafkaError) -> Code {
     }
 }
 
-/// The same for a refusal by `send` itself, where a size is judged record by record.
+/// Did a broker say so? Otherwise librdkafka did, because none has answered: that is no sign of a link.
+pub(super) fn is_an_answer(code: Code) -> bool {
+    ![
+        Code::MessageTimedOut,
+        Code::PurgeQueue,
+        Code::PurgeInflight,
+        Code::BrokerTransportFailure,
+        Code::AllBrokersDown,
+        Code::OperationTimedOut,
+    ]
+    .contains(&code)
+}
+
+/// The table for a refusal by `send` itself, where a size is judged record by record.
 pub(super) fn send_verdict(code: Code) -> Verdict {
     match verdict(code) {
         Verdict::Alone => Verdict::DeadLetter,
@@ -153,6 +166,16 @@ mod tests {
         ];
         for (code, expected) in rows {
             assert_eq!(verdict(code), expected, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn what_comes_of_waiting_in_vain_is_no_answer() {
+        for code in [Code::MessageTimedOut, Code::PurgeQueue, Code::PurgeInflight, Code::BrokerTransportFailure] {
+            assert!(!is_an_answer(code), "{code:?}");
+        }
+        for code in [Code::MessageSizeTooLarge, Code::TopicAuthorizationFailed, Code::NotEnoughReplicas] {
+            assert!(is_an_answer(code), "{code:?}");
         }
     }
 

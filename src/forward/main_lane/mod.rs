@@ -34,7 +34,7 @@ use super::producer::{Failure, Producer, Reports};
 use super::relay::ForwardError;
 use super::shared::{Shared, add};
 use super::targets::{Generation, Turn};
-use super::verdict::{Verdict, dead_letter_reason, send_verdict, verdict};
+use super::verdict::{Verdict, dead_letter_reason, is_an_answer, send_verdict, verdict};
 use crate::buffer::DeadLetter;
 use crate::event::{Sequence, Stored};
 #[cfg(feature = "planted")]
@@ -178,17 +178,19 @@ impl MainLane {
         }
     }
 
-    /// Polls and books what came back; true when something did.
+    /// Polls and books what came back; true when a broker has answered.
     pub(super) fn collect(&mut self, shared: &mut Shared, now: Instant) -> bool {
         let Some(producer) = self.producer() else { return false };
         producer.poll(Duration::ZERO);
         let reports = producer.reports();
-        let progress = !reports.confirmed.is_empty() || reports.acked > 0 || !reports.failures.is_empty();
+        let answered = !reports.confirmed.is_empty()
+            || reports.acked > 0
+            || reports.failures.iter().any(|failure| is_an_answer(failure.code));
         if !reports.confirmed.is_empty() {
             self.backoff.reset();
         }
         self.book(reports, shared, now);
-        progress
+        answered
     }
 
     /// Does what the phase asks for, without waiting.
