@@ -52,6 +52,7 @@ fn forgetting_survives_a_connection_that_ends_too_early() {
     assert_eq!(bench.session.state(), State::Forgetting);
     bench.commit();
     assert!(bench.disk.is_empty());
+    assert_eq!(bench.session.take_counts().unreleased_lost, 1, "each message that was half way is counted once");
     assert_eq!(bench.grant(&[2, 1]).len(), 2);
 }
 
