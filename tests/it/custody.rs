@@ -10,6 +10,7 @@ use crate::support::kills::{self, Campaign, Way};
 use crate::support::process::free_port;
 use crate::support::reader::{Reader, Record};
 use crate::support::settle::{settle, wait_while_anything_comes};
+use crate::support::stage::with_log;
 use crate::support::wire::{Message, Packet, Version};
 use crate::support::{Outcome, PATIENCE, Trouble, Verdict, trouble};
 
@@ -46,7 +47,7 @@ pub fn kill_at_random(build: Build, way: Way, kills: u32) -> Outcome<Verdict> {
     let first = settle(&agent, &kafka.brokers(), &[&topics[0]], &[first])?;
     let second = settle(&agent, &kafka.brokers(), &[&topics[1]], &[second])?;
     eprintln!("{way:?}, {kills} kills\n  QoS 1: {first}  QoS 2: {second}");
-    Ok(first.at_least_once().and(second.once_into_the_buffer()))
+    Ok(with_log(first.at_least_once().and(second.once_into_the_buffer()), &agent))
 }
 
 /// The control of custody rule 1: readings come so slowly that a kill finds the last ones acknowledged a moment ago.

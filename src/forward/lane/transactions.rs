@@ -275,3 +275,87 @@ fn waiting(group: &Group, next: usize, gone: usize, shared: &Shared) -> Option<W
     };
     (events > 0).then_some(Waiting { first, last, events })
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::buffer::LaneId;
+    use crate::event::{Event, Qos, RouteId, Stored};
+    use crate::forward::lane::LeftOff;
+    use crate::forward::session::tests::terms;
+    use crate::watermark::Instance;
+
+    fn stored(sequence: Sequence) -> Stored {
+        let event = Event {
+            topic: "m".into(),
+            payload: Bytes::new(),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            arrived_ms: 1,
+            route: RouteId(1),
+            properties: None,
+        };
+        Stored { sequence, event }
+    }
+
+    /// A lane whose chunks hold these events, with Kafka's word that one of the events is the last delivered.
+    fn vouched(chunks: &[(i64, &[Sequence])], last: (Sequence, i64), holes: &[Sequence], place: LeftOff) -> Try {
+        let mut transacting = Transacting::new(Arc::new(terms(rdkafka::ClientConfig::new())));
+        let hole = |sequence: &Sequence| DeclaredHole {
+            first: *sequence,
+            last: *sequence,
+            reason: "too large".to_owned(),
+            kafka_topic: Some("late".to_owned()),
+        };
+        let (through, chunk) = last;
+        let word = Word::forged(through, Instance(1));
+        transacting.word = Some(Vouched { word, chunk, holes: holes.iter().map(hole).collect() });
+        let mut own = Try::new(Arc::from("late"), place, Some(transacting), Instant::now());
+        let mut group = Group { lane: LaneId(1), chunks: Vec::new(), events: Vec::new() };
+        for (chunk, sequences) in chunks {
+            group.events.extend(sequences.iter().copied().map(stored));
+            group.chunks.push((*chunk, group.events.len()));
+        }
+        own.group = Some(group);
+        own.vouch();
+        own
+    }
+
+    /// Delivered, dead, and whether the word is still of use.
+    fn fates(own: &Try) -> (Vec<Sequence>, Vec<Sequence>, bool) {
+        let confirmed = own.place.confirmed.iter().map(crate::delivered::Delivered::sequence).collect();
+        let dead = own.place.dead.iter().map(|letter| letter.sequence).collect();
+        (confirmed, dead, own.transacting.as_ref().is_some_and(|own| own.word.is_some()))
+    }
+
+    #[test]
+    fn what_kafka_has_of_a_lane_is_not_sent_again_up_to_its_last_event() {
+        let own = vouched(&[(10, &[3, 7]), (11, &[9, 12])], (9, 11), &[], LeftOff::default());
+        assert_eq!(fates(&own), (vec![3, 7, 9], vec![], true));
+        assert_eq!(own.place.done.into_iter().collect::<Vec<_>>(), [3, 7, 9]);
+    }
+
+    #[test]
+    fn a_word_ends_with_its_chunk_whatever_sequences_stand_behind() {
+        // Parked again after a try: a lower sequence behind a higher one.
+        let own = vouched(&[(10, &[3, 9]), (11, &[4, 5])], (9, 10), &[], LeftOff::default());
+        assert_eq!(fates(&own), (vec![3, 9], vec![], false));
+    }
+
+    #[test]
+    fn declared_holes_among_them_are_dead_letters_with_their_reason() {
+        let own = vouched(&[(10, &[3, 7, 9])], (9, 10), &[7], LeftOff::default());
+        assert_eq!(fates(&own), (vec![3, 9], vec![7], true));
+        assert_eq!(own.place.dead.first().map(|letter| letter.reason.as_str()), Some("too large"));
+    }
+
+    #[test]
+    fn what_was_settled_before_is_settled_once() {
+        let place = LeftOff { done: [3, 7].into(), ..LeftOff::default() };
+        let mut own = vouched(&[(10, &[3, 7, 9])], (9, 10), &[], place);
+        own.vouch();
+        assert_eq!(fates(&own), (vec![9], vec![], true));
+    }
+}

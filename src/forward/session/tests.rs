@@ -33,7 +33,8 @@ const MOMENT: Duration = Duration::from_millis(1);
 
 const PRESENT: Instance = Instance(1);
 
-fn terms(reader: rdkafka::ClientConfig) -> Terms {
+/// Of a buffer whose earlier starts are 2 and 3.
+pub(in crate::forward) fn terms(reader: rdkafka::ClientConfig) -> Terms {
     let earlier = vec![(Instance(2), 20), (Instance(3), 30)];
     let lives = Lives { present: PRESENT, earlier, watermark: 0, former: Vec::new() };
     let topic_is_right = Arc::new(AtomicBool::new(true));
