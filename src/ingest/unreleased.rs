@@ -12,6 +12,11 @@
 //! The set in memory runs ahead of the disk by what is queued. That is safe, because the buffer commits in the order in
 //! which it was given work, and every answer, also to a repeat, comes back through it: it cannot overtake the commit
 //! that it depends on.
+//!
+//! An id that is in use must not come with another message (MQTT-2.2.1-3). It does: mosquitto 2.0.11 counts ids upwards and
+//! does not look whether the next one is free, so that a session in which more than 65,535 messages wait has some ids
+//! twice. To take the second message for a repeat would lose it, so each id keeps the digest of its message, and another
+//! one is new. Such a broker confuses its own books with it, and may send either message again.
 
 use std::collections::BTreeSet;
 
@@ -68,8 +73,8 @@ impl Unreleased {
     pub fn publish(&mut self, packet_id: u16, dup: bool, digest: u32) -> Delivery {
         let inherited = !self.inherited.is_empty() && self.inherited.remove(&packet_id);
         if let Some(known) = self.ids.get(&packet_id) {
-            let other = !dup || known.is_some_and(|known| known != digest);
-            if !(inherited && other) {
+            let other = known.is_some_and(|known| known != digest);
+            if !other && (dup || !inherited) {
                 return Delivery::Repeat;
             }
         }
@@ -97,7 +102,7 @@ impl Unreleased {
                 IdChange::Add(id, _) => {
                     self.ids.remove(&id);
                 }
-                // Its digest has gone with it: from here on the id alone counts, as ever within a connection.
+                // Its digest has gone with it: from here on the id alone counts.
                 IdChange::Remove(id) => {
                     self.ids.insert(id, None);
                 }
@@ -138,10 +143,21 @@ mod tests {
         let mut ids = Unreleased::default();
         assert_eq!(ids.publish(7, false, 1), Delivery::New);
         assert_eq!(ids.publish(7, true, 1), Delivery::Repeat);
-        assert_eq!(ids.publish(7, false, 2), Delivery::Repeat, "within a connection the id alone decides");
+        assert_eq!(ids.publish(7, false, 1), Delivery::Repeat, "not every sender sets DUP");
         assert!(ids.release(7));
         assert!(!ids.release(7), "released already");
         assert_eq!(ids.publish(7, false, 1), Delivery::New);
+    }
+
+    #[test]
+    fn another_message_under_an_id_in_use_is_not_swallowed() {
+        for dup in [false, true] {
+            let mut ids = Unreleased::default();
+            assert_eq!(ids.publish(7, false, 1), Delivery::New);
+            assert_eq!(ids.publish(7, dup, 2), Delivery::New);
+            assert_eq!(ids.publish(7, true, 2), Delivery::Repeat);
+            assert!(ids.release(7));
+        }
     }
 
     #[test]

@@ -213,6 +213,40 @@ fn a_broker_restart_loses_nothing() -> Outcome<()> {
     second.at_least_once()
 }
 
+/// mosquitto 2.0.11 numbers what waits in a session upwards and does not look whether the next packet id is in use: with
+/// more than 65,535 messages waiting some of them share one. It may mix these up and send them again; none may be lost.
+#[test]
+fn a_backlog_beyond_all_packet_ids_loses_nothing_although_the_broker_gives_some_out_twice() -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    let topics = [kafka.topic("wrap-1")?, kafka.topic("wrap-2")?];
+    let broker = Mosquitto::start("")?;
+    let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+    gateway.subscribe("plant", &broker.url(), "#", 2, WIDE).route("t/1", &topics[0]).route("t/2", &topics[1]);
+    let agent = gateway.start()?;
+    agent.wait_subscribed(1)?;
+    agent.kill();
+    let publishers = [(1, "t/1"), (2, "t/2")].map(|(qos, topic)| {
+        let plan = Plan::new(&format!("wrap-{qos}"), topic, qos).count(40_000).window(1_000);
+        Publisher::start(broker.address(), plan)
+    });
+    let logs = publishers.into_iter().map(|publisher| publisher.finish(PATIENCE)).collect::<Outcome<Vec<_>>>()?;
+    assert!(logs.iter().all(|log| log.acknowledged_count() == 40_000));
+    let mut agent = gateway.start()?;
+    for _ in 0..5 {
+        std::thread::sleep(Duration::from_millis(fastrand::u64(100..600)));
+        agent.kill();
+        agent = gateway.start()?;
+    }
+    for (topic, log) in topics.iter().zip(logs) {
+        let books = settle(&agent, &kafka.brokers(), &[topic], &[log])?;
+        eprintln!("{books}");
+        if books.lost > 0 {
+            return trouble!("{books}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_refused_filter_is_named_and_the_others_flow() -> Outcome<()> {
     for (version, refusal) in [(Version::V5, 0x87), (Version::V311, 0x80)] {
