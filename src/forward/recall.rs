@@ -8,7 +8,8 @@
 //! A `read_committed` reader sees only up to the last *stable* offset, and a transaction that another gateway holds open
 //! keeps that offset down. Going on from what can be seen then repeats what was committed behind it (3 of 3 runs). So:
 //!
-//! 1. the producer has called `init_transactions`: what it had left open is over;
+//! 1. the producer has called `init_transactions`: what it had left open is over. Meanwhile the consumers connect, which
+//!    takes as long as the rest;
 //! 2. the end of our partition, by a `read_uncommitted` consumer;
 //! 3. wait until the stable offset, by the `read_committed` one, has reached that end;
 //! 4. read, newest block first; the whole partition if that does not hold all that is asked for, or if a lane is asked
@@ -37,6 +38,13 @@ const ASK: Duration = Duration::from_secs(5);
 
 /// How often the stable offset is looked at while another gateway's transaction is open.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// How often who is connected looks whether the producer is registered.
+const GLANCE: Duration = Duration::from_millis(10);
+
+/// Who has waited for that longer than this begins anew: the link may have gone meanwhile, and a client that comes back
+/// from its own back-off is later than a new one.
+const FRESH: Duration = Duration::from_secs(5);
 
 /// Offsets that are read first: the records of this buffer are among the newest of its partition, unless it has slept.
 const BLOCK: i64 = 1_000;
@@ -89,6 +97,8 @@ pub(super) struct Recall {
 #[derive(Debug, Default)]
 struct Line {
     given_up: AtomicBool,
+    /// The producer has called `init_transactions`.
+    registered: AtomicBool,
     trouble: Mutex<Trouble>,
 }
 
@@ -102,7 +112,8 @@ pub(super) struct Trouble {
 }
 
 impl Recall {
-    /// Begins. When the system gives no thread, the answer never comes, and the trouble says so.
+    /// Begins: connects, and reads when the producer is registered. When the system gives no thread, the answer never
+    /// comes, and the trouble says so.
     pub(super) fn begin(question: Question) -> Self {
         let (sender, answer) = mpsc::channel();
         let line = Arc::new(Line::default());
@@ -117,6 +128,11 @@ impl Recall {
             line.say(format!("start a thread: {error}"));
         }
         Self { answer, line }
+    }
+
+    /// What an earlier producer had left open is over: now the watermark may be read.
+    pub(super) fn registered(&self) {
+        self.line.registered.store(true, Ordering::Release);
     }
 
     /// The answer, once it is there.
@@ -149,6 +165,17 @@ impl Line {
         self.given_up.load(Ordering::Relaxed)
     }
 
+    /// Waits until the producer is registered; false when nobody waits any more.
+    fn until_registered(&self) -> bool {
+        while !self.registered.load(Ordering::Acquire) {
+            if self.given_up() {
+                return false;
+            }
+            thread::sleep(GLANCE);
+        }
+        !self.given_up()
+    }
+
     /// Sleeps in short steps; false when nobody waits any more.
     fn sleep(&self, time: Duration) -> bool {
         let end = Instant::now().checked_add(time);
@@ -168,6 +195,7 @@ fn until_answered(question: &Question, line: &Line) -> Option<Recalled> {
         match read(question, line) {
             Ok(recalled) => return Some(recalled),
             Err(ReadError::GivenUp) => return None,
+            Err(ReadError::Stale) => continue,
             Err(ReadError::Topic(TopicError::Kafka(error))) => {
                 line.say(format!("ask about the watermark topic: {error}"));
             }
@@ -185,6 +213,8 @@ fn until_answered(question: &Question, line: &Line) -> Option<Recalled> {
 #[derive(Debug)]
 enum ReadError {
     GivenUp,
+    /// The consumers are too old.
+    Stale,
     Silence,
     Topic(TopicError),
     Kafka(KafkaError),
@@ -220,15 +250,24 @@ fn read(question: &Question, line: &Line) -> Result<Recalled, ReadError> {
     config.set("fetch.wait.max.ms", "50");
 
     let witness = Witness::new(config.clone())?;
-    let Ends { partitions, partition, low, end } = thread::scope(|scope| {
+    let everyone: BaseConsumer = config.set("isolation.level", "read_uncommitted").create()?;
+    let (partitions, partition) = thread::scope(|scope| {
         let spawn = |name: &str| thread::Builder::new().name(name.to_owned());
-        let ends = spawn("recall ends").spawn_scoped(scope, || ask_ends(question, config))?;
+        let place = spawn("recall ends").spawn_scoped(scope, || find_place(question, &everyone, line))?;
         let policy = spawn("recall topic").spawn_scoped(scope, || check_once(question))?;
         // Only to be connected when the others are there: on a long link that takes as long as all the rest.
         drop(witness.consumer().fetch_metadata(Some(&question.topic), ASK));
         policy.join().map_err(|_panicked| ReadError::Silence)??;
-        ends.join().map_err(|_panicked| ReadError::Silence)?
+        place.join().map_err(|_panicked| ReadError::Silence)?
     })?;
+    let waits_since = Instant::now();
+    if !line.until_registered() {
+        return Err(ReadError::GivenUp);
+    }
+    if waits_since.elapsed() > FRESH {
+        return Err(ReadError::Stale);
+    }
+    let (low, end) = everyone.fetch_watermarks(&question.topic, partition, ASK)?;
     loop {
         if line.given_up() {
             return Err(ReadError::GivenUp);
@@ -254,19 +293,14 @@ fn read(question: &Question, line: &Line) -> Result<Recalled, ReadError> {
 }
 
 /// Where the records of a buffer are.
-struct Ends {
-    partitions: Partitions,
-    partition: i32,
-    low: i64,
-    end: i64,
-}
-
-fn ask_ends(question: &Question, mut config: ClientConfig) -> Result<Ends, ReadError> {
-    let everyone: BaseConsumer = config.set("isolation.level", "read_uncommitted").create()?;
+fn find_place(question: &Question, everyone: &BaseConsumer, line: &Line) -> Result<(Partitions, i32), ReadError> {
     let partitions = watermark_topic::ensure(&question.config, everyone.client(), &question.topic, ASK)?;
     let partition = watermark::partition(question.buffer_id, partitions.count);
-    let (low, end) = everyone.fetch_watermarks(&question.topic, partition, ASK)?;
-    Ok(Ends { partitions, partition, low, end })
+    if !line.registered.load(Ordering::Acquire) {
+        // The ends may yet change; but to ask for them connects to who leads the partition.
+        drop(everyone.fetch_watermarks(&question.topic, partition, ASK));
+    }
+    Ok((partitions, partition))
 }
 
 /// Once a start: who changes the topic later changes it under all gateways.
@@ -342,4 +376,32 @@ fn is_about_the_group(error: &KafkaError) -> bool {
                 | Code::Resolve
         )
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_read_before_the_producer_is_registered() {
+        let mock = MockCluster::new(1).unwrap();
+        mock.create_topic("watermarks", 1, 1).unwrap();
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", mock.bootstrap_servers());
+        let recall = Recall::begin(Question {
+            config,
+            topic: Arc::from("watermarks"),
+            buffer_id: Uuid::nil(),
+            lanes: Vec::new(),
+            // The mock cannot be asked.
+            topic_is_right: Arc::new(AtomicBool::new(true)),
+        });
+        thread::sleep(Duration::from_secs(1));
+        assert!(recall.answer().is_none(), "what an earlier producer had left open may have been read");
+        recall.registered();
+        let answer = recall.answer.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!((answer.main.is_none(), answer.partitions.count), (true, 1));
+    }
 }

@@ -204,6 +204,10 @@ impl Session {
     }
 
     fn register(&mut self, producer: &Producer) -> Step {
+        // It connects meanwhile; before a broker was met that would be one more client that tries in vain.
+        if self.partitions.is_none() && self.recall.is_none() && producer.has_met_a_broker() {
+            self.recall = Some(self.ask());
+        }
         match producer.register(SLICE) {
             Ok(()) => {
                 planted::die(Bug::DieRecalling);
@@ -212,16 +216,21 @@ impl Session {
                     self.went(Move::Known);
                     return Step::Send;
                 }
-                let Terms { reader, topic, buffer_id, topic_is_right, .. } = &*self.terms;
-                let (config, topic, lanes) = (reader.clone(), Arc::clone(topic), self.lanes.clone());
-                let topic_is_right = Arc::clone(topic_is_right);
-                let question = Question { config, topic, buffer_id: *buffer_id, lanes, topic_is_right };
-                self.recall = Some(Recall::begin(question));
+                let recall = self.recall.take().unwrap_or_else(|| self.ask());
+                recall.registered();
+                self.recall = Some(recall);
                 Step::Wait
             }
             Err(error) if is_retriable(&error) => Step::Wait,
             Err(error) => self.lost(code_of(&error), words(&error)),
         }
+    }
+
+    fn ask(&self) -> Recall {
+        let Terms { reader, topic, buffer_id, topic_is_right, .. } = &*self.terms;
+        let (config, topic, lanes) = (reader.clone(), Arc::clone(topic), self.lanes.clone());
+        let topic_is_right = Arc::clone(topic_is_right);
+        Recall::begin(Question { config, topic, buffer_id: *buffer_id, lanes, topic_is_right })
     }
 
     fn recalled(&mut self) -> Step {
