@@ -214,9 +214,11 @@ fn a_broker_restart_loses_nothing() -> Outcome<()> {
 }
 
 /// mosquitto 2.0.11 numbers what waits in a session upwards and does not look whether the next packet id is in use: with
-/// more than 65,535 messages waiting some of them share one. It may mix these up and send them again; none may be lost.
+/// more than 65,535 messages waiting some of them share one. Whoever took the second of two for a repeat lost it, or saw it
+/// after later ones when mosquitto sent it again (4,500 to 4,800 of these 40,000 in 4 of 4 runs). That it is stored twice
+/// is what remains.
 #[test]
-fn a_backlog_beyond_all_packet_ids_loses_nothing_although_the_broker_gives_some_out_twice() -> Outcome<()> {
+fn a_backlog_beyond_all_packet_ids_is_whole_and_in_order_although_the_broker_gives_some_out_twice() -> Outcome<()> {
     let kafka = kafka::shared()?;
     let topics = [kafka.topic("wrap-1")?, kafka.topic("wrap-2")?];
     let broker = Mosquitto::start("")?;
@@ -240,9 +242,7 @@ fn a_backlog_beyond_all_packet_ids_loses_nothing_although_the_broker_gives_some_
     for (topic, log) in topics.iter().zip(logs) {
         let books = settle(&agent, &kafka.brokers(), &[topic], &[log])?;
         eprintln!("{books}");
-        if books.lost > 0 {
-            return trouble!("{books}");
-        }
+        books.at_least_once()?;
     }
     Ok(())
 }
