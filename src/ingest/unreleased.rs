@@ -188,7 +188,8 @@ mod tests {
 
     #[test]
     fn a_resumed_id_is_a_repeat_without_dup_as_well() {
-        assert_eq!(Unreleased::resumed(known(&[5])).publish(5, false, 9), Delivery::Repeat);
+        assert_eq!(Unreleased::resumed(known(&[5])).publish(5, false, 5), Delivery::Repeat);
+        assert_eq!(Unreleased::resumed(known(&[5])).publish(5, false, 9), Delivery::New);
     }
 
     #[test]
