@@ -16,14 +16,15 @@ pub(super) const MAX_PEM_BYTES: u64 = 2 * 1024 * 1024;
 /// Timers are looked at so often when nothing else happens; also the pulse's beat, which must be below 1 s.
 pub(super) const TICK: Duration = Duration::from_millis(500);
 
-/// At a stop, commits under way get so long to be answered. Below the time that the process gives ingest (4 s).
-pub(super) const STOP_TIME: Duration = Duration::from_millis(3500);
+/// At a stop, commits under way get so long to be answered. With [`FAREWELL_TIME`] it stays below the time that the
+/// process gives ingest (4 s).
+pub(super) const STOP_TIME: Duration = Duration::from_millis(2500);
 
 /// The same before a connection is closed for a fault of the broker's.
 pub(super) const FAULT_TIME: Duration = Duration::from_secs(2);
 
-/// Last bytes get so long to leave.
-pub(super) const LAST_WRITE_TIME: Duration = Duration::from_millis(400);
+/// Last bytes get so long to leave, and the broker to read them and close.
+pub(super) const FAREWELL_TIME: Duration = Duration::from_secs(1);
 
 /// Answers that the broker does not take: with more than this, nothing is read until it does. 16,000 answers, more
 /// than a round trip brings on any link we know.

@@ -21,7 +21,7 @@ use tracing::{debug, error, info, warn};
 use super::distrust::Distrust;
 use super::ended::Ended;
 use super::limits::{
-    DIAL_TIME, FAULT_TIME, HANDSHAKE_TIME, LAST_WRITE_TIME, MOST_UNSENT_BYTES, SAY_AGAIN, STOP_TIME, TICK,
+    DIAL_TIME, FAREWELL_TIME, FAULT_TIME, HANDSHAKE_TIME, MOST_UNSENT_BYTES, SAY_AGAIN, STOP_TIME, TICK,
     TOPIC_CACHE_BYTES,
 };
 use super::session::Session;
@@ -285,7 +285,7 @@ impl Link {
             debug!(broker = self.session.settings().name, open, "closing without waiting for these commits any longer");
         }
         self.session.farewell(code);
-        match timeout(LAST_WRITE_TIME, stream.finish(&self.session.out)).await {
+        match timeout(FAREWELL_TIME, stream.finish(&self.session.out)).await {
             Ok(Ok(())) => {}
             // Nothing depends on it: what was not answered comes again.
             Ok(Err(error)) => debug!(broker = self.session.settings().name, %error, "no orderly goodbye"),
