@@ -29,7 +29,7 @@ pub fn stopped_under_load(build: Build) -> Outcome<Verdict> {
     agent.wait_subscribed(1)?;
     let plan = |name: &str, qos| {
         let topics = (0..3).map(|n| format!("{topic}/{name}/{n}")).collect();
-        Plan::new(name, "", qos).topics(topics).rate(4_000)
+        Plan::new(name, "", qos).topics(topics).rate(2_000)
     };
     let publishers = [
         Publisher::start(gateway.listener(), plan("straight-1", 1)),
@@ -38,7 +38,7 @@ pub fn stopped_under_load(build: Build) -> Outcome<Verdict> {
     ];
     for _ in 0..3 {
         let before = publishers[0].acknowledged();
-        publishers[0].wait_acknowledged(before + 4_000)?;
+        publishers[0].wait_acknowledged(before + 2_000)?;
         let status = agent.stop(STOP_LIMIT)?;
         if !status.success() {
             return Ok(Err(Trouble(format!("the stop ended with {}; log:\n{}", how(status), agent.log()))));
