@@ -514,7 +514,7 @@ pub(super) const KAFKA: Table = Table {
             kind: Kind::Choice(&["exactly-once", "at-least-once"], &[]),
             default: Default::Is("\"exactly-once\""),
             why: "exactly-once: readers with isolation.level=read_committed see each reading once; Kafka transactions, \
-                  about 500 bytes on the wire each. at-least-once: after a crash a reading may come twice, with the \
+                  about 900 bytes on the wire each. at-least-once: after a crash a reading may come twice, with the \
                   same tidegate-id; for links that are paid by the byte.",
         },
         Key {
