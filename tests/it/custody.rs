@@ -19,22 +19,12 @@ const KILLS_A_CAMPAIGN: u32 = 50;
 
 #[test]
 fn no_acknowledged_reading_is_lost_when_the_agent_behind_its_listener_is_killed() -> Outcome<()> {
-    kill_campaigns(Way::Listener)
+    kills::in_parts(KILLS_A_CAMPAIGN, |kills| kill_at_random(Build::Real, Way::Listener, kills)?)
 }
 
 #[test]
 fn no_acknowledged_reading_is_lost_when_the_agent_behind_a_broker_is_killed() -> Outcome<()> {
-    kill_campaigns(Way::Broker)
-}
-
-fn kill_campaigns(way: Way) -> Outcome<()> {
-    let mut left = kills::asked()?;
-    while left > 0 {
-        let now = left.min(KILLS_A_CAMPAIGN);
-        kill_at_random(Build::Real, way, now)??;
-        left -= now;
-    }
-    Ok(())
+    kills::in_parts(KILLS_A_CAMPAIGN, |kills| kill_at_random(Build::Real, Way::Broker, kills)?)
 }
 
 /// An agent that lives for 50 to 800 ms at a time.

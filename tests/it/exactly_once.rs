@@ -39,26 +39,16 @@ fn a_quiet_run_is_seen_once_by_a_read_committed_consumer() -> Outcome<()> {
 
 #[test]
 fn a_read_committed_consumer_sees_each_reading_once_though_the_agent_behind_its_listener_is_killed() -> Outcome<()> {
-    kill_campaigns(Way::Listener)
+    kills::in_parts(KILLS_A_CAMPAIGN, |kills| kill_at_random(Way::Listener, kills))
 }
 
 #[test]
 fn a_read_committed_consumer_sees_each_reading_once_though_the_agent_behind_a_broker_is_killed() -> Outcome<()> {
-    kill_campaigns(Way::Broker)
+    kills::in_parts(KILLS_A_CAMPAIGN, |kills| kill_at_random(Way::Broker, kills))
 }
 
 /// Kills after which a campaign is settled and a new one begins on a new buffer: readers look at all that was aborted, too.
 const KILLS_A_CAMPAIGN: u32 = 250;
-
-fn kill_campaigns(way: Way) -> Outcome<()> {
-    let mut left = kills::asked()?;
-    while left > 0 {
-        let now = left.min(KILLS_A_CAMPAIGN);
-        kill_at_random(way, now)?;
-        left -= now;
-    }
-    Ok(())
-}
 
 /// An agent that lives for 0.1 to 1.5 s at a time: starts, recoveries and commits are all hit.
 fn kill_at_random(way: Way, kills: u32) -> Outcome<()> {

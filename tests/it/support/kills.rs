@@ -8,11 +8,22 @@ use super::agent::{Agent, Gateway};
 use super::mosquitto;
 use super::publisher::{Log, Plan, Publisher};
 use super::wire::Version;
-use super::{Outcome, PATIENCE, trouble, wait_until};
+use super::{Outcome, PATIENCE, Verdict, trouble, wait_until};
 
 /// How many kills a campaign has: 30, or `TIDEGATE_KILLS`.
 pub fn asked() -> Outcome<u32> {
     super::asked("TIDEGATE_KILLS", 30)
+}
+
+/// As many kills as were asked for, `most` at a time: each part is settled, and the next begins on a new buffer.
+pub fn in_parts(most: u32, part: impl Fn(u32) -> Verdict) -> Outcome<()> {
+    let mut left = asked()?;
+    while left > 0 {
+        let now = left.min(most);
+        part(now)?;
+        left -= now;
+    }
+    Ok(())
 }
 
 /// How readings reach the agent.
