@@ -44,6 +44,21 @@ impl Published {
 }
 
 impl Load {
+    /// Readings of 100 bytes at QoS 1 over four connections, as fast as they are acknowledged.
+    pub fn full(to: SocketAddr, events: usize) -> Self {
+        Self {
+            to,
+            qos: 1,
+            payload_bytes: 100,
+            connections: 4,
+            sensors: 1,
+            events,
+            window: 250,
+            rate: None,
+            stamp: false,
+        }
+    }
+
     pub fn run(&self) -> io::Result<Published> {
         let start = Instant::now();
         let threads: Vec<_> = (0..self.connections)

@@ -113,8 +113,7 @@ fn line(path: &str, qos: u8, bytes: usize) -> Outcome<()> {
     }
     // mosquitto takes 20 QoS 2 messages of a 3.1.1 client at a time; what goes beyond waits for its timer.
     let window = if path == "mosquitto" && qos == 2 { 20 } else { 250 };
-    let load =
-        Load { to, qos, payload_bytes: bytes, connections: 4, sensors: 1, events, window, rate: None, stamp: false };
+    let load = Load { qos, payload_bytes: bytes, window, ..Load::full(to, events) };
     let warm = load_of(Load { events: 8_000, ..load })?;
     wait_for_kafka(&kafka.brokers(), &topic, warm.events)?;
     let before = Usage::of(&agent)?;
@@ -183,17 +182,7 @@ fn drain() -> Outcome<()> {
     away.listen("").route("bench/{line}/{sensor}", &topic);
     drop(lease);
     let mut agent = away.start()?;
-    let load = Load {
-        to: away.listener(),
-        qos: 1,
-        payload_bytes: 100,
-        connections: 4,
-        sensors: 1,
-        events,
-        window: 250,
-        rate: None,
-        stamp: false,
-    };
+    let load = Load::full(away.listener(), events);
     let published = load_of(load)?;
     let held_peak = agent.memory_kib("VmHWM")?;
     agent.stop(Duration::from_secs(20))?;

@@ -37,17 +37,7 @@ fn drain(mode: Mode, events: usize) -> Outcome<(f64, f64)> {
     gateway.route("bench/{line}/{sensor}", &topic);
     link.set(Weather::Cut)?;
     let mut agent = gateway.start()?;
-    let load = Load {
-        to: gateway.listener(),
-        qos: 1,
-        payload_bytes: 100,
-        connections: 4,
-        sensors: 5,
-        events,
-        window: 250,
-        rate: None,
-        stamp: false,
-    };
+    let load = Load { sensors: 5, ..Load::full(gateway.listener(), events) };
     let published = load.run()?.events as u64;
     link.proxy()?.delay(Duration::from_millis(150));
     let returned = Instant::now();

@@ -64,17 +64,7 @@ fn once(mode: Mode, by_broker: bool, events: usize, figures: &mut Figures) -> Ou
         })?;
         agent.wait_subscribed(1)?;
     }
-    let load = Load {
-        to,
-        qos: 1,
-        payload_bytes: 100,
-        connections: 4,
-        sensors: 1,
-        events,
-        window: 250,
-        rate: None,
-        stamp: false,
-    };
+    let load = Load::full(to, events);
     let warm = Load { events: 8_000, ..load }.run()?;
     settled(&agent, &kafka.brokers(), &topic, warm.events as u64)?;
     let before = Usage::of(&agent)?;
