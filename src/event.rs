@@ -18,12 +18,25 @@ pub struct Event {
     pub qos: Qos,
     /// The MQTT retain flag as received.
     pub retain: bool,
+    /// The sender's mark that it may have sent this before (MQTT's DUP).
+    pub dup: bool,
     /// Wall clock at arrival, milliseconds since 1970 (may be wrong on a device without a clock battery: order is by sequence).
     pub arrived_ms: i64,
     /// The line of the ledger that answers for it.
     pub route: RouteId,
+    /// Who published it straight to Tidegate. `None` behind a broker, which does not tell.
+    pub sender: Option<Arc<Sender>>,
     /// MQTT 5 properties that travel on; `None` for most readings.
     pub properties: Option<Box<Properties>>,
+}
+
+/// A client of ours; shared by all that its connection brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sender {
+    /// Its client id, by its own word.
+    pub client: Arc<str>,
+    /// The user whose password it gave; `None` where nobody is asked for one.
+    pub user: Option<Arc<str>>,
 }
 
 impl Event {
@@ -39,7 +52,7 @@ impl Event {
     }
 }
 
-/// `Event` itself (about 100 bytes), its slot in a receipt list and in the chunk being built.
+/// `Event` itself (about 120 bytes), its slot in a receipt list and in the chunk being built.
 const EVENT_OVERHEAD_BYTES: usize = 160;
 
 /// A user property beside its text: its place in a `Vec` that doubles (two fat pointers, 32 bytes, so up to 64), two
@@ -58,6 +71,12 @@ pub struct Properties {
     pub content_type: Option<Box<str>>,
     /// Correlation data, opaque.
     pub correlation_data: Option<Bytes>,
+    /// Where an answer is expected.
+    pub response_topic: Option<Box<str>>,
+    /// 1: the payload is UTF-8 text; 0: nothing is said of it.
+    pub payload_format: Option<u8>,
+    /// Seconds that the message was good for when it came here.
+    pub expiry_s: Option<u32>,
     /// User properties, in order, repeated names kept.
     pub user: Vec<(Box<str>, Box<str>)>,
 }
@@ -66,7 +85,7 @@ impl Properties {
     /// True when nothing would travel.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.content_type.is_none() && self.correlation_data.is_none() && self.user.is_empty()
+        *self == Self::default()
     }
 
     /// Memory they occupy.
@@ -74,6 +93,7 @@ impl Properties {
     pub fn cost_bytes(&self) -> usize {
         let fixed = self.content_type.as_ref().map_or(0, |t| t.len());
         let fixed = fixed.saturating_add(self.correlation_data.as_ref().map_or(0, Bytes::len));
+        let fixed = fixed.saturating_add(self.response_topic.as_ref().map_or(0, |t| t.len()));
         self.user.iter().fold(fixed.saturating_add(size_of::<Self>()), |sum, (k, v)| {
             sum.saturating_add(k.len()).saturating_add(v.len()).saturating_add(USER_PROPERTY_OVERHEAD_BYTES)
         })
@@ -165,8 +185,10 @@ mod tests {
             payload: Bytes::new(),
             qos: Qos::AtMostOnce,
             retain: false,
+            dup: false,
             arrived_ms: 0,
             route: RouteId::UNROUTED,
+            sender: None,
             properties: Some(Box::new(Properties {
                 user: vec![("".into(), "".into()); properties],
                 ..Properties::default()

@@ -1,7 +1,9 @@
 //! A chunk: the events of one commit as one blob, an [envelope](super::envelope) around a CBOR sequence.
 //!
-//! Each event is the array `[sequence, arrival ms, flags, route, topic, payload, headers]`. Flags: bits 0 and 1 the QoS,
-//! bit 2 retain. Headers: null, or `[content type or null, correlation data or null, [[name, value], …]]`.
+//! Each event is the array `[sequence, arrival ms, flags, route, topic, payload, headers, facts]`. Flags: bits 0 and 1 the
+//! QoS, bit 2 retain, bit 3 dup. Headers: null, or `[content type or null, correlation data or null, [[name, value], …]]`.
+//! Facts: null, or a map of what only some events have, each under a letter: `c` client id, `u` user, `r` response topic,
+//! `f` payload format, `e` expiry in seconds. Before format version 3 of the database there were no facts and no bit 3.
 //! A chunk is read back into memory that its events share: their payloads are slices of it.
 
 use std::collections::HashSet;
@@ -13,10 +15,19 @@ use serde::{Deserialize, Serialize};
 use super::envelope::{Damage, Opener, Sealer};
 use super::limits::{CHUNK_RAW_BYTES, TOPICS_KEPT};
 use crate::cbor::{self, Blob};
-use crate::event::{Event, Properties, Qos, RouteId, Sequence, Stored};
+use crate::event::{Event, Properties, Qos, RouteId, Sender, Sequence, Stored};
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Line<'a>(Sequence, i64, u8, u16, &'a str, #[serde(borrow)] Blob<'a>, #[serde(borrow)] Option<Headers<'a>>);
+struct Line<'a>(
+    Sequence,
+    i64,
+    u8,
+    u16,
+    &'a str,
+    #[serde(borrow)] Blob<'a>,
+    #[serde(borrow)] Option<Headers<'a>>,
+    #[serde(borrow, default)] Option<Facts<'a>>,
+);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Headers<'a>(
@@ -25,8 +36,53 @@ struct Headers<'a>(
     #[serde(borrow)] Vec<(&'a str, &'a str)>,
 );
 
-const QOS_BITS: u8 = 0b011;
-const RETAIN_BIT: u8 = 0b100;
+/// A map and not an array, so that a fact can be added without a new layout.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Facts<'a> {
+    #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
+    client: Option<&'a str>,
+    #[serde(rename = "u", default, skip_serializing_if = "Option::is_none")]
+    user: Option<&'a str>,
+    #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
+    response_topic: Option<&'a str>,
+    #[serde(rename = "f", default, skip_serializing_if = "Option::is_none")]
+    payload_format: Option<u8>,
+    #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
+    expiry_s: Option<u32>,
+}
+
+const QOS_BITS: u8 = 0b0011;
+const RETAIN_BIT: u8 = 0b0100;
+const DUP_BIT: u8 = 0b1000;
+
+impl<'a> Line<'a> {
+    fn of(stored: &'a Stored) -> Self {
+        let Stored { sequence, event } = stored;
+        let headers = event.properties.as_deref().map(|p| {
+            let user = p.user.iter().map(|(k, v)| (&**k, &**v)).collect();
+            Headers(p.content_type.as_deref(), p.correlation_data.as_deref().map(Blob), user)
+        });
+        let retain = if event.retain { RETAIN_BIT } else { 0 };
+        let dup = if event.dup { DUP_BIT } else { 0 };
+        let flags = event.qos.level() | retain | dup;
+        let payload = Blob(&event.payload);
+        Self(*sequence, event.arrived_ms, flags, event.route.0, &event.topic, payload, headers, Facts::of(event))
+    }
+}
+
+impl<'a> Facts<'a> {
+    fn of(event: &'a Event) -> Option<Self> {
+        let (sender, properties) = (event.sender.as_deref(), event.properties.as_deref());
+        let facts = Self {
+            client: sender.map(|sender| &*sender.client),
+            user: sender.and_then(|sender| sender.user.as_deref()),
+            response_topic: properties.and_then(|p| p.response_topic.as_deref()),
+            payload_format: properties.and_then(|p| p.payload_format),
+            expiry_s: properties.and_then(|p| p.expiry_s),
+        };
+        (facts != Self::default()).then_some(facts)
+    }
+}
 
 /// Builds chunks, one after the other, in memory that is used again.
 pub(super) struct ChunkWriter {
@@ -53,14 +109,8 @@ impl ChunkWriter {
 
     /// Appends; true when the chunk has its size and must be taken.
     pub(super) fn push(&mut self, stored: &Stored) -> Result<bool, Damage> {
-        let event = &stored.event;
-        let headers = event.properties.as_deref().map(|p| {
-            let user = p.user.iter().map(|(k, v)| (&**k, &**v)).collect();
-            Headers(p.content_type.as_deref(), p.correlation_data.as_deref().map(Blob), user)
-        });
-        let flags = event.qos.level() | if event.retain { RETAIN_BIT } else { 0 };
-        let (sequence, at, payload) = (stored.sequence, event.arrived_ms, Blob(&event.payload));
-        cbor::append(&Line(sequence, at, flags, event.route.0, &event.topic, payload, headers), &mut self.raw)?;
+        let (sequence, at) = (stored.sequence, stored.event.arrived_ms);
+        cbor::append(&Line::of(stored), &mut self.raw)?;
         let extent = self.open.get_or_insert(Extent { first: sequence, last: sequence, count: 0, oldest_ms: at });
         extent.last = sequence;
         extent.count = extent.count.saturating_add(1);
@@ -85,11 +135,12 @@ impl ChunkWriter {
     }
 }
 
-/// Reads chunks; equal topics share memory across them.
+/// Reads chunks; equal topics and names of senders share memory across them.
 #[derive(Default)]
 pub(super) struct ChunkReader {
     opener: Opener,
-    topics: HashSet<Arc<str>>,
+    /// Topics, client ids and users.
+    names: HashSet<Arc<str>>,
 }
 
 impl ChunkReader {
@@ -98,8 +149,7 @@ impl ChunkReader {
         let raw = Bytes::from(self.opener.open(body)?);
         let mut events: Vec<Stored> = Vec::new();
         for line in cbor::read_sequence::<Line<'_>>(&raw) {
-            let last_topic = events.last().map(|stored| Arc::clone(&stored.event.topic));
-            let stored = self.stored(line?, &raw, last_topic)?;
+            let stored = self.stored(line?, &raw, events.last().map(|stored| &stored.event))?;
             if events.last().is_some_and(|before| before.sequence >= stored.sequence) {
                 return Err(Damage::Content(format!("sequence {} is not in order", stored.sequence)));
             }
@@ -112,39 +162,56 @@ impl ChunkReader {
         Ok(events)
     }
 
-    fn stored(&mut self, line: Line<'_>, raw: &Bytes, last_topic: Option<Arc<str>>) -> Result<Stored, Damage> {
-        let Line(sequence, arrived_ms, flags, route, topic, payload, headers) = line;
-        let qos = Qos::from_level(flags & QOS_BITS).filter(|_| flags & !(QOS_BITS | RETAIN_BIT) == 0);
+    fn stored(&mut self, line: Line<'_>, raw: &Bytes, last: Option<&Event>) -> Result<Stored, Damage> {
+        let Line(sequence, arrived_ms, flags, route, topic, payload, headers, facts) = line;
+        let facts = facts.unwrap_or_default();
+        let qos = Qos::from_level(flags & QOS_BITS).filter(|_| flags & !(QOS_BITS | RETAIN_BIT | DUP_BIT) == 0);
         let qos = qos.ok_or_else(|| Damage::Content(format!("flags {flags:#x} of event {sequence}")))?;
         // The slices are borrowed from `raw`, which is what slice_ref asks for.
         let properties = headers.map(|Headers(content_type, correlation_data, user)| {
             Box::new(Properties {
                 content_type: content_type.map(Box::from),
                 correlation_data: correlation_data.map(|data| raw.slice_ref(data.0)),
+                response_topic: facts.response_topic.map(Box::from),
+                payload_format: facts.payload_format,
+                expiry_s: facts.expiry_s,
                 user: user.into_iter().map(|(k, v)| (Box::from(k), Box::from(v))).collect(),
             })
         });
         let event = Event {
-            topic: last_topic.filter(|last| &**last == topic).unwrap_or_else(|| self.topic(topic)),
+            topic: match last {
+                Some(last) if &*last.topic == topic => Arc::clone(&last.topic),
+                Some(_) | None => self.name(topic),
+            },
             payload: raw.slice_ref(payload.0),
             qos,
             retain: flags & RETAIN_BIT != 0,
+            dup: flags & DUP_BIT != 0,
             arrived_ms,
             route: RouteId(route),
+            sender: facts.client.map(|client| self.sender(client, facts.user, last)),
             properties,
         };
         Ok(Stored { sequence, event })
     }
 
-    fn topic(&mut self, topic: &str) -> Arc<str> {
-        if let Some(known) = self.topics.get(topic) {
+    fn sender(&mut self, client: &str, user: Option<&str>, last: Option<&Event>) -> Arc<Sender> {
+        let same = |sender: &&Arc<Sender>| &*sender.client == client && sender.user.as_deref() == user;
+        match last.and_then(|last| last.sender.as_ref()).filter(same) {
+            Some(sender) => Arc::clone(sender),
+            None => Arc::new(Sender { client: self.name(client), user: user.map(|user| self.name(user)) }),
+        }
+    }
+
+    fn name(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.names.get(name) {
             return Arc::clone(known);
         }
-        if self.topics.len() >= TOPICS_KEPT {
-            self.topics.clear();
+        if self.names.len() >= TOPICS_KEPT {
+            self.names.clear();
         }
-        let new: Arc<str> = Arc::from(topic);
-        self.topics.insert(Arc::clone(&new));
+        let new: Arc<str> = Arc::from(name);
+        self.names.insert(Arc::clone(&new));
         new
     }
 }
@@ -161,26 +228,38 @@ mod tests {
             proptest::option::of("[a-z/]{0,12}"),
             proptest::option::of(proptest::collection::vec(any::<u8>(), 0..20)),
             proptest::collection::vec(("[a-zäß]{0,8}", "[a-z0-9]{0,8}"), 0..4),
+            proptest::option::of("[a-z/]{0,12}"),
+            proptest::option::of(0u8..2),
+            proptest::option::of(any::<u32>()),
         )
-            .prop_map(|(content_type, correlation, user)| Properties {
+            .prop_map(|(content_type, correlation, user, response_topic, payload_format, expiry_s)| Properties {
                 content_type: content_type.map(Into::into),
                 correlation_data: correlation.map(Into::into),
+                response_topic: response_topic.map(Into::into),
+                payload_format,
+                expiry_s,
                 user: user.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
             });
         let payload = prop_oneof![
             8 => proptest::collection::vec(any::<u8>(), 0..60),
             1 => (0usize..70_000).prop_map(|len| (0..len).map(|i| u8::try_from((i % 251) * (i % 251) % 251).unwrap()).collect()),
         ];
-        ("[a-cé/]{1,10}", payload, 0u8..3, any::<bool>(), any::<i64>(), 0u16..3, proptest::option::of(properties))
-            .prop_map(|(topic, payload, qos, retain, arrived_ms, route, properties)| Event {
+        let sender = ("[a-c]{1,2}", proptest::option::of("[a-c]{1,2}"))
+            .prop_map(|(client, user)| Arc::new(Sender { client: client.into(), user: user.map(Into::into) }));
+        let (sender, properties) = (proptest::option::of(sender), proptest::option::of(properties));
+        ("[a-cé/]{1,10}", payload, 0u8..3, any::<[bool; 2]>(), any::<i64>(), 0u16..3, sender, properties).prop_map(
+            |(topic, payload, qos, [retain, dup], arrived_ms, route, sender, properties)| Event {
                 topic: topic.into(),
                 payload: payload.into(),
                 qos: Qos::from_level(qos).unwrap(),
                 retain,
+                dup,
                 arrived_ms,
                 route: RouteId(route),
+                sender,
                 properties: properties.map(Box::new),
-            })
+            },
+        )
     }
 
     fn chunk(events: &[Event], compress: bool) -> (Vec<Stored>, Extent, Vec<u8>) {
@@ -214,16 +293,8 @@ mod tests {
             let (stored, extent, body) = chunk(&events, false);
             let raw = Opener::default().open(&body).unwrap();
             let mut theirs = Vec::new();
-            for Stored { sequence, event } in &stored {
-                let headers = event.properties.as_deref().map(|p| Headers(
-                    p.content_type.as_deref(),
-                    p.correlation_data.as_deref().map(Blob),
-                    p.user.iter().map(|(k, v)| (&**k, &**v)).collect(),
-                ));
-                let flags = event.qos.level() | u8::from(event.retain) << 2;
-                let blob = Blob(&event.payload);
-                let line = Line(*sequence, event.arrived_ms, flags, event.route.0, &event.topic, blob, headers);
-                ciborium::into_writer(&line, &mut theirs).unwrap();
+            for stored in &stored {
+                ciborium::into_writer(&Line::of(stored), &mut theirs).unwrap();
             }
             prop_assert_eq!(raw, theirs);
             prop_assert_eq!(extent.first, 7);
@@ -257,13 +328,29 @@ mod tests {
             payload: Bytes::from_static(b"1"),
             qos: Qos::AtLeastOnce,
             retain: false,
+            dup: false,
             arrived_ms: 0,
             route: RouteId(1),
+            sender: None,
             properties: None,
         };
         let other = Event { topic: "c".into(), ..event.clone() };
         let (_, extent, body) = chunk(&[event.clone(), other, event], true);
         let back = ChunkReader::default().read(&body, extent.first, extent.last).unwrap();
         assert!(Arc::ptr_eq(&back[0].event.topic, &back[2].event.topic));
+    }
+
+    #[test]
+    fn what_was_written_before_there_were_facts_is_read() {
+        let properties = Headers(Some("text/plain"), None, vec![("k", "v")]);
+        let mut raw = Vec::new();
+        let line = (7_u64, 5_i64, 0b101_u8, 1_u16, "a/b", Blob(b"x"), Some(properties));
+        cbor::append(&line, &mut raw).unwrap();
+        let mut sealer = Sealer::default();
+        let back = ChunkReader::default().read(sealer.seal(&raw, true).unwrap(), 7, 7).unwrap();
+        let Event { topic, payload, qos, retain, dup, sender, properties, .. } = &back[0].event;
+        assert_eq!((&**topic, &payload[..], *qos, *retain, *dup), ("a/b", &b"x"[..], Qos::AtLeastOnce, true, false));
+        assert!(sender.is_none());
+        assert_eq!(properties.as_deref().and_then(|p| p.content_type.as_deref()), Some("text/plain"));
     }
 }

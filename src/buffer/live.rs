@@ -147,8 +147,10 @@ mod tests {
             payload: Bytes::from(vec![0; payload]),
             qos: Qos::AtLeastOnce,
             retain: false,
+            dup: false,
             arrived_ms: 0,
             route: RouteId(1),
+            sender: None,
             properties: None,
         };
         sequences.map(|sequence| Stored { sequence, event: event.clone() }).collect()

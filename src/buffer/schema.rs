@@ -30,7 +30,7 @@ use crate::config::{self, SyncMode};
 pub(super) const APPLICATION_ID: i64 = 0x5464_4774;
 
 /// Goes up when an older Tidegate could not read what a newer one writes.
-pub(super) const FORMAT_VERSION: i64 = 2;
+pub(super) const FORMAT_VERSION: i64 = 3;
 
 /// The database's name in the data directory.
 pub(super) const FILE_NAME: &str = "buffer.db";
@@ -129,7 +129,10 @@ impl Database {
             return Ok(());
         }
         let tx = connection.unchecked_transaction()?;
-        tx.execute_batch(TABLES_2)?;
+        if version < 2 {
+            tx.execute_batch(TABLES_2)?;
+        }
+        // Version 3 has the same tables: the events in chunks have facts, which older ones cannot read.
         tx.pragma_update(None, "user_version", FORMAT_VERSION)?;
         tx.commit()
     }

@@ -187,8 +187,10 @@ mod tests {
             payload: Bytes::from_static(payload),
             qos: Qos::ExactlyOnce,
             retain: false,
+            dup: false,
             arrived_ms: 1_700_000_000_123,
             route: RouteId(1),
+            sender: None,
             properties: None,
         }
     }
@@ -245,6 +247,7 @@ mod tests {
                 content_type: Some("application/json".into()),
                 correlation_data: Some(Bytes::from_static(&[0, 255])),
                 user: vec![("b".into(), "1".into()), ("a".into(), "2".into()), ("b".into(), String::new().into())],
+                ..Properties::default()
             })),
             ..event(b"x")
         };

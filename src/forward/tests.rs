@@ -119,8 +119,10 @@ impl Rig {
             payload: Bytes::from(payload),
             qos: Qos::AtLeastOnce,
             retain: false,
+            dup: false,
             arrived_ms: 1_700_000_000_000,
             route: self.route,
+            sender: None,
             properties: None,
         });
         let arrivals =

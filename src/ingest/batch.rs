@@ -57,10 +57,11 @@ impl Batch {
             }
         }
         let (topic, route) = topics.resolve(publish.topic());
-        let (qos, retain) = (publish.qos, publish.retain);
+        let (qos, retain, dup) = (publish.qos, publish.retain, publish.dup);
         let mut publish = publish;
-        let properties = publish.properties.take();
-        self.event(Event { topic, payload: publish.into_payload(), qos, retain, arrived_ms, route, properties });
+        let (sender, properties) = (topics.sender(), publish.properties.take());
+        let payload = publish.into_payload();
+        self.event(Event { topic, payload, qos, retain, dup, arrived_ms, route, sender, properties });
     }
 
     /// A PUBREL came: PUBCOMP follows when the id is durably forgotten (custody rule 3).

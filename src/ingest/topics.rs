@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::event::RouteId;
+use crate::event::{RouteId, Sender};
 use crate::route::Routes;
 
 /// Charged for an entry beside its name: the map's slot, the `Arc` and its counters.
@@ -21,6 +21,7 @@ pub struct Topics {
     known: HashMap<Name, RouteId>,
     bytes: usize,
     max_bytes: usize,
+    sender: Option<Arc<Sender>>,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -36,7 +37,19 @@ impl Topics {
     /// Nothing known. `route_ids` has the ledger line of each route, in the order of the tables.
     #[must_use]
     pub fn new(routes: Arc<Routes>, route_ids: Arc<[RouteId]>, max_bytes: usize) -> Self {
-        Self { routes, route_ids, known: HashMap::new(), bytes: 0, max_bytes }
+        Self { routes, route_ids, known: HashMap::new(), bytes: 0, max_bytes, sender: None }
+    }
+
+    /// All that comes on this connection is of that client.
+    #[must_use]
+    pub fn of(self, sender: Arc<Sender>) -> Self {
+        Self { sender: Some(sender), ..self }
+    }
+
+    /// Who publishes on this connection, where that is known.
+    #[must_use]
+    pub fn sender(&self) -> Option<Arc<Sender>> {
+        self.sender.clone()
     }
 
     /// The shared name and the ledger line.

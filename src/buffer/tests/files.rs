@@ -8,6 +8,7 @@ use crate::buffer::books::LedgerRow;
 use crate::buffer::envelope::{Opener, Sealer};
 use crate::buffer::identity::Marks;
 use crate::buffer::limits::RESERVE_SEQUENCES;
+use crate::buffer::schema::FORMAT_VERSION;
 use crate::cbor;
 
 fn with_five_events() -> (tempfile::TempDir, uuid::Uuid) {
@@ -192,11 +193,14 @@ fn a_start_that_was_cut_off_is_just_started_again() {
 fn a_newer_format_is_refused_and_untouched() {
     let (dir, _) = with_five_events();
     let connection = rusqlite::Connection::open(dir.path().join("buffer.db")).unwrap();
-    connection.pragma_update(None, "user_version", 3).unwrap();
+    connection.pragma_update(None, "user_version", FORMAT_VERSION + 1).unwrap();
     drop(connection);
     let before = fs::read(dir.path().join("buffer.db")).unwrap();
     let error = Buffer::open(settings(), dir.path(), &names()).map(|_| ()).unwrap_err();
-    assert!(matches!(error, OpenError::Newer { found: 3, known: 2, .. }), "{error}");
+    assert!(
+        matches!(error, OpenError::Newer { found, known: FORMAT_VERSION, .. } if found == FORMAT_VERSION + 1),
+        "{error}"
+    );
     assert_eq!(error.next_step(), NextStep::Halt);
     assert!(error.to_string().contains("newer Tidegate"), "{error}");
     assert_eq!(fs::read(dir.path().join("buffer.db")).unwrap(), before);
@@ -236,7 +240,7 @@ fn a_buffer_of_version_1_is_taken_over_with_all_it_holds() {
     assert_eq!(bench.recovered.lives.earlier, [(present, 7)]);
     let connection = rusqlite::Connection::open(dir.path().join("buffer.db")).unwrap();
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
-    assert_eq!(version, 2);
+    assert_eq!(version, FORMAT_VERSION);
 }
 
 #[test]

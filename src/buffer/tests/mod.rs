@@ -66,8 +66,10 @@ fn event(n: u64) -> Event {
         payload: format!(r#"{{"n":{n},"temperature":{}}}"#, n % 31).into_bytes().into(),
         qos: Qos::AtLeastOnce,
         retain: n.is_multiple_of(5),
+        dup: n.is_multiple_of(3),
         arrived_ms: 1_700_000_000_000 + i64::try_from(n).unwrap(),
         route: route_of(n),
+        sender: None,
         properties: None,
     }
 }

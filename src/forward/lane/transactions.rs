@@ -293,8 +293,10 @@ mod tests {
             payload: Bytes::new(),
             qos: Qos::AtLeastOnce,
             retain: false,
+            dup: false,
             arrived_ms: 1,
             route: RouteId(1),
+            sender: None,
             properties: None,
         };
         Stored { sequence, event }

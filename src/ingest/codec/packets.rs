@@ -1,6 +1,7 @@
 //! The packets that are not messages, read strictly.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -9,7 +10,7 @@ use super::properties::{self, Place, Property};
 use super::reader::Reader;
 use super::{DecodeError, Packet, reason};
 use crate::config::{MqttVersion, Secret};
-use crate::event::{MAX_USER_PROPERTIES, Properties, Qos};
+use crate::event::{MAX_USER_PROPERTIES, Properties, Qos, Sender};
 
 /// CONNECT.
 #[derive(Clone, PartialEq, Eq)]
@@ -68,6 +69,8 @@ pub struct Will {
     pub delay_s: u32,
     /// MQTT 5: what travels on.
     pub properties: Option<Box<Properties>>,
+    /// Whose it is; the packet alone does not prove it.
+    pub sender: Option<Arc<Sender>>,
 }
 
 impl Will {
@@ -131,7 +134,10 @@ impl Connect {
             Property::ReceiveMaximum(maximum) => self.receive_maximum = Some(maximum),
             Property::MaximumPacketSize(maximum) => self.max_packet_bytes = Some(maximum),
             Property::AuthenticationMethod => self.wants_authentication_method = true,
-            Property::ContentType(_)
+            Property::PayloadFormat(_)
+            | Property::MessageExpiry(_)
+            | Property::ResponseTopic(_)
+            | Property::ContentType(_)
             | Property::CorrelationData(_)
             | Property::ServerKeepAlive(_)
             | Property::WillDelayInterval(_)
@@ -177,6 +183,11 @@ impl Will {
         if version == MqttVersion::V5 {
             properties::walk(reader, Place::Will, |property| match property {
                 Property::WillDelayInterval(seconds) => delay_s = seconds,
+                Property::PayloadFormat(format) => travelling.get_or_insert_default().payload_format = Some(format),
+                Property::MessageExpiry(seconds) => travelling.get_or_insert_default().expiry_s = Some(seconds),
+                Property::ResponseTopic(topic) => {
+                    travelling.get_or_insert_default().response_topic = Some(topic.into())
+                }
                 Property::ContentType(name) => travelling.get_or_insert_default().content_type = Some(name.into()),
                 Property::CorrelationData(data) => {
                     travelling.get_or_insert_default().correlation_data = Some(Bytes::copy_from_slice(data));
@@ -210,7 +221,15 @@ impl Will {
             return Err(DecodeError::TopicName);
         }
         let payload = Bytes::copy_from_slice(reader.binary()?);
-        Ok(Self { topic, payload, qos, retain: flags & WILL_RETAIN != 0, delay_s, properties: travelling })
+        Ok(Self {
+            topic,
+            payload,
+            qos,
+            retain: flags & WILL_RETAIN != 0,
+            delay_s,
+            properties: travelling,
+            sender: None,
+        })
     }
 }
 
@@ -243,7 +262,10 @@ impl ConnAck {
                 Property::SessionExpiryInterval(seconds) => ack.session_expiry_s = Some(seconds),
                 Property::MaximumPacketSize(maximum) => ack.max_packet_bytes = Some(maximum),
                 Property::ReasonString(text) => ack.reason_string = Some(text.to_owned()),
-                Property::ContentType(_)
+                Property::PayloadFormat(_)
+                | Property::MessageExpiry(_)
+                | Property::ResponseTopic(_)
+                | Property::ContentType(_)
                 | Property::CorrelationData(_)
                 | Property::WillDelayInterval(_)
                 | Property::ReceiveMaximum(_)
@@ -417,7 +439,10 @@ impl Disconnect {
                 properties::walk(&mut reader, Place::Disconnect, |property| match property {
                     Property::SessionExpiryInterval(seconds) => disconnect.session_expiry_s = Some(seconds),
                     Property::ReasonString(text) => disconnect.reason_string = Some(text.to_owned()),
-                    Property::ContentType(_)
+                    Property::PayloadFormat(_)
+                    | Property::MessageExpiry(_)
+                    | Property::ResponseTopic(_)
+                    | Property::ContentType(_)
                     | Property::CorrelationData(_)
                     | Property::ServerKeepAlive(_)
                     | Property::WillDelayInterval(_)

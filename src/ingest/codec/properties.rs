@@ -7,7 +7,10 @@ use super::reader::Reader;
 /// A property, its name as in the standard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Property<'a> {
+    PayloadFormat(u8),
+    MessageExpiry(u32),
     ContentType(&'a str),
+    ResponseTopic(&'a str),
     CorrelationData(&'a [u8]),
     SessionExpiryInterval(u32),
     ServerKeepAlive(u16),
@@ -100,17 +103,17 @@ pub(super) fn skip(reader: &mut Reader<'_>, place: Place) -> Result<(), DecodeEr
 
 fn one<'a>(block: &mut Reader<'a>, id: u8) -> Result<Property<'a>, DecodeError> {
     Ok(match id {
-        // payload format, request problem information, request response information, maximum QoS, retain available,
+        // payload format; request problem information, request response information, maximum QoS, retain available,
         // wildcard, subscription identifier and shared subscription available: all 0 or 1
-        1 | 23 | 25 | 36 | 37 | 40 | 41 | 42 => {
-            if block.u8()? > 1 {
-                return Err(DecodeError::Protocol("property that is neither 0 nor 1"));
-            }
-            Property::Other
-        }
-        2 => block.u32().map(|_| Property::Other)?,
+        1 | 23 | 25 | 36 | 37 | 40 | 41 | 42 => match block.u8()? {
+            format @ 0..=1 if id == 1 => Property::PayloadFormat(format),
+            0..=1 => Property::Other,
+            _ => return Err(DecodeError::Protocol("property that is neither 0 nor 1")),
+        },
+        2 => Property::MessageExpiry(block.u32()?),
         3 => Property::ContentType(block.string()?),
-        8 | 18 | 26 | 28 => block.string().map(|_| Property::Other)?,
+        8 => Property::ResponseTopic(block.string()?),
+        18 | 26 | 28 => block.string().map(|_| Property::Other)?,
         9 => Property::CorrelationData(block.binary()?),
         11 => match block.variable_integer()? {
             0 => return Err(DecodeError::Protocol("subscription identifier 0")),

@@ -118,6 +118,9 @@ fn read_properties(reader: &mut Reader<'_>) -> Result<(Option<Box<Properties>>, 
     let mut cut = 0_usize;
     let mut travelling: Option<Box<Properties>> = None;
     properties::walk(reader, Place::Publish, |property| match property {
+        Property::PayloadFormat(format) => travelling.get_or_insert_default().payload_format = Some(format),
+        Property::MessageExpiry(seconds) => travelling.get_or_insert_default().expiry_s = Some(seconds),
+        Property::ResponseTopic(topic) => travelling.get_or_insert_default().response_topic = Some(topic.into()),
         Property::ContentType(name) => travelling.get_or_insert_default().content_type = Some(name.into()),
         // Copied: a slice would keep the read buffer alive for it, and few messages have any.
         Property::CorrelationData(data) => {

@@ -178,6 +178,8 @@ fn a_message_of_5_is_read_with_what_travels_on() {
     let properties = publish.properties.clone().expect("properties");
     assert_eq!(properties.content_type.as_deref(), Some("application/json"));
     assert_eq!(properties.correlation_data.as_deref(), Some(&b"\x00\xff"[..]));
+    assert_eq!(properties.response_topic.as_deref(), Some("answer/here"));
+    assert_eq!((properties.payload_format, properties.expiry_s), (Some(1), Some(60)));
     assert_eq!(
         properties.user,
         [("k".into(), "1".into()), ("k".into(), "2".into())],

@@ -27,6 +27,7 @@ use super::session::{Last, Session};
 use super::socket::read;
 use super::terms::Terms;
 use super::users::Users;
+use crate::event::Sender;
 use crate::ingest::codec::{Will, reason};
 use crate::ingest::door::{Door, Entrance};
 use crate::ingest::status::LinkStatus;
@@ -92,7 +93,7 @@ pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, id: Connectio
         () = stop.wait() => return Ended::without_session(peer, None, End::stopped()),
         let_in = let_in(&mut stream, id, &shared) => let_in,
     };
-    let (admission, entry) = match let_in {
+    let (mut admission, entry) = match let_in {
         Ok(let_in) => let_in,
         Err(Turned { client, answer, end }) => {
             farewell(stream, answer).await;
@@ -102,7 +103,11 @@ pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, id: Connectio
     let client = Arc::clone(&admission.client);
     let key = session_key(&shared.name, &client).into();
     let (mut door, mut replies) = Door::new(&shared.entrance, key, Arc::clone(&shared.status));
-    let topics = shared.entrance.topics(TOPIC_CACHE_BYTES);
+    let sender = Arc::new(Sender { client: Arc::clone(&client), user: admission.user.take() });
+    if let Some(will) = &mut admission.will {
+        will.sender = Some(Arc::clone(&sender));
+    }
+    let topics = shared.entrance.topics(TOPIC_CACHE_BYTES).of(sender);
     let Entry { lent, displaced } = *entry;
     let mut session = Session::enter(*admission, lent, Arc::clone(&shared.terms), topics, now());
     LinkStatus::add(&shared.status.connects, 1);
@@ -165,10 +170,12 @@ async fn let_in(
     shared: &Shared,
 ) -> Result<(Box<Admission>, Box<Entry>), Turned> {
     let mut admission = greet(stream, shared).await?;
-    if let (Some(users), Some((name, password))) = (&shared.users, admission.credentials.take())
-        && !users.admit(name, password).await
-    {
-        return Err(Turned::away(&admission, reason::BAD_USER_NAME_OR_PASSWORD, "wrong user name or password"));
+    if let (Some(users), Some((name, password))) = (&shared.users, admission.credentials.take()) {
+        let user: Arc<str> = name.as_str().into();
+        if !users.admit(name, password).await {
+            return Err(Turned::away(&admission, reason::BAD_USER_NAME_OR_PASSWORD, "wrong user name or password"));
+        }
+        admission.user = Some(user);
     }
     let (answer, answered) = oneshot::channel();
     let claim = Claim { connection: id, client: Arc::clone(&admission.client), resume: admission.resume, answer };

@@ -40,6 +40,8 @@ pub(super) struct Admission {
     pub(super) client: Arc<str>,
     /// To be checked; empty when nobody asks.
     pub(super) credentials: Option<(String, Bytes)>,
+    /// The user whose password was right; whoever checks enters it.
+    pub(super) user: Option<Arc<str>>,
     pub(super) resume: bool,
     /// 0: the session ends with the connection.
     pub(super) expiry_s: u32,
@@ -150,6 +152,7 @@ fn admit(mut connect: Connect, terms: &Terms) -> Result<Admission, End> {
         version: connect.version,
         client,
         credentials,
+        user: None,
         resume: !connect.clean_start,
         expiry_s,
         keepalive_s,

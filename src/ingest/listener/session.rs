@@ -467,6 +467,6 @@ impl Session {
 /// A will is an event like any other.
 pub(super) fn event(will: Will, topics: &mut Topics, now: Now) -> Event {
     let (topic, route) = topics.resolve(&will.topic);
-    let Will { payload, qos, retain, properties, .. } = will;
-    Event { topic, payload, qos, retain, arrived_ms: now.unix_ms, route, properties }
+    let Will { payload, qos, retain, properties, sender, .. } = will;
+    Event { topic, payload, qos, retain, dup: false, arrived_ms: now.unix_ms, route, sender, properties }
 }

@@ -166,5 +166,6 @@ fn will(topic: &str) -> Will {
         retain: false,
         delay_s: 0,
         properties: None,
+        sender: None,
     }
 }
