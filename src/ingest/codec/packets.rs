@@ -186,7 +186,7 @@ impl Will {
                 Property::PayloadFormat(format) => travelling.get_or_insert_default().payload_format = Some(format),
                 Property::MessageExpiry(seconds) => travelling.get_or_insert_default().expiry_s = Some(seconds),
                 Property::ResponseTopic(topic) => {
-                    travelling.get_or_insert_default().response_topic = Some(topic.into())
+                    travelling.get_or_insert_default().response_topic = Some(topic.into());
                 }
                 Property::ContentType(name) => travelling.get_or_insert_default().content_type = Some(name.into()),
                 Property::CorrelationData(data) => {
