@@ -10,6 +10,7 @@
 //! | `<buffer id>/lane/<kafka topic>` | `{"v":1,"instance":"<32 hex>","delivered":N,"waiting":{"first":A,"last":B,"events":C},"at":T}` | parked events of that Kafka topic up to N are delivered; what still waits, absent when nothing does |
 //! | `<buffer id>/hole/<first>` | `{"v":1,"first":A,"last":B,"fate":"dead-lettered","reason":"…","kafka_topic":"…","at":T}` | these sequences will never come; the fate is `dead-lettered`, `dropped` or `purged`; the Kafka topic is absent when they were meant for several |
 //! | `<buffer id>/identity` | `{"v":1,"was":"<old buffer id>","last":L,"at":T}` | this buffer was another one (a clone, or a restored copy that took a new identity); its events up to L carry the header `tidegate-was: <old id>:<sequence>` |
+//! | `<buffer id>/topic/<kafka topic>` | `{"v":1}` | readings of this buffer went to that Kafka topic; `*` for more topics than are named. Said once a start, so that an audit knows whose numbers to look for in the topics it reads |
 //!
 //! `at` is the gateway's wall clock in milliseconds since 1970, for people; nothing is decided by it. `instance` is the
 //! number a process draws at its start: an instance that a buffer does not know is another agent with its identity.
@@ -57,6 +58,9 @@ pub fn partitions_for(gateways: u32) -> i32 {
 
 /// The version written.
 const VERSION: u64 = 1;
+
+/// In place of a Kafka topic: further ones, which are not named. No topic can be called so.
+pub const MORE_TOPICS: &str = "*";
 
 /// The longest reason that is written: a sentence with Kafka's words in it. What is longer is cut.
 pub const MAX_REASON_BYTES: usize = 512;
@@ -154,6 +158,11 @@ pub enum Record {
         /// Wall clock, milliseconds since 1970.
         at_ms: i64,
     },
+    /// Readings went to this Kafka topic.
+    Topic {
+        /// Which; [`MORE_TOPICS`] for all that are not named.
+        kafka_topic: String,
+    },
     /// This buffer was another one.
     Identity {
         /// Its old id.
@@ -175,6 +184,7 @@ impl Record {
             Self::Main { .. } => Ok(()),
             Self::Lane { kafka_topic, .. } => write!(key, "/lane/{kafka_topic}"),
             Self::Hole { first, .. } => write!(key, "/hole/{first}"),
+            Self::Topic { kafka_topic } => write!(key, "/topic/{kafka_topic}"),
             Self::Identity { .. } => write!(key, "/identity"),
         }
         .unwrap_or_default();
@@ -196,6 +206,7 @@ impl Record {
                 "v": VERSION, "first": first, "last": last, "fate": fate.as_str(), "at": at_ms,
                 "reason": cut(reason), "kafka_topic": kafka_topic,
             }),
+            Self::Topic { kafka_topic: _ } => json!({"v": VERSION}),
             Self::Identity { was, last, at_ms } => {
                 json!({"v": VERSION, "was": was.to_string(), "last": last, "at": at_ms})
             }
@@ -235,7 +246,7 @@ pub fn read(key: &[u8], value: Option<&[u8]>) -> Read {
     };
     match (version, kind) {
         (0, _) => Read::Foreign,
-        (VERSION, Kind::Main | Kind::Lane(_) | Kind::Hole(_) | Kind::Identity) => {
+        (VERSION, Kind::Main | Kind::Lane(_) | Kind::Hole(_) | Kind::Topic(_) | Kind::Identity) => {
             read_value(kind, value).map_or(Read::Foreign, |record| Read::Said(buffer, record))
         }
         (_, _) => Read::Newer(buffer),
@@ -248,6 +259,7 @@ enum Kind<'a> {
     Main,
     Lane(&'a str),
     Hole(Sequence),
+    Topic(&'a str),
     Identity,
     Unknown,
 }
@@ -260,6 +272,7 @@ fn read_key(key: &[u8]) -> Option<(Uuid, Kind<'_>)> {
         None => Kind::Main,
         Some(("identity", "")) => Kind::Identity,
         Some(("lane", topic)) if !topic.is_empty() => Kind::Lane(topic),
+        Some(("topic", topic)) if !topic.is_empty() => Kind::Topic(topic),
         Some(("hole", first)) => Kind::Hole(first.parse().ok()?),
         Some(_) => Kind::Unknown,
     };
@@ -287,6 +300,7 @@ fn read_value(kind: Kind<'_>, value: &[u8]) -> Option<Record> {
             let reason = fields.reason.unwrap_or_default();
             Record::Hole { first, last, fate: fields.fate?, reason, kafka_topic: fields.kafka_topic, at_ms }
         }
+        Kind::Topic(topic) => Record::Topic { kafka_topic: topic.to_owned() },
         Kind::Identity => Record::Identity { was: buffer_id(&fields.was?)?, last: fields.last?, at_ms },
         Kind::Unknown => return None,
     })

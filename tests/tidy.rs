@@ -123,6 +123,14 @@ fn no_file_is_two_files() {
     }
 }
 
+/// What is packaged aborts at a panic: whoever catches one there ends the process without a word.
+#[test]
+fn nothing_rests_on_unwinding() {
+    for (path, source) in all_sources(&["src"]) {
+        assert!(!code(&source).contains("catch_unwind"), "{} catches a panic", path.display());
+    }
+}
+
 #[test]
 fn every_file_says_what_it_is_for() {
     for (path, source) in all_sources(&["src", "benches"]) {

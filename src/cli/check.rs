@@ -5,14 +5,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::{EXIT_CONFIG, EXIT_FAILED, EXIT_OK, out};
-use crate::config::{self, Broker, Buffer, Config, Delivery, MqttVersion, Problems};
+use crate::config::{self, Broker, Buffer, Config, Delivery, Inspected, MqttVersion, Problems};
 
 /// Checks the file. Problems go to standard error and end in 78; a right configuration is summed up on standard
-/// output, with its remarks on standard error.
+/// output, with its remarks, and what this user may not look at, on standard error.
 #[must_use]
 pub fn check(path: &Path) -> ExitCode {
     let file = path.display().to_string();
-    let verdict = config::load(path);
+    let verdict = config::inspect(path);
     let code = if verdict.is_ok() { EXIT_OK } else { EXIT_CONFIG };
     match report(&file, &verdict, &mut out::stdout(), &mut out::Patient(io::stderr())) {
         Ok(()) => ExitCode::from(code),
@@ -22,16 +22,19 @@ pub fn check(path: &Path) -> ExitCode {
 
 fn report(
     file: &str,
-    verdict: &Result<Config, Problems>,
+    verdict: &Result<Inspected, Problems>,
     out: &mut impl Write,
     err: &mut impl Write,
 ) -> io::Result<()> {
     match verdict {
-        Ok(config) => {
-            for remark in &config.remarks {
+        Ok(inspected) => {
+            for remark in &inspected.config().remarks {
                 writeln!(err, "remark: {}", remark.in_file(file))?;
             }
-            out.write_all(summary(file, config).as_bytes())
+            for unseen in &inspected.unseen {
+                writeln!(err, "note: {}", unseen.in_file(file))?;
+            }
+            out.write_all(summary(file, inspected.config()).as_bytes())
         }
         Err(problems) => {
             let count = problems.list().len();
@@ -83,9 +86,9 @@ mod tests {
     use crate::config::Env;
 
     fn run(text: &str) -> (String, String) {
-        let env = Env { host_name: "gw".into(), state_directory: None, credentials_directory: None };
+        let env = Env::of("gw");
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        report("t.toml", &config::parse(text, "t.toml", &env), &mut out, &mut err).unwrap();
+        report("t.toml", &config::inspect_text(text, "t.toml", &env), &mut out, &mut err).unwrap();
         (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
     }
 
@@ -103,6 +106,31 @@ mod tests {
         assert_eq!(out, "");
         assert!(err.contains("\nt.toml:2:1: buffer.size: unknown key"), "{err}");
         assert!(err.ends_with("4 problems to mend\n"), "{err}");
+    }
+
+    #[test]
+    fn what_only_the_service_sees_is_a_note_and_no_problem() {
+        let text = "[[mqtt]]\nname = \"plant\"\nurl = \"mqtts://plant\"\nusername = \"u\"\n\
+                    password_file = \"$CREDENTIALS_DIRECTORY/plant.pw\"\nsubscribe = [{ filter = \"#\" }]\n\
+                    tls.cert_file = \"$CREDENTIALS_DIRECTORY/c.pem\"\ntls.key_file = \"$CREDENTIALS_DIRECTORY/c.key\"\n\
+                    [kafka]\nbrokers = [\"k:1\"]\n[kafka.options]\nsecurity.protocol = \"SASL_SSL\"\n\
+                    sasl.mechanism = \"PLAIN\"\nsasl.username = \"u\"\n\
+                    sasl.password_file = \"$CREDENTIALS_DIRECTORY/kafka.pw\"\n\
+                    [[listen]]\nname = \"floor\"\naddress = \"0.0.0.0:1\"\n\
+                    users_file = \"$CREDENTIALS_DIRECTORY/users\"\n[[route]]\nfrom = \"#\"\nto = \"all\"\n";
+        let (out, err) = run(text);
+        assert!(out.starts_with("t.toml: ok: 1 broker, 1 listener"), "{out}{err}");
+        assert!(out.contains("listener floor, 0.0.0.0:1: users with a password"), "{out}");
+        for key in ["mqtt[0].password_file", "mqtt[0].tls.key_file", "kafka.options.sasl.password_file", "users_file"] {
+            let line = err.lines().find(|line| line.contains(key)).unwrap_or_else(|| panic!("{key}: {err}"));
+            assert!(line.starts_with("note: t.toml:") && line.contains("not looked at"), "{line}");
+        }
+        // Whoever is to use them needs them.
+        let problems = config::parse(text, "t.toml", &Env::of("gw")).unwrap_err();
+        assert!(problems.list().len() >= 4, "{problems}");
+        // And what is wrong is wrong for everybody.
+        let (_, err) = run(&text.replace("SASL_SSL", "SASL_SLS"));
+        assert!(err.contains("kafka.options.security.protocol"), "{err}");
     }
 
     #[test]

@@ -42,7 +42,7 @@ fn page() -> String {
         (EXIT_FAILED, "Anything else; the last line of the log says what."),
         (
             EXIT_CONFIG,
-            "The configuration is wrong, or this version must not touch the buffer, because a newer one has made it. \
+            "The configuration or the command line is wrong, or this version must not touch the buffer, because a newer one has made it. \
              systemd does not start the service again on it.",
         ),
     ] {

@@ -20,7 +20,8 @@ use clap::{Args, Parser, Subcommand};
 pub const EXIT_OK: u8 = 0;
 /// Anything that is neither of the others.
 pub const EXIT_FAILED: u8 = 1;
-/// `EX_CONFIG` of sysexits: the configuration is wrong, or the buffer is not for this version; systemd does not restart on it.
+/// `EX_CONFIG` of sysexits: the configuration or the command line is wrong, or the buffer is not for this version; systemd
+/// does not restart on it.
 pub const EXIT_CONFIG: u8 = 78;
 
 /// MQTT to Kafka for edge devices: a PUBACK means the reading is on disk.
@@ -61,7 +62,15 @@ pub struct ConfigFile {
 /// Reads the arguments, runs the subcommand, says how it ended.
 #[must_use]
 pub fn main() -> ExitCode {
-    match Cli::parse().command {
+    let command = match Cli::try_parse() {
+        Ok(Cli { command }) => command,
+        Err(error) => {
+            // Help and version are no errors. clap's own code is 2, which is `audit`'s word for "not explained".
+            let code = if error.use_stderr() { EXIT_CONFIG } else { EXIT_OK };
+            return if error.print().is_ok() { ExitCode::from(code) } else { ExitCode::from(EXIT_FAILED.max(code)) };
+        }
+    };
+    match command {
         Command::Run(file) => run::run(&file.config),
         Command::Check(file) => check::check(&file.config),
         Command::Status(options) => status::status(&options),

@@ -34,8 +34,8 @@ pub struct Options {
 
 /// Exit code 0 when the agent answered.
 pub fn status(options: &Options) -> ExitCode {
-    let address = match crate::config::load(&options.config.config) {
-        Ok(config) => config.http.listen,
+    let address = match crate::config::load_http(&options.config.config) {
+        Ok(http) => http.listen,
         Err(problems) => {
             complain(problems);
             return ExitCode::from(EXIT_CONFIG);

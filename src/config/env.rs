@@ -11,6 +11,8 @@ pub struct Env {
     pub state_directory: Option<PathBuf>,
     /// `$CREDENTIALS_DIRECTORY`, which systemd sets for `LoadCredential=`.
     pub credentials_directory: Option<PathBuf>,
+    /// Whoever reads is not the agent, and may look for the credentials of the service that runs.
+    pub outside_service: bool,
 }
 
 impl Env {
@@ -23,7 +25,15 @@ impl Env {
             host_name: gethostname::gethostname().to_string_lossy().into_owned(),
             state_directory: set("STATE_DIRECTORY").and_then(first),
             credentials_directory: set("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+            outside_service: false,
         }
+    }
+
+    /// A machine of that name with nothing set.
+    #[cfg(test)]
+    pub(crate) fn of(host_name: &str) -> Self {
+        let host_name = host_name.to_owned();
+        Self { host_name, state_directory: None, credentials_directory: None, outside_service: false }
     }
 }
 

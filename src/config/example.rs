@@ -95,7 +95,7 @@ mod tests {
 
     /// The machine that the file's examples are made for.
     fn env() -> Env {
-        Env { host_name: "press-07".into(), state_directory: None, credentials_directory: None }
+        Env::of("press-07")
     }
 
     fn read(text: &str) -> Config {

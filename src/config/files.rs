@@ -18,35 +18,64 @@ use super::secret::Secret;
 /// MQTT writes the length of a password in two bytes; Kafka's secrets are shorter.
 const MAX_SECRET_BYTES: u64 = 65_535;
 
+/// Why a file cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Unusable {
+    /// It must be mended.
+    Wrong(String),
+    /// This user may not see it; the agent may.
+    Hidden(String),
+}
+
+impl Unusable {
+    #[cfg(test)]
+    fn what(&self) -> &str {
+        let (Self::Wrong(what) | Self::Hidden(what)) = self;
+        what
+    }
+}
+
+/// Where systemd puts the credentials of the service, for those who look at its configuration from outside.
+const SERVICE_CREDENTIALS: &str = "/run/credentials/tidegate.service";
+
 /// The path that a text of the configuration means.
-pub(super) fn expand(text: &str, env: &Env) -> Result<PathBuf, String> {
+pub(super) fn expand(text: &str, env: &Env) -> Result<PathBuf, Unusable> {
     if let Some(name) = text.strip_prefix(CREDENTIALS) {
         let Some(name) = name.strip_prefix('/').filter(|name| !name.is_empty()) else {
-            return Err(format!("after {CREDENTIALS} comes \"/\" and the name of the credential"));
+            return Err(Unusable::Wrong(format!("after {CREDENTIALS} comes \"/\" and the name of the credential")));
         };
-        let Some(folder) = &env.credentials_directory else {
-            return Err(format!(
+        if let Some(folder) = &env.credentials_directory {
+            return Ok(folder.join(name));
+        }
+        // Root may look while the service runs.
+        let of_the_service = Path::new(SERVICE_CREDENTIALS).join(name);
+        return if env.outside_service && fs::metadata(&of_the_service).is_ok() {
+            Ok(of_the_service)
+        } else {
+            Err(Unusable::Hidden(format!(
                 "{CREDENTIALS} is not set: systemd sets it for a service with LoadCredential=; by hand, set it in front \
                  of the command"
-            ));
+            )))
         };
-        return Ok(folder.join(name));
     }
     let path = Path::new(text);
     if !path.is_absolute() {
-        return Err(format!("not an absolute path; allowed: \"/…\" or \"{CREDENTIALS}/…\""));
+        return Err(Unusable::Wrong(format!("not an absolute path; allowed: \"/…\" or \"{CREDENTIALS}/…\"")));
     }
     Ok(path.to_owned())
 }
 
-/// The path of a key that may be missing.
+/// The path of a key that may be missing. `None` also when we may not know it.
 pub(super) fn path(section: &Section<'_, '_>, key: &str, env: &Env) -> Result<Option<PathBuf>, Reported> {
     let Some(text) = section.optional_text(key)? else { return Ok(None) };
-    expand(&text, env).map(Some).map_err(|why| section.problem(key, why))
+    match expand(&text, env) {
+        Ok(path) => Ok(Some(path)),
+        Err(why) => section.file(key, why).map(|()| None),
+    }
 }
 
 /// Can it be opened, and is it a file?
-pub(super) fn check_readable(path: &Path) -> Result<(), String> {
+pub(super) fn check_readable(path: &Path) -> Result<(), Unusable> {
     open(path).map(|_| ())
 }
 
@@ -58,19 +87,19 @@ pub(super) struct Contents {
 }
 
 /// Reads a secret: the file's text without the newline at its end.
-pub(super) fn read_secret(path: &Path) -> Result<Contents, String> {
+pub(super) fn read_secret(path: &Path) -> Result<Contents, Unusable> {
     let (file, metadata) = open(path)?;
     let mut bytes = Vec::new();
     file.take(MAX_SECRET_BYTES.saturating_add(3)).read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
     let Ok(text) = String::from_utf8(bytes) else {
-        return Err(format!("{}: not UTF-8 text", path.display()));
+        return Err(Unusable::Wrong(format!("{}: not UTF-8 text", path.display())));
     };
     let secret = text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line));
     if secret.is_empty() {
-        return Err(format!("{}: the file is empty", path.display()));
+        return Err(Unusable::Wrong(format!("{}: the file is empty", path.display())));
     }
     if u64::try_from(secret.len()).unwrap_or(u64::MAX) > MAX_SECRET_BYTES {
-        return Err(format!("{}: more than {MAX_SECRET_BYTES} bytes", path.display()));
+        return Err(Unusable::Wrong(format!("{}: more than {MAX_SECRET_BYTES} bytes", path.display())));
     }
     Ok(Contents { secret: Secret::new(secret.to_owned()), open_to_all: mode_for_all(&metadata) })
 }
@@ -87,21 +116,26 @@ fn mode_for_all(metadata: &Metadata) -> Option<u32> {
 
 /// The remark on a file that is open to all.
 pub(super) fn too_open(path: &Path, mode: u32) -> String {
-    format!("{} can be read by every user of this machine (mode {mode:04o}); chmod 0640 or 0600", path.display())
+    format!(
+        "{} can be read by every user of this machine (mode {mode:04o}); chmod 0600, and let systemd hand it to the \
+         service (credentials.conf.example)",
+        path.display()
+    )
 }
 
 /// Only files: opening a pipe would wait for somebody to write.
-fn open(path: &Path) -> Result<(File, Metadata), String> {
+fn open(path: &Path) -> Result<(File, Metadata), Unusable> {
     let metadata = fs::metadata(path).map_err(|error| unreadable(path, &error))?;
     if !metadata.is_file() {
-        return Err(format!("{}: not a file", path.display()));
+        return Err(Unusable::Wrong(format!("{}: not a file", path.display())));
     }
     let file = File::open(path).map_err(|error| unreadable(path, &error))?;
     Ok((file, metadata))
 }
 
-fn unreadable(path: &Path, error: &io::Error) -> String {
-    format!("{} cannot be read: {error}", path.display())
+fn unreadable(path: &Path, error: &io::Error) -> Unusable {
+    let what = format!("{} cannot be read: {error}", path.display());
+    if error.kind() == io::ErrorKind::PermissionDenied { Unusable::Hidden(what) } else { Unusable::Wrong(what) }
 }
 
 #[cfg(test)]
@@ -109,7 +143,7 @@ mod tests {
     use super::*;
 
     fn env(credentials: Option<&Path>) -> Env {
-        Env { host_name: "h".into(), state_directory: None, credentials_directory: credentials.map(Path::to_owned) }
+        Env { credentials_directory: credentials.map(Path::to_owned), ..Env::of("h") }
     }
 
     fn file(folder: &Path, content: &[u8]) -> PathBuf {
@@ -139,10 +173,12 @@ mod tests {
             (vec![b'x'; 70_000], "more than 65535"),
         ] {
             let why = read_secret(&file(folder.path(), &content)).err().unwrap();
-            assert!(why.contains(word), "{why}");
+            assert!(matches!(&why, Unusable::Wrong(what) if what.contains(word)), "{why:?}");
         }
-        assert!(read_secret(folder.path()).err().unwrap().contains("not a file"));
-        assert!(read_secret(&folder.path().join("none")).err().unwrap().contains("cannot be read"));
+        assert!(read_secret(folder.path()).err().unwrap().what().contains("not a file"));
+        assert!(read_secret(&folder.path().join("none")).err().unwrap().what().contains("cannot be read"));
+        let denied = unreadable(folder.path(), &io::Error::from(io::ErrorKind::PermissionDenied));
+        assert!(matches!(denied, Unusable::Hidden(_)), "{denied:?}");
     }
 
     #[test]
@@ -157,9 +193,11 @@ mod tests {
     fn credentials_are_found_where_systemd_says() {
         let folder = Path::new("/run/credentials/tidegate.service");
         assert_eq!(expand("$CREDENTIALS_DIRECTORY/plant.pw", &env(Some(folder))), Ok(folder.join("plant.pw")));
-        assert!(expand("$CREDENTIALS_DIRECTORY/plant.pw", &env(None)).unwrap_err().contains("LoadCredential="));
-        assert!(expand("$CREDENTIALS_DIRECTORY", &env(Some(folder))).unwrap_err().contains("name of the credential"));
+        let hidden = expand("$CREDENTIALS_DIRECTORY/plant.pw", &env(None)).unwrap_err();
+        assert!(matches!(&hidden, Unusable::Hidden(what) if what.contains("LoadCredential=")), "{hidden:?}");
+        let nameless = expand("$CREDENTIALS_DIRECTORY", &env(Some(folder))).unwrap_err();
+        assert!(matches!(&nameless, Unusable::Wrong(what) if what.contains("name of the credential")), "{nameless:?}");
         let relative = expand("hunter2", &env(None)).unwrap_err();
-        assert!(relative.contains("absolute") && !relative.contains("hunter2"), "{relative}");
+        assert!(relative.what().contains("absolute") && !relative.what().contains("hunter2"), "{relative:?}");
     }
 }

@@ -5,7 +5,7 @@ use super::env::Env;
 use super::options;
 use super::problems::{Reported, quoted};
 use super::reading::Section;
-use super::settings::{Delivery, Kafka};
+use super::settings::{Codec, Delivery, HeaderNames, Kafka};
 
 pub(super) fn kafka(section: &Section<'_, '_>, env: &Env) -> Result<Kafka, Reported> {
     section.refuse_unknown();
@@ -14,12 +14,18 @@ pub(super) fn kafka(section: &Section<'_, '_>, env: &Env) -> Result<Kafka, Repor
         .choice("delivery", &[("at-least-once", Delivery::AtLeastOnce), ("exactly-once", Delivery::ExactlyOnce)]);
     let watermark_topic = watermark_topic(section);
     let linger = section.time("linger");
+    let codecs = [Codec::Gzip, Codec::Lz4, Codec::Snappy, Codec::Zstd, Codec::None].map(|codec| (codec.name(), codec));
+    let compression = section.choice("compression", &codecs);
+    let names = [("tidegate", HeaderNames::Tidegate), ("all", HeaderNames::All), ("confluent", HeaderNames::Confluent)];
+    let headers = section.choice("headers", &names);
     let options = options::options(section, env);
     Ok(Kafka {
         brokers: brokers?,
         delivery: delivery?,
         watermark_topic: watermark_topic?,
         linger: linger?,
+        compression: compression?,
+        headers: headers?,
         options: options?,
     })
 }

@@ -8,15 +8,16 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::endpoint::host_port;
 use super::env::Env;
-use super::files;
+use super::files::{self, Unusable};
 use super::problems::{Reported, quoted};
 use super::reading::{Document, Section};
 use super::schema::{LISTEN, MAX_FILTERS, MAX_LINKS, MQTT};
 use super::secret::Secret;
 use super::settings::{Broker, Http, Identity, Listener, MqttVersion, Subscription, Tls};
 use crate::event::Qos;
-use crate::ingest::broker::{self, Unusable};
+use crate::ingest::broker;
 use crate::ingest::listener;
+use crate::route::Routes;
 use crate::route::filter::Filter;
 
 /// `[[mqtt]]` and `[[listen]]` together: at least one, and no name, session or address twice.
@@ -48,6 +49,21 @@ pub(super) fn links(
         return Err(document.missing("mqtt", what));
     }
     Ok((brokers, listeners))
+}
+
+/// A filter that is asked for and that no route takes anything of: its readings would all be dead letters.
+pub(super) fn remark_unrouted(document: &Document<'_, '_>, routes: &Routes) -> Result<(), Reported> {
+    for broker in document.many(&MQTT, MAX_LINKS)? {
+        for table in broker.tables("subscribe", MAX_FILTERS)? {
+            let text = table.text("filter")?;
+            if check_subscription(&text).is_ok_and(|filter| !routes.meets(&filter)) {
+                let what =
+                    format!("no [[route]] takes anything of {}: its readings become dead letters", quoted(&text));
+                table.remark("filter", what);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What has been given out, and where.
@@ -182,16 +198,16 @@ fn tls(section: &Section<'_, '_>, url: Option<&Url>, env: &Env) -> Result<Option
     let keys = section.keys("tls")?;
     keys.refuse_unknown();
     let [ca_file, cert_file, key_file] = ["ca_file", "cert_file", "key_file"].map(|key| files::path(&keys, key, env));
-    let identity = match (cert_file?, key_file?) {
-        (Some(cert_file), Some(key_file)) => Some(Identity { cert_file, key_file }),
-        (None, None) => None,
-        (Some(_), None) => {
+    match (keys.has("cert_file"), keys.has("key_file")) {
+        (true, false) => {
             return Err(keys.problem("cert_file", "a certificate needs its key; set tls.key_file too".into()));
         }
-        (None, Some(_)) => {
+        (false, true) => {
             return Err(keys.problem("key_file", "a key needs its certificate; set tls.cert_file too".into()));
         }
-    };
+        (true, true) | (false, false) => {}
+    }
+    let identity = cert_file?.zip(key_file?).map(|(cert_file, key_file)| Identity { cert_file, key_file });
     let ca_file = ca_file?;
     let Some(url) = url else { return Ok(None) };
     let Some(server_name) = url.server_name.clone() else {
@@ -201,10 +217,13 @@ fn tls(section: &Section<'_, '_>, url: Option<&Url>, env: &Env) -> Result<Option
         return Ok(None);
     };
     let tls = Tls { server_name, ca_file, identity };
+    if hidden(&keys, &tls)? {
+        return Ok(Some(tls));
+    }
     match broker::check_tls(&tls) {
         Ok(oddities) => oddities.into_iter().for_each(|(key, what)| keys.remark(key, what)),
-        Err(Unusable::File { key, what }) => return Err(keys.problem(key, what)),
-        Err(other @ (Unusable::NoBundle(_) | Unusable::Library(_))) => {
+        Err(broker::Unusable::File { key, what }) => return Err(keys.problem(key, what)),
+        Err(other @ (broker::Unusable::NoBundle(_) | broker::Unusable::Library(_))) => {
             return Err(section.problem("url", other.to_string()));
         }
     }
@@ -216,13 +235,35 @@ fn tls(section: &Section<'_, '_>, url: Option<&Url>, env: &Env) -> Result<Option
     Ok(Some(tls))
 }
 
+/// Is one of the files not for us to look at? It is noted then.
+fn hidden(keys: &Section<'_, '_>, tls: &Tls) -> Result<bool, Reported> {
+    let identity = tls.identity.as_ref();
+    let files = [
+        ("ca_file", tls.ca_file.as_ref()),
+        ("cert_file", identity.map(|identity| &identity.cert_file)),
+        ("key_file", identity.map(|identity| &identity.key_file)),
+    ];
+    let mut hidden = false;
+    for (key, path) in files {
+        // What is wrong with it otherwise, who reads it says better.
+        if let Some(Err(why @ Unusable::Hidden(_))) = path.map(|path| files::check_readable(path)) {
+            keys.file(key, why)?;
+            hidden = true;
+        }
+    }
+    Ok(hidden)
+}
+
 fn password(section: &Section<'_, '_>, env: &Env) -> Result<Option<Secret>, Reported> {
     const KEY: &str = "password_file";
     let Some(path) = files::path(section, KEY, env)? else { return Ok(None) };
     if !section.has("username") {
         return Err(section.problem(KEY, "a password needs a user name; set username too".into()));
     }
-    let contents = files::read_secret(&path).map_err(|why| section.problem(KEY, why))?;
+    let contents = match files::read_secret(&path) {
+        Ok(contents) => contents,
+        Err(why) => return section.file(KEY, why).map(|()| None),
+    };
     if let Some(mode) = contents.open_to_all {
         section.remark(KEY, files::too_open(&path, mode));
     }
@@ -320,9 +361,14 @@ fn listener(
 
 fn users_file(section: &Section<'_, '_>, env: &Env) -> Result<Option<PathBuf>, Reported> {
     const KEY: &str = "users_file";
-    let Some(path) = files::path(section, KEY, env)? else { return Ok(None) };
-    files::check_readable(&path).map_err(|why| section.problem(KEY, why))?;
-    listener::check_users_file(&path).map_err(|error| section.problem(KEY, error.to_string()))?;
+    let Some(path) = files::path(section, KEY, env)? else {
+        // There is one, and it is not for us to see.
+        return Ok(section.has(KEY).then(PathBuf::new));
+    };
+    match files::check_readable(&path) {
+        Ok(()) => listener::check_users_file(&path).map_err(|error| section.problem(KEY, error.to_string()))?,
+        Err(why) => section.file(KEY, why)?,
+    }
     Ok(Some(path))
 }
 

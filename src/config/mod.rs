@@ -8,6 +8,8 @@
 //!
 //! * Reading goes on after a problem, so that one run names them all, each with line, column, key, what was found and
 //!   what is allowed. Only TOML that cannot be parsed ends it early, for the rest would be guesswork.
+//! * Whoever only checks, asks, or looks at the centre sees what it may and needs: [`inspect`], [`load_http`],
+//!   [`load_central`].
 //! * Nothing is ignored: an unknown key is a problem, and one that comes in a later version says so.
 //! * Sizes and times carry their unit.
 //! * A secret is never part of a message. Where one may stand by mistake (in a URL, in place of a path, in a Kafka
@@ -15,6 +17,7 @@
 //! * Nothing here touches the network. Files are only read: secrets, and users files and
 //!   certificates to see whether they can be used.
 
+mod duplicates;
 mod endpoint;
 mod env;
 #[cfg(test)]
@@ -47,12 +50,14 @@ pub use env::Env;
 pub use problems::{Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
-    Agent, Broker, Buffer, Compression, Config, Delivery, Http, Identity, Kafka, Listener, Log, LogFormat, MqttVersion,
-    Subscription, SyncMode, Tls, WhenFull,
+    Agent, Broker, Buffer, Codec, Compression, Config, Delivery, HeaderNames, Http, Identity, Kafka, Listener, Log,
+    LogFormat, MqttVersion, Subscription, SyncMode, Tls, WhenFull,
 };
 
-use problems::{Notes, Reported};
+use problems::{Files, Notes, Reported, Taken};
 use reading::Document;
+
+use crate::route::Routes;
 
 /// No configuration is so large; whatever the file is, it is not one.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -62,9 +67,88 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// # Errors
 /// All problems, or that the file cannot be read.
 pub fn load(path: &Path) -> Result<Config, Problems> {
+    with_file(path, |text, file| parse(text, file, &Env::of_process()))
+}
+
+/// A configuration as far as whoever asks may see it. It is to be looked at, not to be run.
+#[derive(Debug)]
+pub struct Inspected {
+    config: Config,
+    /// What could not be looked at: credentials that systemd shows only to the service, files that only others may read.
+    pub unseen: Vec<Problem>,
+}
+
+impl Inspected {
+    /// Without the secrets that could not be seen.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+}
+
+/// Checks a configuration file that may be for somebody else: what this user may not see is no problem of it.
+///
+/// # Errors
+/// All problems, or that the file cannot be read.
+pub fn inspect(path: &Path) -> Result<Inspected, Problems> {
+    let env = Env { outside_service: true, ..Env::of_process() };
+    with_file(path, |text, file| inspect_text(text, file, &env))
+}
+
+/// The same for its text.
+///
+/// # Errors
+/// All problems.
+pub fn inspect_text(text: &str, file: &str, env: &Env) -> Result<Inspected, Problems> {
+    // In the service everything must be there.
+    let files = if env.credentials_directory.is_some() { Files::Needed } else { Files::IfWeMay };
+    let (config, Taken { remarks, unseen, .. }) = read_text(text, file, files, |document| read(document, env))?;
+    Ok(Inspected { config: Config { remarks, ..config }, unseen })
+}
+
+/// What the centre's tools need to know of a gateway.
+#[derive(Debug)]
+pub struct Central {
+    /// `[kafka]`
+    pub kafka: Kafka,
+    /// `[[route]]`
+    pub routes: Routes,
+}
+
+/// Only what concerns the centre: who looks at Kafka needs no broker's password.
+///
+/// # Errors
+/// All problems of these tables, or that the file cannot be read.
+pub fn load_central(path: &Path) -> Result<Central, Problems> {
+    let env = Env { outside_service: true, ..Env::of_process() };
+    with_file(path, |text, file| {
+        let central = |document: &Document<'_, '_>| {
+            let kafka = kafka::kafka(&document.one(&schema::KAFKA), &env);
+            let routes = routes::routes(document, kafka.as_ref().ok().map(|kafka| kafka.watermark_topic.as_str()));
+            Ok(Central { kafka: kafka?, routes: routes? })
+        };
+        read_text(text, file, Files::Needed, central).map(|(central, _)| central)
+    })
+}
+
+/// Only `[http]`, whatever else is wrong: who asks a running agent does not start one.
+///
+/// # Errors
+/// All problems of this table, or that the file cannot be read.
+pub fn load_http(path: &Path) -> Result<Http, Problems> {
+    with_file(path, |text, file| {
+        let (root, _) = DeTable::parse_recoverable(text);
+        let notes = Notes::new(text, Files::IfWeMay);
+        let read = local::http(&Document { notes: &notes, root: root.get_ref() }.one(&schema::HTTP));
+        let problems = notes.taken().problems;
+        read.map_err(|_reported| Problems::new(file, problems))
+    })
+}
+
+fn with_file<T>(path: &Path, use_it: impl FnOnce(&str, &str) -> Result<T, Problems>) -> Result<T, Problems> {
     let file = path.display().to_string();
     let text = read_file(path).map_err(|why| Problems::of_file(&file, why))?;
-    parse(&text, &file, &Env::of_process())
+    use_it(&text, &file)
 }
 
 /// Checks the text of a configuration. `file` is for the messages.
@@ -72,14 +156,24 @@ pub fn load(path: &Path) -> Result<Config, Problems> {
 /// # Errors
 /// All problems.
 pub fn parse(text: &str, file: &str, env: &Env) -> Result<Config, Problems> {
+    let (config, Taken { remarks, .. }) = read_text(text, file, Files::Needed, |document| read(document, env))?;
+    Ok(Config { remarks, ..config })
+}
+
+fn read_text<T>(
+    text: &str,
+    file: &str,
+    files: Files,
+    read: impl FnOnce(&Document<'_, '_>) -> Result<T, Reported>,
+) -> Result<(T, Taken), Problems> {
     let (root, errors) = DeTable::parse_recoverable(text);
-    let notes = Notes::new(text);
+    let notes = Notes::new(text, files);
     let document = Document { notes: &notes, root: root.get_ref() };
-    let read = note_syntax(&notes, &errors).and_then(|()| read(&document, env));
-    let (problems, remarks) = notes.into_lists();
+    let read = note_syntax(&notes, &document, &errors).and_then(|()| read(&document));
+    let taken = notes.taken();
     match read {
-        Ok(config) if problems.is_empty() => Ok(Config { remarks, ..config }),
-        Ok(_) | Err(_) => Err(Problems::new(file, problems)),
+        Ok(read) if taken.problems.is_empty() => Ok((read, taken)),
+        Ok(_) | Err(_) => Err(Problems::new(file, taken.problems)),
     }
 }
 
@@ -95,6 +189,9 @@ fn read(document: &Document<'_, '_>, env: &Env) -> Result<Config, Reported> {
     let watermark_topic = kafka.as_ref().ok().map(|kafka| kafka.watermark_topic.as_str());
     let routes = routes::routes(document, watermark_topic);
     let (mqtt, listen) = links?;
+    if let Ok(routes) = &routes {
+        links::remark_unrouted(document, routes)?;
+    }
     Ok(Config {
         agent: agent?,
         log: log?,
@@ -109,12 +206,16 @@ fn read(document: &Document<'_, '_>, env: &Env) -> Result<Config, Reported> {
 }
 
 /// Of each line the first error: the parser stumbles on over the rest of it. Only the description is taken; the long
-/// form repeats the line, which may hold a secret.
-fn note_syntax(notes: &Notes<'_>, errors: &[toml::de::Error]) -> Result<(), Reported> {
+/// form repeats the line, which may hold a secret. A key that stands twice is no reason to stop: the rest was understood.
+fn note_syntax(notes: &Notes<'_>, document: &Document<'_, '_>, errors: &[toml::de::Error]) -> Result<(), Reported> {
     let mut lines = BTreeSet::new();
     let mut outcome = Ok(());
     for error in errors {
         let span = error.span().unwrap_or(0..0);
+        if error.message() == duplicates::MESSAGE {
+            duplicates::note(notes, document.root, &span);
+            continue;
+        }
         if lines.insert(notes.line(&span)) {
             outcome = Err(notes.problem(&span, "", format!("not TOML: {}", error.message())));
         }

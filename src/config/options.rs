@@ -6,17 +6,22 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::Path;
 
 use toml::de::DeTable;
 
 use super::env::Env;
-use super::files;
+use super::files::{self, Unusable};
 use super::problems::Reported;
 use super::reading::{Section, article, shown_key};
 use super::secret::Secret;
 
 /// Properties that may come from a file.
 const FROM_FILE: [&str; 3] = ["sasl.password", "ssl.key.password", "ssl.keystore.password"];
+
+/// Properties that name a file.
+const FILES: [&str; 5] =
+    ["ssl.key.location", "ssl.keystore.location", "ssl.certificate.location", "ssl.ca.location", "ssl.crl.location"];
 
 /// No property of librdkafka has more parts.
 const MOST_PARTS: usize = 8;
@@ -26,15 +31,19 @@ pub(super) fn options(section: &Section<'_, '_>, env: &Env) -> Result<BTreeMap<S
     let mut entries = Vec::new();
     let mut problem = flatten(section, table, "", 1, &mut entries);
     let mut options = BTreeMap::new();
+    let mut all_seen = true;
     let mut places: BTreeMap<String, Range<usize>> = BTreeMap::new();
     for (name, value, span) in entries {
         let read = match name.strip_suffix("_file").filter(|option| FROM_FILE.contains(option)) {
             Some(option) => from_file(section, &name, value, &span, env).map(|secret| (option.to_owned(), secret)),
-            None => Ok((name.clone(), Secret::new(value.to_owned()))),
+            None => Ok((name.clone(), hidden_file(section, &name, value, &span)?)),
         };
         match read {
             Err(reported) => problem = Some(reported),
             Ok((option, secret)) => {
+                all_seen &= secret.is_some();
+                // Whoever may not see it does not use it: any text stands for it while the others are checked.
+                let secret = secret.unwrap_or_else(|| Secret::new("hidden".to_owned()));
                 if options.insert(option.clone(), secret).is_some() {
                     let what = format!("{option} is set twice; keep one of them");
                     problem = Some(section.problem_at(&span, &path(&name), what));
@@ -43,7 +52,7 @@ pub(super) fn options(section: &Section<'_, '_>, env: &Env) -> Result<BTreeMap<S
             }
         }
     }
-    for (name, why) in judge(&options) {
+    for (name, why) in judge(&options, all_seen) {
         let span = places.get(&name).cloned().unwrap_or_else(|| section.span_of("options"));
         problem = Some(section.problem_at(&span, &path(&name), why));
     }
@@ -51,8 +60,22 @@ pub(super) fn options(section: &Section<'_, '_>, env: &Env) -> Result<BTreeMap<S
 }
 
 /// What breaks a promise, and what librdkafka does not know or take.
-fn judge(options: &BTreeMap<String, Secret>) -> Vec<(String, String)> {
-    crate::forward::check_options(options)
+fn judge(options: &BTreeMap<String, Secret>, all_seen: bool) -> Vec<(String, String)> {
+    if all_seen { crate::forward::check_options(options) } else { crate::forward::check_each_option(options) }
+}
+
+/// The value of a property; `None` when it names a file that we may not look at.
+fn hidden_file(
+    section: &Section<'_, '_>,
+    name: &str,
+    value: &str,
+    span: &Range<usize>,
+) -> Result<Option<Secret>, Reported> {
+    if let (true, Err(why @ Unusable::Hidden(_))) = (FILES.contains(&name), files::check_readable(Path::new(value))) {
+        section.file_at(span, &path(name), why)?;
+        return Ok(None);
+    }
+    Ok(Some(Secret::new(value.to_owned())))
 }
 
 type Entry<'t> = (String, &'t str, Range<usize>);
@@ -85,13 +108,16 @@ fn from_file(
     value: &str,
     span: &Range<usize>,
     env: &Env,
-) -> Result<Secret, Reported> {
+) -> Result<Option<Secret>, Reported> {
     let read = files::expand(value, env).and_then(|path| Ok((files::read_secret(&path)?, path)));
-    let (contents, file) = read.map_err(|why| section.problem_at(span, &path(name), why))?;
+    let (contents, file) = match read {
+        Ok(read) => read,
+        Err(why) => return section.file_at(span, &path(name), why).map(|()| None),
+    };
     if let Some(mode) = contents.open_to_all {
         section.remark_at(span, &path(name), files::too_open(&file, mode));
     }
-    Ok(contents.secret)
+    Ok(Some(contents.secret))
 }
 
 /// The empty name stands for all options together.

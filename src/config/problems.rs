@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::fmt;
 use std::ops::Range;
 
+use super::files::Unusable;
+
 /// One thing to mend.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
@@ -29,8 +31,27 @@ pub(super) struct Reported(());
 /// Takes down problems and remarks while a text is read.
 pub(super) struct Notes<'a> {
     text: &'a str,
+    files: Files,
     problems: RefCell<Vec<Problem>>,
     remarks: RefCell<Vec<Problem>>,
+    unseen: RefCell<Vec<Problem>>,
+}
+
+/// Whether each file that is named must be readable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Files {
+    /// By who is to use it.
+    Needed,
+    /// By whom it is for: who only checks may not be allowed to look.
+    IfWeMay,
+}
+
+/// What was taken down.
+pub(super) struct Taken {
+    pub(super) problems: Vec<Problem>,
+    pub(super) remarks: Vec<Problem>,
+    /// What could not be looked at, and may well be right.
+    pub(super) unseen: Vec<Problem>,
 }
 
 impl Problem {
@@ -77,8 +98,20 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 impl<'a> Notes<'a> {
-    pub(super) fn new(text: &'a str) -> Self {
-        Self { text, problems: RefCell::default(), remarks: RefCell::default() }
+    pub(super) fn new(text: &'a str, files: Files) -> Self {
+        let (problems, remarks, unseen) = (RefCell::default(), RefCell::default(), RefCell::default());
+        Self { text, files, problems, remarks, unseen }
+    }
+
+    /// A file cannot be used. `Ok` when that is only because we may not look at it.
+    pub(super) fn file(&self, span: &Range<usize>, key: &str, why: Unusable) -> Result<(), Reported> {
+        match why {
+            Unusable::Hidden(what) if self.files == Files::IfWeMay => {
+                self.unseen.borrow_mut().push(self.at(span, key, format!("not looked at: {what}")));
+                Ok(())
+            }
+            Unusable::Hidden(what) | Unusable::Wrong(what) => Err(self.problem(span, key, what)),
+        }
     }
 
     pub(super) fn problem(&self, span: &Range<usize>, key: &str, what: String) -> Reported {
@@ -90,14 +123,18 @@ impl<'a> Notes<'a> {
         self.remarks.borrow_mut().push(self.at(span, key, what));
     }
 
+    pub(super) fn text(&self) -> &'a str {
+        self.text
+    }
+
     /// Line of a place in the text, from 1.
     pub(super) fn line(&self, span: &Range<usize>) -> usize {
         self.place(span).0
     }
 
-    /// Problems and remarks.
-    pub(super) fn into_lists(self) -> (Vec<Problem>, Vec<Problem>) {
-        (self.problems.into_inner(), self.remarks.into_inner())
+    pub(super) fn taken(self) -> Taken {
+        let Self { problems, remarks, unseen, .. } = self;
+        Taken { problems: problems.into_inner(), remarks: remarks.into_inner(), unseen: unseen.into_inner() }
     }
 
     fn at(&self, span: &Range<usize>, key: &str, what: String) -> Problem {
@@ -150,7 +187,7 @@ mod tests {
 
     #[test]
     fn places_count_from_one_in_characters() {
-        let notes = Notes::new("a = 1\nü = x\n");
+        let notes = Notes::new("a = 1\nü = x\n", Files::Needed);
         for (start, place) in [(0, (1, 1)), (4, (1, 5)), (6, (2, 1)), (11, (2, 5)), (99, (3, 1))] {
             assert_eq!(notes.place(&(start..start)), place);
         }

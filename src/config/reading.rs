@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
+use super::files::Unusable;
 use super::problems::{Notes, Reported, nearest, quoted};
 use super::schema::{Default, Key, Kind, MAX_NAME_CHARS, TABLES, Table};
 use super::units::{self, UnitError};
@@ -255,6 +256,16 @@ impl<'t, 'a> Section<'t, 'a> {
     /// Notes a problem with a part of a value; `part` is the rest of its path.
     pub(super) fn problem_at(&self, span: &Range<usize>, part: &str, what: String) -> Reported {
         self.notes.problem(span, &format!("{}.{part}", self.path), what)
+    }
+
+    /// The file of a key cannot be used. `Ok` when that is only because we may not look at it.
+    pub(super) fn file(&self, key: &str, why: Unusable) -> Result<(), Reported> {
+        self.notes.file(&self.span_of(key), &self.path_of(key), why)
+    }
+
+    /// The same for a part of a value.
+    pub(super) fn file_at(&self, span: &Range<usize>, part: &str, why: Unusable) -> Result<(), Reported> {
+        self.notes.file(span, &format!("{}.{part}", self.path), why)
     }
 
     /// Notes something odd about a part of a value.

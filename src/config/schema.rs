@@ -233,7 +233,7 @@ pub(super) const HTTP: Table = Table {
         name: "listen",
         kind: Kind::Address(true),
         default: Default::Is("\"127.0.0.1:9464\""),
-        why: "Serves /metrics, /healthz and /readyz; \"\" switches it off.",
+        why: "Serves /metrics, /healthz, /readyz and /status; \"\" switches it off, and with it tidegate status.",
     }],
 };
 
@@ -458,7 +458,8 @@ pub(super) const BUFFER: Table = Table {
                 reason: "SQLite's log alone wants some MiB, and its file ends at 16TiB",
             },
             default: Default::Is("\"1GiB\""),
-            why: "Disk the buffer may use.",
+            why: "Disk the buffer may use. Its log takes up to 16MiB beside it, and a full buffer needs room to move readings: up \
+                  to 8MiB and a 32nd more.",
         },
         Key {
             name: "max_age",
@@ -534,6 +535,21 @@ pub(super) const KAFKA: Table = Table {
             },
             default: Default::Is("\"100ms\""),
             why: "A batch waits so long for company: fewer and larger requests.",
+        },
+        Key {
+            name: "compression",
+            kind: Kind::Choice(&["gzip", "lz4", "snappy", "zstd", "none"], &[]),
+            default: Default::Is("\"gzip\""),
+            why: "Of what goes to Kafka. Every reader can read gzip. zstd is smaller and costs the gateway less, and \
+                  kafkajs, kafka-python and aiokafka cannot read it as they are installed; README has a table.",
+        },
+        Key {
+            name: "headers",
+            kind: Kind::Choice(&["tidegate", "all", "confluent"], &[]),
+            default: Default::Is("\"tidegate\""),
+            why: "What goes along as record headers. tidegate: id, MQTT topic, retain, and the MQTT 5 properties that a \
+                  message has. all: also QoS, DUP, and client id and user of a sensor at a [[listen]]. confluent: QoS, \
+                  retain and DUP as Confluent's MQTT source connector calls them.",
         },
         Key {
             name: "options",

@@ -30,7 +30,7 @@ struct Case {
 }
 
 fn env() -> Env {
-    Env { host_name: "gw".into(), state_directory: None, credentials_directory: None }
+    Env::of("gw")
 }
 
 fn read(text: &str) -> Result<Config, Problems> {
@@ -232,6 +232,17 @@ fn values_arrive_as_they_were_written() {
     assert_eq!((config.kafka.delivery, config.kafka.linger), (Delivery::AtLeastOnce, Duration::ZERO));
     assert_eq!(config.kafka.options["ssl.endpoint.identification.algorithm"].reveal(), "none");
     assert_eq!(config.routes.target("a/n/x").unwrap().topic.as_ref(), "a.n");
+}
+
+#[test]
+fn a_filter_that_no_route_takes_anything_of_is_remarked() {
+    let text = "[[mqtt]]\nname = \"a\"\nurl = \"mqtt://h\"\n\
+                subscribe = [{ filter = \"sensors/#\" }, { filter = \"$share/g/plant/+\" }]\n\
+                [[route]]\nfrom = \"sensors/{site}/temp\"\nto = \"t\"\n";
+    let remarks = good(&completed(text)).remarks;
+    assert_eq!(remarks.len(), 1, "{remarks:?}");
+    assert_eq!((remarks[0].place, &*remarks[0].key), (Some((4, 53)), "mqtt[0].subscribe[1].filter"));
+    assert!(remarks[0].what.contains("\"$share/g/plant/+\": its readings become dead letters"), "{remarks:?}");
 }
 
 #[test]

@@ -1,20 +1,27 @@
-//! What the next transaction of the main lane says besides its watermark: holes that readers will see, and which parked
-//! Kafka topics have something new to wait for.
+//! What the next transaction of the main lane says besides its watermark: holes that readers will see, which parked Kafka
+//! topics have something new to wait for, and, once a start, to which Kafka topics readings go.
 //!
 //! Every hole is declared with or after the watermark that passes it, whoever made it, and kept here until the transaction
 //! that declares it is committed. After a restart those that may not have been declared are declared again: their keys
 //! are made of their sequences, so that twice is harmless.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use crate::event::Sequence;
-use crate::watermark::{Fate, Record};
+use crate::watermark::{Fate, MORE_TOPICS, Record};
 
 /// So many holes go into one transaction, about 150 bytes each; with more of them waiting it is closed.
 const MOST: usize = 1_000;
+
+/// Kafka topics that are named, about 100 bytes each in memory and in the watermark topic. A gateway has some dozens;
+/// beyond, "further ones" is said.
+const MOST_TOPICS: usize = 1_000;
+
+/// So many of them go into one transaction.
+const MOST_TOPICS_AT_ONCE: usize = 100;
 
 /// See the module's words.
 #[derive(Debug, Default)]
@@ -26,6 +33,13 @@ pub(super) struct Declarations {
     identity: Option<Record>,
     lanes: BTreeSet<Arc<str>>,
     sealed_lanes: BTreeSet<Arc<str>>,
+    /// Kafka topics that readings went to, since the start.
+    wrote: HashSet<Arc<str>>,
+    /// The last of them: most readings go where the one before went.
+    latest: Option<Arc<str>>,
+    /// Those that are to be said.
+    topics: BTreeSet<Arc<str>>,
+    sealed_topics: BTreeSet<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -60,6 +74,21 @@ impl Declarations {
         }
     }
 
+    /// A reading goes to that Kafka topic.
+    pub(super) fn wrote(&mut self, kafka_topic: &Arc<str>) {
+        if self.latest.as_ref().is_some_and(|latest| Arc::ptr_eq(latest, kafka_topic)) {
+            return;
+        }
+        self.latest = Some(Arc::clone(kafka_topic));
+        if self.wrote.contains(kafka_topic) {
+            return;
+        }
+        let named = if self.wrote.len() < MOST_TOPICS { Arc::clone(kafka_topic) } else { Arc::from(MORE_TOPICS) };
+        if self.wrote.insert(Arc::clone(&named)) {
+            self.topics.insert(named);
+        }
+    }
+
     /// This buffer was another one; said once a start.
     pub(super) fn was(&mut self, was: Uuid, last: Sequence, at_ms: i64) {
         self.identity = Some(Record::Identity { was, last, at_ms });
@@ -67,7 +96,7 @@ impl Declarations {
 
     /// There is something to say.
     pub(super) fn any(&self) -> bool {
-        !self.holes.is_empty() || !self.lanes.is_empty() || self.identity.is_some()
+        !self.holes.is_empty() || !self.lanes.is_empty() || !self.topics.is_empty() || self.identity.is_some()
     }
 
     /// As much as one transaction takes.
@@ -75,16 +104,24 @@ impl Declarations {
         self.holes.len() >= MOST
     }
 
-    /// The identity and the holes for the transaction that is being sealed.
+    /// The identity, topics and the holes for the transaction that is being sealed.
     pub(super) fn seal(&mut self) -> impl Iterator<Item = Record> {
         self.sealed = self.holes.len().min(MOST);
-        self.identity.iter().cloned().chain(self.holes.iter().take(self.sealed).map(|hole| Record::Hole {
-            first: hole.first,
-            last: hole.last,
-            fate: Fate::DeadLettered,
-            reason: hole.reason.clone(),
-            kafka_topic: (!hole.kafka_topic.is_empty()).then(|| hole.kafka_topic.to_string()),
-            at_ms: hole.at_ms,
+        while self.sealed_topics.len() < MOST_TOPICS_AT_ONCE
+            && let Some(topic) = self.topics.pop_first()
+        {
+            self.sealed_topics.insert(topic);
+        }
+        let topics = self.sealed_topics.iter().map(|topic| Record::Topic { kafka_topic: topic.to_string() });
+        self.identity.iter().cloned().chain(topics).chain(self.holes.iter().take(self.sealed).map(|hole| {
+            Record::Hole {
+                first: hole.first,
+                last: hole.last,
+                fate: Fate::DeadLettered,
+                reason: hole.reason.clone(),
+                kafka_topic: (!hole.kafka_topic.is_empty()).then(|| hole.kafka_topic.to_string()),
+                at_ms: hole.at_ms,
+            }
         }))
     }
 
@@ -100,12 +137,14 @@ impl Declarations {
         self.sealed = 0;
         self.identity = None;
         self.sealed_lanes.clear();
+        self.sealed_topics.clear();
     }
 
     /// It is not, or nobody knows: all of it is to be said again.
     pub(super) fn undone(&mut self) {
         self.sealed = 0;
         self.lanes.append(&mut self.sealed_lanes);
+        self.topics.append(&mut self.sealed_topics);
     }
 }
 
@@ -118,6 +157,44 @@ mod tests {
         holes
             .filter_map(|r| if let Record::Hole { first, last, .. } = r { Some((first, last)) } else { None })
             .collect()
+    }
+
+    fn topics(declarations: &mut Declarations) -> Vec<String> {
+        let records = declarations.seal();
+        records.filter_map(|r| if let Record::Topic { kafka_topic } = r { Some(kafka_topic) } else { None }).collect()
+    }
+
+    #[test]
+    fn each_topic_is_said_once_and_again_when_that_was_not_committed() {
+        let mut declarations = Declarations::default();
+        let (a, b): (Arc<str>, Arc<str>) = (Arc::from("a"), Arc::from("b"));
+        for topic in [&a, &a, &b, &a] {
+            declarations.wrote(topic);
+        }
+        assert_eq!(topics(&mut declarations), ["a", "b"]);
+        declarations.undone();
+        assert!(declarations.any());
+        assert_eq!(topics(&mut declarations), ["a", "b"]);
+        declarations.committed();
+        declarations.wrote(&b);
+        assert!(!declarations.any());
+    }
+
+    #[test]
+    fn topics_beyond_the_bound_are_said_together_and_no_transaction_is_long() {
+        let mut declarations = Declarations::default();
+        for number in 0..MOST_TOPICS + 50 {
+            declarations.wrote(&Arc::from(format!("t{number:05}")));
+        }
+        let mut said = Vec::new();
+        while declarations.any() {
+            let some = topics(&mut declarations);
+            assert!(some.len() <= MOST_TOPICS_AT_ONCE);
+            said.extend(some);
+            declarations.committed();
+        }
+        assert_eq!(said.len(), MOST_TOPICS + 1);
+        assert_eq!(said[0], MORE_TOPICS);
     }
 
     #[test]

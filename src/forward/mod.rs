@@ -83,5 +83,5 @@ mod verdict;
 mod watermark_topic;
 
 pub(crate) use options::way_to_kafka;
-pub use options::{REFUSED, check_options};
+pub use options::{REFUSED, check_each_option, check_options};
 pub use relay::{ForwardError, Recovery, run};

@@ -8,11 +8,25 @@
 //! | `tidegate-was` | `<old buffer id>:<sequence>`; only on events from before this buffer took a new identity |
 //! | `mqtt-topic` | the MQTT topic |
 //! | `mqtt-retain` | `1`; only on retained messages |
-//! | `content-type`, `correlation-data` | the MQTT 5 properties, if the publisher set them |
+//! | `content-type`, `correlation-data`, `response-topic`, `payload-format`, `message-expiry` | the MQTT 5 properties, if the publisher set them; the last in seconds, as they were at arrival |
 //! | any other | MQTT 5 user properties, in order, repeated names kept |
 //!
-//! A publisher cannot forge what Tidegate says: a user property whose name is Tidegate's (`tidegate-…`, `mqtt-…`, in
-//! any case) travels under the same name behind `user.`, so `tidegate-id` becomes `user.tidegate-id`. Nothing is dropped.
+//! With `headers = "all"` also:
+//!
+//! | header | value |
+//! |---|---|
+//! | `mqtt-qos` | `0`, `1` or `2` |
+//! | `mqtt-dup` | `1`; only on messages that the sender marked so |
+//! | `mqtt-client` | client id of the sensor, by its own word; only behind a `[[listen]]` |
+//! | `mqtt-user` | the user whose password it gave; the same |
+//!
+//! With `headers = "confluent"` there are `mqtt.qos`, `mqtt.retained` and `mqtt.duplicate` (`true` or `false`) instead of
+//! `mqtt-retain`, as Confluent's source connector has them. Its `mqtt.message.id` is missing: a packet id is given out anew
+//! all the time and says nothing.
+//!
+//! A publisher cannot forge what Tidegate says: a user property whose name is Tidegate's (`tidegate-…`, `mqtt-…`, `mqtt.…`,
+//! or that of another property, in any case) travels under the same name behind `user.`, so `tidegate-id` becomes
+//! `user.tidegate-id`, whatever `headers` says. Nothing is dropped.
 
 use std::fmt::Write as _;
 
@@ -21,7 +35,8 @@ use rdkafka::message::{Header, OwnedHeaders};
 use serde::Serialize;
 
 use crate::cbor::{self, Blob};
-use crate::event::{Event, Properties, Sequence};
+use crate::config::HeaderNames;
+use crate::event::{Event, Properties, Qos, Sequence};
 use crate::route::ValueFormat;
 
 /// Makes the records of one buffer; holds the memory they are built in.
@@ -31,15 +46,16 @@ pub(super) struct Records {
     id: String,
     id_prefix: usize,
     value: Vec<u8>,
+    names: HeaderNames,
     /// An identity from before, and the last sequence given out under it.
     former: Option<(uuid::Uuid, Sequence)>,
 }
 
 impl Records {
     /// For the buffer with that identity.
-    pub(super) fn new(buffer_id: uuid::Uuid) -> Self {
+    pub(super) fn new(buffer_id: uuid::Uuid, names: HeaderNames) -> Self {
         let id = format!("{buffer_id}:");
-        Self { id_prefix: id.len(), id, value: Vec::new(), former: None }
+        Self { id_prefix: id.len(), id, value: Vec::new(), names, former: None }
     }
 
     /// The same for a buffer that had another identity up to that sequence.
@@ -57,7 +73,7 @@ impl Records {
         self.id.truncate(self.id_prefix);
         // Writing to a String cannot fail.
         write!(self.id, "{sequence}").unwrap_or_default();
-        let mut headers = headers(&self.id, event);
+        let mut headers = headers(&self.id, event, self.names);
         if let Some((was, _)) = self.former.filter(|(_, last)| sequence <= *last) {
             headers = headers.insert(Header { key: "tidegate-was", value: Some(&format!("{was}:{sequence}")) });
         }
@@ -89,15 +105,46 @@ fn wrapped<'a>(written: Result<(), String>, value: &'a [u8], event: &'a Event) -
     }
 }
 
-fn headers(id: &str, event: &Event) -> OwnedHeaders {
+fn headers(id: &str, event: &Event, names: HeaderNames) -> OwnedHeaders {
     let user = event.properties.as_ref().map_or(0, |properties| properties.user.len());
-    let headers = OwnedHeaders::new_with_capacity(user.saturating_add(5))
+    let headers = OwnedHeaders::new_with_capacity(user.saturating_add(USUAL_HEADERS))
         .insert(Header { key: "tidegate-id", value: Some(id) })
         .insert(Header { key: "mqtt-topic", value: Some(&*event.topic) });
-    let headers = if event.retain { headers.insert(Header { key: "mqtt-retain", value: Some("1") }) } else { headers };
+    let headers = message_headers(headers, event, names);
     match &event.properties {
         None => headers,
         Some(properties) => property_headers(headers, properties),
+    }
+}
+
+/// Room for those that most records have; more is made when it is needed.
+const USUAL_HEADERS: usize = 5;
+
+fn message_headers(headers: OwnedHeaders, event: &Event, names: HeaderNames) -> OwnedHeaders {
+    let with = |headers: OwnedHeaders, key, value| headers.insert(Header { key, value: Some(value) });
+    let with_if = |headers, is: bool, key, value| if is { with(headers, key, value) } else { headers };
+    let qos = match event.qos {
+        Qos::AtMostOnce => "0",
+        Qos::AtLeastOnce => "1",
+        Qos::ExactlyOnce => "2",
+    };
+    let word = |is: bool| if is { "true" } else { "false" };
+    match names {
+        HeaderNames::Tidegate => with_if(headers, event.retain, "mqtt-retain", "1"),
+        HeaderNames::All => {
+            let headers = with_if(headers, event.retain, "mqtt-retain", "1");
+            let headers = with_if(with(headers, "mqtt-qos", qos), event.dup, "mqtt-dup", "1");
+            let Some(sender) = &event.sender else { return headers };
+            let headers = with(headers, "mqtt-client", &sender.client);
+            match &sender.user {
+                Some(user) => with(headers, "mqtt-user", user),
+                None => headers,
+            }
+        }
+        HeaderNames::Confluent => {
+            let headers = with(with(headers, "mqtt.qos", qos), "mqtt.retained", word(event.retain));
+            with(headers, "mqtt.duplicate", word(event.dup))
+        }
     }
 }
 
@@ -107,6 +154,15 @@ fn property_headers(mut headers: OwnedHeaders, properties: &Properties) -> Owned
     }
     if let Some(data) = &properties.correlation_data {
         headers = headers.insert(Header { key: "correlation-data", value: Some(data.as_ref()) });
+    }
+    if let Some(topic) = &properties.response_topic {
+        headers = headers.insert(Header { key: "response-topic", value: Some(&**topic) });
+    }
+    if let Some(format) = properties.payload_format {
+        headers = headers.insert(Header { key: "payload-format", value: Some(&format.to_string()) });
+    }
+    if let Some(seconds) = properties.expiry_s {
+        headers = headers.insert(Header { key: "message-expiry", value: Some(&seconds.to_string()) });
     }
     let mut renamed = String::new();
     for (name, value) in &properties.user {
@@ -125,8 +181,13 @@ fn property_headers(mut headers: OwnedHeaders, properties: &Properties) -> Owned
 
 fn is_tidegates_own(name: &str) -> bool {
     let starts_with = |own: &str| name.get(..own.len()).is_some_and(|start| start.eq_ignore_ascii_case(own));
-    starts_with("tidegate-") || starts_with("mqtt-")
+    OWN_BEGINNINGS.into_iter().any(starts_with) || PROPERTY_NAMES.iter().any(|own| name.eq_ignore_ascii_case(own))
 }
+
+const OWN_BEGINNINGS: [&str; 3] = ["tidegate-", "mqtt-", "mqtt."];
+
+const PROPERTY_NAMES: [&str; 5] =
+    ["content-type", "correlation-data", "response-topic", "payload-format", "message-expiry"];
 
 /// What `value = "cbor"` and `value = "json"` wrap around a payload.
 #[derive(Serialize)]
@@ -179,7 +240,7 @@ mod tests {
     use rdkafka::message::Headers;
 
     use super::*;
-    use crate::event::{Qos, RouteId};
+    use crate::event::{RouteId, Sender};
 
     fn event(payload: &'static [u8]) -> Event {
         Event {
@@ -196,11 +257,15 @@ mod tests {
     }
 
     fn records() -> Records {
-        Records::new(uuid::Uuid::from_u128(0x1234))
+        Records::new(uuid::Uuid::from_u128(0x1234), HeaderNames::Tidegate)
     }
 
     fn built_headers(event: &Event) -> Vec<(String, Vec<u8>)> {
-        let mut records = records();
+        built_with(event, HeaderNames::Tidegate)
+    }
+
+    fn built_with(event: &Event, names: HeaderNames) -> Vec<(String, Vec<u8>)> {
+        let mut records = Records { names, ..records() };
         let (headers, _) = records.build(42, event, ValueFormat::Payload);
         headers.iter().map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect()
     }
@@ -247,7 +312,9 @@ mod tests {
                 content_type: Some("application/json".into()),
                 correlation_data: Some(Bytes::from_static(&[0, 255])),
                 user: vec![("b".into(), "1".into()), ("a".into(), "2".into()), ("b".into(), String::new().into())],
-                ..Properties::default()
+                response_topic: Some("answers/7".into()),
+                payload_format: Some(1),
+                expiry_s: Some(60),
             })),
             ..event(b"x")
         };
@@ -259,6 +326,9 @@ mod tests {
                 ("mqtt-retain", &b"1"[..]),
                 ("content-type", b"application/json"),
                 ("correlation-data", &[0, 255]),
+                ("response-topic", b"answers/7"),
+                ("payload-format", b"1"),
+                ("message-expiry", b"60"),
                 ("b", b"1"),
                 ("a", b"2"),
                 ("b", b""),
@@ -269,17 +339,42 @@ mod tests {
     #[test]
     fn a_publisher_cannot_forge_tidegates_headers() {
         let user = ["tidegate-id", "TideGate-was", "mqtt-topic", "MQTT-Retain", "tidegat", "é", "with\0nul"];
+        let more =
+            ["mqtt.qos", "Content-Type", "correlation-data", "response-topic", "payload-format", "message-expiry"];
         let event = Event {
             properties: Some(Box::new(Properties {
-                user: user.iter().map(|name| ((*name).into(), "forged".into())).collect(),
+                user: user.iter().chain(&more).map(|name| ((*name).into(), "forged".into())).collect(),
                 ..Properties::default()
             })),
             ..event(b"x")
         };
         let names: Vec<String> = built_headers(&event).into_iter().skip(2).map(|(name, _)| name).collect();
         assert_eq!(names[..4], ["user.tidegate-id", "user.TideGate-was", "user.mqtt-topic", "user.MQTT-Retain"]);
-        assert_eq!(names.len(), user.len());
+        assert_eq!(names.len(), user.len() + more.len());
         assert_eq!(names[4..6], ["tidegat", "é"]);
+        assert_eq!(names[user.len()..], more.map(|name| format!("user.{name}")));
+    }
+
+    #[test]
+    fn what_else_is_known_of_a_message_travels_under_the_names_that_were_asked_for() {
+        let sender =
+            |user: Option<&str>| Some(Arc::new(Sender { client: "press-7".into(), user: user.map(Into::into) }));
+        let told = |event: &Event, names| -> Vec<String> {
+            let headers = built_with(event, names).into_iter().skip(2);
+            headers.map(|(name, value)| format!("{name}={}", String::from_utf8_lossy(&value))).collect()
+        };
+        let plain = Event { sender: sender(None), ..event(b"x") };
+        let full = Event { retain: true, dup: true, sender: sender(Some("ann")), ..event(b"x") };
+        assert_eq!(told(&plain, HeaderNames::Tidegate), Vec::<String>::new());
+        assert_eq!(told(&full, HeaderNames::Tidegate), ["mqtt-retain=1"]);
+        assert_eq!(told(&event(b"x"), HeaderNames::All), ["mqtt-qos=2"]);
+        assert_eq!(told(&plain, HeaderNames::All), ["mqtt-qos=2", "mqtt-client=press-7"]);
+        assert_eq!(
+            told(&full, HeaderNames::All),
+            ["mqtt-retain=1", "mqtt-qos=2", "mqtt-dup=1", "mqtt-client=press-7", "mqtt-user=ann"]
+        );
+        assert_eq!(told(&plain, HeaderNames::Confluent), ["mqtt.qos=2", "mqtt.retained=false", "mqtt.duplicate=false"]);
+        assert_eq!(told(&full, HeaderNames::Confluent), ["mqtt.qos=2", "mqtt.retained=true", "mqtt.duplicate=true"]);
     }
 
     #[test]

@@ -59,6 +59,9 @@ impl Shared {
 
     /// Makes the record of an event and hands it to a producer.
     pub(super) fn send(&mut self, producer: &Producer, stored: &Stored, target: &Target) -> Result<(), Code> {
+        if self.terms.is_some() {
+            self.declarations.wrote(&target.topic);
+        }
         let (headers, value) = self.records.build(stored.sequence, &stored.event, target.value);
         producer.send(Outgoing {
             sequence: stored.sequence,

@@ -78,6 +78,8 @@ impl Rig {
             delivery: Delivery::AtLeastOnce,
             watermark_topic: "watermarks".to_owned(),
             linger: Duration::from_millis(5),
+            compression: config::Codec::Zstd,
+            headers: config::HeaderNames::Tidegate,
             options,
         };
         let (status, forward) = watch::channel(ForwardStatus::default());

@@ -118,6 +118,26 @@ impl Filter {
             })
     }
 
+    /// Is there a topic that both match?
+    #[must_use]
+    pub fn meets(&self, other: &Self) -> bool {
+        let first_is_dollar = |filter: &Self| match filter.levels.first() {
+            Some(Level::Exactly(first)) => Some(first.starts_with('$')),
+            Some(Level::Any(_)) | None => None,
+        };
+        match (first_is_dollar(self), first_is_dollar(other)) {
+            (Some(true), None) | (None, Some(true)) => return false,
+            (_, _) => {}
+        }
+        let (ours, theirs) = (self.levels.len(), other.levels.len());
+        let long_enough = (ours >= theirs || self.open) && (theirs >= ours || other.open);
+        long_enough
+            && self.levels.iter().zip(&other.levels).all(|pair| match pair {
+                (Level::Exactly(our), Level::Exactly(their)) => our == their,
+                (Level::Any(_), _) | (_, Level::Any(_)) => true,
+            })
+    }
+
     /// What the wildcards stand for in this topic; `None` when it does not match.
     pub(super) fn captures<'t>(&self, topic: &'t str) -> Option<Captures<'t>> {
         let mut named = Vec::new();
@@ -189,6 +209,23 @@ mod tests {
 
     fn filter(text: &str) -> Filter {
         Filter::parse(text).unwrap_or_else(|why| panic!("{text}: {why}"))
+    }
+
+    #[test]
+    fn filters_meet_when_some_topic_is_of_both() {
+        let meets = |a: &str, b: &str| {
+            let (a, b) = (Filter::parse(a).unwrap(), Filter::parse(b).unwrap());
+            assert_eq!(a.meets(&b), b.meets(&a));
+            a.meets(&b)
+        };
+        for (a, b) in
+            [("#", "a/b"), ("a/+/c", "+/b/c"), ("a/#", "a"), ("a/#", "a/b/#"), ("{x}/b", "a/+"), ("$s/#", "$s/+")]
+        {
+            assert!(meets(a, b), "{a} {b}");
+        }
+        for (a, b) in [("a/b", "a/c"), ("a/+", "a"), ("a/#", "b/#"), ("+/+", "a"), ("#", "$s/x"), ("+/x", "$s/x")] {
+            assert!(!meets(a, b), "{a} {b}");
+        }
     }
 
     #[test]

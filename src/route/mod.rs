@@ -98,6 +98,12 @@ impl Routes {
         self.routes.iter().map(|route| &route.to)
     }
 
+    /// Is there a topic of this filter that a route takes?
+    #[must_use]
+    pub fn meets(&self, filter: &Filter) -> bool {
+        self.routes.iter().any(|route| route.from.meets(filter))
+    }
+
     /// Index of the first route whose `from` matches.
     #[must_use]
     pub fn find(&self, mqtt_topic: &str) -> Option<usize> {

@@ -121,6 +121,34 @@ fn now_ms() -> i64 {
 }
 
 #[test]
+fn gateways_of_a_fleet_that_write_elsewhere_are_no_gap_here() -> Outcome<()> {
+    let stage = Stage::new("fleet")?;
+    let hand = Hand::plain(&stage.kafka.brokers())?;
+    let other = |number: u64| format!("{number:08}-2222-4222-8222-222222222222");
+    let wrote = |buffer: &str, topic: &str| stage.say(&hand, &format!("{buffer}/topic/{topic}"), r#"{"v":1}"#);
+    stage.events(&hand, ONE, 1..=300)?;
+    stage.say(&hand, ONE, &delivered(300))?;
+    wrote(ONE, &stage.data)?;
+    for number in 1..=33 {
+        stage.say(&hand, &other(number), &delivered(2_500 + number))?;
+        wrote(&other(number), "another.site")?;
+    }
+    let found = stage.audit(&[])?;
+    assert_eq!((found.code, &found.summary["other_buffers"]), (Some(0), &33.into()), "{}", found.said);
+    assert!(found.notes().contains("33 buffers wrote only to other topics"), "{}", found.notes());
+    // Whose readings were to come here, and of whom nothing is here, is a gap.
+    wrote(&other(7), &stage.data)?;
+    wrote(TWO, &stage.data)?;
+    stage.say(&hand, TWO, &delivered(40))?;
+    let found = stage.audit(&[])?;
+    assert_eq!(found.code, Some(2), "{}", found.said);
+    assert_eq!(found.buffer(TWO)["missing"]["unexplained"], 40, "{}", found.said);
+    let both = found.buffer(&other(7));
+    assert_eq!((&both["missing"]["elsewhere"], &both["explained"]), (&2_507.into(), &true.into()), "{}", found.said);
+    Ok(())
+}
+
+#[test]
 fn a_whole_stream_in_transactions_is_explained() -> Outcome<()> {
     let stage = Stage::new("whole")?;
     let hand = Hand::transactional(&stage.kafka.brokers(), &stage.data)?;

@@ -129,3 +129,45 @@ fn two_agents_do_not_share_a_buffer() -> Outcome<()> {
     assert!(agent.get("/healthz")?.status == 200);
     Ok(())
 }
+
+/// As root configures it with the drop-ins: secrets below $CREDENTIALS_DIRECTORY, and files that only root may read.
+#[test]
+fn whoever_may_not_see_the_secrets_can_check_and_ask_all_the_same() -> Outcome<()> {
+    let mut gateway = Gateway::new(Build::Real, &kafka::shared()?.brokers())?;
+    gateway.listen("").route("#", "t");
+    let agent = gateway.start()?;
+    for drop_in in ["credentials.conf.example", "credentials-encrypted.conf.example"] {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(drop_in);
+        let shipped = std::fs::read_to_string(path)?;
+        let line = shipped.lines().find_map(|line| line.split_once("for example: ").map(|(_, line)| line));
+        let line = line.ok_or_else(|| Trouble::new(format!("{drop_in} shows no line of tidegate.toml")))?;
+        let broker = "[[mqtt]]\nname = \"plant\"\nurl = \"mqtt://localhost\"\nusername = \"u\"\n\
+                      subscribe = [{ filter = \"#\" }]\n";
+        let text = format!("{}{broker}{line}\n", gateway.toml());
+        let file = gateway.path().join("secret.toml");
+        std::fs::write(&file, text)?;
+        for (arguments, wanted) in
+            [(&["check"][..], "note: "), (&["status"], "tidegate "), (&["status", "--json"], "{")]
+        {
+            let mut command = std::process::Command::new(Build::Real.binary()?);
+            let output =
+                command.args(arguments).arg("--config").arg(&file).env_remove("CREDENTIALS_DIRECTORY").output()?;
+            let said = String::from_utf8_lossy(&[output.stderr, output.stdout].concat()).into_owned();
+            assert_eq!(output.status.code(), Some(0), "{drop_in}: {arguments:?}: {said}");
+            assert!(said.contains(wanted), "{drop_in}: {arguments:?}: {said}");
+        }
+    }
+    // Something else is wrong: the running agent answers all the same.
+    let file = gateway.path().join("broken.toml");
+    std::fs::write(&file, gateway.toml() + "[buffer]\nmax_bytes = 1GiB\n")?;
+    let ask = |subcommand: &str| {
+        std::process::Command::new(Build::Real.binary()?)
+            .args([subcommand, "--config"])
+            .arg(&file)
+            .output()
+            .map_err(Trouble::from)
+    };
+    assert_eq!((ask("check")?.status.code(), ask("status")?.status.code()), (Some(78), Some(0)));
+    drop(agent);
+    Ok(())
+}

@@ -33,6 +33,7 @@ mod kafka_away; // nothing is lost, and order kept, while Kafka is away
 mod limits; // what cannot be promised, stated
 mod memory; // bounds
 mod parking; // missing, forbidden, too large
+mod readers; // the Kafka clients that people have
 mod refusals; // whatever Kafka answers to a batch
 mod quiet; // no trouble, no noise
 mod secrets; // passwords never show

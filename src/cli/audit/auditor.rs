@@ -85,6 +85,8 @@ pub(super) struct Auditor {
     edges: Edges,
     /// Only these; empty for all.
     wanted: BTreeSet<Uuid>,
+    /// The Kafka topics whose records are shown; empty when that is not known.
+    topics: BTreeSet<String>,
     limits: Limits,
     buffers: Vec<Buffer>,
     index: HashMap<Uuid, usize>,
@@ -121,6 +123,7 @@ impl Auditor {
         Self {
             edges: Edges::default(),
             wanted,
+            topics: BTreeSet::new(),
             limits,
             buffers: Vec::new(),
             index: HashMap::new(),
@@ -130,6 +133,11 @@ impl Auditor {
             declared: 0,
             counts: Counts::default(),
         }
+    }
+
+    /// Which Kafka topics are audited: what gateways sent elsewhere is not looked for here.
+    pub(super) fn of(self, topics: BTreeSet<String>) -> Self {
+        Self { topics, ..self }
     }
 
     /// Before the first record of a data topic: which ends are cut off.
@@ -149,8 +157,9 @@ impl Auditor {
             return add(&mut self.counts.declared_beyond_limit);
         }
         let Some(buffer) = self.buffer(id).and_then(|index| self.buffers.get_mut(index)) else { return };
+        let audited = |topic: &str| self.topics.is_empty() || self.topics.contains(topic);
         match record {
-            Some(record) => self.declared = self.declared.saturating_add(buffer.said.hear(record).into()),
+            Some(record) => self.declared = self.declared.saturating_add(buffer.said.hear(record, audited).into()),
             None => add(&mut buffer.said.newer),
         }
     }
@@ -266,9 +275,29 @@ impl Auditor {
 
     /// The findings, by buffer id.
     pub(super) fn findings(&self) -> Vec<BufferFindings> {
-        let mut findings: Vec<_> = self.buffers.iter().map(|buffer| judge(buffer, self.edges)).collect();
+        let judged = self.buffers.iter().filter(|buffer| self.concerns(buffer));
+        let mut findings: Vec<_> = judged.map(|buffer| judge(buffer, self.edges)).collect();
         findings.sort_by_key(|buffer| buffer.buffer);
         findings
+    }
+}
+
+impl Auditor {
+    /// Has it to do with the topics that are audited? A fleet shares one watermark topic, and a gateway that wrote only to
+    /// other topics is no gap in these. One whose readings were to come here, and of which nothing is there, is one.
+    fn concerns(&self, buffer: &Buffer) -> bool {
+        !self.wanted.is_empty()
+            || self.topics.is_empty()
+            || buffer.said.here
+            || buffer.seen.first().is_some()
+            || buffer.moved.first().is_some()
+    }
+
+    /// Buffers that have nothing to do with these topics; and those of them that do not say where they wrote.
+    pub(super) fn others(&self) -> (usize, usize) {
+        let others = self.buffers.iter().filter(|buffer| !self.concerns(buffer));
+        let silent = others.clone().filter(|buffer| buffer.said.elsewhere.is_none() && buffer.said.delivered > Some(0));
+        (others.count(), silent.count())
     }
 }
 

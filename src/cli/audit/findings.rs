@@ -40,6 +40,8 @@ pub(super) struct BufferFindings {
     pub(super) declared_repeats: u64,
     /// Events behind a later one of their MQTT topic.
     pub(super) order_breaks: Spots,
+    /// A topic that is not audited and that its readings went to as well; null when there is none.
+    pub(super) elsewhere: Option<String>,
     /// The buffer that it was before.
     pub(super) was: Option<Uuid>,
     /// Sequences up to here were too scattered for the memory; 0 when none.
@@ -65,6 +67,8 @@ pub(super) struct Missing {
     pub(super) under_new_id: u64,
     /// Above the watermark: on their way.
     pub(super) not_yet_delivered: u64,
+    /// They may have gone to topics of this buffer that are not audited.
+    pub(super) elsewhere: u64,
     /// Nothing explains them.
     pub(super) unexplained: u64,
     /// Of these, so many lie where parked events wait, and more are missing there than wait.
@@ -119,6 +123,8 @@ pub(super) struct Summary {
     pub(super) topics: Vec<String>,
     /// Buffers seen, or spoken of in the watermark topic.
     pub(super) buffers: usize,
+    /// Buffers in the watermark topic that have nothing to do with these topics.
+    pub(super) other_buffers: usize,
     /// Records read.
     pub(super) records: u64,
     /// Different events among them.
@@ -163,12 +169,18 @@ impl Missing {
             waiting,
             under_new_id,
             not_yet_delivered,
+            elsewhere,
             unexplained,
             unexplained_beside_waiting: _,
         } = *self;
-        [dead_lettered, dropped, purged, waiting, under_new_id, not_yet_delivered, unexplained]
+        [dead_lettered, dropped, purged, waiting, under_new_id, not_yet_delivered, elsewhere, unexplained]
             .into_iter()
             .fold(0, u64::saturating_add)
+    }
+
+    /// The same for a buffer that has written other topics too.
+    pub(super) fn unexplained_is_elsewhere(self) -> Self {
+        Self { elsewhere: self.unexplained, unexplained: 0, unexplained_beside_waiting: 0, ..self }
     }
 
     /// Both together.
@@ -181,6 +193,7 @@ impl Missing {
             waiting: add(self.waiting, other.waiting),
             under_new_id: add(self.under_new_id, other.under_new_id),
             not_yet_delivered: add(self.not_yet_delivered, other.not_yet_delivered),
+            elsewhere: add(self.elsewhere, other.elsewhere),
             unexplained: add(self.unexplained, other.unexplained),
             unexplained_beside_waiting: add(self.unexplained_beside_waiting, other.unexplained_beside_waiting),
         }

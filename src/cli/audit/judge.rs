@@ -24,6 +24,11 @@ pub(super) fn judge(buffer: &Buffer, edges: Edges) -> BufferFindings {
         buffer.seen.gaps(first..=last, |first, last| accounts.gap(first, last));
     }
     let Accounts { missing, gaps, gap_count, .. } = accounts.closed(buffer.said.events_waiting());
+    let (missing, gaps, gap_count) = match &buffer.said.elsewhere {
+        // Numbers run over all topics of a buffer: what is not here may be there.
+        Some(_) => (missing.unexplained_is_elsewhere(), Vec::new(), 0),
+        None => (missing, gaps, gap_count),
+    };
     BufferFindings {
         buffer: buffer.id,
         explained: missing.unexplained == 0 && buffer.repeats.count == 0 && buffer.order_breaks.count == 0,
@@ -38,6 +43,7 @@ pub(super) fn judge(buffer: &Buffer, edges: Edges) -> BufferFindings {
         repeats: buffer.repeats.clone(),
         declared_repeats: buffer.declared_repeats,
         order_breaks: buffer.order_breaks.clone(),
+        elsewhere: buffer.said.elsewhere.as_deref().map(str::to_owned),
         was: buffer.said.was,
         not_judged_up_to: buffer.forgotten,
         order_not_watched: buffer.order_not_watched,

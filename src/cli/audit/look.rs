@@ -63,7 +63,8 @@ pub(super) fn audit(plan: &Plan, mut far: impl FnMut(&str, Far)) -> Result<Found
     let known = all.topics()?;
     let topics = plan.topics(&known)?;
     let mut notes = Notes::default();
-    let mut auditor = Auditor::new(plan.buffers.clone(), Limits::default());
+    let audited = topics.iter().map(|(name, _)| name.clone()).collect();
+    let mut auditor = Auditor::new(plan.buffers.clone(), Limits::default()).of(audited);
 
     let watermarks = match known.get_key_value(&plan.watermark_topic) {
         Some((topic, partitions)) => all.spans(&[(topic.clone(), *partitions)], None)?,
@@ -216,6 +217,30 @@ impl Notes {
         }
     }
 
+    /// What the watermark topic tells of topics that are not audited.
+    fn elsewhere(&mut self, buffers: &[BufferFindings], (others, silent): (usize, usize)) {
+        if others > silent {
+            self.say(format!(
+                "{} buffers wrote only to other topics and are not judged",
+                others.saturating_sub(silent)
+            ));
+        }
+        if silent > 0 {
+            self.say(format!(
+                "{silent} buffers have nothing in these topics and do not say which topics they wrote (an older \
+                 Tidegate); they are not judged, unless --buffer names them"
+            ));
+        }
+        let mut also = buffers.iter().filter(|buffer| buffer.missing.elsewhere > 0).peekable();
+        if let Some(example) = also.peek().and_then(|buffer| buffer.elsewhere.clone()) {
+            self.say(format!(
+                "{} buffers wrote to topics that are not audited as well, for example {example:?}; what is missing of \
+                 them may be there: audit all their topics together",
+                also.count()
+            ));
+        }
+    }
+
     /// What did not fit into the memory.
     fn limits(&mut self, counts: Counts, buffers: &[BufferFindings]) {
         let scattered = buffers.iter().filter(|buffer| buffer.not_judged_up_to > 0).count();
@@ -241,6 +266,7 @@ impl Notes {
 fn close(auditor: &Auditor, mut notes: Notes, topics: Vec<(String, i32)>, started: Instant) -> Found {
     let (buffers, counts) = (auditor.findings(), auditor.counts());
     notes.limits(counts, &buffers);
+    notes.elsewhere(&buffers, auditor.others());
     if counts.foreign_watermarks > 0 {
         notes.say(format!("{} records of the watermark topic are nothing of Tidegate's", counts.foreign_watermarks));
     }
@@ -259,6 +285,7 @@ fn close(auditor: &Auditor, mut notes: Notes, topics: Vec<(String, i32)>, starte
         notes: notes.said,
         topics: topics.into_iter().map(|(topic, _)| topic).collect(),
         buffers: buffers.len(),
+        other_buffers: auditor.others().0,
         records: counts.records,
         events: sum(|buffer| buffer.events),
         missing: buffers.iter().fold(Missing::default(), |sum, buffer| sum.plus(&buffer.missing)),

@@ -71,7 +71,7 @@ use self::progress::Progress;
 use self::reader::Isolation;
 use super::out::{self, complain};
 use super::{DEFAULT_CONFIG, EXIT_CONFIG, EXIT_FAILED};
-use crate::config::{self, Delivery, Kafka};
+use crate::config::{self, Codec, Delivery, HeaderNames, Kafka};
 use crate::watermark;
 
 /// Something is missing without a reason, came twice, or out of order.
@@ -181,11 +181,13 @@ impl Options {
                 delivery: Delivery::AtLeastOnce,
                 watermark_topic: watermark::TOPIC.to_owned(),
                 linger: Duration::ZERO,
+                compression: Codec::None,
+                headers: HeaderNames::Tidegate,
                 options: BTreeMap::new(),
             }
         } else {
             let file = self.config.clone().unwrap_or_else(|| DEFAULT_CONFIG.into());
-            let config = config::load(&file).map_err(|problems| problems.to_string())?;
+            let config = config::load_central(&file).map_err(|problems| problems.to_string())?;
             if names.is_empty() && patterns.is_empty() {
                 // Also those without names: a topic that is missing, whose readings wait, is no reason not to look.
                 patterns.extend(config.routes.topics().filter_map(|topic| Regex::new(&topic.pattern()).ok()));

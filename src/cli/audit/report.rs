@@ -68,6 +68,7 @@ fn write_missing(out: &mut impl Write, missing: &Missing) -> io::Result<()> {
         (missing.waiting, "wait at the gateway for a Kafka topic that is missing or forbidden"),
         (missing.under_new_id, "came under the new id of a clone"),
         (missing.not_yet_delivered, "are not delivered yet (above the watermark)"),
+        (missing.elsewhere, "are not here; the buffer has written topics that are not audited as well"),
     ] {
         if count > 0 {
             writeln!(out, "    {count} {why}")?;

@@ -15,6 +15,10 @@ pub(super) struct Said {
     /// By Kafka topic what waits, of the topics that are parked.
     waiting: BTreeMap<Box<str>, Waiting>,
     holes: Vec<Hole>,
+    /// Readings went, or should have gone, to a topic that is audited.
+    pub(super) here: bool,
+    /// And to one that is not: the first that was named.
+    pub(super) elsewhere: Option<Box<str>>,
     /// Which buffer it was before.
     pub(super) was: Option<Uuid>,
     /// Records in words of a newer Tidegate.
@@ -31,7 +35,8 @@ pub(super) struct Hole {
 
 impl Said {
     /// The next record; true when it takes memory of its own (a hole that does not join the one before, a lane).
-    pub(super) fn hear(&mut self, record: Record) -> bool {
+    pub(super) fn hear(&mut self, record: Record, audited: impl Fn(&str) -> bool) -> bool {
+        self.place(&record, audited);
         match record {
             // The topic is read in its order, and the last word counts, also when it is lower than the one before.
             Record::Main { delivered, .. } => self.delivered = Some(delivered),
@@ -41,8 +46,24 @@ impl Said {
             Record::Lane { kafka_topic, waiting: None, .. } => drop(self.waiting.remove(&*kafka_topic)),
             Record::Hole { first, last, fate, .. } => return self.hole(Hole { first, last, fate }),
             Record::Identity { was, .. } => self.was = Some(was),
+            Record::Topic { .. } => {}
         }
         false
+    }
+
+    /// Which topics the buffer has to do with.
+    fn place(&mut self, record: &Record, audited: impl Fn(&str) -> bool) {
+        let topic = match record {
+            Record::Topic { kafka_topic }
+            | Record::Lane { kafka_topic, .. }
+            | Record::Hole { kafka_topic: Some(kafka_topic), .. } => kafka_topic,
+            Record::Main { .. } | Record::Hole { kafka_topic: None, .. } | Record::Identity { .. } => return,
+        };
+        if audited(topic) {
+            self.here = true;
+        } else if self.elsewhere.is_none() {
+            self.elsewhere = Some(topic.as_str().into());
+        }
     }
 
     fn hole(&mut self, hole: Hole) -> bool {
@@ -104,9 +125,9 @@ mod tests {
     #[test]
     fn dead_letters_in_a_row_are_one_hole_in_memory() {
         let mut said = Said::default();
-        assert!(said.hear(hole(1, 1, Fate::DeadLettered)));
-        assert!((2..1000).all(|sequence| !said.hear(hole(sequence, sequence, Fate::DeadLettered))));
-        assert!(said.hear(hole(1000, 1000, Fate::Dropped)));
+        assert!(said.hear(hole(1, 1, Fate::DeadLettered), |_| true));
+        assert!((2..1000).all(|sequence| !said.hear(hole(sequence, sequence, Fate::DeadLettered), |_| true)));
+        assert!(said.hear(hole(1000, 1000, Fate::Dropped), |_| true));
         assert_eq!(said.holes().len(), 2);
     }
 
@@ -114,7 +135,7 @@ mod tests {
     fn holes_declared_twice_or_one_over_the_other_count_once() {
         let mut said = Said::default();
         for record in [hole(10, 20, Fate::Dropped), hole(5, 12, Fate::Purged), hole(10, 20, Fate::Dropped)] {
-            said.hear(record);
+            said.hear(record, |_| true);
         }
         let holes: Vec<_> = said.holes().iter().map(|hole| (hole.first, hole.last, hole.fate)).collect();
         assert_eq!(holes, [(5, 12, Fate::Purged), (13, 20, Fate::Dropped)]);
@@ -130,10 +151,10 @@ mod tests {
             waiting: waiting.map(|(first, last, events)| Waiting { first, last, events }),
             at_ms: 0,
         };
-        said.hear(lane("a", Some((1, 9, 5))));
-        said.hear(lane("b", Some((8, 12, 2))));
+        said.hear(lane("a", Some((1, 9, 5))), |_| true);
+        said.hear(lane("b", Some((8, 12, 2))), |_| true);
         assert_eq!((said.waiting(), said.events_waiting()), (vec![(1, 12)], 7));
-        said.hear(lane("a", None));
+        said.hear(lane("a", None), |_| true);
         assert_eq!((said.waiting(), said.events_waiting()), (vec![(8, 12)], 2));
     }
 }

@@ -381,3 +381,33 @@ proptest! {
         prop_assert_eq!(found.explained, of("lost") + of("repeats") == 0);
     }
 }
+
+#[test]
+fn a_fleet_shares_the_watermark_topic_and_only_those_who_write_here_are_judged() {
+    let three = Uuid::from_u128(3);
+    let (four, five) = (Uuid::from_u128(4), Uuid::from_u128(5));
+    let wrote = |topic: &str| Record::Topic { kafka_topic: topic.into() };
+    let mut auditor = auditor().of(BTreeSet::from(["here".to_owned()]));
+    for (buffer, topics) in [(ONE, &["here"][..]), (TWO, &["there"]), (three, &["here"]), (four, &["there", "here"])] {
+        hear(&mut auditor, buffer, &delivered(30));
+        for topic in topics {
+            hear(&mut auditor, buffer, &wrote(topic));
+        }
+    }
+    // Of an older version, which does not say where it wrote.
+    hear(&mut auditor, five, &delivered(30));
+    events(&mut auditor, ONE, 1..=30);
+    events(&mut auditor, four, (1..=10).chain(20..=30));
+    let judged: Vec<(Uuid, bool, u64, u64)> = auditor
+        .findings()
+        .iter()
+        .map(|found| (found.buffer, found.explained, found.missing.unexplained, found.missing.elsewhere))
+        .collect();
+    // Two is of no concern here. Three was to come here, and nothing is there. Four may have nine of its readings elsewhere.
+    assert_eq!(judged, [(ONE, true, 0, 0), (three, false, 30, 0), (four, true, 0, 9)]);
+    assert_eq!(auditor.others(), (2, 1));
+    let asked = Auditor::new(BTreeSet::from([five]), Limits::default()).of(BTreeSet::from(["here".to_owned()]));
+    let mut asked = asked;
+    hear(&mut asked, five, &delivered(30));
+    assert_eq!(finding(&asked, five).missing.unexplained, 30, "who is asked for is judged");
+}

@@ -27,7 +27,7 @@ use self::judge::{Finding, Weight, altered, judge};
 use self::plan::{Right, TopicPlan, cost, rights};
 use super::out::{self, complain};
 use super::{ConfigFile, EXIT_CONFIG, EXIT_FAILED};
-use crate::config::{self, Config};
+use crate::config::{self, Central, Kafka, Secret};
 use crate::route::template::TopicTemplate;
 use crate::{forward, watermark};
 
@@ -63,7 +63,7 @@ pub struct Options {
 /// Exit code 0 when the topic is as it should be.
 #[must_use]
 pub fn kafka_setup(options: &Options) -> ExitCode {
-    let config = match config::load(&options.config.config) {
+    let config = match config::load_central(&options.config.config) {
         Ok(config) => config,
         Err(problems) => {
             complain(problems);
@@ -81,7 +81,7 @@ pub fn kafka_setup(options: &Options) -> ExitCode {
 }
 
 /// What should be, what it costs, what is there; true when the topic is as it should be.
-fn tell(options: &Options, config: &Config, out: &mut impl Write) -> io::Result<bool> {
+fn tell(options: &Options, config: &Central, out: &mut impl Write) -> io::Result<bool> {
     let bootstrap = config.kafka.brokers.join(",");
     let cluster = Cluster::new(&forward::way_to_kafka(&config.kafka));
     let overview = cluster
@@ -95,6 +95,7 @@ fn tell(options: &Options, config: &Config, out: &mut impl Write) -> io::Result<
     say_topic(&plan, &bootstrap, out)?;
     say_rights(&rights(&config.routes, watermark_topic), &bootstrap, options, out)?;
     say_cost(options.gateways, config.kafka.linger, out)?;
+    say_compression(&config.kafka, out)?;
     writeln!(out, "\n# What is there")?;
     let trouble = match (cluster, overview) {
         (Ok(cluster), Ok(overview)) => {
@@ -231,8 +232,22 @@ fn say_cost(gateways: u32, linger: Duration, out: &mut impl Write) -> io::Result
     Ok(())
 }
 
+/// Whoever reads must be able to.
+fn say_compression(kafka: &Kafka, out: &mut impl Write) -> io::Result<()> {
+    let given = ["compression.type", "compression.codec"].iter().find_map(|name| kafka.options.get(*name));
+    let codec = given.map_or(kafka.compression.name(), Secret::reveal);
+    let who = match codec {
+        "gzip" | "none" => "every Kafka client reads it as it is installed",
+        _ => {
+            "kafkajs, kafka-python and aiokafka cannot read it as they are installed (kafkajs: a codec package; \
+             kafka-python: lz4, python-snappy or zstandard; aiokafka: cramjam); the Java client, librdkafka and franz-go can"
+        }
+    };
+    writeln!(out, "\n# Compression of what the gateways send: {codec}; {who}")
+}
+
 /// Readings for a topic that is not there wait at the gateway until it is.
-fn say_missing_topics(config: &Config, known: &[String], out: &mut impl Write) -> io::Result<()> {
+fn say_missing_topics(config: &Central, known: &[String], out: &mut impl Write) -> io::Result<()> {
     let mut said = Vec::new();
     for (name, _) in config.routes.topics().map(TopicTemplate::prefix).filter(|(_, whole)| *whole) {
         if !known.iter().any(|known| known == name) && !said.contains(&name) {

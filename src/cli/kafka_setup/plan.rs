@@ -95,7 +95,8 @@ pub(super) fn rights(routes: &Routes, watermark_topic: &str) -> Vec<Right> {
         Right {
             resource: Resource::Topic(watermark_topic.to_owned()),
             prefixed: false,
-            operations: &["Read", "Write", "Describe"],
+            // The last to see that it is compacted.
+            operations: &["Read", "Write", "Describe", "DescribeConfigs"],
         },
     ];
     let topics: BTreeSet<(&str, bool)> = routes.topics().map(TopicTemplate::prefix).collect();
@@ -194,7 +195,7 @@ mod tests {
         for (from, to) in tables {
             write!(text, "[[route]]\nfrom = \"{from}\"\nto = \"{to}\"\n").unwrap();
         }
-        let env = Env { host_name: "gw".into(), state_directory: None, credentials_directory: None };
+        let env = Env::of("gw");
         config::parse(&text, "t", &env).unwrap().routes
     }
 
@@ -210,7 +211,8 @@ mod tests {
                     "{begin} Write --operation Describe --transactional-id tidegate- --resource-pattern-type prefixed"
                 ),
                 format!(
-                    "{begin} Read --operation Write --operation Describe --topic w.m --resource-pattern-type literal"
+                    "{begin} Read --operation Write --operation Describe --operation DescribeConfigs --topic w.m \
+                     --resource-pattern-type literal"
                 ),
                 format!("{begin} Write --operation Describe --topic plain --resource-pattern-type literal"),
                 format!("{begin} Write --operation Describe --topic sensors. --resource-pattern-type prefixed"),

@@ -62,6 +62,8 @@ impl Bench {
             delivery: Delivery::ExactlyOnce,
             watermark_topic: "watermarks".to_owned(),
             linger: Duration::ZERO,
+            compression: config::Codec::Zstd,
+            headers: config::HeaderNames::Tidegate,
             options: BTreeMap::new(),
         };
         let config = options::transactional(options::client_config(&kafka, "test"), "tidegate-test");
