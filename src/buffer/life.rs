@@ -10,7 +10,7 @@
 //! it says is not true of the events that are held here. So is one that rests on a commit which is not on this disk: a
 //! reading that it passes may lie in the other's dead letters or lanes. Therefore
 //!
-//! * an instance is durable before it is used ([`enter`]); while the disk does not take it, nothing is stored, and no
+//! * custody rule 3: an instance is durable before it is used ([`enter`]); while the disk does not take it, nothing is stored, and no
 //!   watermark is written;
 //! * when a start ends, the next one writes beside it the last sequence that it can have sent and its last commit.
 //!

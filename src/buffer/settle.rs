@@ -139,10 +139,15 @@ impl Pending {
         self.heard = later.heard.or(self.heard);
     }
 
-    /// Does it move events aside, or say who may write watermarks? What Kafka is told afterwards rests on it.
+    /// Does it put events aside? A watermark that passes these rests on it.
     pub(super) fn has_fates(&self) -> bool {
         let dead_in_lanes = self.lane_chunks.iter().any(|chunk| !chunk.dead.is_empty());
-        !self.dead.is_empty() || !self.parked.is_empty() || dead_in_lanes || self.heard.is_some()
+        !self.dead.is_empty() || !self.parked.is_empty() || dead_in_lanes
+    }
+
+    /// Must a power cut not take it, also where it may take others? What Kafka is told next goes from it.
+    pub(super) fn must_stay(&self) -> bool {
+        self.has_fates() || self.heard.is_some()
     }
 
     /// Writes all of it inside the running transaction. Events that move to the dead letters or to a lane are copied

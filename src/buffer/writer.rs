@@ -236,13 +236,13 @@ impl<R> Writer<R> {
         let batch = if store { &mut self.inbox.batch } else { &mut no_batch };
         let pending = if settle { &self.inbox.pending } else { &none_pending };
         let Counts { scratch, .. } = &mut self.counts;
-        // A watermark may follow, and rest on it after a power cut.
-        let is_rested_on = self.database.is_lazy() && pending.has_fates();
-        if is_rested_on {
+        // custody rule 3: a watermark follows.
+        let must_stay = self.database.is_lazy() && pending.must_stay();
+        if must_stay {
             life::sync_commits(tx.connection, true)?;
         }
         let done = batch.commit(pending, &mut self.books, tx, &mut self.tools, scratch);
-        if is_rested_on {
+        if must_stay {
             life::sync_commits(tx.connection, false)?;
         }
         match done {

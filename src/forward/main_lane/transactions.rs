@@ -246,6 +246,7 @@ impl MainLane {
         let Some(transacting) = &mut self.transacting else { return Phase::Flowing(producer) };
         if transacting.terms.may_speak()
             && let Some(of) = transacting.heard.take()
+            && !planted::planted(Bug::SpeakUnwritten)
         {
             shared.outcome.heard(of, now);
         }
