@@ -1,6 +1,7 @@
 import java.nio.charset.StandardCharsets;
 import java.time.Duration;
-import java.util.HashMap;
+import java.util.BitSet;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Properties;
@@ -12,20 +13,33 @@ import org.apache.kafka.common.serialization.ByteArrayDeserializer;
 /**
  * Reads what Tidegate delivers, each reading once.
  *
- * <pre>java -cp 'kafka/libs/*' Consume.java kafka-1:9092 sensors.north</pre>
+ * <pre>java -cp 'kafka/libs/*' Consume.java kafka-1:9092 sensors.north [group]</pre>
  *
- * With delivery = "exactly-once" read_committed is all it takes. With "at-least-once", or for a reader that cannot do
- * read_committed, the headers tell a repeat: within a partition the sequences of one MQTT topic only rise. Who stores
- * results keeps {@code last} and the offsets with them, in one transaction.
+ * With delivery = "exactly-once" read_committed is all it takes, but for what a clone or a restored buffer sends again.
+ * With "at-least-once", or for a reader that cannot do read_committed, the headers tell a repeat: the start of the agent
+ * that stored a reading (tidegate-instance) and the sequence in tidegate-id are the reading's own, whoever sends it, in
+ * whatever order. The id alone is not enough: two copies of a buffer may have used one number for two readings. Who stores
+ * results makes the two their key, or keeps {@code seen} and the offsets with them, in one transaction.
  */
 public class Consume {
-    /** Of each buffer's MQTT topics the last sequence. */
-    private final Map<String, Long> last = new HashMap<>();
+    /** Sequences of a block: one bit each. */
+    private static final int BLOCK = 4096;
+
+    /** 75 MB, up to 400 million readings; what was forgotten is taken for new, never for a repeat. */
+    private static final int MOST_BLOCKS = 100_000;
+
+    /** Of each start of an agent, by blocks, which sequences came; the oldest blocks go first. */
+    private final Map<String, BitSet> seen = new LinkedHashMap<>() {
+        @Override
+        protected boolean removeEldestEntry(Map.Entry<String, BitSet> eldest) {
+            return size() > MOST_BLOCKS;
+        }
+    };
 
     public static void main(String[] arguments) {
         Properties properties = new Properties();
         properties.put("bootstrap.servers", arguments[0]);
-        properties.put("group.id", "tidegate-example-java");
+        properties.put("group.id", arguments.length > 2 ? arguments[2] : "tidegate-example-java");
         properties.put("isolation.level", "read_committed"); // what is aborted, or not yet committed, is not seen
         properties.put("auto.offset.reset", "earliest");
         properties.put("enable.auto.commit", "false");
@@ -46,20 +60,20 @@ public class Consume {
         }
     }
 
-    /** False for a reading that came before, under this id or under the one it had in a buffer that was cloned. */
+    /** False for a reading that came before, under this id or under another one. */
     private boolean isNew(ConsumerRecord<byte[], byte[]> record) {
-        boolean isNew = true;
-        for (String name : List.of("tidegate-id", "tidegate-was")) {
-            String id = text(record, name);
-            if (id == null) {
-                continue;
-            }
-            int colon = id.lastIndexOf(':');
-            long sequence = Long.parseLong(id.substring(colon + 1));
-            String key = id.substring(0, colon + 1) + text(record, "mqtt-topic");
-            isNew = isNew && sequence > last.getOrDefault(key, 0L);
-            last.merge(key, sequence, Math::max);
+        String id = text(record, "tidegate-id");
+        if (id == null) {
+            return true; // somebody else's record
         }
+        int colon = id.lastIndexOf(':');
+        long sequence = Long.parseLong(id.substring(colon + 1));
+        String instance = text(record, "tidegate-instance");
+        String key = (instance == null ? id.substring(0, colon) : instance) + ":" + sequence / BLOCK;
+        BitSet bits = seen.computeIfAbsent(key, none -> new BitSet(BLOCK));
+        int place = (int) (sequence % BLOCK);
+        boolean isNew = !bits.get(place);
+        bits.set(place);
         return isNew;
     }
 

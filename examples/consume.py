@@ -2,38 +2,46 @@
 """Reads what Tidegate delivers, each reading once.
 
     pip install confluent-kafka
-    ./consume.py kafka-1:9092 sensors.north
+    ./consume.py kafka-1:9092 sensors.north [group]
 
-With delivery = "exactly-once" read_committed is all it takes. With "at-least-once", or for a reader that cannot do
-read_committed, the headers tell a repeat: within a partition the sequences of one MQTT topic only rise. Who stores
-results keeps `last` and the offsets with them, in one transaction.
+With delivery = "exactly-once" read_committed is all it takes, but for what a clone or a restored buffer sends again. With
+"at-least-once", or for a reader that cannot do read_committed, the headers tell a repeat: the start of the agent that
+stored a reading (tidegate-instance) and the sequence in tidegate-id are the reading's own, whoever sends it, in whatever
+order. The id alone is not enough: two copies of a buffer may have used one number for two readings. Who stores results
+makes the two their key, or keeps `seen` and the offsets with them, in one transaction.
 """
 
 import sys
 
 from confluent_kafka import Consumer
 
-brokers, topic = sys.argv[1:3]
+BLOCK = 4096  # sequences: one bit each
+MOST_BLOCKS = 100_000  # 75 MB, up to 400 million readings; what was forgotten is taken for new, never for a repeat
+
+brokers, topic, group = (sys.argv[1:] + ["tidegate-example"])[:3]
 consumer = Consumer({
     "bootstrap.servers": brokers,
-    "group.id": "tidegate-example",
+    "group.id": group,
     "isolation.level": "read_committed",  # what is aborted, or not yet committed, is not seen
     "auto.offset.reset": "earliest",
     "enable.auto.commit": False,
 })
 consumer.subscribe([topic])
-last = {}  # of each buffer's MQTT topics the last sequence
+seen = {}  # of each start of an agent, by blocks, which sequences came
 
 
 def is_new(headers):
-    """False for a reading that came before, under this id or under the one it had in a buffer that was cloned."""
-    new = True
-    for name in ("tidegate-id", "tidegate-was"):
-        if name in headers:
-            buffer, sequence = headers[name].decode().rsplit(":", 1)
-            key = buffer, headers["mqtt-topic"]
-            new = new and int(sequence) > last.get(key, 0)
-            last[key] = max(int(sequence), last.get(key, 0))
+    """False for a reading that came before, under this id or under another one."""
+    if "tidegate-id" not in headers:
+        return True  # somebody else's record
+    buffer, sequence = headers["tidegate-id"].decode().rsplit(":", 1)
+    block, place = divmod(int(sequence), BLOCK)
+    bits = seen.setdefault((headers.get("tidegate-instance", buffer), block), bytearray(BLOCK // 8))
+    if len(seen) > MOST_BLOCKS:
+        del seen[next(iter(seen))]
+    bit = 1 << place % 8
+    new = not bits[place // 8] & bit
+    bits[place // 8] |= bit
     return new
 
 

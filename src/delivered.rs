@@ -27,7 +27,7 @@
 //! ```
 //! ```compile_fail
 //! // Nor can a watermark be made up.
-//! let word = tidegate::delivered::Word { delivered: 7, instance: tidegate::watermark::Instance(1), at_ms: 0 };
+//! let word = tidegate::delivered::Word { delivered: 7, instance: tidegate::watermark::Instance(1), commit: 0, at_ms: 0 };
 //! ```
 
 use std::time::Duration;
@@ -185,11 +185,11 @@ impl Witness {
         };
         let offset = message.offset();
         let said = match watermark::read(message.key().unwrap_or_default(), message.payload()) {
-            Read::Said(of, Record::Main { instance, delivered, at_ms }) if of == buffer => {
-                Said::Main(Word { delivered, instance, at_ms })
+            Read::Said(of, Record::Main { instance, delivered, commit, at_ms }) if of == buffer => {
+                Said::Main(Word { delivered, instance, commit, at_ms })
             }
             Read::Said(of, Record::Lane { kafka_topic, instance, delivered, at_ms, .. }) if of == buffer => {
-                Said::Lane(kafka_topic, Word { delivered, instance, at_ms })
+                Said::Lane(kafka_topic, Word { delivered, instance, commit: 0, at_ms })
             }
             Read::Said(of, Record::Hole { first, last, reason, kafka_topic, .. }) if of == buffer => {
                 Said::Hole(DeclaredHole { first, last, reason, kafka_topic })
@@ -243,6 +243,7 @@ pub struct DeclaredHole {
 pub struct Word {
     delivered: Sequence,
     instance: Instance,
+    commit: u64,
     at_ms: i64,
 }
 
@@ -250,7 +251,13 @@ impl Word {
     /// Nobody's word, for unit tests.
     #[cfg(test)]
     pub(crate) fn forged(delivered: Sequence, instance: Instance) -> Self {
-        Self { delivered, instance, at_ms: 0 }
+        Self { delivered, instance, commit: 0, at_ms: 0 }
+    }
+
+    /// The same, resting on that commit.
+    #[cfg(test)]
+    pub(crate) fn resting_on(self, commit: u64) -> Self {
+        Self { commit, ..self }
     }
 
     /// Everything up to here was delivered, or its other fate was durable before.
@@ -263,6 +270,12 @@ impl Word {
     #[must_use]
     pub fn instance(&self) -> Instance {
         self.instance
+    }
+
+    /// The commit of that start by which events that it passes were moved aside; 0 when none were.
+    #[must_use]
+    pub fn commit(&self) -> u64 {
+        self.commit
     }
 
     /// When, by the clock of the gateway.

@@ -19,7 +19,12 @@
 //! 3. **Exactly once**: nothing is stored twice that QoS 2 delivered once, because packet ids are durable with the events
 //!    and PUBCOMP leaves when their removal is; and with `delivery = "exactly-once"` a `read_committed` reader sees all that
 //!    the buffer took once.
-//!    Kept by `ingest/unreleased.rs`, `buffer/sessions.rs`, `forward/transaction.rs` and `forward/recall.rs`. Proven by
+//!    A start of the agent gives out a number once, and says so on each reading: so a copy of a buffer is told from the
+//!    original, and a repeat from another reading.
+//!    Kept by `ingest/unreleased.rs`, `buffer/sessions.rs`, `buffer/life.rs`, `forward/transaction.rs` and
+//!    `forward/recall.rs`. Proven by `no_id_is_given_out_twice_after_the_log_has_lost_its_end`,
+//!    `a_clone_takes_a_new_identity_with_at_least_once_and_readers_see_each_reading_once`,
+//!    `an_id_that_is_given_out_twice_is_seen` (a control),
 //!    `a_death_in_any_phase_of_a_transaction_is_not_seen_by_readers`,
 //!    `an_end_of_transaction_that_comes_late_tears_nothing`, `a_transaction_that_another_gateway_holds_open_is_waited_for`,
 //!    `a_producer_that_is_kept_after_a_retried_end_of_transaction_is_seen` (a control),

@@ -42,6 +42,12 @@ pub enum Bug {
     NoStableRead,
     /// The producer goes on after an `EndTxn` that was sent twice.
     KeepProducer,
+    /// Sequences that may have been given out and lost are given out again.
+    GiveOutTwice,
+    /// A watermark bears the instance of a start that is not on disk.
+    SpeakUnwritten,
+    /// A reading bears the instance of the start that sends it, not of the one that stored it.
+    InstanceOfSender,
     /// Not bugs but faults: kill -9 of itself, in that phase of a transaction, the third time it comes by. Before the
     /// watermark is read;
     DieRecalling,
@@ -81,6 +87,9 @@ impl Bug {
             Self::NoReadCommitted => "no-read-committed",
             Self::NoStableRead => "no-stable-read",
             Self::KeepProducer => "keep-producer",
+            Self::GiveOutTwice => "give-out-twice",
+            Self::SpeakUnwritten => "speak-unwritten",
+            Self::InstanceOfSender => "instance-of-sender",
             Self::DieRecalling => "die-recalling",
             Self::DieFilling => "die-filling",
             Self::DieSealing => "die-sealing",

@@ -6,14 +6,16 @@
 //!
 //! | key | value | says |
 //! |---|---|---|
-//! | `<buffer id>` | `{"v":1,"instance":"<32 hex>","delivered":N,"at":T}` | each event of the main lane with a sequence ≤ N was delivered by this or an earlier transaction, or its other fate (dead letter, parked, dropped, purged) was durable in the buffer before |
+//! | `<buffer id>` | `{"v":1,"instance":"<32 hex>","delivered":N,"commit":C,"at":T}` | each event of the main lane with a sequence ≤ N was delivered by this or an earlier transaction, or its other fate (dead letter, parked, dropped, purged) was durable in the buffer before |
 //! | `<buffer id>/lane/<kafka topic>` | `{"v":1,"instance":"<32 hex>","delivered":N,"waiting":{"first":A,"last":B,"events":C},"at":T}` | parked events of that Kafka topic up to N are delivered; what still waits, absent when nothing does |
 //! | `<buffer id>/hole/<first>` | `{"v":1,"first":A,"last":B,"fate":"dead-lettered","reason":"…","kafka_topic":"…","at":T}` | these sequences will never come; the fate is `dead-lettered`, `dropped` or `purged`; the Kafka topic is absent when they were meant for several |
 //! | `<buffer id>/identity` | `{"v":1,"was":"<old buffer id>","last":L,"at":T}` | this buffer was another one (a clone, or a restored copy that took a new identity); its events up to L carry the header `tidegate-was: <old id>:<sequence>` |
 //! | `<buffer id>/topic/<kafka topic>` | `{"v":1}` | readings of this buffer went to that Kafka topic; `*` for more topics than are named. Said once a start, so that an audit knows whose numbers to look for in the topics it reads |
 //!
 //! `at` is the gateway's wall clock in milliseconds since 1970, for people; nothing is decided by it. `instance` is the
-//! number a process draws at its start: an instance that a buffer does not know is another agent with its identity.
+//! number a process draws at its start: an instance that a buffer does not know is another agent with its identity. `commit`
+//! is the last one of that start by which its buffer moved events aside, to dead letters or lanes; absent when it moved none.
+//! A buffer that does not have that commit cannot believe the word: what it passes may lie in another's lanes.
 //!
 //! Rules:
 //!
@@ -69,6 +71,15 @@ pub const MAX_REASON_BYTES: usize = 512;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Instance(pub u128);
 
+impl Instance {
+    /// As a reading bears it, in the header `tidegate-instance`: the last 16 of the 32 digits, 62 random bits. That two
+    /// starts of a fleet that makes a hundred million of them share these is one chance in 900.
+    #[must_use]
+    pub fn short(self) -> String {
+        format!("{:016x}", self.0 & u128::from(u64::MAX))
+    }
+}
+
 impl fmt::Display for Instance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", self.0)
@@ -76,7 +87,8 @@ impl fmt::Display for Instance {
 }
 
 impl Instance {
-    fn parse(text: &str) -> Option<Self> {
+    /// Reads one; one spelling only.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let number = u128::from_str_radix(text, 16).ok().map(Self)?;
         // One spelling only: no sign, no capitals, all 32 digits.
         (number.to_string() == text).then_some(number)
@@ -127,6 +139,8 @@ pub enum Record {
         instance: Instance,
         /// Everything up to here.
         delivered: Sequence,
+        /// The last commit of that start that moved events aside; 0 when there was none.
+        commit: u64,
         /// Wall clock, milliseconds since 1970.
         at_ms: i64,
     },
@@ -195,9 +209,10 @@ impl Record {
     #[must_use]
     pub fn value(&self) -> String {
         let mut value = match self {
-            Self::Main { instance, delivered, at_ms } => {
-                json!({"v": VERSION, "instance": instance.to_string(), "delivered": delivered, "at": at_ms})
-            }
+            Self::Main { instance, delivered, commit, at_ms } => json!({
+                "v": VERSION, "instance": instance.to_string(), "delivered": delivered, "at": at_ms,
+                "commit": (*commit > 0).then_some(commit),
+            }),
             Self::Lane { kafka_topic: _, instance, delivered, waiting, at_ms } => json!({
                 "v": VERSION, "instance": instance.to_string(), "delivered": delivered, "at": at_ms,
                 "waiting": waiting.map(|Waiting { first, last, events }| json!({"first": first, "last": last, "events": events})),
@@ -284,7 +299,10 @@ fn read_value(kind: Kind<'_>, value: &[u8]) -> Option<Record> {
     let at_ms = fields.at.unwrap_or_default();
     let instance = || Instance::parse(fields.instance.as_deref()?);
     Some(match kind {
-        Kind::Main => Record::Main { instance: instance()?, delivered: fields.delivered?, at_ms },
+        Kind::Main => {
+            let commit = fields.commit.unwrap_or_default();
+            Record::Main { instance: instance()?, delivered: fields.delivered?, commit, at_ms }
+        }
         Kind::Lane(topic) => Record::Lane {
             kafka_topic: topic.to_owned(),
             instance: instance()?,
@@ -317,6 +335,7 @@ struct Fields {
     at: Option<i64>,
     instance: Option<String>,
     delivered: Option<Sequence>,
+    commit: Option<u64>,
     waiting: Option<Waiting>,
     first: Option<Sequence>,
     last: Option<Sequence>,
@@ -384,11 +403,11 @@ mod tests {
             }));
         let fate = prop_oneof![Just(Fate::DeadLettered), Just(Fate::Dropped), Just(Fate::Purged)];
         prop_oneof![
-            (any::<u128>(), any::<u64>(), any::<i64>()).prop_map(|(instance, delivered, at_ms)| Record::Main {
-                instance: Instance(instance),
-                delivered,
-                at_ms
-            }),
+            (any::<u128>(), any::<u64>(), any::<u64>(), any::<i64>()).prop_map(
+                |(instance, delivered, commit, at_ms)| {
+                    Record::Main { instance: Instance(instance), delivered, commit, at_ms }
+                }
+            ),
             ("[a-zA-Z0-9._-]{1,60}", any::<u128>(), any::<u64>(), waiting, any::<i64>()).prop_map(
                 |(kafka_topic, instance, delivered, waiting, at_ms)| Record::Lane {
                     kafka_topic,
@@ -435,7 +454,7 @@ mod tests {
 
     #[test]
     fn the_format_is_the_one_documented() {
-        let record = Record::Main { instance: Instance(0xab), delivered: 7, at_ms: 5 };
+        let record = Record::Main { instance: Instance(0xab), delivered: 7, commit: 0, at_ms: 5 };
         assert_eq!(record.key(id()), ID);
         assert_eq!(record.value(), r#"{"at":5,"delivered":7,"instance":"000000000000000000000000000000ab","v":1}"#);
         let lane = |waiting| Record::Lane {
@@ -471,7 +490,7 @@ mod tests {
         let delivered = r#"{"v":1,"instance":"000000000000000000000000000000ab","delivered":7,"at":5,"colour":[{}]}"#;
         assert_eq!(
             read(ID, delivered),
-            Read::Said(id(), Record::Main { instance: Instance(0xab), delivered: 7, at_ms: 5 })
+            Read::Said(id(), Record::Main { instance: Instance(0xab), delivered: 7, commit: 0, at_ms: 5 })
         );
         assert_eq!(read(ID, r#"{"v":2,"delivered":{"a":1}}"#), Read::Newer(id()));
         assert_eq!(read(&format!("{ID}/colour/blue"), r#"{"v":1}"#), Read::Newer(id()));

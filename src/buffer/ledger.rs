@@ -57,6 +57,11 @@ impl Ledger {
         line.dead_lettered = line.dead_lettered.saturating_add(moved);
     }
 
+    /// No event is held.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.values().all(|line| line.held == 0)
+    }
+
     /// Opens the line of a route.
     pub(super) fn open(&mut self, route: RouteId) {
         self.line(route);

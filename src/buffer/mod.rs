@@ -14,7 +14,8 @@
 //! * Forward reads through its own read-only connection or, when it keeps up, from memory ([`outlet`], [`live`]), and
 //!   says what became of the events ([`settlement`], [`settle`]).
 //! * After a failed write nothing is acknowledged until the disk has been read again ([`recover`]). What is wrong with
-//!   the files at start is decided in [`open`], with the side file as second witness ([`identity`]).
+//!   the files at start is decided in [`open`], with the side file as second witness ([`identity`]) and a look at the log
+//!   before SQLite sees it ([`tail`]). Which start stored what, and whose watermark is whose, is in [`life`].
 //! * All numbers stand in [`limits`], the tables and SQLite's settings in [`schema`].
 
 mod books;
@@ -43,6 +44,7 @@ mod spans;
 mod start;
 mod statements;
 mod status;
+mod tail;
 #[cfg(test)]
 #[expect(clippy::arithmetic_side_effects, reason = "tests count small numbers")]
 mod tests;
@@ -59,7 +61,9 @@ pub use settlement::{DeadLetter, Parked, Settlement, Settler, Ticket};
 pub use start::{BufferThread, Running};
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::event::{RouteId, Sequence};
 use crate::watermark::Instance;
@@ -78,26 +82,74 @@ pub struct Recovered {
     /// QoS 2 state by session key.
     pub sessions: HashMap<Arc<str>, StoredSession>,
     /// Sequences of the main lane above `released` that are already settled and must not be sent again.
-    pub settled: Vec<std::ops::RangeInclusive<Sequence>>,
+    pub settled: Vec<RangeInclusive<Sequence>>,
     /// Everything up to here is settled.
     pub released: Sequence,
     /// Lanes that hold events, with their Kafka topic.
     pub lanes: Vec<(LaneId, Arc<str>)>,
-    /// Who has written watermarks for this buffer, and who will.
+    /// Who has stored readings and written watermarks for this buffer, and who will.
     pub lives: Lives,
+    /// What tells that the buffer is not where it was: a clone, a copy that was restored, or another machine.
+    pub moved: Option<&'static str>,
+    /// It holds no reading.
+    pub is_empty: bool,
 }
 
-/// The starts of the agent on this buffer, as far as watermarks tell of them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The starts of the agent on this buffer, as far as readings and watermarks tell of them.
+#[derive(Debug, Clone)]
 pub struct Lives {
-    /// This start's number, durable before anyone can use it.
+    /// This start's number.
     pub present: Instance,
-    /// Earlier starts, each with the last sequence it can have sent.
-    pub earlier: Vec<(Instance, Sequence)>,
+    /// The first sequence that this start can give out.
+    pub first: Sequence,
+    /// Earlier starts, oldest first.
+    pub earlier: Vec<Life>,
     /// The last watermark that Kafka has committed, as far as this buffer knows; 0 when it knows of none.
     pub watermark: Sequence,
     /// Identities that this buffer had before, oldest first, each with the last sequence given out under it.
     pub former: Vec<(uuid::Uuid, Sequence)>,
+    is_written: Arc<AtomicBool>,
+}
+
+/// An earlier start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    /// Its number.
+    pub instance: Instance,
+    /// The first sequence that it could give out.
+    pub first: Sequence,
+    /// The last sequence that it can have sent.
+    pub last: Sequence,
+    /// Its last commit that is on disk.
+    pub commit: u64,
+}
+
+impl Lives {
+    /// This start's number is on disk: a watermark may bear it.
+    #[must_use]
+    pub fn is_written(&self) -> bool {
+        self.is_written.load(Ordering::Acquire)
+    }
+
+    /// The start that stored the event with that sequence, and the sequences that it has given out; `None` where a version
+    /// stored it that did not write that down.
+    #[must_use]
+    pub fn of(&self, sequence: Sequence) -> Option<(Instance, RangeInclusive<Sequence>)> {
+        if sequence >= self.first {
+            return Some((self.present, self.first..=Sequence::MAX));
+        }
+        // A start that gave out nothing shares its first sequence with the next one, which follows it.
+        let behind = self.earlier.partition_point(|life| life.first <= sequence);
+        let life = self.earlier.get(behind.checked_sub(1)?)?;
+        (sequence <= life.last).then(|| (life.instance, life.first..=life.last))
+    }
+
+    /// Of a buffer that exists in a test only.
+    #[cfg(test)]
+    pub(crate) fn invented(present: Instance, first: Sequence, earlier: Vec<Life>) -> Self {
+        let is_written = Arc::new(AtomicBool::new(true));
+        Self { present, first, earlier, watermark: 0, former: Vec::new(), is_written }
+    }
 }
 
 /// QoS 2 packet ids, each with a digest of the message that came under it; `None` where an older version wrote it.

@@ -6,6 +6,7 @@
 //! | readable | none | go on, write a new one |
 //! | readable | of another buffer, or damaged | go on; the side file is set aside, ERROR |
 //! | readable, behind the committed mark | fits | ERROR with the numbers; go on behind the reserved mark |
+//! | readable, the log's end may be missing | fits | WARN; go on behind the reserved mark |
 //! | missing or empty | none | a new buffer |
 //! | missing or empty | there | ERROR: what was held is gone; what is there is set aside; a new buffer, a new id |
 //! | unreadable | any | ERROR; all of it is set aside under another name; a new buffer, a new id |
@@ -26,13 +27,15 @@ use uuid::Uuid;
 
 use super::books::Books;
 use super::envelope::Sealer;
-use super::error::{LoadError, OpenError, is_unreadable, sequence};
-use super::identity::{self, Marks, ReadFault};
+use super::error::{LoadError, OpenError, is_unreadable, row_id, sequence};
+use super::identity::{self, Marks, Place, ReadFault};
 use super::limits::{LOCK_STEP, LOCK_WAIT};
 use super::schema::{APPLICATION_ID, Database, FORMAT_VERSION};
+use super::tail::{self, Tail};
 use super::{Recovered, clock, life};
 use crate::config;
 use crate::event::{RouteId, Sequence};
+use crate::planted::{Bug, planted};
 
 /// An open buffer whose thread does not run yet.
 pub struct Buffer {
@@ -45,6 +48,7 @@ pub struct Buffer {
     pub(super) marks: Marks,
     pub(super) books: Books,
     pub(super) route_names: BTreeMap<RouteId, Arc<str>>,
+    pub(super) life: life::Entry,
 }
 
 impl Buffer {
@@ -62,10 +66,13 @@ impl Buffer {
         let lock = lock(data_dir)?;
         let database = Database::new(data_dir, &settings);
         let marks = read_marks(data_dir)?;
+        let tail = tail_of(&database, marks.as_ref())?;
         let (connection, mut books, buffer_id) = open_or_create(&database, data_dir, marks.as_ref())?;
-        let marks = reconcile(marks, buffer_id, &mut books, &connection, data_dir)?;
+        let commit = books.transaction;
+        let place = Place::of(database.path());
+        let (marks, moved) = reconcile(marks, buffer_id, place, &tail, &mut books, &connection, data_dir)?;
         let (routes, route_names) = assign_routes(&connection, route_names, &mut books)?;
-        let lives = life::begin(&connection, &books);
+        let (lives, life) = life::begin(&connection, &books, commit)?;
         let reader = database.open_reader().map_err(OpenError::disk("open the database for reading"))?;
         if !books.ledger.balanced() {
             tracing::error!("buffer: the ledger does not balance");
@@ -78,11 +85,13 @@ impl Buffer {
             released: books.settled.released(),
             lanes: books.lanes.iter().map(|(id, lane)| (*id, Arc::clone(&lane.kafka_topic))).collect(),
             lives,
+            moved,
+            is_empty: books.ledger.is_empty(),
         };
         let (next, released, lanes) = (books.next, books.settled.released(), books.lanes.len());
         tracing::info!(%buffer_id, next, released, lanes, path = %database.path().display(), "buffer: open");
         let data_dir = data_dir.to_owned();
-        let buffer = Self { settings, data_dir, database, lock, connection, reader, marks, books, route_names };
+        let buffer = Self { settings, data_dir, database, lock, connection, reader, marks, books, route_names, life };
         Ok((buffer, recovered))
     }
 }
@@ -221,7 +230,7 @@ fn load(connection: &Connection) -> Result<(Books, Uuid), LoadError> {
     }
     // What lies in the other tables is read later, or hardly ever; that they can be read shows now, while the file
     // can still be set aside.
-    for table in ["route", "lane_chunk", "dead_letter"] {
+    for table in ["route", "lane_chunk", "dead_letter", "life", "former", "hole"] {
         connection.query_row(&format!("SELECT count(*) FROM (SELECT * FROM {table} LIMIT 1)"), [], |_| Ok(()))?;
     }
     Ok((books, Uuid::from_bytes(buffer_id)))
@@ -249,16 +258,27 @@ fn create(database: &Database) -> Result<(Connection, Books, Uuid), OpenError> {
     Ok((connection, books, buffer_id))
 }
 
-/// Compares what the database says with what the side file remembers; the marks that hold from now on.
+/// Whether the end of the log is there, before SQLite opens it and believes what it finds.
+fn tail_of(database: &Database, marks: Option<&Marks>) -> Result<Tail, OpenError> {
+    let Some(opened) = marks.filter(|marks| !marks.closed).and_then(|marks| marks.opened) else {
+        return Ok(Tail::Whole);
+    };
+    let log = database.wal_path();
+    tail::look(&log, &database.index_path(), &opened, identity::boot()).map_err(OpenError::files("read", &log))
+}
+
+/// Compares what the database says with what the side file remembers; the marks that hold from now on, and what tells
+/// that the buffer has moved.
 fn reconcile(
     marks: Option<Marks>,
     buffer_id: Uuid,
+    place: Place,
+    tail: &Tail,
     books: &mut Books,
     connection: &Connection,
     data_dir: &Path,
-) -> Result<Marks, OpenError> {
+) -> Result<(Marks, Option<&'static str>), OpenError> {
     let side_file = data_dir.join(identity::FILE_NAME);
-    let committed = books.next.saturating_sub(1);
     let marks = match marks {
         Some(marks) if marks.buffer_id == buffer_id => Some(marks),
         // It was set aside together with its database.
@@ -276,33 +296,83 @@ fn reconcile(
             None
         }
     };
-    let lost = marks.filter(|marks| marks.committed > committed);
-    if let Some(Marks { committed: was, reserved, .. }) = lost {
-        tracing::error!(%buffer_id, first_lost = books.next, last_known = was, next = reserved.saturating_add(1),
-            "buffer: the database has lost its newest events, which were committed; \
-             their sequences are not used again");
-        skip_to(reserved.saturating_add(1), books, connection)?;
-    }
-    let committed = books.next.saturating_sub(1);
-    let old = marks.unwrap_or(Marks { buffer_id, reserved: 0, committed });
-    let new = Marks { committed, ..old }.reserving(committed);
-    // Written when something is wrong with the old one; else the writer does it in its time.
-    if marks.is_none() || lost.is_some() {
+    let Some(marks) = marks else {
+        let new = Marks::new(buffer_id, books.next.saturating_sub(1), place);
         new.write(data_dir).map_err(OpenError::files("write", &side_file))?;
-        return Ok(new);
+        return Ok((new, None));
+    };
+    let moved = place.differs_from(&marks.place);
+    let new = Marks { place, ..marks };
+    let is_lost = marks.committed >= books.next;
+    if is_lost || *tail != Tail::Whole && !planted(Bug::GiveOutTwice) {
+        leave_out(&marks, tail, books, connection)?;
+    } else if marks.closed {
+        return Ok((new, moved)); // the writer brings it up to date in its time
     }
-    Ok(old)
+    // What the last start has left is looked through: whatever becomes of this one before it gives out a sequence, the
+    // next one need not look again.
+    let new = Marks { committed: books.next.saturating_sub(1), closed: true, ..new };
+    match new.write(data_dir) {
+        Ok(()) => Ok((new, moved)),
+        Err(error) if is_lost => Err(OpenError::files("write", &side_file)(error)),
+        Err(error) => {
+            tracing::warn!(%error, "buffer: the side file could not be brought up to date");
+            Ok((Marks { place, ..marks }, moved))
+        }
+    }
 }
 
-/// Leaves the sequences from `books.next` to `next` out for ever: they count as settled.
-fn skip_to(next: Sequence, books: &mut Books, connection: &Connection) -> Result<(), OpenError> {
-    books.settled.insert_span(books.next, next.saturating_sub(1));
-    books.next = next;
+/// Something that was committed is lost, or may be: leaves out all that may have been given out, so that no id stands on
+/// two readings, and says so (custody rule 7).
+fn leave_out(marks: &Marks, tail: &Tail, books: &mut Books, connection: &Connection) -> Result<(), OpenError> {
+    let (first, last) = (books.next, marks.reserved.max(marks.committed));
+    let (buffer_id, left_out) = (marks.buffer_id, last.saturating_add(1).saturating_sub(first));
+    let lost = marks.committed.saturating_add(1).saturating_sub(first);
+    let commit = books.transaction;
+    let why = match tail {
+        Tail::Doubtful(why) => why,
+        Tail::Whole => "the database is older than it was",
+    };
+    if lost > 0 {
+        tracing::error!(%buffer_id, why, lost, first_lost = first, left_out, next = last.saturating_add(1),
+            "buffer: the database has lost its newest events, which were committed, at least as many as lost says; those \
+             that had reached Kafka are there; their sequences are left out, so that no id is given out twice");
+    } else {
+        tracing::warn!(%buffer_id, why, left_out, next = last.saturating_add(1),
+            "buffer: the newest events may be lost; the sequences that they may have had are left out, so that no id is \
+             given out twice");
+    }
+    skip(first, last, why, books, connection).map_err(OpenError::disk("leave sequences out"))?;
+    if let Some(opened) = &marks.opened {
+        life::remember(connection, opened, (first, last), commit).map_err(OpenError::disk("remember a start"))?;
+    }
+    // What lies behind a bad frame must not be found again.
+    super::checkpoint(connection).map(drop).map_err(OpenError::disk("write the log back"))
+}
+
+/// Leaves these out for ever: they count as settled, and are declared.
+fn skip(
+    first: Sequence,
+    last: Sequence,
+    why: &str,
+    books: &mut Books,
+    connection: &Connection,
+) -> rusqlite::Result<()> {
+    if last < first {
+        return Ok(());
+    }
+    books.settled.insert_span(first, last);
+    books.next = last.saturating_add(1);
     books.transaction = books.transaction.saturating_add(1);
     let (mut raw, mut sealer) = (Vec::new(), Sealer::default());
     let body = books.seal(&mut raw, &mut sealer).map(<[u8]>::to_vec).unwrap_or_default();
-    let update = connection.execute("UPDATE state SET body = ?1 WHERE id = 1", [body]);
-    update.map(|_| ()).map_err(OpenError::disk("write the state"))
+    let tx = connection.unchecked_transaction()?;
+    tx.execute("UPDATE state SET body = ?1 WHERE id = 1", [body])?;
+    tx.execute(
+        "INSERT OR REPLACE INTO hole (first, last, reason, at_ms) VALUES (?1, ?2, ?3, ?4)",
+        (row_id(first), row_id(last), why, clock::now_ms()),
+    )?;
+    tx.commit()
 }
 
 type Routes = (Vec<RouteId>, BTreeMap<RouteId, Arc<str>>);

@@ -12,8 +12,9 @@
 //! | `dead_letter` | one event that Kafka will never take, and why; `body` is a chunk of one |
 //! | `session` | one persistent MQTT session with its QoS 2 packet ids |
 //! | `route` | a line of the ledger by name |
-//! | `life` | one start of the agent: the instance it drew, and the last sequence it can have sent (since version 2) |
+//! | `life` | one start of the agent: the instance it drew, the first sequence it could give out and the last it can have sent, the last commit of it that is on disk, whether Kafka's last watermark may be its (since version 2) |
 //! | `former` | an identity that this buffer had before, and the last sequence that was given out under it (since version 2) |
+//! | `hole` | sequences that will never come and that no other table speaks of, and why (since version 4) |
 //!
 //! An ordinary commit changes two pages: the last leaf of `chunk` and the leaf of `state`.
 
@@ -30,7 +31,7 @@ use crate::config::{self, SyncMode};
 pub(super) const APPLICATION_ID: i64 = 0x5464_4774;
 
 /// Goes up when an older Tidegate could not read what a newer one writes.
-pub(super) const FORMAT_VERSION: i64 = 3;
+pub(super) const FORMAT_VERSION: i64 = 4;
 
 /// The database's name in the data directory.
 pub(super) const FILE_NAME: &str = "buffer.db";
@@ -74,6 +75,18 @@ const TABLES_2: &str = "
     ) STRICT;
 ";
 
+/// What version 4 added. Of a start before it nobody knows whether it wrote the last watermark.
+const TABLES_4: &str = "
+    ALTER TABLE life ADD COLUMN first INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE life ADD COLUMN ended_by INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE life ADD COLUMN word INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE hole (
+        first INTEGER PRIMARY KEY, last INTEGER NOT NULL, reason TEXT NOT NULL, at_ms INTEGER NOT NULL
+    ) STRICT;
+    UPDATE life SET word = 1, ended_by = 9223372036854775807,
+        first = coalesce((SELECT max(before.last) FROM life AS before WHERE before.id < life.id), 0) + 1;
+";
+
 /// Where the database is and how it is to be set.
 #[derive(Debug, Clone)]
 pub(super) struct Database {
@@ -94,14 +107,28 @@ impl Database {
         }
     }
 
+    /// Commits are not synced one by one.
+    pub(super) fn is_lazy(&self) -> bool {
+        self.sync == SyncMode::Normal
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The write-ahead log beside it.
     pub(super) fn wal_path(&self) -> PathBuf {
+        self.beside("-wal")
+    }
+
+    /// The log's index, which SQLite leaves behind when the process dies.
+    pub(super) fn index_path(&self) -> PathBuf {
+        self.beside("-shm")
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
         let mut name = self.path.clone().into_os_string();
-        name.push("-wal");
+        name.push(suffix);
         PathBuf::from(name)
     }
 
@@ -119,6 +146,7 @@ impl Database {
     pub(super) fn create_tables(connection: &Connection) -> rusqlite::Result<()> {
         connection.execute_batch(TABLES)?;
         connection.execute_batch(TABLES_2)?;
+        connection.execute_batch(TABLES_4)?;
         connection.pragma_update(None, "application_id", APPLICATION_ID)?;
         connection.pragma_update(None, "user_version", FORMAT_VERSION)
     }
@@ -133,6 +161,7 @@ impl Database {
             tx.execute_batch(TABLES_2)?;
         }
         // Version 3 has the same tables: the events in chunks have facts, which older ones cannot read.
+        tx.execute_batch(TABLES_4)?;
         tx.pragma_update(None, "user_version", FORMAT_VERSION)?;
         tx.commit()
     }

@@ -22,9 +22,10 @@ use super::limits::{SETTLE_DELAY, SWEEP_SEQUENCES};
 use super::settlement::{DeadLetter, Parked, Settlement, Ticket};
 use super::spans::Spans;
 use super::statements::Statements;
-use super::{LaneId, clock};
+use super::{LaneId, clock, life};
 use crate::delivered::Delivered;
 use crate::event::{RouteId, Sequence, Stored};
+use crate::watermark::Instance;
 
 /// Settlements that wait for the next transaction. Applying them changes nothing here, so that they can be applied
 /// again when the transaction fails.
@@ -41,6 +42,7 @@ pub(super) struct Pending {
     /// QoS 0 events that found no room: not settled, for they were never held, but the books must say so.
     dropped: BTreeMap<RouteId, u64>,
     watermark: Sequence,
+    heard: Option<Instance>,
 }
 
 #[derive(Debug)]
@@ -57,8 +59,9 @@ impl Pending {
         self.ticket = self.ticket.max(ticket);
         self.since.get_or_insert_with(Instant::now);
         let first = |spans: &mut Spans, sequence| first_time(spans, sequence, books, doubtful);
-        let Settlement { delivered, dead, parked, lane_chunks, watermark } = settlement;
+        let Settlement { delivered, dead, parked, lane_chunks, watermark, heard } = settlement;
         self.watermark = self.watermark.max(watermark.unwrap_or(0));
+        self.heard = heard.or(self.heard);
         for proof in delivered {
             if first(&mut self.spans, proof.sequence()) {
                 let count = self.delivered.entry(proof.route()).or_default();
@@ -133,6 +136,18 @@ impl Pending {
         self.parked.extend(later.parked);
         self.lane_chunks.extend(later.lane_chunks);
         self.watermark = self.watermark.max(later.watermark);
+        self.heard = later.heard.or(self.heard);
+    }
+
+    /// Does it put events aside? A watermark that passes these rests on it.
+    pub(super) fn has_fates(&self) -> bool {
+        let dead_in_lanes = self.lane_chunks.iter().any(|chunk| !chunk.dead.is_empty());
+        !self.dead.is_empty() || !self.parked.is_empty() || dead_in_lanes
+    }
+
+    /// Must a power cut not take it, also where it may take others? What Kafka is told next goes from it.
+    pub(super) fn must_stay(&self) -> bool {
+        self.has_fates() || self.heard.is_some()
     }
 
     /// Writes all of it inside the running transaction. Events that move to the dead letters or to a lane are copied
@@ -153,6 +168,9 @@ impl Pending {
             books.ledger.dropped(*route, *events);
         }
         books.watermark = books.watermark.max(self.watermark);
+        if let Some(of) = self.heard {
+            life::heard(tx.connection, of)?;
+        }
         self.release(tx, books, &chunks.unread)?;
         for settled in &self.lane_chunks {
             settled.apply(tx, books, tools)?;

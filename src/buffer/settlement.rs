@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use super::{LaneId, Stopped};
 use crate::delivered::Delivered;
 use crate::event::{RouteId, Sequence};
+use crate::watermark::Instance;
 
 /// What became of events.
 ///
@@ -24,6 +25,8 @@ pub struct Settlement {
     pub lane_chunks: Vec<(LaneId, i64, Vec<Delivered>, Vec<DeadLetter>)>,
     /// Kafka has committed a watermark of the main lane up to here. Kept, so that a topic that has lost it is noticed.
     pub watermark: Option<Sequence>,
+    /// Kafka's last watermark was found to be of this start, and the present one may write the next: neither is forgotten.
+    pub heard: Option<Instance>,
 }
 
 /// An event that Kafka will never take.
@@ -69,6 +72,8 @@ struct Queue {
 #[derive(Debug, Default)]
 pub(super) struct Applied {
     ticket: AtomicU64,
+    /// The last commit that moved events aside.
+    fates: AtomicU64,
     lanes: Mutex<HashMap<Arc<str>, LaneId>>,
 }
 
@@ -96,6 +101,12 @@ impl Settler {
         self.applied.ticket.load(Ordering::Acquire)
     }
 
+    /// The last commit of this start that put events aside, to the dead letters or into a lane: a watermark rests on it.
+    #[must_use]
+    pub fn rests_on(&self) -> u64 {
+        self.applied.fates.load(Ordering::Acquire)
+    }
+
     /// The lane of that Kafka topic, once a settlement that parks to it was applied.
     #[must_use]
     pub fn lane(&self, kafka_topic: &str) -> Option<LaneId> {
@@ -107,6 +118,11 @@ impl Applied {
     /// After COMMIT.
     pub(super) fn reached(&self, ticket: Ticket) {
         self.ticket.fetch_max(ticket, Ordering::Release);
+    }
+
+    /// After a COMMIT that moved events aside: its number.
+    pub(super) fn fates_are_in(&self, commit: u64) {
+        self.fates.fetch_max(commit, Ordering::Release);
     }
 
     /// After a COMMIT that made or removed lanes.

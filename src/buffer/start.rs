@@ -97,6 +97,7 @@ impl Buffer {
             data_dir: self.data_dir,
             database: self.database,
             marks: self.marks,
+            life: self.life,
             books: self.books,
             route_names: self.route_names,
             inbox: Inbox::new(arrivals, open_doors, settlements, drops),

@@ -23,9 +23,10 @@ use tokio::sync::{Semaphore, watch};
 
 use super::books::Books;
 use super::commit::{Batch, Scratch};
-use super::error::{CloseError, WriteError};
-use super::identity::Marks;
+use super::error::{CloseError, WriteError, is_full};
+use super::identity::{self, Marks, Opened};
 use super::inbox::Inbox;
+use super::life::{self, Entry};
 use super::limits::{DELAY_BYTES, GATHER_BYTES, GATHER_LONGEST, GATHER_QUIET_STEPS, GATHER_STEP, MARK_EVERY, TICK};
 use super::live::Live;
 use super::pace::{self, Pace};
@@ -49,6 +50,7 @@ pub(super) struct Writer<R> {
     pub(super) max_bytes: u64,
     pub(super) commit_delay: Duration,
     pub(super) marks: Marks,
+    pub(super) life: Entry,
     pub(super) books: Books,
     pub(super) route_names: BTreeMap<RouteId, Arc<str>>,
     pub(super) inbox: Inbox<R>,
@@ -217,6 +219,14 @@ impl<R> Writer<R> {
 
     /// One transaction: with `store` all arrivals, with `settle` all settlements.
     fn transact(&mut self, store: bool, settle: bool, tx: &mut Statements<'_>) -> Result<(), WriteError> {
+        if !self.life.is_written() {
+            self.enter(tx.connection)?;
+            // Settlements may make the room.
+            if !self.life.is_written() && store && !settle {
+                return Ok(());
+            }
+        }
+        let store = store && self.life.is_written();
         if store && let Some(last) = self.inbox.batch.last() {
             self.reserve(last)?;
         }
@@ -226,7 +236,16 @@ impl<R> Writer<R> {
         let batch = if store { &mut self.inbox.batch } else { &mut no_batch };
         let pending = if settle { &self.inbox.pending } else { &none_pending };
         let Counts { scratch, .. } = &mut self.counts;
-        match batch.commit(pending, &mut self.books, tx, &mut self.tools, scratch) {
+        // custody rule 3: a watermark follows.
+        let must_stay = self.database.is_lazy() && pending.must_stay();
+        if must_stay {
+            life::sync_commits(tx.connection, true)?;
+        }
+        let done = batch.commit(pending, &mut self.books, tx, &mut self.tools, scratch);
+        if must_stay {
+            life::sync_commits(tx.connection, false)?;
+        }
+        match done {
             Ok(events) => {
                 let pending = if settle { std::mem::take(&mut self.inbox.pending) } else { none_pending };
                 self.counts.commit_time = self.counts.commit_time.saturating_add(started.elapsed());
@@ -258,6 +277,9 @@ impl<R> Writer<R> {
         self.counts.backoff.reset();
         self.counts.trouble.over();
         self.outside.live.offer(events);
+        if pending.has_fates() {
+            self.outside.applied.fates_are_in(self.durable);
+        }
         if pending.touches_lanes() {
             let lanes = self.books.lanes.iter().map(|(id, lane)| (Arc::clone(&lane.kafka_topic), *id));
             self.outside.applied.set_lanes(lanes);
@@ -270,31 +292,66 @@ impl<R> Writer<R> {
         if self.space.is_full() {
             self.space.measure(tx)?;
         }
+        if !self.life.is_written() && self.space.until_retry(Instant::now()).is_zero() {
+            self.enter(tx.connection)?;
+        }
         if self.counts.marked.elapsed() >= MARK_EVERY && self.marks.committed != self.committed_sequence() {
             self.mark();
         }
         Ok(())
     }
 
+    /// Writes this start down, if there is room for it now.
+    fn enter(&mut self, connection: &Connection) -> Result<(), WriteError> {
+        match self.life.write(connection) {
+            Ok(()) => {
+                tracing::info!("buffer: this start is written down; going on");
+                self.space.worked(self.inbox.batch.is_empty(), Instant::now());
+                Ok(())
+            }
+            Err(error) if is_full(&error) => {
+                self.space.no_space(&error, Instant::now());
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// No sequence is given out before the side file says so.
     fn reserve(&mut self, last: Sequence) -> Result<(), WriteError> {
-        if last <= self.marks.reserved {
+        if last <= self.marks.reserved && !self.marks.closed {
             return Ok(());
         }
-        let marks = Marks { committed: self.committed_sequence(), ..self.marks }.reserving(last);
+        let marks = self.marks_for(last);
         marks.write(&self.data_dir).map_err(WriteError::SideFile)?;
-        self.marks = marks;
-        self.counts.marked = Instant::now();
+        self.marked(marks);
         Ok(())
     }
 
-    /// Brings the side file up to date.
+    /// Brings the side file up to date; what will be needed soon is reserved with it.
     fn mark(&mut self) {
-        let marks = Marks { committed: self.committed_sequence(), ..self.marks };
+        // A start that gives out nothing leaves it as it is.
+        let marks = if self.marks.closed { self.marks } else { self.marks_for(self.committed_sequence()) };
+        self.write_marks(marks);
+    }
+
+    fn write_marks(&mut self, marks: Marks) {
         match marks.write(&self.data_dir) {
-            Ok(()) => self.marks = marks,
+            Ok(()) => self.marked(marks),
             Err(error) => tracing::warn!(%error, "buffer: the side file could not be brought up to date"),
         }
+        self.counts.marked = Instant::now();
+    }
+
+    fn marks_for(&self, last: Sequence) -> Marks {
+        let (lately, since) = (last.saturating_sub(self.marks.committed), self.counts.marked.elapsed());
+        let opened = Opened { instance: self.life.instance, boot: identity::boot(), lazy: self.database.is_lazy() };
+        let committed = self.committed_sequence();
+        Marks { committed, opened: Some(opened), closed: false, ..self.marks }.reserving(last, lately, since)
+    }
+
+    fn marked(&mut self, marks: Marks) {
+        self.marks = marks;
         self.counts.marked = Instant::now();
     }
 
@@ -304,10 +361,11 @@ impl<R> Writer<R> {
 
     /// Everything is committed: leaves a short log and an exact side file. The next start can do without both.
     fn close(mut self, connection: Connection) -> Result<(), CloseError> {
-        self.mark();
         let untidy = |error: String| CloseError::Untidy(error);
         checkpoint(&connection).map_err(|error| untidy(error.to_string()))?;
         connection.close().map_err(|(_, error)| untidy(error.to_string()))?;
+        // Only now nothing can be lost any more.
+        self.write_marks(Marks { committed: self.committed_sequence(), closed: true, ..self.marks });
         drop(self.lock);
         Ok(())
     }

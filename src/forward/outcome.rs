@@ -8,6 +8,7 @@ use crate::delivered::Delivered;
 use crate::event::{RouteId, Sequence};
 #[cfg(feature = "planted")]
 use crate::planted::{Bug, planted};
+use crate::watermark::Instance;
 
 /// A settlement waits so long for more. What is not settled is sent again after a crash: at full rate that is some
 /// thousand repeats. The buffer commits settlements with the next events or within 200 ms, so less gains nothing.
@@ -66,9 +67,16 @@ impl Outcome {
         self.settlement.watermark = Some(through);
     }
 
-    /// Holds a fate that must be on disk before a watermark passes it.
+    /// Kafka's last watermark is of that start.
+    pub(super) fn heard(&mut self, of: Instance, now: Instant) {
+        self.note(0, now);
+        self.settlement.heard = Some(of);
+    }
+
+    /// Holds a fate that must be on disk before a watermark passes it, or the name of who wrote the one before.
     pub(super) fn has_fates(&self) -> bool {
-        !self.settlement.dead.is_empty() || !self.settlement.parked.is_empty()
+        let Settlement { dead, parked, heard, .. } = &self.settlement;
+        !dead.is_empty() || !parked.is_empty() || heard.is_some()
     }
 
     /// A chunk of a parked lane is done with.

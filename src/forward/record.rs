@@ -5,7 +5,8 @@
 //! | header | value |
 //! |---|---|
 //! | `tidegate-id` | `<buffer id>:<sequence>`, the event's id for ever |
-//! | `tidegate-was` | `<old buffer id>:<sequence>`; only on events from before this buffer took a new identity |
+//! | `tidegate-instance` | 16 digits: the start of the agent that stored the event. With the sequence it is the reading's own, under whatever buffer id it comes |
+//! | `tidegate-was` | `<old buffer id>:<sequence>`; only on events from before this buffer took a new identity, one for each that it had since |
 //! | `mqtt-topic` | the MQTT topic |
 //! | `mqtt-retain` | `1`; only on retained messages |
 //! | `content-type`, `correlation-data`, `response-topic`, `payload-format`, `message-expiry` | the MQTT 5 properties, if the publisher set them; the last in seconds, as they were at arrival |
@@ -29,14 +30,18 @@
 //! `user.tidegate-id`, whatever `headers` says. Nothing is dropped.
 
 use std::fmt::Write as _;
+use std::ops::RangeInclusive;
 
 use base64::Engine as _;
 use rdkafka::message::{Header, OwnedHeaders};
 use serde::Serialize;
 
+use crate::buffer::Lives;
 use crate::cbor::{self, Blob};
 use crate::config::HeaderNames;
 use crate::event::{Event, Properties, Qos, Sequence};
+#[cfg(feature = "planted")]
+use crate::planted::{Bug, planted};
 use crate::route::ValueFormat;
 
 /// Makes the records of one buffer; holds the memory they are built in.
@@ -47,20 +52,16 @@ pub(super) struct Records {
     id_prefix: usize,
     value: Vec<u8>,
     names: HeaderNames,
-    /// An identity from before, and the last sequence given out under it.
-    former: Option<(uuid::Uuid, Sequence)>,
+    lives: Lives,
+    /// Of the last record: by which start events of these sequences were stored.
+    stored_by: Option<(RangeInclusive<Sequence>, String)>,
 }
 
 impl Records {
-    /// For the buffer with that identity.
-    pub(super) fn new(buffer_id: uuid::Uuid, names: HeaderNames) -> Self {
+    /// For the buffer with that identity and past.
+    pub(super) fn new(buffer_id: uuid::Uuid, lives: Lives, names: HeaderNames) -> Self {
         let id = format!("{buffer_id}:");
-        Self { id_prefix: id.len(), id, value: Vec::new(), names, former: None }
-    }
-
-    /// The same for a buffer that had another identity up to that sequence.
-    pub(super) fn formerly(self, former: Option<(uuid::Uuid, Sequence)>) -> Self {
-        Self { former, ..self }
+        Self { id_prefix: id.len(), id, value: Vec::new(), names, lives, stored_by: None }
     }
 
     /// Headers and value of a record.
@@ -73,8 +74,16 @@ impl Records {
         self.id.truncate(self.id_prefix);
         // Writing to a String cannot fail.
         write!(self.id, "{sequence}").unwrap_or_default();
-        let mut headers = headers(&self.id, event, self.names);
-        if let Some((was, _)) = self.former.filter(|(_, last)| sequence <= *last) {
+        if !self.stored_by.as_ref().is_some_and(|(sequences, _)| sequences.contains(&sequence)) {
+            self.stored_by = self.lives.of(sequence).map(|(instance, sequences)| (sequences, instance.short()));
+            #[cfg(feature = "planted")]
+            if planted(Bug::InstanceOfSender) {
+                self.stored_by = Some((0..=Sequence::MAX, self.lives.present.short()));
+            }
+        }
+        let instance = self.stored_by.as_ref().map(|(_, instance)| instance.as_str());
+        let mut headers = headers(&self.id, instance, event, self.names);
+        for (was, _) in self.lives.former.iter().filter(|(_, last)| sequence <= *last) {
             headers = headers.insert(Header { key: "tidegate-was", value: Some(&format!("{was}:{sequence}")) });
         }
         let value = match format {
@@ -105,11 +114,15 @@ fn wrapped<'a>(written: Result<(), String>, value: &'a [u8], event: &'a Event) -
     }
 }
 
-fn headers(id: &str, event: &Event, names: HeaderNames) -> OwnedHeaders {
+fn headers(id: &str, instance: Option<&str>, event: &Event, names: HeaderNames) -> OwnedHeaders {
     let user = event.properties.as_ref().map_or(0, |properties| properties.user.len());
     let headers = OwnedHeaders::new_with_capacity(user.saturating_add(USUAL_HEADERS))
         .insert(Header { key: "tidegate-id", value: Some(id) })
         .insert(Header { key: "mqtt-topic", value: Some(&*event.topic) });
+    let headers = match instance {
+        Some(_) => headers.insert(Header { key: "tidegate-instance", value: instance }),
+        None => headers,
+    };
     let headers = message_headers(headers, event, names);
     match &event.properties {
         None => headers,
@@ -240,7 +253,9 @@ mod tests {
     use rdkafka::message::Headers;
 
     use super::*;
+    use crate::buffer::Life;
     use crate::event::{RouteId, Sender};
+    use crate::watermark::Instance;
 
     fn event(payload: &'static [u8]) -> Event {
         Event {
@@ -256,8 +271,16 @@ mod tests {
         }
     }
 
+    const HERE: &str = "000000000000000d";
+
+    /// Of a buffer whose present start gives out 43 and above; the one before gave out 40 to 42, and nobody knows of others.
+    fn lives() -> Lives {
+        let before = Life { instance: Instance(0xb << 4), first: 40, last: 42, commit: 0 };
+        Lives::invented(Instance((0xc << 64) | 0xd), 43, vec![before])
+    }
+
     fn records() -> Records {
-        Records::new(uuid::Uuid::from_u128(0x1234), HeaderNames::Tidegate)
+        Records::new(uuid::Uuid::from_u128(0x1234), lives(), HeaderNames::Tidegate)
     }
 
     fn built_headers(event: &Event) -> Vec<(String, Vec<u8>)> {
@@ -266,20 +289,46 @@ mod tests {
 
     fn built_with(event: &Event, names: HeaderNames) -> Vec<(String, Vec<u8>)> {
         let mut records = Records { names, ..records() };
-        let (headers, _) = records.build(42, event, ValueFormat::Payload);
+        let (headers, _) = records.build(43, event, ValueFormat::Payload);
         headers.iter().map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect()
     }
 
     fn value(event: &Event, format: ValueFormat) -> Vec<u8> {
-        records().build(42, event, format).1.to_vec()
+        records().build(43, event, format).1.to_vec()
     }
 
-    const ID: &str = "00000000-0000-0000-0000-000000001234:42";
+    const ID: &str = "00000000-0000-0000-0000-000000001234:43";
 
     #[test]
-    fn every_record_bears_its_id_and_its_mqtt_topic() {
+    fn every_record_bears_its_id_its_mqtt_topic_and_the_start_that_stored_it() {
         let headers = built_headers(&event(b"x"));
-        assert_eq!(headers, [("tidegate-id".into(), ID.into()), ("mqtt-topic".into(), b"plant/\"7\"/temp".to_vec())]);
+        let topic = b"plant/\"7\"/temp".to_vec();
+        assert_eq!(
+            headers,
+            [
+                ("tidegate-id".into(), ID.into()),
+                ("mqtt-topic".into(), topic),
+                ("tidegate-instance".into(), HERE.into())
+            ]
+        );
+    }
+
+    #[test]
+    fn an_event_bears_the_start_that_stored_it_whoever_sends_it() {
+        let (mut records, event) = (records(), event(b""));
+        let mut instance = |sequence| {
+            let (headers, _) = records.build(sequence, &event, ValueFormat::Payload);
+            let found = headers.iter().find(|h| h.key == "tidegate-instance");
+            found.map(|h| String::from_utf8(h.value.unwrap().to_vec()).unwrap())
+        };
+        for sequence in [43, u64::MAX] {
+            assert_eq!(instance(sequence).as_deref(), Some(HERE));
+        }
+        for sequence in [42, 40, 41] {
+            assert_eq!(instance(sequence).as_deref(), Some("00000000000000b0"));
+        }
+        assert_eq!(instance(39), None);
+        assert_eq!(instance(44).as_deref(), Some(HERE));
     }
 
     #[test]
@@ -293,15 +342,19 @@ mod tests {
     }
 
     #[test]
-    fn events_from_before_a_new_identity_bear_the_old_one_as_well() {
-        let was = uuid::Uuid::from_u128(0x99);
-        let (mut records, event) = (records().formerly(Some((was, 42))), event(b""));
-        let mut names = |sequence| -> Vec<String> {
+    fn events_from_before_a_new_identity_bear_all_they_had_as_well() {
+        let [first, second] = [0x99, 0x9a].map(uuid::Uuid::from_u128);
+        let mut lives = lives();
+        lives.former = vec![(first, 41), (second, 50)];
+        let (mut records, event) = (Records::new(uuid::Uuid::from_u128(0x1234), lives), event(b""));
+        let mut was = |sequence| -> Vec<String> {
             let (headers, _) = records.build(sequence, &event, ValueFormat::Payload);
-            headers.iter().map(|h| format!("{}={}", h.key, String::from_utf8_lossy(h.value.unwrap()))).collect()
+            let was = headers.iter().filter(|h| h.key == "tidegate-was");
+            was.map(|h| String::from_utf8(h.value.unwrap().to_vec()).unwrap()).collect()
         };
-        assert_eq!(names(42)[2], format!("tidegate-was={was}:42"));
-        assert_eq!(names(43).len(), 2);
+        assert_eq!(was(41), [format!("{first}:41"), format!("{second}:41")]);
+        assert_eq!(was(42), [format!("{second}:42")]);
+        assert_eq!(was(51), [""; 0]);
     }
 
     #[test]
@@ -319,7 +372,7 @@ mod tests {
             ..event(b"x")
         };
         let headers = built_headers(&event);
-        let rest: Vec<(&str, &[u8])> = headers[2..].iter().map(|(k, v)| (k.as_str(), v.as_slice())).collect();
+        let rest: Vec<(&str, &[u8])> = headers[3..].iter().map(|(k, v)| (k.as_str(), v.as_slice())).collect();
         assert_eq!(
             rest,
             [
@@ -348,7 +401,7 @@ mod tests {
             })),
             ..event(b"x")
         };
-        let names: Vec<String> = built_headers(&event).into_iter().skip(2).map(|(name, _)| name).collect();
+        let names: Vec<String> = built_headers(&event).into_iter().skip(3).map(|(name, _)| name).collect();
         assert_eq!(names[..4], ["user.tidegate-id", "user.TideGate-was", "user.mqtt-topic", "user.MQTT-Retain"]);
         assert_eq!(names.len(), user.len() + more.len());
         assert_eq!(names[4..6], ["tidegat", "é"]);
@@ -360,7 +413,7 @@ mod tests {
         let sender =
             |user: Option<&str>| Some(Arc::new(Sender { client: "press-7".into(), user: user.map(Into::into) }));
         let told = |event: &Event, names| -> Vec<String> {
-            let headers = built_with(event, names).into_iter().skip(2);
+            let headers = built_with(event, names).into_iter().skip(3);
             headers.map(|(name, value)| format!("{name}={}", String::from_utf8_lossy(&value))).collect()
         };
         let plain = Event { sender: sender(None), ..event(b"x") };

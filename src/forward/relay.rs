@@ -163,7 +163,7 @@ pub fn run(
             parking,
             outcome: Outcome::default(),
             targets: Targets::new(routes),
-            records: Records::new(recovery.buffer_id, settings.headers).formerly(former),
+            records: Records::new(recovery.buffer_id, recovery.lives, settings.headers),
             status: ForwardStatus { producers: 1, transactions, ..ForwardStatus::default() },
             changed: true,
             dead_letters: Repeats::default(),

@@ -54,14 +54,20 @@ pub(super) struct Terms {
 }
 
 impl Terms {
-    /// Was it written by a start of this agent on this buffer, and can it have been? `most` is what the present start
-    /// can have said.
+    /// May a watermark bear the present start's instance? Not before that is on disk: after the next start it would be
+    /// somebody else's.
+    pub(super) fn may_speak(&self) -> bool {
+        self.lives.is_written() || planted(Bug::SpeakUnwritten)
+    }
+
+    /// Was it written by a start of this agent on this buffer, can it have been, and is all on this disk that it rests on?
+    /// `most` is what the present start can have said.
     pub(super) fn is_ours(&self, word: &Word, most: Sequence) -> bool {
         if word.instance() == self.lives.present {
             return word.through() <= most;
         }
-        let of_it = self.lives.earlier.iter().find(|(instance, _)| *instance == word.instance());
-        of_it.is_some_and(|(_, last)| word.through() <= *last)
+        let of_it = self.lives.earlier.iter().find(|life| life.instance == word.instance());
+        of_it.is_some_and(|life| word.through() <= life.last && word.commit() <= life.commit)
     }
 }
 

@@ -41,6 +41,7 @@ impl Stage {
             topic: &self.data,
             partition: sensor as i32,
             id: format!("{buffer}:{sequence}"),
+            instance: "",
             was: None,
             mqtt_topic: ["s/0", "s/1", "s/2"][sensor],
             at_ms: now_ms(),
@@ -68,9 +69,9 @@ impl Stage {
 }
 
 /// What an audit said.
-struct Audit {
-    code: Option<i32>,
-    said: String,
+pub struct Audit {
+    pub code: Option<i32>,
+    pub said: String,
     buffers: Vec<Value>,
     summary: Value,
     peak_kib: u64,
@@ -87,7 +88,7 @@ impl Audit {
 }
 
 /// `tidegate audit --json` with these arguments.
-fn audit(arguments: &[&str]) -> Outcome<Audit> {
+pub fn audit(arguments: &[&str]) -> Outcome<Audit> {
     let folder = Folder::new("audit")?;
     let mut command = Process::command(Build::Real.binary()?);
     command.arg("audit").args(arguments).arg("--json").current_dir(folder.path());

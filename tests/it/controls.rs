@@ -7,6 +7,7 @@ use crate::custody::{kill_at_random, killed_right_after_an_acknowledgement, qos_
 use crate::exactly_once::{die_in, late_end_txn};
 use crate::health::stuck_disk;
 use crate::hostile::{Offence, offending_broker};
+use crate::identity::{self, cloned, full_disk_at_start, lost_tail};
 use crate::kafka_away::killed_while_kafka_is_away;
 use crate::memory::flood;
 use crate::parking::{Closed, one_of_two_topics_closed, one_record_too_large};
@@ -101,6 +102,23 @@ fn a_blind_watchdog_is_seen() -> Outcome<()> {
 #[test]
 fn a_dropped_dead_letter_is_seen() -> Outcome<()> {
     red("drop-dead-letters", one_record_too_large)
+}
+
+#[test]
+fn an_id_that_is_given_out_twice_is_seen() -> Outcome<()> {
+    red("give-out-twice", |build| lost_tail(build, identity::Way::AtLeastOnce))?;
+    red("give-out-twice", |build| lost_tail(build, identity::Way::ExactlyOnce))?;
+    red("give-out-twice", cloned)
+}
+
+#[test]
+fn a_watermark_of_a_start_that_is_not_on_disk_is_seen() -> Outcome<()> {
+    red("speak-unwritten", full_disk_at_start)
+}
+
+#[test]
+fn a_reading_that_bears_the_start_that_sent_it_is_seen_by_readers() -> Outcome<()> {
+    red("instance-of-sender", cloned)
 }
 
 #[test]

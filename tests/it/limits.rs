@@ -83,7 +83,7 @@ impl Orphan {
     /// Somebody else writes to that partition.
     fn another_writes(&self, partition: i32) -> Outcome<()> {
         let (topic, id) = (&*self.stage.topic, String::new());
-        self.hand.event(&Planted { topic, partition, id, was: None, mqtt_topic: OTHERS, at_ms: 1 })?;
+        self.hand.event(&Planted { topic, partition, id, instance: "", was: None, mqtt_topic: OTHERS, at_ms: 1 })?;
         self.hand.flush()
     }
 

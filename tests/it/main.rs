@@ -26,6 +26,7 @@ mod controls; // planted bugs turn the scenarios red
 mod custody; // nothing acknowledged is lost when the agent is killed
 mod exactly_once; // transactions, through kills and faults
 mod flow; // what goes in comes out
+mod identity; // one id, one reading
 mod health; // systemd, probes, metrics, status
 mod hostile; // peers that break the rules
 mod kafka_tls; // TLS to Kafka

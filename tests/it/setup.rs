@@ -131,6 +131,7 @@ fn transaction(brokers: &str, user: &str, id: &str, topic: &str, watermarks: &st
         topic,
         partition: 0,
         id: "11111111-1111-4111-8111-111111111111:1".into(),
+        instance: "",
         was: None,
         mqtt_topic: "s",
         at_ms: 1,

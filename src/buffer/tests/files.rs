@@ -6,9 +6,10 @@ use std::io;
 use super::*;
 use crate::buffer::books::LedgerRow;
 use crate::buffer::envelope::{Opener, Sealer};
-use crate::buffer::identity::Marks;
-use crate::buffer::limits::RESERVE_SEQUENCES;
+use crate::buffer::identity::{Marks, Place};
+use crate::buffer::limits::RESERVE_LEAST;
 use crate::buffer::schema::FORMAT_VERSION;
+use crate::buffer::tail;
 use crate::cbor;
 
 fn with_five_events() -> (tempfile::TempDir, uuid::Uuid) {
@@ -129,7 +130,7 @@ fn a_database_behind_its_side_file_goes_on_behind_the_reserved_mark() {
     let mut bench = open(early.path());
     assert_eq!(bench.recovered.buffer_id, id, "the same buffer");
     assert_eq!(sequences(&bench.read_all()), (1..=5).collect::<Vec<_>>());
-    let next = 1 + RESERVE_SEQUENCES;
+    let next = 1 + 9 + RESERVE_LEAST;
     assert_eq!(bench.recovered.settled, [6..=next - 1], "lost sequences are not waited for");
     bench.store(next..=next + 1);
     assert_eq!(sequences(&bench.read_all()), [next, next + 1]);
@@ -144,14 +145,144 @@ fn a_database_behind_its_side_file_goes_on_behind_the_reserved_mark() {
 fn sequences_are_reserved_before_they_are_used() {
     let (dir, _) = with_five_events();
     let marks = Marks::read(dir.path()).unwrap().unwrap();
-    assert_eq!((marks.committed, marks.reserved), (5, RESERVE_SEQUENCES));
-    Marks { reserved: 6, ..marks }.write(dir.path()).unwrap();
+    assert_eq!((marks.committed, marks.reserved, marks.closed), (5, 5 + RESERVE_LEAST, true));
+    let last = 5 + RESERVE_LEAST;
     let mut bench = open(dir.path());
+    let opened = |dir: &Path| Marks::read(dir).unwrap().unwrap().opened.map(|opened| opened.instance);
+    assert_ne!(opened(dir.path()), Some(bench.recovered.lives.present), "it has given out nothing yet");
     bench.store(6..=6);
-    assert_eq!(Marks::read(dir.path()).unwrap().unwrap().reserved, 6);
-    bench.store(7..=8);
     let marks = Marks::read(dir.path()).unwrap().unwrap();
-    assert_eq!((marks.committed, marks.reserved), (6, 8 + RESERVE_SEQUENCES));
+    assert_eq!((marks.committed, marks.reserved, marks.closed), (5, last + 1, false));
+    assert_eq!(opened(dir.path()), Some(bench.recovered.lives.present));
+    bench.store(7..=last + 1);
+    assert_eq!(Marks::read(dir.path()).unwrap().unwrap().reserved, last + 1);
+    bench.store(last + 2..=last + 2);
+    let marks = Marks::read(dir.path()).unwrap().unwrap();
+    assert_eq!(marks.committed, last + 1);
+    assert!(marks.reserved > last + 2 + RESERVE_LEAST, "more came at once than was reserved: {marks:?}");
+}
+
+/// What a killed process leaves after these many commits of one event each.
+fn killed_after(commits: u64) -> (tempfile::TempDir, uuid::Uuid) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = open(dir.path());
+    for n in 1..=commits {
+        bench.store(n..=n);
+    }
+    (copy(dir.path()), bench.recovered.buffer_id)
+}
+
+fn holes(dir: &Path) -> Vec<(u64, u64)> {
+    let connection = rusqlite::Connection::open(dir.join("buffer.db")).unwrap();
+    let mut holes = connection.prepare("SELECT first, last FROM hole ORDER BY first").unwrap();
+    let rows = holes.query_map([], |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64))).unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
+#[test]
+fn a_killed_process_has_lost_nothing_and_no_sequence_is_left_out() {
+    let (dir, _) = killed_after(20);
+    for _ in 0..2 {
+        let bench = open(dir.path());
+        assert_eq!((bench.status().next_sequence, holes(dir.path())), (21, vec![]));
+        // Dies again, before it has given out a sequence.
+        drop(copy(dir.path()));
+    }
+}
+
+#[test]
+fn a_log_that_has_lost_its_end_makes_no_id_stand_on_two_readings() {
+    const FRAME: u64 = 24 + 4096;
+    for (case, lost) in [("cut", 5), ("a bad bit", 5), ("all of it", 20)] {
+        let (dir, id) = killed_after(20);
+        let log = dir.path().join("buffer.db-wal");
+        let frames = u64::from(tail::committed_frames(&log));
+        let at = 32 + FRAME * (frames - lost * 2) + 700; // a commit is two pages
+        match case {
+            "cut" => fs::OpenOptions::new().write(true).open(&log).unwrap().set_len(at).unwrap(),
+            "a bad bit" => {
+                let mut bytes = fs::read(&log).unwrap();
+                bytes[usize::try_from(at).unwrap()] ^= 1;
+                fs::write(&log, bytes).unwrap();
+            }
+            _ => {
+                // The tables go with it: the database is of an earlier moment.
+                let earlier = tempfile::tempdir().unwrap();
+                open(earlier.path()).close();
+                let connection = rusqlite::Connection::open(earlier.path().join("buffer.db")).unwrap();
+                connection.execute("UPDATE identity SET buffer_id = ?1", [id.as_bytes()]).unwrap();
+                connection.close().unwrap();
+                fs::copy(earlier.path().join("buffer.db"), dir.path().join("buffer.db")).unwrap();
+                fs::remove_file(&log).unwrap();
+            }
+        }
+        let marks = Marks::read(dir.path()).unwrap().unwrap();
+        assert_eq!(marks.committed, 0, "the mark knows nothing of them yet");
+        let mut bench = open(dir.path());
+        let left = 20 - lost;
+        assert_eq!((bench.recovered.buffer_id, bench.read_all().len() as u64), (id, left), "{case}");
+        let next = marks.reserved + 1;
+        bench.store(next..=next);
+        assert_eq!(sequences(&bench.read_all()), [next], "{case}");
+        assert_eq!(holes(dir.path()), [(left + 1, marks.reserved)], "{case}");
+        // What was lost can have been sent, with a watermark: by a start of ours.
+        let before = bench.recovered.lives.earlier.last().copied().unwrap();
+        assert_eq!((Some(before.instance), before.last), (marks.opened.map(|o| o.instance), marks.reserved), "{case}");
+        let kept = copy(dir.path());
+        bench.close();
+        let again = open(kept.path());
+        assert_eq!(again.status().next_sequence, next + 1, "{case}: left out once");
+    }
+}
+
+#[test]
+fn a_copy_is_told_from_the_original_and_a_buffer_that_was_moved_in_its_file_system_is_not() {
+    let (dir, _) = with_five_events();
+    let (here, copied) = (tempfile::tempdir().unwrap(), copy(dir.path()));
+    let moved = |dir: &Path| {
+        let bench = open(dir);
+        let found = bench.recovered.moved;
+        bench.close();
+        found
+    };
+    assert_eq!(moved(dir.path()), None);
+    for name in files(dir.path()) {
+        fs::rename(dir.path().join(&name), here.path().join(&name)).unwrap();
+    }
+    assert_eq!(moved(here.path()), None);
+    assert!(moved(copied.path()).is_some_and(|how| how.contains("copy")));
+    let (id, _) = take_new_identity(&settings(), copied.path()).unwrap();
+    let bench = open(copied.path());
+    assert_eq!((bench.recovered.buffer_id, bench.recovered.moved), (id, None));
+}
+
+#[test]
+fn ten_thousand_starts_push_out_nobody_whose_word_or_readings_are_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = open(dir.path());
+    let spoke = bench.recovered.lives.present;
+    bench.store(1..=3);
+    bench.settle(Settlement { delivered: delivered(1..=3), heard: Some(spoke), ..Settlement::default() });
+    bench.close();
+    let mut bench = open(dir.path());
+    let stored = bench.recovered.lives.present;
+    bench.store(4..=5);
+    bench.close();
+    let connection = rusqlite::Connection::open(dir.path().join("buffer.db")).unwrap();
+    connection
+        .execute_batch(
+            "UPDATE life SET last = 5 WHERE last IS NULL; \
+             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10500) \
+             INSERT INTO life (instance, started_ms, first, last) SELECT randomblob(16), i, 6, 5 FROM n",
+        )
+        .unwrap();
+    drop(connection);
+    open(dir.path()).close();
+    let lives = open(dir.path()).recovered.lives;
+    assert!(lives.earlier.len() < 10_010, "{}", lives.earlier.len());
+    let first: Vec<_> = lives.earlier.iter().take(2).map(|life| (life.instance, life.first, life.last)).collect();
+    assert_eq!(first, [(spoke, 1, 3), (stored, 4, 5)]);
+    assert_eq!(lives.of(5).map(|(instance, _)| instance), Some(stored));
 }
 
 #[test]
@@ -162,13 +293,13 @@ fn a_missing_damaged_or_foreign_side_file_is_made_anew() {
         match case {
             "missing" => fs::remove_file(&path).unwrap(),
             "damaged" => fs::write(&path, "tidegate-identity 1\nbuffer x").unwrap(),
-            _ => Marks { buffer_id: uuid::Uuid::new_v4(), reserved: 7, committed: 7 }.write(dir.path()).unwrap(),
+            _ => Marks::new(uuid::Uuid::new_v4(), 7, Place::default()).write(dir.path()).unwrap(),
         }
         let mut bench = open(dir.path());
         assert_eq!(bench.recovered.buffer_id, id, "{case}");
         assert_eq!(bench.read_all().len(), 5, "{case}");
         let marks = Marks::read(dir.path()).unwrap().unwrap();
-        assert_eq!((marks.buffer_id, marks.committed, marks.reserved), (id, 5, 5 + RESERVE_SEQUENCES), "{case}");
+        assert_eq!((marks.buffer_id, marks.committed, marks.reserved), (id, 5, 5), "{case}");
         let aside = files(dir.path()).iter().any(|name| name.starts_with("identity.set-aside-"));
         assert_eq!(aside, case != "missing", "{case}");
     }
@@ -220,7 +351,7 @@ fn make_version_1(dir: &Path) {
     cbor::append(&row, &mut raw).unwrap();
     let body = sealer.seal(&raw, false).unwrap();
     connection.execute("UPDATE state SET body = ?1", [body]).unwrap();
-    connection.execute_batch("DROP TABLE life; DROP TABLE former; PRAGMA user_version = 1").unwrap();
+    connection.execute_batch("DROP TABLE life; DROP TABLE former; DROP TABLE hole; PRAGMA user_version = 1").unwrap();
 }
 
 #[test]
@@ -229,7 +360,7 @@ fn a_buffer_of_version_1_is_taken_over_with_all_it_holds() {
     make_version_1(dir.path());
     let mut bench = open(dir.path());
     assert_eq!((bench.recovered.buffer_id, bench.recovered.lives.watermark), (id, 0));
-    assert_eq!(bench.recovered.lives.earlier, []);
+    assert_eq!(ranges(&bench), []);
     assert_eq!(sequences(&bench.read_all()), [1, 2, 3, 4, 5]);
     bench.store(6..=7);
     bench.settle(Settlement { delivered: delivered(1..=3), watermark: Some(3), ..Settlement::default() });
@@ -237,10 +368,36 @@ fn a_buffer_of_version_1_is_taken_over_with_all_it_holds() {
     bench.close();
     let bench = open(dir.path());
     assert_eq!((bench.recovered.released, bench.recovered.lives.watermark), (3, 3));
-    assert_eq!(bench.recovered.lives.earlier, [(present, 7)]);
+    assert_eq!(ranges(&bench), [(present, 6, 7)]);
     let connection = rusqlite::Connection::open(dir.path().join("buffer.db")).unwrap();
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
     assert_eq!(version, FORMAT_VERSION);
+}
+
+#[test]
+fn the_starts_of_a_buffer_of_version_2_keep_what_they_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut stored = Vec::new();
+    for start in 0..3 {
+        let mut bench = open(dir.path());
+        bench.store(start * 10 + 1..=start * 10 + 10);
+        stored.push((bench.recovered.lives.present, start * 10 + 1, start * 10 + 10));
+        bench.close();
+    }
+    let connection = rusqlite::Connection::open(dir.path().join("buffer.db")).unwrap();
+    connection
+        .execute_batch(
+            "ALTER TABLE life DROP COLUMN first; ALTER TABLE life DROP COLUMN ended_by; \
+             ALTER TABLE life DROP COLUMN word; DROP TABLE hole; PRAGMA user_version = 2",
+        )
+        .unwrap();
+    drop(connection);
+    assert_eq!(ranges(&open(dir.path())), stored);
+}
+
+/// Earlier starts, with what they gave out.
+fn ranges(bench: &Bench) -> Vec<(Instance, u64, u64)> {
+    bench.recovered.lives.earlier.iter().map(|life| (life.instance, life.first, life.last)).collect()
 }
 
 #[test]
@@ -249,25 +406,25 @@ fn every_start_is_another_instance_and_is_remembered_with_the_last_sequence_it_c
     let mut lives = Vec::new();
     for start in 0..3 {
         let mut bench = open(dir.path());
-        assert_eq!(bench.recovered.lives.earlier, lives);
+        assert_eq!(ranges(&bench), lives);
         bench.store(start * 10 + 1..=start * 10 + 10);
-        lives.push((bench.recovered.lives.present, start * 10 + 10));
+        lives.push((bench.recovered.lives.present, start * 10 + 1, start * 10 + 10));
         // A start that was killed is written down by the next one.
         bench.close();
     }
-    let distinct: std::collections::HashSet<_> = lives.iter().map(|(instance, _)| instance.0).collect();
+    let distinct: std::collections::HashSet<_> = lives.iter().map(|(instance, ..)| instance.0).collect();
     assert_eq!(distinct.len(), 3);
 }
 
 #[test]
-fn a_new_identity_keeps_what_is_held_and_forgets_packet_ids_and_earlier_starts() {
+fn a_new_identity_keeps_what_is_held_and_who_stored_it_and_forgets_packet_ids() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = open(dir.path());
     let half_way = vec![IdChange::Keep(60), IdChange::Add(3, 100), IdChange::Add(4, 100)];
     let session = SessionChange { session: "broker:a".into(), changes: half_way };
     bench.send_with((1..=5).map(event).collect(), vec![session], 1);
     bench.acknowledged();
-    let old = bench.recovered.buffer_id;
+    let (old, by) = (bench.recovered.buffer_id, bench.recovered.lives.present);
     bench.close();
     let (new, forgotten) = take_new_identity(&settings(), dir.path()).unwrap();
     assert_ne!(new, old);
@@ -275,7 +432,7 @@ fn a_new_identity_keeps_what_is_held_and_forgets_packet_ids_and_earlier_starts()
     let mut bench = open(dir.path());
     assert_eq!(bench.recovered.buffer_id, new);
     assert_eq!(bench.recovered.lives.former, [(old, 5)]);
-    assert_eq!((bench.recovered.lives.earlier.len(), bench.recovered.lives.watermark), (0, 0));
+    assert_eq!((ranges(&bench), bench.recovered.lives.watermark), (vec![(by, 1, 5)], 0));
     assert_eq!(sequences(&bench.read_all()), [1, 2, 3, 4, 5]);
     assert!(bench.recovered.sessions.values().all(|session| session.packet_ids.is_empty()));
     bench.store(6..=6);

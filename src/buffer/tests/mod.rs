@@ -215,7 +215,8 @@ fn wait_for(what: &str, ready: impl Fn() -> bool) {
 /// A copy of the files as they are now, which is what a killed process leaves.
 fn copy(dir: &Path) -> tempfile::TempDir {
     let to = tempfile::tempdir().unwrap();
-    for name in ["buffer.db", "buffer.db-wal", "identity"] {
+    // The index before the log: it must not know of more than is copied.
+    for name in ["buffer.db-shm", "buffer.db", "buffer.db-wal", "identity"] {
         if dir.join(name).exists() {
             std::fs::copy(dir.join(name), to.path().join(name)).unwrap();
         }

@@ -31,13 +31,18 @@ impl Default for Limits {
     }
 }
 
+/// The start of an agent that stored an event, as the header `tidegate-instance` names it; 0 where there is none.
+type Instance = u64;
+
 /// A record of a data topic.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Seen<'a> {
     /// The header `tidegate-id`.
     pub(super) id: Option<&'a [u8]>,
-    /// The header `tidegate-was`.
-    pub(super) was: Option<&'a [u8]>,
+    /// The header `tidegate-instance`.
+    pub(super) instance: Option<&'a [u8]>,
+    /// The headers `tidegate-was`.
+    pub(super) was: Vec<&'a [u8]>,
     /// The header `mqtt-topic`.
     pub(super) mqtt_topic: Option<&'a [u8]>,
     /// The record's time stamp.
@@ -64,14 +69,18 @@ pub(super) struct Place<'a> {
 pub(super) struct Buffer {
     pub(super) id: Uuid,
     pub(super) seen: Sequences,
-    /// Its events that came under the id of a clone.
-    pub(super) moved: Sequences,
+    /// The same, by who stored them: sequence and instance are an event's own, so one sequence of two instances is two
+    /// events.
+    stored_by: HashMap<Instance, Sequences>,
+    /// Events with an id of this buffer that came under the id of a clone, by who stored them.
+    moved: HashMap<Instance, Sequences>,
     pub(super) said: Said,
     /// Lowest sequence that arrived after the beginning was cut off.
     pub(super) first_after_from: Option<Sequence>,
     /// Highest sequence that arrived before the end asked for.
     pub(super) last_before_to: Option<Sequence>,
     pub(super) repeats: Spots,
+    pub(super) reused: Spots,
     pub(super) declared_repeats: u64,
     pub(super) order_breaks: Spots,
     pub(super) order_not_watched: u64,
@@ -105,7 +114,7 @@ pub(super) struct Counts {
     pub(super) records: u64,
     /// Without a `tidegate-id`.
     pub(super) foreign: u64,
-    /// With a `tidegate-id` or `tidegate-was` that is none.
+    /// With a `tidegate-id`, `tidegate-was` or `tidegate-instance` that is none.
     pub(super) broken: u64,
     /// Events without `mqtt-topic`.
     pub(super) without_mqtt_topic: u64,
@@ -169,10 +178,11 @@ impl Auditor {
         add(&mut self.counts.records);
         let Some(id) = record.id else { return add(&mut self.counts.foreign) };
         let Some((id, sequence)) = event_id(id) else { return add(&mut self.counts.broken) };
-        let new = self.see_event(id, sequence, record);
-        if let Some(was) = record.was {
+        let Some(instance) = record.instance.map_or(Some(0), instance) else { return add(&mut self.counts.broken) };
+        let new = self.see_event(id, sequence, instance, record);
+        for was in &record.was {
             match event_id(was) {
-                Some((old, sequence)) if new => self.see_moved(old, sequence),
+                Some((old, sequence)) if new => self.see_moved(old, sequence, instance),
                 Some(_) => {}
                 None => add(&mut self.counts.broken),
             }
@@ -180,7 +190,7 @@ impl Auditor {
     }
 
     /// True unless it is a repeat.
-    fn see_event(&mut self, id: Uuid, sequence: Sequence, record: &Seen<'_>) -> bool {
+    fn see_event(&mut self, id: Uuid, sequence: Sequence, instance: Instance, record: &Seen<'_>) -> bool {
         let Some(index) = self.buffer(id) else { return true };
         let Some(buffer) = self.buffers.get_mut(index) else { return true };
         buffer.time(sequence, record.at_ms, self.edges);
@@ -195,15 +205,22 @@ impl Auditor {
             partition: record.place.partition,
             offset: record.place.offset,
         };
-        let before = buffer.seen.entries();
-        if !buffer.seen.insert(sequence) {
+        let before = buffer.entries_for(instance);
+        if !buffer.stored_by.entry(instance).or_default().insert(sequence) {
             // Its place in the order it had when it came first.
             buffer.repeats.add(|| spot(None));
             return false;
         }
-        let after = buffer.seen.entries();
-        if buffer.moved.contains(sequence) {
+        let is_first_of_its_id = buffer.seen.insert(sequence);
+        let after = buffer.entries_for(instance);
+        if buffer.moved.get(&instance).is_some_and(|moved| moved.contains(sequence)) {
             add(&mut buffer.declared_repeats);
+        }
+        if !is_first_of_its_id {
+            // Of the order of two that have one id nothing can be said.
+            buffer.reused.add(|| spot(None));
+            self.weigh(before, after);
+            return true;
         }
         match self.order.next(index, record.place.index, record.mqtt_topic.unwrap_or_default(), sequence) {
             InOrder::Yes => {}
@@ -218,12 +235,12 @@ impl Auditor {
     }
 
     /// An event came under the id of a clone.
-    fn see_moved(&mut self, old: Uuid, sequence: Sequence) {
+    fn see_moved(&mut self, old: Uuid, sequence: Sequence, instance: Instance) {
         let Some(buffer) = self.buffer(old).and_then(|index| self.buffers.get_mut(index)) else { return };
-        let before = buffer.moved.entries();
-        let new = buffer.moved.insert(sequence);
-        let after = buffer.moved.entries();
-        if !new || buffer.seen.contains(sequence) {
+        let before = buffer.entries_for(instance);
+        let new = buffer.moved.entry(instance).or_default().insert(sequence);
+        let after = buffer.entries_for(instance);
+        if !new || buffer.stored_by.get(&instance).is_some_and(|stored| stored.contains(sequence)) {
             add(&mut buffer.declared_repeats);
         }
         self.weigh(before, after);
@@ -263,7 +280,10 @@ impl Auditor {
         let mean = self.entries.checked_div(self.buffers.len()).unwrap_or(0);
         for buffer in self.buffers.iter_mut().filter(|buffer| buffer.entries() > mean) {
             buffer.forgotten = buffer.forgotten.max(buffer.seen.forget_half());
-            buffer.moved.forget_half();
+            let floor = buffer.forgotten;
+            for sequences in buffer.stored_by.values_mut().chain(buffer.moved.values_mut()) {
+                sequences.forget_up_to(floor);
+            }
         }
         self.entries = self.buffers.iter().map(Buffer::entries).sum();
     }
@@ -306,11 +326,13 @@ impl Buffer {
         Self {
             id,
             seen: Sequences::default(),
-            moved: Sequences::default(),
+            stored_by: HashMap::new(),
+            moved: HashMap::new(),
             said: Said::default(),
             first_after_from: None,
             last_before_to: None,
             repeats: Spots::default(),
+            reused: Spots::default(),
             declared_repeats: 0,
             order_breaks: Spots::default(),
             order_not_watched: 0,
@@ -332,9 +354,47 @@ impl Buffer {
         }
     }
 
-    fn entries(&self) -> usize {
-        self.seen.entries().saturating_add(self.moved.entries())
+    /// What of this gap did not come under the id of a clone. Between two events of one start only that start's are
+    /// missing; what a clone has taken in under the same numbers is something else.
+    pub(super) fn not_moved(&self, first: Sequence, last: Sequence) -> Vec<(Sequence, Sequence)> {
+        let mut left = vec![(first, last)];
+        if self.moved.is_empty() {
+            return left;
+        }
+        let before = self.instance_of(first.saturating_sub(1));
+        let only = before.filter(|_| before == self.instance_of(last.saturating_add(1)));
+        for (_, moved) in self.moved.iter().filter(|(instance, _)| only.is_none_or(|only| only == **instance)) {
+            let mut rest = Vec::new();
+            for (first, last) in left {
+                moved.gaps(first..=last, |first, last| rest.push((first, last)));
+            }
+            left = rest;
+        }
+        left
     }
+
+    fn instance_of(&self, sequence: Sequence) -> Option<Instance> {
+        let stored = self.stored_by.iter().find(|(_, stored)| stored.contains(sequence));
+        stored.map(|(instance, _)| *instance)
+    }
+
+    fn entries(&self) -> usize {
+        let sets = self.stored_by.values().chain(self.moved.values());
+        sets.fold(self.seen.entries(), |sum, set| sum.saturating_add(set.entries()))
+    }
+
+    /// As far as an event of that start can change it.
+    fn entries_for(&self, instance: Instance) -> usize {
+        let sets = [self.stored_by.get(&instance), self.moved.get(&instance)];
+        sets.into_iter().flatten().fold(self.seen.entries(), |sum, set| sum.saturating_add(set.entries()))
+    }
+}
+
+/// 16 digits, in their one spelling.
+fn instance(text: &[u8]) -> Option<Instance> {
+    let is_digit = |digit: &u8| digit.is_ascii_digit() || (b'a'..=b'f').contains(digit);
+    let text = std::str::from_utf8(text).ok().filter(|text| text.len() == 16 && text.bytes().all(|b| is_digit(&b)))?;
+    Instance::from_str_radix(text, 16).ok()
 }
 
 /// `<buffer id>:<sequence>`, in its one spelling.

@@ -16,7 +16,7 @@ pub(super) const EXAMPLES: usize = 5;
 pub(super) struct BufferFindings {
     /// Its id.
     pub(super) buffer: Uuid,
-    /// Nothing missing without a reason, nothing twice, nothing out of order.
+    /// Nothing missing without a reason, nothing twice, no id on two readings, nothing out of order.
     pub(super) explained: bool,
     /// Lowest sequence seen.
     pub(super) first: Option<Sequence>,
@@ -36,6 +36,8 @@ pub(super) struct BufferFindings {
     pub(super) gap_count: u64,
     /// Events that came again under the same id.
     pub(super) repeats: Spots,
+    /// Other events under an id that was given before: of two buffers that had one identity, or after a loss.
+    pub(super) reused: Spots,
     /// Events that came again after a clone took an identity of its own, and say so (`tidegate-was`).
     pub(super) declared_repeats: u64,
     /// Events behind a later one of their MQTT topic.
@@ -133,6 +135,8 @@ pub(super) struct Summary {
     pub(super) missing: Missing,
     /// Events that came again under the same id.
     pub(super) repeats: u64,
+    /// Other events under an id that was given before.
+    pub(super) reused: u64,
     /// Events that came again under a new id, and say so.
     pub(super) declared_repeats: u64,
     /// Events behind a later one of their MQTT topic.

@@ -5,12 +5,14 @@
 use rdkafka::message::BorrowedMessage;
 
 /// The headers that an audit reads.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Own<'m> {
     /// `tidegate-id`
     pub(super) id: Option<&'m [u8]>,
-    /// `tidegate-was`
-    pub(super) was: Option<&'m [u8]>,
+    /// `tidegate-instance`
+    pub(super) instance: Option<&'m [u8]>,
+    /// `tidegate-was`: all of them.
+    pub(super) was: Vec<&'m [u8]>,
     /// `mqtt-topic`
     pub(super) mqtt_topic: Option<&'m [u8]>,
 }
@@ -26,10 +28,14 @@ fn of<'m>(headers: impl Iterator<Item = raw_headers::Header<'m>>) -> Own<'m> {
         let place = match name {
             b"tidegate-id" => &mut own.id,
             b"mqtt-topic" => &mut own.mqtt_topic,
-            b"tidegate-was" => &mut own.was,
+            b"tidegate-instance" => &mut own.instance,
+            b"tidegate-was" => {
+                own.was.push(value.unwrap_or_default());
+                continue;
+            }
             _ => &mut None,
         };
-        // The first counts; Tidegate writes each once.
+        // The first counts; Tidegate writes each of these once.
         *place = place.or(Some(value.unwrap_or_default()));
     }
     own
@@ -40,14 +46,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_of_each_name_counts_and_others_do_not() {
-        let headers: [raw_headers::Header<'_>; 5] = [
+    fn the_first_of_each_name_counts_but_for_former_ids_and_others_do_not() {
+        let headers: [raw_headers::Header<'_>; 9] = [
             (b"x", Some(b"1")),
             (b"\xff\xfe", Some(b"a name that is not UTF-8")),
             (b"tidegate-id", Some(b"2")),
             (b"tidegate-id", Some(b"3")),
             (b"mqtt-topic", None),
+            (b"tidegate-was", Some(b"4")),
+            (b"tidegate-instance", Some(b"5")),
+            (b"tidegate-instance", Some(b"6")),
+            (b"tidegate-was", Some(b"7")),
         ];
-        assert_eq!(of(headers.into_iter()), Own { id: Some(b"2"), was: None, mqtt_topic: Some(b"") });
+        let was: Vec<&[u8]> = vec![b"4", b"7"];
+        let expected = Own { id: Some(b"2"), instance: Some(b"5"), was, mqtt_topic: Some(b"") };
+        assert_eq!(of(headers.into_iter()), expected);
     }
 }

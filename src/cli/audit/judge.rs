@@ -3,7 +3,6 @@
 use super::auditor::Buffer;
 use super::findings::{BufferFindings, EXAMPLES, Missing};
 use super::said::Hole;
-use super::sequences::Sequences;
 use crate::event::Sequence;
 use crate::watermark::Fate;
 
@@ -31,7 +30,10 @@ pub(super) fn judge(buffer: &Buffer, edges: Edges) -> BufferFindings {
     };
     BufferFindings {
         buffer: buffer.id,
-        explained: missing.unexplained == 0 && buffer.repeats.count == 0 && buffer.order_breaks.count == 0,
+        explained: missing.unexplained == 0
+            && buffer.repeats.count == 0
+            && buffer.reused.count == 0
+            && buffer.order_breaks.count == 0,
         first: buffer.seen.first(),
         last: buffer.seen.last(),
         events: buffer.seen.count(),
@@ -41,6 +43,7 @@ pub(super) fn judge(buffer: &Buffer, edges: Edges) -> BufferFindings {
         gaps,
         gap_count,
         repeats: buffer.repeats.clone(),
+        reused: buffer.reused.clone(),
         declared_repeats: buffer.declared_repeats,
         order_breaks: buffer.order_breaks.clone(),
         elsewhere: buffer.said.elsewhere.as_deref().map(str::to_owned),
@@ -77,7 +80,7 @@ struct Accounts<'a> {
     /// Where parked events wait.
     waiting: Vec<(Sequence, Sequence)>,
     delivered: Option<Sequence>,
-    moved: &'a Sequences,
+    buffer: &'a Buffer,
     missing: Missing,
     gaps: Vec<(Sequence, Sequence)>,
     gap_count: u64,
@@ -90,7 +93,7 @@ impl<'a> Accounts<'a> {
             holes: said.holes(),
             waiting: said.waiting(),
             delivered: said.delivered,
-            moved: &buffer.moved,
+            buffer,
             missing: Missing::default(),
             gaps: Vec::new(),
             gap_count: 0,
@@ -122,9 +125,7 @@ impl<'a> Accounts<'a> {
 
     /// These are in no declared hole.
     fn undeclared(&mut self, first: Sequence, last: Sequence) {
-        let moved = self.moved;
-        let mut left = Vec::new();
-        moved.gaps(first..=last, |first, last| left.push((first, last)));
+        let left = self.buffer.not_moved(first, last);
         let not_moved = left.iter().fold(0, |sum: u64, (first, last)| sum.saturating_add(count(*first, *last)));
         let under_new_id = count(first, last).saturating_sub(not_moved);
         self.missing.under_new_id = self.missing.under_new_id.saturating_add(under_new_id);

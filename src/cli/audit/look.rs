@@ -128,6 +128,7 @@ fn seen<'m>(index: usize, message: &'m BorrowedMessage<'_>, spans: &'m [Span]) -
     let own = headers::own(message);
     Seen {
         id: own.id,
+        instance: own.instance,
         was: own.was,
         mqtt_topic: own.mqtt_topic,
         at_ms: message.timestamp().to_millis(),
@@ -291,6 +292,7 @@ fn close(auditor: &Auditor, mut notes: Notes, topics: Vec<(String, i32)>, starte
         missing: buffers.iter().fold(Missing::default(), |sum, buffer| sum.plus(&buffer.missing)),
         repeats: sum(|buffer| buffer.repeats.count),
         declared_repeats: sum(|buffer| buffer.declared_repeats),
+        reused: sum(|buffer| buffer.reused.count),
         order_breaks: sum(|buffer| buffer.order_breaks.count),
         foreign: counts.foreign,
         broken: counts.broken,

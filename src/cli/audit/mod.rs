@@ -3,14 +3,16 @@
 //!
 //! # What is proven
 //!
-//! Each event bears `tidegate-id`, its buffer and its sequence. The sequences of a buffer are contiguous from 1, over all
+//! Each event bears `tidegate-id`, its buffer and its sequence, and `tidegate-instance`, the start of the agent that stored
+//! it. Two records are the same event when sequence and instance agree, whatever their buffers. The sequences of a buffer are contiguous from 1, over all
 //! its Kafka topics; so whoever reads all of these sees what is missing. The gateway declares in the watermark topic
 //! ([`crate::watermark`]) what will never come and what has yet to come. For each buffer:
 //!
 //! | found | explained by |
 //! |---|---|
 //! | a missing sequence | a declared hole (dead-lettered, dropped, purged); a parked lane with room for it (`waiting`); the new id of a clone (`tidegate-was`); being above the watermark (`not_yet_delivered`) |
-//! | a sequence seen twice | nothing; only a repeat under a new id that says so is declared |
+//! | an event seen twice | nothing; only a repeat under a new id that says so is declared |
+//! | two events under one id | nothing |
 //! | a sequence behind a higher one of the same MQTT topic in the same partition | nothing |
 //! | a record without `tidegate-id` | it is somebody else's: counted |
 //! | a `tidegate-id` that is none | nothing |
@@ -33,7 +35,7 @@
 //!
 //! | what | bound | beyond |
 //! |---|---|---|
-//! | sequences, as ranges and bits | 80,000 entries, 40 million events of partitions that are read ahead of others | the lower half is not judged: incomplete |
+//! | sequences, as ranges and bits | 80,000 entries, 20 million events of partitions that are read ahead of others (each stands twice: in all, and by its start) | the lower half is not judged: incomplete |
 //! | last sequence of each MQTT topic, by hash | 450,000 | the order of further topics is not watched: incomplete |
 //! | declared holes and lanes | 100,000 (neighbours join) | incomplete |
 //! | buffers | 10,000 | incomplete |

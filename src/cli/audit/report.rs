@@ -48,6 +48,7 @@ fn write_buffer(out: &mut impl Write, buffer: &BufferFindings) -> io::Result<()>
         writeln!(out, "    GAP: {beside} events more are missing where parked ones wait than wait there")?;
     }
     write_spots(out, &buffer.repeats, "REPEATED", "repeats", |_| String::new())?;
+    write_spots(out, &buffer.reused, "ANOTHER READING UNDER THE ID", "ids on two readings", |_| String::new())?;
     if buffer.declared_repeats > 0 {
         writeln!(out, "    {} events came again under a new id, and say so (tidegate-was)", buffer.declared_repeats)?;
     }
@@ -116,8 +117,8 @@ fn write_summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         writeln!(out, "note: {note}")?;
     }
     let found = format!(
-        "{} missing without explanation, {} repeated, {} out of order",
-        missing.unexplained, summary.repeats, summary.order_breaks
+        "{} missing without explanation, {} repeated, {} under an id of another, {} out of order",
+        missing.unexplained, summary.repeats, summary.reused, summary.order_breaks
     );
     match summary.verdict {
         Verdict::Explained => {

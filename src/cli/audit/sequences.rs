@@ -101,6 +101,13 @@ impl Sequences {
         last_of(floor)
     }
 
+    /// Forgets the blocks up to this sequence, the end of one.
+    pub(super) fn forget_up_to(&mut self, floor: Sequence) {
+        let (block, _, _) = place(floor);
+        self.partial = self.partial.split_off(&block.saturating_add(1));
+        self.full.retain(|_, last| *last > block);
+    }
+
     /// What is missing between these two, in order, as first and last of each gap.
     pub(super) fn gaps(&self, within: RangeInclusive<Sequence>, mut found: impl FnMut(Sequence, Sequence)) {
         let (mut next, end) = within.into_inner();

@@ -18,9 +18,15 @@ fn auditor() -> Auditor {
 }
 
 fn see(auditor: &mut Auditor, id: &str, topic: &str, was: Option<&str>, at_ms: i64) {
+    see_of(auditor, None, id, topic, was, at_ms);
+}
+
+/// Stored by that start.
+fn see_of(auditor: &mut Auditor, instance: Option<&str>, id: &str, topic: &str, was: Option<&str>, at_ms: i64) {
     auditor.see(&Seen {
         id: Some(id.as_bytes()),
-        was: was.map(str::as_bytes),
+        instance: instance.map(str::as_bytes),
+        was: was.into_iter().flat_map(|was| was.split(' ')).map(str::as_bytes).collect(),
         mqtt_topic: Some(topic.as_bytes()),
         at_ms: Some(at_ms),
         place: Place { topic: "k", ..Place::default() },
@@ -38,7 +44,7 @@ fn hear(auditor: &mut Auditor, buffer: Uuid, record: &Record) {
 }
 
 fn delivered(sequence: u64) -> Record {
-    Record::Main { instance: Instance(1), delivered: sequence, at_ms: 0 }
+    Record::Main { instance: Instance(1), delivered: sequence, commit: 0, at_ms: 0 }
 }
 
 fn hole(first: u64, last: u64, fate: Fate) -> Record {
@@ -179,6 +185,73 @@ fn what_came_under_the_new_id_of_a_clone_is_not_missing_and_what_came_under_both
     assert_eq!((two.judged, two.was), (Some((3, 7)), Some(ONE)));
 }
 
+/// The start that a buffer and its copy have in common, and those that each had by itself.
+const BOTH: Option<&str> = Some("00000000000000aa");
+const OURS: Option<&str> = Some("00000000000000bb");
+const COPYS: Option<&str> = Some("00000000000000cc");
+
+/// A copy from when 100 were stored. The original goes on to 200; the copy takes in 50 of its own before it sees Kafka,
+/// and sends those and the last 10 of what both have under its new id.
+fn original_and_copy(auditor: &mut Auditor, of_the_original: impl IntoIterator<Item = u64>) {
+    hear(auditor, ONE, &delivered(200));
+    hear(auditor, TWO, &Record::Identity { was: ONE, last: 150, at_ms: 0 });
+    for sequence in of_the_original {
+        let stored_by = if sequence <= 100 { BOTH } else { OURS };
+        see_of(auditor, stored_by, &format!("{ONE}:{sequence}"), "t", None, 0);
+    }
+    for sequence in 91..=150 {
+        let stored_by = if sequence <= 100 { BOTH } else { COPYS };
+        see_of(auditor, stored_by, &format!("{TWO}:{sequence}"), "t", Some(&format!("{ONE}:{sequence}")), 0);
+    }
+}
+
+#[test]
+fn new_readings_of_a_copy_under_numbers_that_the_original_has_used_are_no_repeats() {
+    let mut auditor = auditor();
+    original_and_copy(&mut auditor, 1..=200);
+    let (one, two) = (finding(&auditor, ONE), finding(&auditor, TWO));
+    assert!(one.explained && two.explained, "{one:?} {two:?}");
+    assert_eq!((one.events, two.events, one.declared_repeats, one.missing), (200, 60, 10, Missing::default()));
+}
+
+#[test]
+fn a_reading_that_is_missing_is_not_explained_by_what_a_copy_took_in_under_its_number() {
+    let mut auditor = auditor();
+    original_and_copy(&mut auditor, (1..=94).chain(96..=119).chain(121..=200));
+    let one = finding(&auditor, ONE);
+    assert!(!one.explained);
+    // 95 was stored before the copy was made, 120 behind it.
+    assert_eq!((one.missing.under_new_id, one.gaps), (1, vec![(120, 120)]));
+}
+
+#[test]
+fn another_reading_under_an_id_that_was_given_before_is_named_and_is_no_repeat() {
+    let mut auditor = auditor();
+    for (stored_by, sequences) in [(OURS, 1..=5), (COPYS, 4..=7), (OURS, 5..=5)] {
+        for sequence in sequences {
+            see_of(&mut auditor, stored_by, &format!("{ONE}:{sequence}"), "t", None, 0);
+        }
+    }
+    let found = finding(&auditor, ONE);
+    assert!(!found.explained);
+    assert_eq!((found.reused.count, found.repeats.count, found.order_breaks.count, found.events), (2, 1, 0, 7));
+    assert_eq!(found.reused.examples[0].sequence, 4);
+}
+
+#[test]
+fn all_former_ids_of_a_reading_count() {
+    let mut auditor = auditor();
+    let three = Uuid::from_u128(3);
+    hear(&mut auditor, ONE, &delivered(2));
+    see_of(&mut auditor, BOTH, &format!("{TWO}:1"), "t", Some(&format!("{ONE}:1")), 0);
+    for sequence in 1..=2 {
+        let was = format!("{ONE}:{sequence} {TWO}:{sequence}");
+        see_of(&mut auditor, BOTH, &format!("{three}:{sequence}"), "t", Some(&was), 0);
+    }
+    assert_eq!(finding(&auditor, ONE).missing, Missing { under_new_id: 2, ..Missing::default() });
+    assert_eq!(finding(&auditor, TWO).declared_repeats, 1);
+}
+
 #[test]
 fn a_declared_repeat_is_seen_whichever_comes_first() {
     let mut auditor = auditor();
@@ -244,8 +317,11 @@ fn strangers_records_are_counted_and_ids_that_are_none_are_told_apart() {
         see(&mut auditor, id, "t", None, 0);
     }
     see(&mut auditor, &format!("{ONE}:9223372036854775807"), "t", Some("x"), 0);
+    for instance in ["", "0", "00000000000000AA", "+0000000000000aa", "00000000000000000"] {
+        see_of(&mut auditor, Some(instance), &format!("{ONE}:7"), "t", None, 0);
+    }
     let counts = auditor.counts();
-    assert_eq!((counts.foreign, counts.broken), (1, broken.len() as u64 + 1));
+    assert_eq!((counts.foreign, counts.broken), (1, broken.len() as u64 + 6));
     assert_eq!(auditor.findings().len(), 1);
     assert_eq!(finding(&auditor, ONE).last, Some(i64::MAX as u64));
 }

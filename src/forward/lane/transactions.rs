@@ -79,7 +79,8 @@ impl Try {
     /// Records may go out.
     pub(super) fn may_send(&self, shared: &Shared) -> bool {
         let Some(transacting) = &self.transacting else { return true };
-        shared.is_itself && matches!(transacting.state(), Some(State::Idle | State::Filling)) && !transacting.held
+        let may_begin = shared.is_itself && transacting.terms.may_speak();
+        may_begin && matches!(transacting.state(), Some(State::Idle | State::Filling)) && !transacting.held
     }
 
     /// The pace waits for what was sent.

@@ -35,7 +35,7 @@ use crate::forward::transaction::State;
 use crate::forward::verdict::{Verdict, code_of, verdict};
 use crate::forward::watermark_topic::Partitions;
 use crate::planted::{self, Bug};
-use crate::watermark::{Record, Waiting};
+use crate::watermark::{Instance, Record, Waiting};
 
 /// Events of a transaction: at 300 ms round trip 20,000 of them take 4 s, far below `transaction.timeout.ms`. What is
 /// remembered of each until the commit is 40 bytes.
@@ -55,6 +55,9 @@ const LONGEST: Duration = Duration::from_secs(4);
 /// Fates that must be on disk before the watermark are there within a few 100 ms. After this time the disk fails, and
 /// the transaction is given up before Kafka does so.
 const FATES: Duration = Duration::from_secs(5);
+
+/// A watermark of a start that the buffer does not know later would be a stranger's.
+const UNWRITTEN: &str = "this start cannot be written to the buffer's disk, which is full or fails; make room on it";
 
 /// So many times within so long, and a person should look: a link that is away ends one transaction in 15 s at most.
 const MOST_FENCINGS: usize = 5;
@@ -91,6 +94,8 @@ pub(super) struct Transacting {
     behind_was_said: bool,
     /// Holes of earlier starts were declared again.
     declared_again: bool,
+    /// Whose Kafka's last watermark is, until the buffer hears of it.
+    heard: Option<Instance>,
     /// When this producer was fenced, the last few times.
     fenced: VecDeque<Instant>,
 }
@@ -115,6 +120,7 @@ impl MainLane {
             link_is_up: true,
             behind_was_said: false,
             declared_again: false,
+            heard: None,
             fenced: VecDeque::new(),
         });
         self
@@ -135,7 +141,11 @@ impl MainLane {
 
     /// What is in the way of a start.
     pub(in crate::forward) fn trouble(&self) -> Trouble {
-        self.transacting.as_ref().map(|transacting| transacting.session.trouble()).unwrap_or_default()
+        let Some(transacting) = &self.transacting else { return Trouble::default() };
+        if !transacting.terms.may_speak() {
+            return Trouble { why: UNWRITTEN.to_owned(), topic_unusable: false };
+        }
+        transacting.session.trouble()
     }
 
     /// A stop: the open transaction is closed and committed. True when none is left.
@@ -234,6 +244,12 @@ impl MainLane {
             }
         }
         let Some(transacting) = &mut self.transacting else { return Phase::Flowing(producer) };
+        if transacting.terms.may_speak()
+            && let Some(of) = transacting.heard.take()
+            && !planted::planted(Bug::SpeakUnwritten)
+        {
+            shared.outcome.heard(of, now);
+        }
         let in_hand = !self.pending.events.is_empty();
         if transacting.session.state() == State::Filling {
             planted::die(Bug::DieFilling);
@@ -249,7 +265,7 @@ impl MainLane {
             {
                 transacting.session.close(now);
             }
-        } else if !in_hand && shared.declarations.any() && transacting.link_is_up {
+        } else if !in_hand && shared.declarations.any() && transacting.link_is_up && transacting.terms.may_speak() {
             // There is something to say, and no reading that would take it along.
             if let Err(error) = transacting.begin(&producer, None, now) {
                 let renewal = Renewal::AfterWait(code_of(&error), "begin a transaction".into());
@@ -288,7 +304,8 @@ impl MainLane {
         // Never back: what a watermark has covered stays covered.
         transacting.sealed = transacting.passed.max(transacting.committed);
         let (instance, at_ms) = (transacting.terms.lives.present, unix_ms());
-        let mut records = vec![Record::Main { instance, delivered: transacting.sealed, at_ms }];
+        let (delivered, commit) = (transacting.sealed, shared.settler.rests_on());
+        let mut records = vec![Record::Main { instance, delivered, commit, at_ms }];
         records.extend(shared.lane_records(instance, at_ms));
         records.extend(shared.declarations.seal());
         match transacting.session.seal(&producer, &records, now) {
@@ -389,6 +406,7 @@ impl MainLane {
             self.fault = Some(ForwardError::Twin { buffer_id: transacting.terms.buffer_id, through: word.through() });
             return;
         }
+        transacting.heard = Some(recalled.main.as_ref().map_or(transacting.terms.lives.present, Word::instance));
         if through < transacting.committed && !transacting.behind_was_said {
             transacting.behind_was_said = true;
             tracing::error!(
@@ -438,7 +456,7 @@ impl Transacting {
         if self.session.state() == State::Filling {
             return Ok(producer.uncommitted() < MOST_EVENTS);
         }
-        if !self.link_is_up {
+        if !self.link_is_up || !self.terms.may_speak() {
             return Ok(false);
         }
         self.begin(producer, since, now).map_err(|error| code_of(&error)).map(|()| true)
@@ -476,7 +494,7 @@ impl Shared {
     }
 
     /// What is to be said about parked topics. All that was parked until now is on disk.
-    fn lane_records(&mut self, instance: crate::watermark::Instance, at_ms: i64) -> Vec<Record> {
+    fn lane_records(&mut self, instance: Instance, at_ms: i64) -> Vec<Record> {
         let topics = self.declarations.seal_lanes();
         let mut records = Vec::new();
         for topic in topics {

@@ -13,7 +13,7 @@ use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaErrorCode as Code, RDKafkaResp
 use uuid::Uuid;
 
 use super::{ABORT, COMMIT, LAST_LINE, REPORTS, Session, Step, Terms};
-use crate::buffer::Lives;
+use crate::buffer::{Life, Lives};
 use crate::config::{self, Delivery};
 use crate::delivered::Word;
 use crate::event::RouteId;
@@ -35,8 +35,8 @@ const PRESENT: Instance = Instance(1);
 
 /// Of a buffer whose earlier starts are 2 and 3.
 pub(in crate::forward) fn terms(reader: rdkafka::ClientConfig) -> Terms {
-    let earlier = vec![(Instance(2), 20), (Instance(3), 30)];
-    let lives = Lives { present: PRESENT, earlier, watermark: 0, former: Vec::new() };
+    let life = |instance, first, last, commit| Life { instance: Instance(instance), first, last, commit };
+    let lives = Lives::invented(PRESENT, 31, vec![life(2, 1, 20, 7), life(3, 21, 30, 9)]);
     let topic_is_right = Arc::new(AtomicBool::new(true));
     Terms { reader, topic: "watermarks".into(), buffer_id: Uuid::from_u128(7), lives, topic_is_right }
 }
@@ -169,7 +169,7 @@ impl Bench {
         self.until("all reports", |step| matches!(step, Step::Seal));
         let failures = self.producer.reports().failures;
         assert!(failures.is_empty(), "{failures:?}");
-        let record = Record::Main { instance: PRESENT, delivered: self.next - 1, at_ms: 1 };
+        let record = Record::Main { instance: PRESENT, delivered: self.next - 1, commit: 0, at_ms: 1 };
         self.session.seal(&self.producer, &[record], now).unwrap();
         assert_eq!(self.session.state(), State::Sealing);
     }
@@ -260,7 +260,7 @@ fn a_watermark_that_is_refused_or_not_answered_is_never_committed() {
     bench.session.close(now);
     bench.until("all reports", |step| matches!(step, Step::Seal));
     bench.mock.request_errors(Api::Produce, &[Resp::RD_KAFKA_RESP_ERR_INVALID_RECORD]);
-    let record = Record::Main { instance: PRESENT, delivered: 1, at_ms: 1 };
+    let record = Record::Main { instance: PRESENT, delivered: 1, commit: 0, at_ms: 1 };
     bench.session.seal(&bench.producer, &[record], now).unwrap();
     assert_eq!(bench.lost(), Code::InvalidRecord);
 
@@ -270,7 +270,7 @@ fn a_watermark_that_is_refused_or_not_answered_is_never_committed() {
     bench.session.close(now);
     bench.until("all reports", |step| matches!(step, Step::Seal));
     bench.mock.broker_down(-1).unwrap();
-    let record = Record::Main { instance: PRESENT, delivered: 1, at_ms: 1 };
+    let record = Record::Main { instance: PRESENT, delivered: 1, commit: 0, at_ms: 1 };
     bench.session.seal(&bench.producer, &[record], now).unwrap();
     bench.waits(State::Sealing);
     bench.ahead = REPORTS + MOMENT;
@@ -422,16 +422,18 @@ fn what_the_log_says_of_an_end_decides_whether_the_producer_goes_on() {
 #[test]
 fn a_watermark_is_ours_only_from_a_start_of_ours_and_no_higher_than_that_start_can_have_said() {
     let terms = terms(rdkafka::ClientConfig::new());
-    let ours = |instance, through| terms.is_ours(&Word::forged(through, Instance(instance)), 10);
+    let ours =
+        |instance, through, commit| terms.is_ours(&Word::forged(through, Instance(instance)).resting_on(commit), 10);
     let cases = [
-        ((1, 10), true),
-        ((1, 11), false), // the present start has not said so much: a copy of this very process's memory
-        ((2, 20), true),
-        ((2, 21), false), // an earlier start that went on elsewhere: a restored copy
-        ((3, 21), true),
-        ((4, 1), false), // nobody we know: a twin
+        ((1, 10, 11), true),
+        ((1, 11, 0), false), // the present start has not said so much: a copy of this very process's memory
+        ((2, 20, 7), true),
+        ((2, 21, 0), false), // an earlier start that went on elsewhere: a restored copy
+        ((2, 19, 8), false), // it has put something aside since, and that is not on this disk
+        ((3, 21, 8), true),
+        ((4, 1, 0), false), // nobody we know: a twin
     ];
-    for ((instance, through), expected) in cases {
-        assert_eq!(ours(instance, through), expected, "{through} of {instance}");
+    for ((instance, through, commit), expected) in cases {
+        assert_eq!(ours(instance, through, commit), expected, "{through} of {instance}, resting on {commit}");
     }
 }

@@ -19,6 +19,8 @@ pub struct Planted<'a> {
     pub partition: i32,
     /// `tidegate-id`; none when empty.
     pub id: String,
+    /// `tidegate-instance`; none when empty.
+    pub instance: &'a str,
     pub was: Option<String>,
     pub mqtt_topic: &'a str,
     pub at_ms: i64,
@@ -80,6 +82,9 @@ impl Hand {
         if !event.id.is_empty() {
             headers = headers.insert(Header { key: "tidegate-id", value: Some(&event.id) });
             headers = headers.insert(Header { key: "mqtt-topic", value: Some(event.mqtt_topic) });
+        }
+        if !event.instance.is_empty() {
+            headers = headers.insert(Header { key: "tidegate-instance", value: Some(event.instance) });
         }
         if let Some(was) = &event.was {
             headers = headers.insert(Header { key: "tidegate-was", value: Some(was) });
