@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::limits::RESERVE_SEQUENCES;
+use super::private;
 use crate::event::Sequence;
 
 /// Its name in the data directory.
@@ -70,7 +71,8 @@ impl Marks {
     /// Puts these marks in place of the old ones; durable when it returns.
     pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
         let temporary = dir.join(format!("{FILE_NAME}.new"));
-        let mut file = File::create(&temporary)?;
+        let mut file = private::create(&temporary)?;
+        file.set_len(0)?;
         file.write_all(self.text().as_bytes())?;
         file.sync_all()?;
         drop(file);

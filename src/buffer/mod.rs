@@ -14,7 +14,8 @@
 //! * Forward reads through its own read-only connection or, when it keeps up, from memory ([`outlet`], [`live`]), and
 //!   says what became of the events ([`settlement`], [`settle`]).
 //! * After a failed write nothing is acknowledged until the disk has been read again ([`recover`]). What is wrong with
-//!   the files at start is decided in [`open`], with the side file as second witness ([`identity`]).
+//!   the files at start is decided in [`open`], with the side file as second witness ([`identity`]). Rows that can be made
+//!   anew are ([`mend`]); what SQLite cannot read any more is taken out of the file without it ([`salvage`]).
 //! * All numbers stand in [`limits`], the tables and SQLite's settings in [`schema`].
 
 mod books;
@@ -30,10 +31,13 @@ mod ledger;
 mod life;
 mod limits;
 mod live;
+mod mend;
 mod open;
 mod outlet;
 mod pace;
+mod private;
 mod recover;
+mod salvage;
 mod schema;
 mod sessions;
 mod settle;
@@ -81,10 +85,25 @@ pub struct Recovered {
     pub settled: Vec<std::ops::RangeInclusive<Sequence>>,
     /// Everything up to here is settled.
     pub released: Sequence,
+    /// Sequences that will never come and that no dead letter speaks of.
+    pub holes: Vec<Hole>,
     /// Lanes that hold events, with their Kafka topic.
     pub lanes: Vec<(LaneId, Arc<str>)>,
     /// Who has written watermarks for this buffer, and who will.
     pub lives: Lives,
+}
+
+/// Sequences that will never come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hole {
+    /// The first.
+    pub first: Sequence,
+    /// The last.
+    pub last: Sequence,
+    /// Why, for a person.
+    pub reason: String,
+    /// Since when, milliseconds since 1970.
+    pub at_ms: i64,
 }
 
 /// The starts of the agent on this buffer, as far as watermarks tell of them.
@@ -114,7 +133,8 @@ pub struct StoredSession {
     pub expiry_s: u32,
 }
 
-/// The books of one route. `received = delivered + dead_lettered + dropped + purged + held`, always.
+/// The books of one route. `received = delivered + dead_lettered + dropped + purged + lost + held`,
+/// always.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LedgerLine {
     /// The route's `from`, or `""` for events without one.
@@ -129,6 +149,8 @@ pub struct LedgerLine {
     pub dropped: u64,
     /// Purged by an operator.
     pub purged: u64,
+    /// Gone with a part of the file that could not be read any more.
+    pub lost: u64,
     /// Still here.
     pub held: u64,
 }
@@ -162,6 +184,11 @@ pub struct BufferStatus {
     pub write_failures: u64,
     /// Seconds the commits since start took, all together.
     pub commit_seconds: f64,
+}
+
+/// A long piece of work at start tells systemd now and then that it goes on.
+fn life_signs() {
+    crate::observe::systemd::still_starting();
 }
 
 /// Writes the whole write-ahead log back into the database, syncs it and begins a new log. False when a reader or

@@ -13,6 +13,7 @@
 //! | `session` | one persistent MQTT session with its QoS 2 packet ids |
 //! | `route` | a line of the ledger by name |
 //! | `life` | one start of the agent: the instance it drew, and the last sequence it can have sent (since version 2) |
+//! | `hole` | sequences that will never come and that no other table speaks of, and why (since version 3) |
 //! | `former` | an identity that this buffer had before, and the last sequence that was given out under it (since version 2) |
 //!
 //! An ordinary commit changes two pages: the last leaf of `chunk` and the leaf of `state`.
@@ -24,6 +25,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::error::OpenError;
 use super::limits::{BUSY_WAIT, CACHE_KIB, HEADROOM_BYTES, HEADROOM_DIVISOR, PAGE_BYTES, WAL_PAGES, WAL_PAGES_LEAST};
+use super::private;
 use crate::config::{self, SyncMode};
 
 /// `TdGt`.
@@ -74,6 +76,14 @@ const TABLES_2: &str = "
     ) STRICT;
 ";
 
+/// What version 3 added. Dead letters are looked for by their time at each start (`Outlet::dead_letters`).
+const TABLES_3: &str = "
+    CREATE TABLE hole (
+        first INTEGER PRIMARY KEY, last INTEGER NOT NULL, reason TEXT NOT NULL, at_ms INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX dead_letter_by_time ON dead_letter (at_ms);
+";
+
 /// Where the database is and how it is to be set.
 #[derive(Debug, Clone)]
 pub(super) struct Database {
@@ -108,6 +118,8 @@ impl Database {
     /// Makes the file and its tables. What exists is not touched: the caller has looked.
     pub(super) fn create(&self) -> Result<Connection, OpenError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+        // SQLite takes an empty file for a new database, and gives the files beside it the same rights.
+        private::create(&self.path).map_err(OpenError::files("create", &self.path))?;
         let connection = self.connect(flags).map_err(OpenError::disk("create the database"))?;
         // The page size is fixed by the first write, and with it the journal mode.
         set(&connection, "page_size", &int(PAGE_BYTES))?;
@@ -119,6 +131,7 @@ impl Database {
     pub(super) fn create_tables(connection: &Connection) -> rusqlite::Result<()> {
         connection.execute_batch(TABLES)?;
         connection.execute_batch(TABLES_2)?;
+        connection.execute_batch(TABLES_3)?;
         connection.pragma_update(None, "application_id", APPLICATION_ID)?;
         connection.pragma_update(None, "user_version", FORMAT_VERSION)
     }
@@ -132,7 +145,8 @@ impl Database {
         if version < 2 {
             tx.execute_batch(TABLES_2)?;
         }
-        // Version 3 has the same tables: the events in chunks have facts, which older ones cannot read.
+        // Besides, the events in the chunks of version 3 have facts, which older ones cannot read.
+        tx.execute_batch(TABLES_3)?;
         tx.pragma_update(None, "user_version", FORMAT_VERSION)?;
         tx.commit()
     }
@@ -140,6 +154,14 @@ impl Database {
     /// Opens what exists, unset.
     pub(super) fn open_existing(&self) -> rusqlite::Result<Connection> {
         self.connect(OpenFlags::SQLITE_OPEN_READ_WRITE)
+    }
+
+    /// A connection that only reads, to a file that is not to be changed any more: its log is not written back.
+    pub(super) fn open_damaged(&self) -> rusqlite::Result<Connection> {
+        let connection = self.connect(OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        // What the head of the file says is not believed where it need not be.
+        connection.pragma_update(None, "cell_size_check", true)?;
+        Ok(connection)
     }
 
     /// A connection that reads beside the writer.

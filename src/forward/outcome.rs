@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use crate::buffer::{DeadLetter, LaneId, Parked, Settlement};
 use crate::delivered::Delivered;
 use crate::event::{RouteId, Sequence};
-#[cfg(feature = "planted")]
-use crate::planted::{Bug, planted};
+use crate::planted::{self, Bug};
 
 /// A settlement waits so long for more. What is not settled is sent again after a crash: at full rate that is some
 /// thousand repeats. The buffer commits settlements with the next events or within 200 ms, so less gains nothing.
@@ -28,7 +27,7 @@ impl Outcome {
     /// Kafka confirmed these.
     pub(super) fn delivered(&mut self, mut proofs: Vec<Delivered>, now: Instant) {
         #[cfg(feature = "planted")]
-        if planted(Bug::ReleaseBeforeDelivery) {
+        if planted::planted(Bug::ReleaseBeforeDelivery) {
             return; // they were released when they were sent
         }
         if !proofs.is_empty() {
@@ -41,7 +40,7 @@ impl Outcome {
     pub(super) fn dead(&mut self, letter: DeadLetter, now: Instant) {
         self.note(1, now);
         #[cfg(feature = "planted")]
-        if planted(Bug::DropDeadLetters) {
+        if planted::planted(Bug::DropDeadLetters) {
             self.settlement.delivered.push(Delivered::forged(letter.sequence, letter.route));
             return;
         }
@@ -53,7 +52,7 @@ impl Outcome {
     pub(super) fn parked(&mut self, sequence: Sequence, route: RouteId, kafka_topic: Arc<str>, now: Instant) {
         self.note(1, now);
         #[cfg(feature = "planted")]
-        if planted(Bug::DropParked) {
+        if planted::planted(Bug::DropParked) {
             self.settlement.delivered.push(Delivered::forged(sequence, route));
             return;
         }
@@ -66,9 +65,18 @@ impl Outcome {
         self.settlement.watermark = Some(through);
     }
 
+    /// A chunk of a parked lane cannot be read: it goes to the end of the lane.
+    pub(super) fn lane_unread(&mut self, lane: LaneId, chunk: i64, now: Instant) {
+        self.note(0, now);
+        if !planted::planted(Bug::UnreadIsDelivered) {
+            self.settlement.lane_unread.push((lane, chunk));
+        }
+    }
+
     /// Holds a fate that must be on disk before a watermark passes it.
     pub(super) fn has_fates(&self) -> bool {
-        !self.settlement.dead.is_empty() || !self.settlement.parked.is_empty()
+        let Settlement { dead, parked, lane_unread, .. } = &self.settlement;
+        !dead.is_empty() || !parked.is_empty() || !lane_unread.is_empty()
     }
 
     /// A chunk of a parked lane is done with.

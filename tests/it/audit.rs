@@ -68,9 +68,9 @@ impl Stage {
 }
 
 /// What an audit said.
-struct Audit {
-    code: Option<i32>,
-    said: String,
+pub struct Audit {
+    pub code: Option<i32>,
+    pub said: String,
     buffers: Vec<Value>,
     summary: Value,
     peak_kib: u64,
@@ -87,7 +87,7 @@ impl Audit {
 }
 
 /// `tidegate audit --json` with these arguments.
-fn audit(arguments: &[&str]) -> Outcome<Audit> {
+pub fn audit(arguments: &[&str]) -> Outcome<Audit> {
     let folder = Folder::new("audit")?;
     let mut command = Process::command(Build::Real.binary()?);
     command.arg("audit").args(arguments).arg("--json").current_dir(folder.path());
@@ -210,7 +210,7 @@ fn declared_holes_parked_readings_and_what_is_on_its_way_are_explained() -> Outc
     let found = stage.audit(&[])?;
     assert_eq!(found.code, Some(0), "{}", found.said);
     let missing = serde_json::json!({
-        "dead_lettered": 1, "dropped": 5, "purged": 2, "waiting": 4, "under_new_id": 2, "not_yet_delivered": 2,
+        "dead_lettered": 1, "dropped": 5, "purged": 2, "lost": 0, "unread": 0, "waiting": 4, "under_new_id": 2, "not_yet_delivered": 2,
         "unexplained": 0, "unexplained_beside_waiting": 0
     });
     assert_eq!(found.buffer(ONE)["missing"], missing, "{}", found.said);

@@ -71,6 +71,8 @@ struct Accounts<'a> {
     /// Where parked events wait.
     waiting: Vec<(Sequence, Sequence)>,
     delivered: Option<Sequence>,
+    /// Held by the gateway, which cannot read them; in order.
+    unread: Vec<(Sequence, Sequence)>,
     moved: &'a Sequences,
     missing: Missing,
     gaps: Vec<(Sequence, Sequence)>,
@@ -83,6 +85,7 @@ impl<'a> Accounts<'a> {
         Self {
             holes: said.holes(),
             waiting: said.waiting(),
+            unread: said.unread(),
             delivered: said.delivered,
             moved: &buffer.moved,
             missing: Missing::default(),
@@ -104,6 +107,7 @@ impl<'a> Accounts<'a> {
                     Fate::DeadLettered => &mut self.missing.dead_lettered,
                     Fate::Dropped => &mut self.missing.dropped,
                     Fate::Purged => &mut self.missing.purged,
+                    Fate::Lost => &mut self.missing.lost,
                 };
                 *account = account.saturating_add(count);
             },
@@ -139,6 +143,24 @@ impl<'a> Accounts<'a> {
             }
             last = delivered;
         }
+        let unread = std::mem::take(&mut self.unread);
+        let rest = within(
+            &unread,
+            first,
+            last,
+            |span| *span,
+            |_, count| {
+                self.missing.unread = self.missing.unread.saturating_add(count);
+            },
+        );
+        self.unread = unread;
+        for (first, last) in rest {
+            self.readable(first, last);
+        }
+    }
+
+    /// These are nowhere, and the gateway could read them: they may be parked.
+    fn readable(&mut self, first: Sequence, last: Sequence) {
         let waiting = std::mem::take(&mut self.waiting);
         let rest = within(
             &waiting,

@@ -38,7 +38,7 @@ fn hear(auditor: &mut Auditor, buffer: Uuid, record: &Record) {
 }
 
 fn delivered(sequence: u64) -> Record {
-    Record::Main { instance: Instance(1), delivered: sequence, at_ms: 0 }
+    Record::Main { instance: Instance(1), delivered: sequence, unread: Vec::new(), at_ms: 0 }
 }
 
 fn hole(first: u64, last: u64, fate: Fate) -> Record {
