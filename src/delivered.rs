@@ -185,11 +185,11 @@ impl Witness {
         };
         let offset = message.offset();
         let said = match watermark::read(message.key().unwrap_or_default(), message.payload()) {
-            Read::Said(of, Record::Main { instance, delivered, commit, at_ms }) if of == buffer => {
-                Said::Main(Word { delivered, instance, commit, at_ms })
+            Read::Said(of, Record::Main { instance, delivered, commit, unread, at_ms }) if of == buffer => {
+                Said::Main(Word { delivered, unread, instance, commit, at_ms })
             }
             Read::Said(of, Record::Lane { kafka_topic, instance, delivered, at_ms, .. }) if of == buffer => {
-                Said::Lane(kafka_topic, Word { delivered, instance, commit: 0, at_ms })
+                Said::Lane(kafka_topic, Word { delivered, unread: Vec::new(), instance, commit: 0, at_ms })
             }
             Read::Said(of, Record::Hole { first, last, reason, kafka_topic, .. }) if of == buffer => {
                 Said::Hole(DeclaredHole { first, last, reason, kafka_topic })
@@ -242,6 +242,7 @@ pub struct DeclaredHole {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Word {
     delivered: Sequence,
+    unread: Vec<(Sequence, Sequence)>,
     instance: Instance,
     commit: u64,
     at_ms: i64,
@@ -251,7 +252,7 @@ impl Word {
     /// Nobody's word, for unit tests.
     #[cfg(test)]
     pub(crate) fn forged(delivered: Sequence, instance: Instance) -> Self {
-        Self { delivered, instance, commit: 0, at_ms: 0 }
+        Self { delivered, unread: Vec::new(), instance, commit: 0, at_ms: 0 }
     }
 
     /// The same, resting on that commit.
@@ -260,7 +261,13 @@ impl Word {
         Self { commit, ..self }
     }
 
-    /// Everything up to here was delivered, or its other fate was durable before.
+    /// Spans that it does not vouch for although it reaches beyond them: they could not be read.
+    #[must_use]
+    pub fn unread(&self) -> &[(Sequence, Sequence)] {
+        &self.unread
+    }
+
+    /// Everything up to here was delivered, or its other fate was durable before; but for what is unread.
     #[must_use]
     pub fn through(&self) -> Sequence {
         self.delivered
@@ -284,9 +291,10 @@ impl Word {
         self.at_ms
     }
 
-    /// The proof for an event of this lane that is still held, if the word reaches so far.
+    /// The proof for an event of this lane that is still held, if the word reaches so far and does not leave it out.
     #[must_use]
     pub fn delivered(&self, sequence: Sequence, route: RouteId) -> Option<Delivered> {
-        (sequence <= self.delivered).then_some(Delivered { sequence, route })
+        let is_unread = self.unread.iter().any(|(first, last)| (*first..=*last).contains(&sequence));
+        (sequence <= self.delivered && !is_unread).then_some(Delivered { sequence, route })
     }
 }

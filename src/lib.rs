@@ -42,9 +42,10 @@
 //! 6. **In doubt, stop.** After a failed write or an unknown commit outcome: stop acknowledging, reopen, re-read, go on
 //!    from what the disk says. Never a crash loop on bad input, never an in-memory fallback, never a deleted buffer.
 //!    Kept by `buffer/open.rs` and `buffer/writer.rs`. Proven by `a_failing_disk_acknowledges_nothing_and_recovers_unaided`,
-//!    `any_page_of_garbage_is_survived_at_open` and `a_truncated_database_is_set_aside`.
+//!    `each_page_of_garbage_costs_what_was_on_it` and
+//!    `a_file_without_its_head_or_its_end_is_looked_through`.
 //! 7. **Every loss is on the books.** A ledger in the database, which survives restarts: received = delivered +
-//!    dead-lettered + dropped + purged + held.
+//!    dead-lettered + dropped + purged + lost + held; lost is what went with a part of the file that cannot be read.
 //!    Kept by `buffer/ledger.rs`. Proven by `nothing_is_lost_or_reordered_and_the_books_balance`,
 //!    `every_line_of_metrics_parses_and_event_counters_survive_a_kill` and `a_dropped_dead_letter_is_seen` (a control).
 

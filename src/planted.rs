@@ -59,6 +59,12 @@ pub enum Bug {
     DieCommitting,
     /// after the commit, before the buffer knows;
     DieCommitted,
+    /// A damaged row, or a garbage page, sets the whole buffer aside.
+    RowDamageSetsAside,
+    /// Nobody rebuilds a file that is found damaged at work.
+    GarbageIsFinal,
+    /// A watermark vouches for readings that could not be read.
+    UnreadIsDelivered,
     /// Not a bug but a fault: the forwarder's loop stands still two seconds after start, so that the watchdog has
     /// something to find.
     StuckForward,
@@ -95,6 +101,9 @@ impl Bug {
             Self::DieSealing => "die-sealing",
             Self::DieCommitting => "die-committing",
             Self::DieCommitted => "die-committed",
+            Self::RowDamageSetsAside => "row-damage-sets-aside",
+            Self::GarbageIsFinal => "garbage-is-final",
+            Self::UnreadIsDelivered => "unread-is-delivered",
             Self::StuckForward => "stuck-forward",
         }
     }

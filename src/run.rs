@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use crate::buffer::{self, Buffer, BufferThread, Recovered};
+use crate::buffer::{self, Buffer, BufferThread, CloseError, Recovered};
 use crate::config::{self, Config, Delivery};
 use crate::forward::status::ForwardStatus;
 use crate::forward::{self, ForwardError};
@@ -47,6 +47,10 @@ pub const INGEST_TIME: Duration = Duration::from_secs(4);
 
 /// Forward has this long to hear from Kafka about what is in flight, and the buffer to close behind it.
 pub const FORWARD_TIME: Duration = Duration::from_secs(5);
+
+/// A file that is damaged again so soon after it was rebuilt lies on a card that is dying: the process ends, and whoever
+/// starts it again waits ever longer.
+const REBUILD_AGAIN: Duration = Duration::from_secs(3600);
 
 /// A thread that has ended is noticed this soon while stopping.
 const JOIN_STEP: Duration = Duration::from_millis(5);
@@ -98,6 +102,7 @@ impl RunError {
 /// When it cannot start, or when a stage gives up; what is on disk stays there.
 #[expect(clippy::needless_pass_by_value, reason = "the agent takes its configuration; it begins anew with a copy")]
 pub fn run(config: Config) -> Result<(), RunError> {
+    let mut rebuilt: Option<Instant> = None;
     loop {
         match run_once(config.clone())? {
             End::Asked => return Ok(()),
@@ -110,6 +115,13 @@ pub fn run(config: Config) -> Result<(), RunError> {
                     "the buffer is not where it was: a clone, a copy that was restored, or another machine; it has taken a \
                      new identity, so that no id is given out twice; what it holds bears the old id in the header tidegate-was"
                 );
+            }
+            End::Damaged(cause) => {
+                if rebuilt.is_some_and(|at| at.elapsed() < REBUILD_AGAIN) {
+                    return Err(RunError::Stage { stage: "buffer", cause });
+                }
+                rebuilt = Some(Instant::now());
+                warn!("{cause}; beginning anew");
             }
             End::Twin(cause) => {
                 let (id, unreleased) = buffer::take_new_identity(&config.buffer, &config.agent.data_dir)?;
@@ -132,6 +144,8 @@ enum End {
     Twin(String),
     /// The buffer is a copy, by that sign.
     Moved(&'static str),
+    /// The buffer's file was found damaged; opening it again rebuilds it.
+    Damaged(String),
 }
 
 fn run_once(config: Config) -> Result<End, RunError> {
@@ -161,8 +175,8 @@ fn run_once(config: Config) -> Result<End, RunError> {
         if end.is_ok() {
             systemd::stopping();
         }
-        if let Some(twin) = stages.stop_in_flow_order().await {
-            return Ok(End::Twin(twin.to_string()));
+        if let Some(anew) = stages.stop_in_flow_order().await {
+            return Ok(anew);
         }
         if end.is_ok() {
             info!(held = sources.snapshot().total.held, "stopped as asked");
@@ -293,8 +307,8 @@ impl Stages {
     }
 
     /// Sockets first, then the buffer's queue, then Kafka, then the buffer itself. Custody rules 1 and 2 hold at any
-    /// point of it. Gives back what the forwarder has found out about a twin.
-    async fn stop_in_flow_order(mut self) -> Option<ForwardError> {
+    /// point of it. Gives back why all is to begin anew in this process, if it is.
+    async fn stop_in_flow_order(mut self) -> Option<End> {
         self.stop_ingest.stop();
         let all_acknowledged = async { while self.ingest.join_next().await.is_some() {} };
         if timeout(INGEST_TIME, all_acknowledged).await.is_err() {
@@ -309,22 +323,25 @@ impl Stages {
                 tokio::time::sleep(JOIN_STEP).await;
             }
         };
-        let mut twin = None;
+        let mut anew = None;
         if timeout(FORWARD_TIME, both_threads).await.is_err() {
             warn!("the last stage did not end in time; what Kafka confirmed last may be sent again");
         } else {
             match forward.join() {
-                Ok(Err(error @ ForwardError::Twin { .. })) => twin = Some(error),
+                Ok(Err(error @ ForwardError::Twin { .. })) => anew = Some(End::Twin(error.to_string())),
                 Ok(Err(error)) => error!("{error}"),
                 Ok(Ok(())) | Err(_) => {}
             }
-            if let Err(error) = buffer.join() {
-                error!("{error}");
+            match buffer.join() {
+                // First of all it must be readable.
+                Err(error @ CloseError::Damaged { .. }) => anew = Some(End::Damaged(error.to_string())),
+                Err(error) => error!("{error}"),
+                Ok(()) => {}
             }
         }
         self.stop_observers.stop();
         while self.observers.join_next().await.is_some() {}
-        twin
+        anew
     }
 }
 

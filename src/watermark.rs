@@ -6,9 +6,9 @@
 //!
 //! | key | value | says |
 //! |---|---|---|
-//! | `<buffer id>` | `{"v":1,"instance":"<32 hex>","delivered":N,"commit":C,"at":T}` | each event of the main lane with a sequence ≤ N was delivered by this or an earlier transaction, or its other fate (dead letter, parked, dropped, purged) was durable in the buffer before |
+//! | `<buffer id>` | `{"v":1,"instance":"<32 hex>","delivered":N,"commit":C,"unread":[[A,B],…],"at":T}` | each event of the main lane with a sequence ≤ N was delivered by this or an earlier transaction, or its other fate (dead letter, parked, dropped, purged, lost) was durable in the buffer before; **but not those from A to B**: the buffer holds them and could not read them when their turn came. `unread` is absent when there are none |
 //! | `<buffer id>/lane/<kafka topic>` | `{"v":1,"instance":"<32 hex>","delivered":N,"waiting":{"first":A,"last":B,"events":C},"at":T}` | parked events of that Kafka topic up to N are delivered; what still waits, absent when nothing does |
-//! | `<buffer id>/hole/<first>` | `{"v":1,"first":A,"last":B,"fate":"dead-lettered","reason":"…","kafka_topic":"…","at":T}` | these sequences will never come; the fate is `dead-lettered`, `dropped` or `purged`; the Kafka topic is absent when they were meant for several |
+//! | `<buffer id>/hole/<first>` | `{"v":1,"first":A,"last":B,"fate":"dead-lettered","reason":"…","kafka_topic":"…","at":T}` | these sequences will never come; the fate is `dead-lettered`, `dropped`, `purged` or `lost`; the Kafka topic is absent when they were meant for several |
 //! | `<buffer id>/identity` | `{"v":1,"was":"<old buffer id>","last":L,"at":T}` | this buffer was another one (a clone, or a restored copy that took a new identity); its events up to L carry the header `tidegate-was: <old id>:<sequence>` |
 //! | `<buffer id>/topic/<kafka topic>` | `{"v":1}` | readings of this buffer went to that Kafka topic; `*` for more topics than are named. Said once a start, so that an audit knows whose numbers to look for in the topics it reads |
 //!
@@ -105,6 +105,8 @@ pub enum Fate {
     Dropped,
     /// An operator purged them.
     Purged,
+    /// Damage to the gateway's file has taken them, or their numbers were never given to a reading.
+    Lost,
 }
 
 impl Fate {
@@ -115,6 +117,7 @@ impl Fate {
             Self::DeadLettered => "dead-lettered",
             Self::Dropped => "dropped",
             Self::Purged => "purged",
+            Self::Lost => "lost",
         }
     }
 }
@@ -141,6 +144,8 @@ pub enum Record {
         delivered: Sequence,
         /// The last commit of that start that moved events aside; 0 when there was none.
         commit: u64,
+        /// ... but these, first and last of each span, which could not be read and are held.
+        unread: Vec<(Sequence, Sequence)>,
         /// Wall clock, milliseconds since 1970.
         at_ms: i64,
     },
@@ -209,9 +214,9 @@ impl Record {
     #[must_use]
     pub fn value(&self) -> String {
         let mut value = match self {
-            Self::Main { instance, delivered, commit, at_ms } => json!({
+            Self::Main { instance, delivered, commit, unread, at_ms } => json!({
                 "v": VERSION, "instance": instance.to_string(), "delivered": delivered, "at": at_ms,
-                "commit": (*commit > 0).then_some(commit),
+                "commit": (*commit > 0).then_some(commit), "unread": (!unread.is_empty()).then_some(unread),
             }),
             Self::Lane { kafka_topic: _, instance, delivered, waiting, at_ms } => json!({
                 "v": VERSION, "instance": instance.to_string(), "delivered": delivered, "at": at_ms,
@@ -300,8 +305,8 @@ fn read_value(kind: Kind<'_>, value: &[u8]) -> Option<Record> {
     let instance = || Instance::parse(fields.instance.as_deref()?);
     Some(match kind {
         Kind::Main => {
-            let commit = fields.commit.unwrap_or_default();
-            Record::Main { instance: instance()?, delivered: fields.delivered?, commit, at_ms }
+            let (commit, unread) = (fields.commit.unwrap_or_default(), fields.unread.unwrap_or_default());
+            Record::Main { instance: instance()?, delivered: fields.delivered?, commit, unread, at_ms }
         }
         Kind::Lane(topic) => Record::Lane {
             kafka_topic: topic.to_owned(),
@@ -336,6 +341,7 @@ struct Fields {
     instance: Option<String>,
     delivered: Option<Sequence>,
     commit: Option<u64>,
+    unread: Option<Vec<(Sequence, Sequence)>>,
     waiting: Option<Waiting>,
     first: Option<Sequence>,
     last: Option<Sequence>,
@@ -403,11 +409,14 @@ mod tests {
             }));
         let fate = prop_oneof![Just(Fate::DeadLettered), Just(Fate::Dropped), Just(Fate::Purged)];
         prop_oneof![
-            (any::<u128>(), any::<u64>(), any::<u64>(), any::<i64>()).prop_map(
-                |(instance, delivered, commit, at_ms)| {
-                    Record::Main { instance: Instance(instance), delivered, commit, at_ms }
-                }
-            ),
+            (any::<u128>(), any::<[u64; 2]>(), proptest::collection::vec(any::<(u64, u64)>(), 0..3), any::<i64>())
+                .prop_map(|(instance, [delivered, commit], unread, at_ms)| Record::Main {
+                    instance: Instance(instance),
+                    delivered,
+                    commit,
+                    unread,
+                    at_ms
+                }),
             ("[a-zA-Z0-9._-]{1,60}", any::<u128>(), any::<u64>(), waiting, any::<i64>()).prop_map(
                 |(kafka_topic, instance, delivered, waiting, at_ms)| Record::Lane {
                     kafka_topic,
@@ -454,7 +463,10 @@ mod tests {
 
     #[test]
     fn the_format_is_the_one_documented() {
-        let record = Record::Main { instance: Instance(0xab), delivered: 7, commit: 0, at_ms: 5 };
+        let main = |unread| Record::Main { instance: Instance(0xab), delivered: 7, commit: 0, unread, at_ms: 5 };
+        let record = main(vec![(2, 3)]);
+        assert!(record.value().contains(r#""unread":[[2,3]]"#), "{}", record.value());
+        let record = main(vec![]);
         assert_eq!(record.key(id()), ID);
         assert_eq!(record.value(), r#"{"at":5,"delivered":7,"instance":"000000000000000000000000000000ab","v":1}"#);
         let lane = |waiting| Record::Lane {
@@ -490,7 +502,10 @@ mod tests {
         let delivered = r#"{"v":1,"instance":"000000000000000000000000000000ab","delivered":7,"at":5,"colour":[{}]}"#;
         assert_eq!(
             read(ID, delivered),
-            Read::Said(id(), Record::Main { instance: Instance(0xab), delivered: 7, commit: 0, at_ms: 5 })
+            Read::Said(
+                id(),
+                Record::Main { instance: Instance(0xab), delivered: 7, commit: 0, unread: vec![], at_ms: 5 }
+            )
         );
         assert_eq!(read(ID, r#"{"v":2,"delivered":{"a":1}}"#), Read::Newer(id()));
         assert_eq!(read(&format!("{ID}/colour/blue"), r#"{"v":1}"#), Read::Newer(id()));

@@ -1,8 +1,8 @@
 //! The books: everything about the buffer that is not an event, as it stood after the last commit.
 //!
 //! The state row is one envelope around `[transaction, next, released, [[gap, length], …], [[route, received,
-//! delivered, dead lettered, dropped, purged, held], …], watermark]`, the last since format version 2. The settled spans above the cursor are written as gap from
-//! the end of the one before and length. It changes in the same transaction as the events it speaks of, so after any
+//! delivered, dead lettered, dropped, purged, held, lost], …], watermark]`, the watermark since format version 2 and what
+//! is lost since 3. The settled spans above the cursor are written as gap from the end of the one before and length. It changes in the same transaction as the events it speaks of, so after any
 //! crash it fits them. `transaction` goes up by one in each commit: after a commit whose outcome is unknown it tells
 //! which side of the commit the disk is on.
 //!
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use rusqlite::Connection;
 
 use super::envelope::{Damage, Opener, Sealer};
-use super::error::LoadError;
+use super::error::{LoadError, is_about_the_row};
 use super::ledger::Ledger;
 use super::spans::Settled;
 use super::{LaneId, PacketIds, StoredSession};
@@ -45,9 +45,30 @@ pub(super) struct Lane {
 }
 
 type StateRow = (u64, Sequence, Sequence, Vec<(u64, u64)>, Vec<LedgerRow>, Sequence);
-/// Of format version 1.
-type StateRow1 = (u64, Sequence, Sequence, Vec<(u64, u64)>, Vec<LedgerRow>);
-pub(super) type LedgerRow = (u16, u64, u64, u64, u64, u64, u64);
+pub(super) type LedgerRow = (u16, u64, u64, u64, u64, u64, u64, u64);
+/// Of format versions 1 and 2.
+type StateRow1 = (u64, Sequence, Sequence, Vec<(u64, u64)>, Vec<LedgerRow2>);
+type StateRow2 = (u64, Sequence, Sequence, Vec<(u64, u64)>, Vec<LedgerRow2>, Sequence);
+type LedgerRow2 = (u16, u64, u64, u64, u64, u64, u64);
+
+/// Rows beside the state row that could not be read. What they said is left out of the books; what they were is said
+/// and written anew where the buffer is opened.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Flaws {
+    /// MQTT sessions that are forgotten, each with what is wrong.
+    pub(super) sessions: Vec<String>,
+    /// Rows of parked lanes.
+    pub(super) lanes: Vec<String>,
+}
+
+/// The state row.
+#[derive(Debug)]
+pub(super) enum StateRead {
+    /// Without what stands in rows of its own.
+    Sound(Books),
+    /// With what is wrong.
+    Damaged(String),
+}
 
 impl Books {
     /// Of a buffer that has seen nothing.
@@ -63,8 +84,41 @@ impl Books {
         }
     }
 
-    /// Reads them.
-    pub(super) fn load(connection: &Connection) -> Result<Self, LoadError> {
+    /// Reads them. Only the state row is needed: of what stands beside it, damage costs the row that is damaged.
+    pub(super) fn load(connection: &Connection) -> Result<(Self, Flaws), LoadError> {
+        let mut books = Self::load_state(connection)?;
+        let flaws = books.load_rows(connection)?;
+        Ok((books, flaws))
+    }
+
+    /// What stands in rows of its own: lanes and sessions.
+    pub(super) fn load_rows(&mut self, connection: &Connection) -> Result<Flaws, LoadError> {
+        let lanes = self.load_lanes(connection)?;
+        let sessions = self.load_sessions(connection)?;
+        Ok(Flaws { sessions, lanes })
+    }
+
+    /// The state row alone; a row that is not there, or is something else, is damaged as well.
+    pub(super) fn read_state_row(connection: &Connection) -> Result<StateRead, LoadError> {
+        match Self::load_state(connection) {
+            Ok(books) => Ok(StateRead::Sound(books)),
+            Err(LoadError::Damaged { cause, .. }) => Ok(StateRead::Damaged(cause)),
+            Err(LoadError::Sqlite(error)) if is_about_the_row(&error) => Ok(StateRead::Damaged(error.to_string())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the state row, whatever stood there.
+    pub(super) fn write(&self, connection: &Connection) -> Result<(), LoadError> {
+        let (mut raw, mut sealer) = (Vec::new(), Sealer::default());
+        let body = self
+            .seal(&mut raw, &mut sealer)
+            .map_err(|cause| LoadError::Damaged { what: "state", cause: cause.to_string() })?;
+        connection.execute("INSERT OR REPLACE INTO state (id, body) VALUES (1, ?1)", [body])?;
+        Ok(())
+    }
+
+    fn load_state(connection: &Connection) -> Result<Self, LoadError> {
         let mut opener = Opener::default();
         let body: Vec<u8> = connection.query_row("SELECT body FROM state WHERE id = 1", [], |row| row.get(0))?;
         let damaged = |what| move |cause: Damage| LoadError::Damaged { what, cause: cause.to_string() };
@@ -77,17 +131,14 @@ impl Books {
             end = first.saturating_add(length);
             (first, end)
         });
-        let mut books = Self {
+        Ok(Self {
             transaction,
             next,
             settled: Settled::new(released, spans),
             watermark,
             ledger: Ledger::from_rows(ledger),
             ..Self::empty()
-        };
-        books.load_lanes(connection)?;
-        books.load_sessions(connection, &mut opener)?;
-        Ok(books)
+        })
     }
 
     /// As the state row wants them.
@@ -106,36 +157,58 @@ impl Books {
         sealer.seal(raw, false).ok_or(Damage::TooLong(u64::MAX))
     }
 
-    fn load_lanes(&mut self, connection: &Connection) -> Result<(), LoadError> {
+    fn load_lanes(&mut self, connection: &Connection) -> Result<Vec<String>, LoadError> {
         let mut lanes = connection.prepare("SELECT id, kafka_topic, held FROM lane")?;
         let mut rows = lanes.query([])?;
+        let mut flaws = Vec::new();
         while let Some(row) = rows.next()? {
-            let topic: String = row.get(1)?;
-            let held = u64::try_from(row.get::<_, i64>(2)?).unwrap_or(0);
-            self.lanes.insert(LaneId(row.get(0)?), Lane { kafka_topic: topic.into(), held });
+            let lane = || -> Result<_, LoadError> {
+                let topic: String = row.get(1)?;
+                let held = u64::try_from(row.get::<_, i64>(2)?).unwrap_or(0);
+                Ok((LaneId(row.get(0)?), Lane { kafka_topic: topic.into(), held }))
+            };
+            match lane() {
+                Ok((id, lane)) => drop(self.lanes.insert(id, lane)),
+                Err(error) => flaws.push(error.to_string()),
+            }
         }
-        Ok(())
+        Ok(flaws)
     }
 
-    fn load_sessions(&mut self, connection: &Connection, opener: &mut Opener) -> Result<(), LoadError> {
+    fn load_sessions(&mut self, connection: &Connection) -> Result<Vec<String>, LoadError> {
+        let mut opener = Opener::default();
         let mut sessions = connection.prepare("SELECT name, used_ms, expiry_s, packet_ids FROM session")?;
         let mut rows = sessions.query([])?;
+        let mut flaws = Vec::new();
         while let Some(row) = rows.next()? {
-            let name: String = row.get(0)?;
-            let body: Vec<u8> = row.get(3)?;
-            let packet_ids = open_packet_ids(&body, opener)
-                .map_err(|cause| LoadError::Damaged { what: "session", cause: format!("{name}: {cause}") })?;
-            let session = StoredSession { packet_ids, used_ms: row.get(1)?, expiry_s: row.get(2)? };
-            self.sessions.insert(name.into(), session);
+            match read_session(row, &mut opener) {
+                Ok((name, session)) => drop(self.sessions.insert(name, session)),
+                Err(error) => flaws.push(error.to_string()),
+            }
         }
-        Ok(())
+        Ok(flaws)
     }
 }
 
+fn read_session(row: &rusqlite::Row<'_>, opener: &mut Opener) -> Result<(Arc<str>, StoredSession), LoadError> {
+    let name: String = row.get(0)?;
+    let body: Vec<u8> = row.get(3)?;
+    let packet_ids = open_packet_ids(&body, opener)
+        .map_err(|cause| LoadError::Damaged { what: "session", cause: format!("{name}: {cause}") })?;
+    Ok((name.into(), StoredSession { packet_ids, used_ms: row.get(1)?, expiry_s: row.get(2)? }))
+}
+
 fn read_state(raw: &[u8]) -> Result<StateRow, cbor::Error> {
-    cbor::read::<StateRow>(raw).or_else(|newer| {
-        let (transaction, next, released, spans, ledger): StateRow1 = cbor::read(raw).map_err(|_older| newer)?;
-        Ok((transaction, next, released, spans, ledger, 0))
+    cbor::read::<StateRow>(raw).or_else(|newest| {
+        let of_1 =
+            |(transaction, next, released, spans, ledger): StateRow1| (transaction, next, released, spans, ledger, 0);
+        let of_2 = cbor::read::<StateRow2>(raw).or_else(|_newer| cbor::read(raw).map(of_1));
+        let (transaction, next, released, spans, ledger, watermark) = of_2.map_err(|_oldest: cbor::Error| newest)?;
+        let with_nothing_lost = |(route, received, delivered, dead, dropped, purged, held): LedgerRow2| {
+            (route, received, delivered, dead, dropped, purged, held, 0)
+        };
+        let ledger = ledger.into_iter().map(with_nothing_lost).collect();
+        Ok((transaction, next, released, spans, ledger, watermark))
     })
 }
 

@@ -162,6 +162,17 @@ impl ChunkReader {
         Ok(events)
     }
 
+    /// The first and the last sequence of a sound chunk, whatever its row says.
+    pub(super) fn extent(&mut self, body: &[u8]) -> Result<(Sequence, Sequence), Damage> {
+        let raw = self.opener.open(body)?;
+        let mut extent = None;
+        for line in cbor::read_sequence::<Line<'_>>(&raw) {
+            let Line(sequence, ..) = line?;
+            extent = Some((extent.map_or(sequence, |(first, _)| first), sequence));
+        }
+        extent.ok_or_else(|| Damage::Content("holds nothing".to_owned()))
+    }
+
     fn stored(&mut self, line: Line<'_>, raw: &Bytes, last: Option<&Event>) -> Result<Stored, Damage> {
         let Line(sequence, arrived_ms, flags, route, topic, payload, headers, facts) = line;
         let facts = facts.unwrap_or_default();

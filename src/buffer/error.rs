@@ -95,10 +95,11 @@ impl OpenError {
     }
 }
 
-/// A path that a person has to correct, or rights that a person has to grant.
+/// A path that a person has to correct: it goes through a file. Rights can be granted, and a file system that is mounted
+/// read-only (what ext4 does to itself after an error of the card) or not at all can be mounted again, while nobody
+/// thinks of starting the agent: these are tried again.
 fn is_misplaced(error: &io::Error) -> bool {
-    use io::ErrorKind::{AlreadyExists, NotADirectory, PermissionDenied, ReadOnlyFilesystem};
-    matches!(error.kind(), AlreadyExists | NotADirectory | PermissionDenied | ReadOnlyFilesystem)
+    matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory)
 }
 
 /// The buffer thread ended with less than it should have done. What was not committed was never acknowledged.
@@ -115,6 +116,12 @@ pub enum CloseError {
     /// Everything is stored, but the file could not be tidied up; the next start does that.
     #[error("buffer: close: {0}")]
     Untidy(String),
+    /// The file is damaged where work cannot go on; the next start rebuilds it.
+    #[error("buffer: the database is damaged ({cause}); it is to be rebuilt")]
+    Damaged {
+        /// What SQLite said.
+        cause: String,
+    },
     /// A bug.
     #[error("buffer: the thread panicked")]
     Panicked,
@@ -141,12 +148,34 @@ pub(super) enum WriteError {
     /// The books could not be read again.
     #[error("{0}")]
     Load(#[from] LoadError),
+    /// The reader has met damage that it cannot pass by.
+    #[error("{0}")]
+    Damaged(String),
     /// What was read back cannot be right.
     #[error("the database holds transaction {found}, expected was {expected}")]
     Strange { expected: u64, found: u64 },
     /// The log could not be written back completely.
     #[error("the write-ahead log is in use by another process")]
     LogInUse,
+}
+
+impl WriteError {
+    /// Trying again will not help: the file itself is damaged.
+    pub(super) fn damage(&self) -> Option<String> {
+        match self {
+            Self::Doubt(error)
+            | Self::Load(LoadError::Sqlite(error))
+            | Self::Reopen(OpenError::Disk { source: error, .. }) => is_damage(error).then(|| error.to_string()),
+            Self::Load(error @ LoadError::Damaged { .. }) => Some(error.to_string()),
+            Self::Damaged(cause) => Some(cause.clone()),
+            Self::Full(_)
+            | Self::SideFile(_)
+            | Self::Encode(_)
+            | Self::Reopen(_)
+            | Self::Strange { .. }
+            | Self::LogInUse => None,
+        }
+    }
 }
 
 impl From<rusqlite::Error> for WriteError {
@@ -177,19 +206,32 @@ pub(super) fn is_full(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::DiskFull)
 }
 
-/// The file is not, or no longer, a database.
+/// The file is not, or no longer, a database, or not all of it is.
 pub(super) fn is_unreadable(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
         // A table or a column that ours has is missing, or holds another type: not our database any more.
         || error.sqlite_error_code() == Some(ErrorCode::Unknown)
-        || matches!(
-            error,
-            rusqlite::Error::QueryReturnedNoRows
-                | rusqlite::Error::InvalidColumnType(..)
-                | rusqlite::Error::FromSqlConversionFailure(..)
-                | rusqlite::Error::IntegralValueOutOfRange(..)
-                | rusqlite::Error::Utf8Error(..)
-        )
+        || is_about_the_row(error)
+}
+
+/// The same, of a file that was ours a moment ago: only what trying again cannot mend.
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::Unknown) => error.to_string().contains("no such"),
+        _ => is_unreadable(error),
+    }
+}
+
+/// The row is missing, or holds something else than was written.
+pub(super) fn is_about_the_row(error: &rusqlite::Error) -> bool {
+    matches!(
+        error,
+        rusqlite::Error::QueryReturnedNoRows
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::Utf8Error(..)
+    )
 }
 
 /// A sequence as SQLite's row id. Row ids end where the sequences of a million events a second end in 292,000 years.

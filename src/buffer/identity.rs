@@ -39,6 +39,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use uuid::Uuid;
 
 use super::limits::{MARK_EVERY, RESERVE_LEAST, RESERVE_MOST};
+use super::private;
 use crate::event::Sequence;
 use crate::watermark::Instance;
 
@@ -158,7 +159,8 @@ impl Marks {
     /// Puts these marks in place of the old ones; durable when it returns.
     pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
         let temporary = dir.join(format!("{FILE_NAME}.new"));
-        let mut file = File::create(&temporary)?;
+        let mut file = private::create(&temporary)?;
+        file.set_len(0)?;
         file.write_all(self.text().as_bytes())?;
         file.sync_all()?;
         drop(file);

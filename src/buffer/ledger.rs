@@ -1,6 +1,6 @@
 //! The ledger: what became of every event, by route, since the buffer was made.
 //!
-//! custody rule 7: `received = delivered + dead_lettered + dropped + purged + held` in every committed state. Each
+//! custody rule 7: `received = delivered + dead_lettered + dropped + purged + lost + held` in every committed state. Each
 //! method books both sides at once, so no caller can break it.
 
 use std::collections::BTreeMap;
@@ -21,6 +21,7 @@ struct Line {
     dead_lettered: u64,
     dropped: u64,
     purged: u64,
+    lost: u64,
     held: u64,
 }
 
@@ -62,6 +63,25 @@ impl Ledger {
         self.0.values().all(|line| line.held == 0)
     }
 
+    /// Held events of that route that damage to the file has taken; says how many of so many it could book.
+    pub(super) fn lost(&mut self, route: RouteId, events: u64) -> u64 {
+        let line = self.line(route);
+        let moved = events.min(line.held);
+        line.held = line.held.saturating_sub(moved);
+        line.lost = line.lost.saturating_add(moved);
+        moved
+    }
+
+    /// What each line holds.
+    pub(super) fn held(&self) -> Vec<(RouteId, u64)> {
+        self.0.iter().map(|(route, line)| (*route, line.held)).collect()
+    }
+
+    /// The highest line.
+    pub(super) fn last(&self) -> Option<RouteId> {
+        self.0.last_key_value().map(|(route, _)| *route)
+    }
+
     /// Opens the line of a route.
     pub(super) fn open(&mut self, route: RouteId) {
         self.line(route);
@@ -70,9 +90,9 @@ impl Ledger {
     /// As status and metrics show it; `names` by route id.
     pub(super) fn lines(&self, names: &BTreeMap<RouteId, Arc<str>>) -> Vec<(RouteId, LedgerLine)> {
         let line = |(route, line): (&RouteId, &Line)| {
-            let &Line { received, delivered, dead_lettered, dropped, purged, held } = line;
+            let &Line { received, delivered, dead_lettered, dropped, purged, lost, held } = line;
             let name = names.get(route).cloned().unwrap_or_else(|| Arc::from(""));
-            (*route, LedgerLine { route: name, received, delivered, dead_lettered, dropped, purged, held })
+            (*route, LedgerLine { route: name, received, delivered, dead_lettered, dropped, purged, lost, held })
         };
         self.0.iter().map(line).collect()
     }
@@ -81,14 +101,14 @@ impl Ledger {
     pub(super) fn rows(&self) -> Vec<LedgerRow> {
         debug_assert!(self.balanced(), "{self:?}");
         let row = |(route, l): (&RouteId, &Line)| {
-            (route.0, l.received, l.delivered, l.dead_lettered, l.dropped, l.purged, l.held)
+            (route.0, l.received, l.delivered, l.dead_lettered, l.dropped, l.purged, l.held, l.lost)
         };
         self.0.iter().map(row).collect()
     }
 
     pub(super) fn from_rows(rows: Vec<LedgerRow>) -> Self {
-        let line = |(route, received, delivered, dead_lettered, dropped, purged, held)| {
-            (RouteId(route), Line { received, delivered, dead_lettered, dropped, purged, held })
+        let line = |(route, received, delivered, dead_lettered, dropped, purged, held, lost)| {
+            (RouteId(route), Line { received, delivered, dead_lettered, dropped, purged, lost, held })
         };
         Self(rows.into_iter().map(line).collect())
     }
@@ -96,7 +116,7 @@ impl Ledger {
     /// Does every line add up?
     pub(super) fn balanced(&self) -> bool {
         self.0.values().all(|line| {
-            let parts = [line.delivered, line.dead_lettered, line.dropped, line.purged, line.held];
+            let parts = [line.delivered, line.dead_lettered, line.dropped, line.purged, line.lost, line.held];
             parts.iter().fold(0_u64, |sum, part| sum.saturating_add(*part)) == line.received
         })
     }

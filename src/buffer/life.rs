@@ -145,7 +145,7 @@ pub fn take_new_identity(settings: &config::Buffer, data_dir: &Path) -> Result<(
 }
 
 fn rename(connection: &Connection) -> Result<(Uuid, Books), LoadError> {
-    let mut books = Books::load(connection)?;
+    let (mut books, _said_at_the_next_start) = Books::load(connection)?;
     // Of the other one's watermarks nothing is true here.
     books.watermark = 0;
     books.transaction = books.transaction.saturating_add(1);

@@ -24,6 +24,8 @@ struct Inner {
     /// The highest sequence on disk.
     committed: Sequence,
     closed: bool,
+    /// Where the outlet has met damage that it cannot pass by.
+    damage: Option<String>,
 }
 
 /// Where the next events are.
@@ -41,7 +43,7 @@ pub(super) enum Place {
 
 impl Live {
     pub(super) fn new(committed: Sequence) -> Self {
-        let inner = Inner { batches: VecDeque::new(), bytes: 0, committed, closed: false };
+        let inner = Inner { batches: VecDeque::new(), bytes: 0, committed, closed: false, damage: None };
         Self { inner: Mutex::new(inner), changed: Condvar::new() }
     }
 
@@ -58,6 +60,21 @@ impl Live {
         }
         drop(inner);
         self.changed.notify_one();
+    }
+
+    /// The reader cannot get past something: the file is to be rebuilt.
+    pub(super) fn report_damage(&self, cause: String) {
+        self.lock().damage.get_or_insert(cause);
+    }
+
+    /// The highest sequence on disk.
+    pub(super) fn committed(&self) -> Sequence {
+        self.lock().committed
+    }
+
+    /// What was reported.
+    pub(super) fn damage(&self) -> Option<String> {
+        self.lock().damage.clone()
     }
 
     /// Nothing more will come.

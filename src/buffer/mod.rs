@@ -15,7 +15,8 @@
 //!   says what became of the events ([`settlement`], [`settle`]).
 //! * After a failed write nothing is acknowledged until the disk has been read again ([`recover`]). What is wrong with
 //!   the files at start is decided in [`open`], with the side file as second witness ([`identity`]) and a look at the log
-//!   before SQLite sees it ([`tail`]). Which start stored what, and whose watermark is whose, is in [`life`].
+//!   before SQLite sees it ([`tail`]). Which start stored what, and whose watermark is whose, is in [`life`]. Rows that can
+//!   be made anew are ([`mend`]); what SQLite cannot read any more is taken out of the file without it ([`salvage`]).
 //! * All numbers stand in [`limits`], the tables and SQLite's settings in [`schema`].
 
 mod books;
@@ -31,10 +32,13 @@ mod ledger;
 mod life;
 mod limits;
 mod live;
+mod mend;
 mod open;
 mod outlet;
 mod pace;
+mod private;
 mod recover;
+mod salvage;
 mod schema;
 mod sessions;
 mod settle;
@@ -85,6 +89,8 @@ pub struct Recovered {
     pub settled: Vec<RangeInclusive<Sequence>>,
     /// Everything up to here is settled.
     pub released: Sequence,
+    /// Sequences that will never come and that no dead letter speaks of.
+    pub holes: Vec<Hole>,
     /// Lanes that hold events, with their Kafka topic.
     pub lanes: Vec<(LaneId, Arc<str>)>,
     /// Who has stored readings and written watermarks for this buffer, and who will.
@@ -93,6 +99,19 @@ pub struct Recovered {
     pub moved: Option<&'static str>,
     /// It holds no reading.
     pub is_empty: bool,
+}
+
+/// Sequences that will never come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hole {
+    /// The first.
+    pub first: Sequence,
+    /// The last.
+    pub last: Sequence,
+    /// Why, for a person.
+    pub reason: String,
+    /// Since when, milliseconds since 1970.
+    pub at_ms: i64,
 }
 
 /// The starts of the agent on this buffer, as far as readings and watermarks tell of them.
@@ -166,7 +185,8 @@ pub struct StoredSession {
     pub expiry_s: u32,
 }
 
-/// The books of one route. `received = delivered + dead_lettered + dropped + purged + held`, always.
+/// The books of one route. `received = delivered + dead_lettered + dropped + purged + lost + held`,
+/// always.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LedgerLine {
     /// The route's `from`, or `""` for events without one.
@@ -181,6 +201,8 @@ pub struct LedgerLine {
     pub dropped: u64,
     /// Purged by an operator.
     pub purged: u64,
+    /// Gone with a part of the file that could not be read any more.
+    pub lost: u64,
     /// Still here.
     pub held: u64,
 }
@@ -214,6 +236,11 @@ pub struct BufferStatus {
     pub write_failures: u64,
     /// Seconds the commits since start took, all together.
     pub commit_seconds: f64,
+}
+
+/// A long piece of work at start tells systemd now and then that it goes on.
+fn life_signs() {
+    crate::observe::systemd::still_starting();
 }
 
 /// Writes the whole write-ahead log back into the database, syncs it and begins a new log. False when a reader or

@@ -7,15 +7,16 @@
 //! | readable | of another buffer, or damaged | go on; the side file is set aside, ERROR |
 //! | readable, behind the committed mark | fits | ERROR with the numbers; go on behind the reserved mark |
 //! | readable, the log's end may be missing | fits | WARN; go on behind the reserved mark |
+//! | readable but for single rows | any | ERROR; these are made anew ([`mend`](super::mend)) |
 //! | missing or empty | none | a new buffer |
-//! | missing or empty | there | ERROR: what was held is gone; what is there is set aside; a new buffer, a new id |
-//! | unreadable | any | ERROR; all of it is set aside under another name; a new buffer, a new id |
+//! | unreadable, missing or empty | any | ERROR; what can be read of it goes into a new database, under the same id; the damaged file is kept ([`salvage`](super::salvage)) |
+//! | ... and nothing of ours is in it | any | ERROR: what was held is gone; what is there is set aside; a new buffer, a new id |
 //! | of a newer version | any | refuse: Halt |
 //!
 //! custody rule 6: nothing is ever deleted here. One agent a directory: a lock file is held until the thread ends.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,17 +26,24 @@ use std::time::Instant;
 use rusqlite::Connection;
 use uuid::Uuid;
 
-use super::books::Books;
+use super::books::{Books, StateRead};
+use super::chunk::ChunkReader;
 use super::envelope::Sealer;
-use super::error::{LoadError, OpenError, is_unreadable, row_id, sequence};
+use super::error::{LoadError, OpenError, is_damage, is_unreadable, row_id, sequence};
 use super::identity::{self, Marks, Place, ReadFault};
 use super::limits::{LOCK_STEP, LOCK_WAIT};
 use super::schema::{APPLICATION_ID, Database, FORMAT_VERSION};
 use super::tail::{self, Tail};
-use super::{Recovered, clock, life};
+use super::{Hole, Recovered, clock, life, mend, private, salvage};
 use crate::config;
 use crate::event::{RouteId, Sequence};
 use crate::planted::{Bug, planted};
+
+/// Lost spans that a log line names; all of them are in the database and in the watermark topic.
+const SPANS_SAID: usize = 8;
+
+/// Holes that are declared again after each start, the newest first: 150 bytes each.
+const HOLES_SAID: u32 = 1_000;
 
 /// An open buffer whose thread does not run yet.
 pub struct Buffer {
@@ -62,8 +70,27 @@ impl Buffer {
         data_dir: &Path,
         route_names: &[Arc<str>],
     ) -> Result<(Self, Recovered), OpenError> {
-        fs::create_dir_all(data_dir).map_err(OpenError::files("create the data directory", data_dir))?;
+        private::directory(data_dir).map_err(OpenError::files("make the data directory", data_dir))?;
         let lock = lock(data_dir)?;
+        let database = Database::new(data_dir, &settings);
+        match Self::open_locked(settings.clone(), data_dir, route_names, lock.try_clone()) {
+            // A page that only writing comes by.
+            Err(OpenError::Disk { source, .. }) if is_damage(&source) => {
+                let files = OpenError::files("write beside", database.path());
+                salvage::ask_for(database.path(), &source.to_string()).map_err(files)?;
+                Self::open_locked(settings, data_dir, route_names, Ok(lock))
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_locked(
+        settings: config::Buffer,
+        data_dir: &Path,
+        route_names: &[Arc<str>],
+        lock: io::Result<File>,
+    ) -> Result<(Self, Recovered), OpenError> {
+        let lock = lock.map_err(OpenError::files("hold the lock of", data_dir))?;
         let database = Database::new(data_dir, &settings);
         let marks = read_marks(data_dir)?;
         let tail = tail_of(&database, marks.as_ref())?;
@@ -83,6 +110,7 @@ impl Buffer {
             sessions: books.sessions.clone(),
             settled: books.settled.ranges(),
             released: books.settled.released(),
+            holes: read_holes(&connection).map_err(OpenError::disk("read the holes"))?,
             lanes: books.lanes.iter().map(|(id, lane)| (*id, Arc::clone(&lane.kafka_topic))).collect(),
             lives,
             moved,
@@ -99,8 +127,7 @@ impl Buffer {
 /// One agent a directory. A process that was killed a moment ago may still be on its way out: its lock goes with it.
 pub(super) fn lock(data_dir: &Path) -> Result<File, OpenError> {
     let path = data_dir.join("lock");
-    let open = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = open.map_err(OpenError::files("open", &path))?;
+    let file = private::create(&path).map_err(OpenError::files("open", &path))?;
     let since = Instant::now();
     loop {
         match file.try_lock() {
@@ -133,14 +160,20 @@ fn open_or_create(
     marks: Option<&Marks>,
 ) -> Result<(Connection, Books, Uuid), OpenError> {
     let path = database.path();
+    if let Some(kept) = salvage::finish(path)? {
+        tracing::warn!(kept = %kept.display(), "buffer: a rebuilt database takes the place of the damaged one");
+    }
     let bytes = match fs::metadata(path) {
         Ok(metadata) => metadata.len(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
         Err(source) => return Err(OpenError::Files { operation: "look at", path: path.to_owned(), source }),
     };
     // SQLite must not see an empty file: it takes it for a new database and deletes the log beside it.
-    let cause = if bytes > 0 {
-        match open_existing(database)? {
+    let met = salvage::asked_for(path).map_err(OpenError::files("look beside", path))?;
+    let cause = if let Some(cause) = met {
+        Some(cause)
+    } else if bytes > 0 {
+        match open_existing(database, marks)? {
             Existing::Readable(opened) => return Ok(*opened),
             Existing::Unreadable(cause) => Some(cause),
             // A first start that was cut off before its first transaction.
@@ -152,6 +185,11 @@ fn open_or_create(
     } else {
         None
     };
+    if let Some(cause) = &cause
+        && let Some(opened) = rebuilt(database, marks, cause)?
+    {
+        return Ok(opened);
+    }
     let kept = set_aside(path)?;
     let kept_marks = if marks.is_some() { set_aside(&data_dir.join(identity::FILE_NAME))? } else { None };
     if let Some(cause) = cause {
@@ -159,10 +197,40 @@ fn open_or_create(
         let committed = marks.map_or(0, |marks| marks.committed);
         let (kept, side_file) = (shown(kept.as_ref()), shown(kept_marks.as_ref()));
         tracing::error!(cause, buffer_id = old, committed, %kept, %side_file,
-            "buffer: the database cannot be used; events it held up to that sequence are not delivered unless the \
-             file that was kept can be repaired; starting a new buffer with a new id");
+            "buffer: the database cannot be used, and nothing of this buffer was found in it; events it held up to that \
+             sequence are not delivered; starting a new buffer with a new id");
     }
     create(database)
+}
+
+/// A new database with all that could be read of the damaged one; `None` when that is nothing.
+fn rebuilt(
+    database: &Database,
+    marks: Option<&Marks>,
+    cause: &str,
+) -> Result<Option<(Connection, Books, Uuid)>, OpenError> {
+    if planted(Bug::RowDamageSetsAside) {
+        return Ok(None);
+    }
+    tracing::error!(cause, path = %database.path().display(),
+        "buffer: the database is damaged; what can be read of it goes into a new one, under the same identity");
+    let Some(found) = salvage::rebuild(database, marks)? else { return Ok(None) };
+    let mend::Losses { events, spans } = &found.losses;
+    let lost_spans: Vec<String> = spans.iter().take(SPANS_SAID).map(|(a, b)| format!("{a} to {b}")).collect();
+    tracing::error!(
+        buffer_id = %found.buffer_id, chunks = found.chunks, lost = events, lost_spans = lost_spans.join(", "),
+        more_spans = spans.len().saturating_sub(SPANS_SAID), kept = %shown(found.kept.as_ref()),
+        "buffer: the damaged database is rebuilt; what is lost is on the books and will be declared in Kafka; the \
+         damaged file is kept for people, and may be removed"
+    );
+    match open_existing(database, marks)? {
+        Existing::Readable(opened) => Ok(Some(*opened)),
+        Existing::Unreadable(cause) => {
+            tracing::error!(cause, "buffer: the rebuilt database cannot be read");
+            Err(OpenError::Disk { operation: "open the rebuilt database", source: rusqlite::Error::InvalidQuery })
+        }
+        Existing::Empty => Ok(None),
+    }
 }
 
 enum Existing {
@@ -171,7 +239,7 @@ enum Existing {
     Empty,
 }
 
-fn open_existing(database: &Database) -> Result<Existing, OpenError> {
+fn open_existing(database: &Database, marks: Option<&Marks>) -> Result<Existing, OpenError> {
     let looked = database.open_existing().map_err(LoadError::from).and_then(|connection| {
         let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
         let (application, version) = (pragma("application_id")?, pragma("user_version")?);
@@ -186,6 +254,7 @@ fn open_existing(database: &Database) -> Result<Existing, OpenError> {
         return Ok(Existing::Empty);
     }
     if application != APPLICATION_ID {
+        // Whose it really is, its contents say.
         return Ok(Existing::Unreadable(format!("it is another program's (application id {application:#x})")));
     }
     if version > FORMAT_VERSION {
@@ -194,12 +263,16 @@ fn open_existing(database: &Database) -> Result<Existing, OpenError> {
     }
     match database.apply(&connection) {
         Err(OpenError::Disk { source, .. }) if is_unreadable(&source) => return unreadable(source.into()),
+        // What is fixed when a file is made is not changed by settings: its head is damaged.
+        Err(error @ OpenError::Setting { name: "page_size" | "auto_vacuum", .. }) => {
+            return Ok(Existing::Unreadable(error.to_string()));
+        }
         applied => applied?,
     }
     if let Err(error) = Database::upgrade(&connection, version) {
         return unreadable(error.into());
     }
-    match load(&connection) {
+    match load(&connection, marks) {
         Ok((books, buffer_id)) => Ok(Existing::Readable(Box::new((connection, books, buffer_id)))),
         Err(error) => unreadable(error),
     }
@@ -215,25 +288,87 @@ fn unreadable(error: LoadError) -> Result<Existing, OpenError> {
     Ok(Existing::Unreadable(error.to_string()))
 }
 
-fn load(connection: &Connection) -> Result<(Books, Uuid), LoadError> {
-    let buffer_id: [u8; 16] =
-        connection.query_row("SELECT buffer_id FROM identity WHERE id = 1", [], |row| row.get(0))?;
-    let books = Books::load(connection)?;
-    let last: Option<i64> = connection.query_row(
-        "SELECT max(last) FROM chunk WHERE first = (SELECT max(first) FROM chunk)",
-        [],
-        |row| row.get(0),
-    )?;
-    if last.is_some_and(|last| sequence(last) >= books.next) {
-        let cause = format!("holds events up to {last:?}, but the next sequence is {}", books.next);
-        return Err(LoadError::Damaged { what: "state", cause });
+fn load(connection: &Connection, marks: Option<&Marks>) -> Result<(Books, Uuid), LoadError> {
+    let buffer_id = load_identity(connection, marks)?;
+    let mut books = match Books::read_state_row(connection)? {
+        StateRead::Sound(mut books) => {
+            let flaws = books.load_rows(connection)?;
+            mend::rows(connection, &mut books, &flaws)?;
+            books
+        }
+        StateRead::Damaged(cause) if planted(Bug::RowDamageSetsAside) => {
+            return Err(LoadError::Damaged { what: "state", cause });
+        }
+        StateRead::Damaged(cause) => {
+            tracing::error!(cause, "buffer: the state row is damaged");
+            mend::books_anew(connection, marks)?
+        }
+    };
+    if ends_behind(connection, &books)? {
+        tracing::error!(next = books.next, "buffer: the books do not reach to the last chunk");
+        books = mend::books_anew(connection, marks)?;
     }
     // What lies in the other tables is read later, or hardly ever; that they can be read shows now, while the file
-    // can still be set aside.
-    for table in ["route", "lane_chunk", "dead_letter", "life", "former", "hole"] {
+    // can still be rebuilt. Those that have few rows are looked at as a whole, with their indexes.
+    for table in ["lane_chunk", "dead_letter"] {
         connection.query_row(&format!("SELECT count(*) FROM (SELECT * FROM {table} LIMIT 1)"), [], |_| Ok(()))?;
     }
-    Ok((books, Uuid::from_bytes(buffer_id)))
+    for table in ["route", "lane", "life", "former", "hole"] {
+        let sql = format!("PRAGMA integrity_check({table})");
+        let found: String = connection.query_row(&sql, [], |row| row.get(0))?;
+        if found != "ok" {
+            return Err(LoadError::Damaged { what: table, cause: found });
+        }
+    }
+    Ok((books, buffer_id))
+}
+
+/// Whose it is. A bit that has flipped in the id makes no new buffer: the side file, which has a checksum, knows better.
+fn load_identity(connection: &Connection, marks: Option<&Marks>) -> Result<Uuid, LoadError> {
+    /// Two buffers' ids differ in about sixty of their bits.
+    const FLIPPED_BITS: u32 = 8;
+    let id: [u8; 16] = connection.query_row("SELECT buffer_id FROM identity WHERE id = 1", [], |row| row.get(0))?;
+    let found = Uuid::from_bytes(id);
+    let Some(known) = marks.map(|marks| marks.buffer_id) else { return Ok(found) };
+    if found == known || (found.as_u128() ^ known.as_u128()).count_ones() > FLIPPED_BITS {
+        return Ok(found);
+    }
+    tracing::error!(%found, %known, "buffer: the id in the database is damaged; the side file has it");
+    connection.execute("UPDATE identity SET buffer_id = ?1", [known.as_bytes()])?;
+    Ok(known)
+}
+
+/// Does the last chunk reach beyond what was given out? A row that only says so is put right.
+fn ends_behind(connection: &Connection, books: &Books) -> Result<bool, LoadError> {
+    let row = connection.query_row(
+        "SELECT first, last, body FROM chunk WHERE first = (SELECT max(first) FROM chunk)",
+        [],
+        |row| Ok((row.get::<_, i64>(0)?, sequence(row.get(1)?), row.get::<_, Vec<u8>>(2)?)),
+    );
+    let (first, last, body) = match row {
+        Err(rusqlite::Error::QueryReturnedNoRows) => return Ok(false),
+        row => row?,
+    };
+    if last < books.next {
+        return Ok(false);
+    }
+    let Ok((_, right)) = ChunkReader::default().extent(&body) else { return Ok(true) };
+    if right >= books.next {
+        return Ok(true);
+    }
+    tracing::error!(first, last = right, "buffer: the row of a chunk is damaged; it is put right");
+    connection.execute("UPDATE chunk SET last = ?2 WHERE first = ?1", (first, row_id(right)))?;
+    Ok(false)
+}
+
+fn read_holes(connection: &Connection) -> rusqlite::Result<Vec<Hole>> {
+    let mut holes =
+        connection.prepare("SELECT first, last, reason, at_ms FROM hole ORDER BY at_ms DESC, first DESC LIMIT ?1")?;
+    let rows = holes.query_map([HOLES_SAID], |row| {
+        let (first, last) = (sequence(row.get(0)?), sequence(row.get(1)?));
+        Ok(Hole { first, last, reason: row.get(2)?, at_ms: row.get(3)? })
+    })?;
+    rows.collect()
 }
 
 /// A new buffer: tables and first rows in one transaction.
@@ -364,10 +499,11 @@ fn skip(
     books.settled.insert_span(first, last);
     books.next = last.saturating_add(1);
     books.transaction = books.transaction.saturating_add(1);
-    let (mut raw, mut sealer) = (Vec::new(), Sealer::default());
-    let body = books.seal(&mut raw, &mut sealer).map(<[u8]>::to_vec).unwrap_or_default();
     let tx = connection.unchecked_transaction()?;
-    tx.execute("UPDATE state SET body = ?1 WHERE id = 1", [body])?;
+    books.write(&tx).map_err(|error| match error {
+        LoadError::Sqlite(source) => source,
+        LoadError::Damaged { .. } => rusqlite::Error::InvalidQuery,
+    })?;
     tx.execute(
         "INSERT OR REPLACE INTO hole (first, last, reason, at_ms) VALUES (?1, ?2, ?3, ?4)",
         (row_id(first), row_id(last), why, clock::now_ms()),
@@ -382,11 +518,23 @@ fn assign_routes(connection: &Connection, wanted: &[Arc<str>], books: &mut Books
     let assign = || -> rusqlite::Result<Option<Routes>> {
         let tx = connection.unchecked_transaction()?;
         let mut names: BTreeMap<RouteId, Arc<str>> = BTreeMap::new();
+        let mut damaged = 0_usize;
         {
             let mut known = tx.prepare("SELECT id, name FROM route")?;
             let mut rows = known.query([])?;
             while let Some(row) = rows.next()? {
-                names.insert(RouteId(row.get(0)?), row.get::<_, String>(1)?.into());
+                match (row.get(0), row.get::<_, String>(1)) {
+                    (Ok(id), Ok(name)) => drop(names.insert(RouteId(id), name.into())),
+                    (Err(error), _) | (_, Err(error)) if is_unreadable(&error) => damaged = damaged.saturating_add(1),
+                    (Err(error), _) | (_, Err(error)) => return Err(error),
+                }
+            }
+        }
+        if damaged > 0 {
+            tracing::error!(damaged, "buffer: names of ledger lines are damaged; their routes begin new lines");
+            tx.execute("DELETE FROM route", [])?;
+            for (id, name) in &names {
+                tx.execute("INSERT INTO route VALUES (?1, ?2)", (id.0, &**name))?;
             }
         }
         let mut ids = Vec::with_capacity(wanted.len());
@@ -396,7 +544,8 @@ fn assign_routes(connection: &Connection, wanted: &[Arc<str>], books: &mut Books
                 ids.push(id);
                 continue;
             }
-            let last = names.last_key_value().map_or(0, |(id, _)| id.0);
+            // A line whose name is gone keeps its number.
+            let last = names.last_key_value().map_or(0, |(id, _)| id.0).max(books.ledger.last().map_or(0, |id| id.0));
             let Some(id) = last.checked_add(1).map(RouteId) else { return Ok(None) };
             tx.execute("INSERT INTO route VALUES (?1, ?2)", (id.0, &**name))?;
             names.insert(id, Arc::clone(name));

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Statement};
 
 use super::chunk::ChunkReader;
-use super::error::{is_unreadable, row_id, sequence};
+use super::error::{is_damage, is_unreadable, row_id, sequence};
 use super::limits::{NEXT_BYTES, NEXT_CHUNKS};
 use super::live::{Live, Place};
 use super::{DeadLetter, LaneId};
@@ -28,8 +28,9 @@ pub struct Outlet {
     reader: ChunkReader,
     /// Found after readable chunks of the same read: told on the next call.
     damaged: Option<ReadError>,
-    /// Chunks of parked lanes that were reported as damaged; the next call goes on behind them.
-    damaged_parked: BTreeSet<i64>,
+    /// Chunks of parked lanes that were reported as damaged, by lane and extent, because they move to its end; calls go on
+    /// behind them.
+    damaged_parked: BTreeSet<(LaneId, Sequence, Sequence)>,
 }
 
 /// One chunk of a parked lane: it is settled as a whole.
@@ -51,6 +52,8 @@ pub enum ReadError {
         first: Sequence,
         /// Last sequence in it.
         last: Sequence,
+        /// The chunk's row id, if it is one of a parked lane.
+        parked: Option<i64>,
         /// What is wrong.
         cause: String,
     },
@@ -89,7 +92,7 @@ impl Outlet {
             match self.live.after(self.position, wait) {
                 Place::Memory(events) => return Ok(self.returned(events)),
                 Place::Disk { committed } => {
-                    let events = self.read_chunks()?;
+                    let events = self.noted(Self::read_chunks)?;
                     if !events.is_empty() {
                         return Ok(self.returned(events));
                     }
@@ -117,6 +120,10 @@ impl Outlet {
     /// # Errors
     /// As [`Outlet::next`].
     pub fn parked(&mut self, lane: LaneId, after: i64) -> Result<Option<LaneChunk>, ReadError> {
+        self.noted(|outlet| outlet.find_parked(lane, after))
+    }
+
+    fn find_parked(&mut self, lane: LaneId, after: i64) -> Result<Option<LaneChunk>, ReadError> {
         let mut after = after;
         loop {
             let mut find = self.connection.prepare(
@@ -126,15 +133,15 @@ impl Outlet {
                 Ok((row.get::<_, i64>(0)?, sequence(row.get(1)?), sequence(row.get(2)?), row.get::<_, Vec<u8>>(3)?))
             });
             let Some((id, first, last, body)) = row.optional()? else { return Ok(None) };
-            if self.damaged_parked.contains(&id) {
+            if self.damaged_parked.contains(&(lane, first, last)) {
                 after = id;
                 continue;
             }
             return match self.reader.read(&body, first, last) {
                 Ok(events) => Ok(Some(LaneChunk { id, events })),
                 Err(damage) => {
-                    self.damaged_parked.insert(id);
-                    Err(ReadError::Damaged { first, last, cause: damage.to_string() })
+                    self.damaged_parked.insert((lane, first, last));
+                    Err(ReadError::Damaged { first, last, parked: Some(id), cause: damage.to_string() })
                 }
             };
         }
@@ -145,6 +152,10 @@ impl Outlet {
     /// # Errors
     /// As [`Outlet::next`]; a damaged chunk holds nothing.
     pub fn parked_at(&mut self, lane: LaneId, wanted: Sequence) -> Result<Option<i64>, ReadError> {
+        self.noted(|outlet| outlet.find_parked_at(lane, wanted))
+    }
+
+    fn find_parked_at(&mut self, lane: LaneId, wanted: Sequence) -> Result<Option<i64>, ReadError> {
         let mut find = self.connection.prepare(
             "SELECT id, first, last, body FROM lane_chunk WHERE lane = ?1 AND first <= ?2 AND last >= ?2 ORDER BY id",
         )?;
@@ -166,10 +177,7 @@ impl Outlet {
     /// # Errors
     /// As [`Outlet::next`].
     pub fn dead_letters(&self, after: Sequence, since_ms: i64, most: u32) -> Result<Vec<(DeadLetter, i64)>, ReadError> {
-        let mut find = self.connection.prepare(
-            "SELECT sequence, route, kafka_topic, reason, at_ms FROM dead_letter WHERE sequence > ?1 OR at_ms >= ?2 \
-             ORDER BY sequence LIMIT ?3",
-        )?;
+        let mut find = self.connection.prepare(DEAD_LETTERS)?;
         let rows = find.query_map((row_id(after), since_ms, most), |row| {
             let (sequence, route) = (sequence(row.get(0)?), RouteId(row.get(1)?));
             let (kafka_topic, reason) = (row.get::<_, String>(2)?.into(), row.get(3)?);
@@ -192,6 +200,17 @@ impl Outlet {
             find.query_row((lane.0, after), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
         let extent = first.zip(last).map(|(first, last)| (sequence(first), sequence(last)));
         Ok(extent.map(|(first, last)| (first, last, held.map_or(0, sequence))))
+    }
+
+    /// What SQLite cannot get past is reported: the file is rebuilt then, and all is read again.
+    fn noted<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, ReadError>) -> Result<T, ReadError> {
+        let read = read(self);
+        if let Err(ReadError::Disk(error)) = &read
+            && is_damage(error)
+        {
+            self.live.report_damage(error.to_string());
+        }
+        read
     }
 
     /// Events behind the position from disk. Stops at a damaged chunk and remembers it.
@@ -227,7 +246,11 @@ impl Outlet {
                     append(&mut events, read);
                 }
                 Err(damage) => {
-                    self.damaged = Some(ReadError::Damaged { first, last, cause: damage.to_string() });
+                    drop(rows);
+                    drop(chunks);
+                    let last = self.reach(first, last)?;
+                    let cause = damage.to_string();
+                    self.damaged = Some(ReadError::Damaged { first, last, parked: None, cause });
                     return Ok(events);
                 }
             }
@@ -235,6 +258,14 @@ impl Outlet {
                 return Ok(events);
             }
         }
+    }
+
+    /// Where a damaged chunk ends at most: its row may be what is damaged, and the next one is not to be passed by.
+    fn reach(&self, first: Sequence, last: Sequence) -> Result<Sequence, ReadError> {
+        let mut next = self.connection.prepare("SELECT min(first) FROM chunk WHERE first > ?1")?;
+        let next: Option<i64> = next.query_row([row_id(first)], |row| row.get(0))?;
+        let most = next.map_or(self.live.committed(), |next| sequence(next).saturating_sub(1));
+        Ok(last.min(most).max(first))
     }
 
     fn returned(&mut self, events: Vec<Stored>) -> Vec<Stored> {
@@ -253,6 +284,13 @@ impl Outlet {
     }
 }
 
+/// Each half goes by an index and ends after so many rows, however many dead letters there are: this runs in the
+/// forwarder's thread, and its watchdog waits.
+pub(super) const DEAD_LETTERS: &str = "SELECT sequence, route, kafka_topic, reason, at_ms FROM dead_letter WHERE sequence IN ( \
+    SELECT sequence FROM (SELECT sequence FROM dead_letter WHERE sequence > ?1 ORDER BY sequence LIMIT ?3) \
+    UNION SELECT sequence FROM (SELECT sequence FROM dead_letter WHERE at_ms >= ?2 ORDER BY at_ms LIMIT ?3) \
+    ) ORDER BY sequence LIMIT ?3";
+
 /// From the chunk that holds the first sequence behind the position.
 const READ_CHUNKS: &str = "SELECT first, last, body FROM chunk WHERE first >= \
     coalesce((SELECT max(first) FROM chunk WHERE first <= ?2), ?1) ORDER BY first LIMIT ?3";
@@ -265,7 +303,7 @@ fn extent_after(connection: &Connection, after: Sequence, error: &rusqlite::Erro
     )?;
     let extent = find.query_row([row_id(after)], |row| Ok((sequence(row.get(0)?), sequence(row.get(1)?))));
     let (first, last) = extent?;
-    Ok(ReadError::Damaged { first, last, cause: error.to_string() })
+    Ok(ReadError::Damaged { first, last, parked: None, cause: error.to_string() })
 }
 
 /// The first piece is moved, not copied.

@@ -17,12 +17,15 @@ use super::checkpoint;
 use super::error::{CloseError, WriteError};
 use super::limits::{STOP_PATIENCE, TICK};
 use super::pace;
+use super::salvage;
 use super::writer::Writer;
+use crate::planted::{Bug, planted};
 
 impl<R> Writer<R> {
     /// Returns with a database whose books are known.
     pub(super) fn recover(&mut self, error: &WriteError) -> Result<Connection, CloseError> {
         self.failed(error);
+        self.stop_if_damaged(error)?;
         if self.attempted.settlements {
             self.inbox.doubt();
         }
@@ -33,9 +36,23 @@ impl<R> Writer<R> {
                     self.resolve(on_disk);
                     return Ok(connection);
                 }
-                Err(error) => self.failed(&error),
+                Err(error) => {
+                    self.failed(&error);
+                    self.stop_if_damaged(&error)?;
+                }
             }
         }
+    }
+
+    /// A damaged file is not written any more. It is rebuilt at the next start, which [`run`](crate::run) makes at once;
+    /// nothing that is in doubt was acknowledged.
+    fn stop_if_damaged(&self, error: &WriteError) -> Result<(), CloseError> {
+        let Some(cause) = error.damage().filter(|_| !planted(Bug::GarbageIsFinal)) else { return Ok(()) };
+        if let Err(error) = salvage::ask_for(self.database.path(), &cause) {
+            // The next start may find the damage by itself, or else this thread will again.
+            tracing::error!(%error, "buffer: that the database is damaged could not be written down");
+        }
+        Err(CloseError::Damaged { cause })
     }
 
     fn failed(&mut self, error: &WriteError) {
@@ -77,7 +94,7 @@ impl<R> Writer<R> {
         if !checkpoint(&connection)? {
             return Err(WriteError::LogInUse);
         }
-        let on_disk = Books::load(&connection)?;
+        let (on_disk, _said_at_the_next_start) = Books::load(&connection)?;
         let found = on_disk.transaction;
         if found != self.durable && found != self.durable.saturating_add(1) {
             return Err(WriteError::Strange { expected: self.durable, found });

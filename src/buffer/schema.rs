@@ -25,6 +25,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::error::OpenError;
 use super::limits::{BUSY_WAIT, CACHE_KIB, HEADROOM_BYTES, HEADROOM_DIVISOR, PAGE_BYTES, WAL_PAGES, WAL_PAGES_LEAST};
+use super::private;
 use crate::config::{self, SyncMode};
 
 /// `TdGt`.
@@ -75,7 +76,8 @@ const TABLES_2: &str = "
     ) STRICT;
 ";
 
-/// What version 4 added. Of a start before it nobody knows whether it wrote the last watermark.
+/// What version 4 added. Of a start before it nobody knows whether it wrote the last watermark. Dead letters are looked for
+/// by their time at each start (`Outlet::dead_letters`).
 const TABLES_4: &str = "
     ALTER TABLE life ADD COLUMN first INTEGER NOT NULL DEFAULT 1;
     ALTER TABLE life ADD COLUMN ended_by INTEGER NOT NULL DEFAULT 0;
@@ -83,6 +85,7 @@ const TABLES_4: &str = "
     CREATE TABLE hole (
         first INTEGER PRIMARY KEY, last INTEGER NOT NULL, reason TEXT NOT NULL, at_ms INTEGER NOT NULL
     ) STRICT;
+    CREATE INDEX dead_letter_by_time ON dead_letter (at_ms);
     UPDATE life SET word = 1, ended_by = 9223372036854775807,
         first = coalesce((SELECT max(before.last) FROM life AS before WHERE before.id < life.id), 0) + 1;
 ";
@@ -135,6 +138,8 @@ impl Database {
     /// Makes the file and its tables. What exists is not touched: the caller has looked.
     pub(super) fn create(&self) -> Result<Connection, OpenError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+        // SQLite takes an empty file for a new database, and gives the files beside it the same rights.
+        private::create(&self.path).map_err(OpenError::files("create", &self.path))?;
         let connection = self.connect(flags).map_err(OpenError::disk("create the database"))?;
         // The page size is fixed by the first write, and with it the journal mode.
         set(&connection, "page_size", &int(PAGE_BYTES))?;
@@ -169,6 +174,14 @@ impl Database {
     /// Opens what exists, unset.
     pub(super) fn open_existing(&self) -> rusqlite::Result<Connection> {
         self.connect(OpenFlags::SQLITE_OPEN_READ_WRITE)
+    }
+
+    /// A connection that only reads, to a file that is not to be changed any more: its log is not written back.
+    pub(super) fn open_damaged(&self) -> rusqlite::Result<Connection> {
+        let connection = self.connect(OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        // What the head of the file says is not believed where it need not be.
+        connection.pragma_update(None, "cell_size_check", true)?;
+        Ok(connection)
     }
 
     /// A connection that reads beside the writer.

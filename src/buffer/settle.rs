@@ -39,6 +39,7 @@ pub(super) struct Pending {
     dead: Vec<DeadLetter>,
     parked: Vec<Parked>,
     lane_chunks: Vec<LaneChunkSettled>,
+    lane_unread: Vec<(LaneId, i64)>,
     /// QoS 0 events that found no room: not settled, for they were never held, but the books must say so.
     dropped: BTreeMap<RouteId, u64>,
     watermark: Sequence,
@@ -59,7 +60,8 @@ impl Pending {
         self.ticket = self.ticket.max(ticket);
         self.since.get_or_insert_with(Instant::now);
         let first = |spans: &mut Spans, sequence| first_time(spans, sequence, books, doubtful);
-        let Settlement { delivered, dead, parked, lane_chunks, watermark, heard } = settlement;
+        let Settlement { delivered, dead, parked, lane_chunks, lane_unread, watermark, heard } = settlement;
+        self.lane_unread.extend(lane_unread);
         self.watermark = self.watermark.max(watermark.unwrap_or(0));
         self.heard = heard.or(self.heard);
         for proof in delivered {
@@ -135,6 +137,7 @@ impl Pending {
         self.dead.extend(later.dead);
         self.parked.extend(later.parked);
         self.lane_chunks.extend(later.lane_chunks);
+        self.lane_unread.extend(later.lane_unread);
         self.watermark = self.watermark.max(later.watermark);
         self.heard = later.heard.or(self.heard);
     }
@@ -172,8 +175,14 @@ impl Pending {
             life::heard(tx.connection, of)?;
         }
         self.release(tx, books, &chunks.unread)?;
+        tools.unread.append(&mut chunks.unread);
         for settled in &self.lane_chunks {
             settled.apply(tx, books, tools)?;
+        }
+        for (lane, chunk) in &self.lane_unread {
+            if tx.copy_lane_chunk.execute((*chunk, lane.0))? > 0 {
+                tx.delete_lane_chunk.execute([*chunk])?;
+            }
         }
         Ok(())
     }
@@ -275,6 +284,8 @@ fn first_time(spans: &mut Spans, sequence: Sequence, books: &Books, doubtful: Op
 pub(super) struct Tools {
     pub(super) writer: ChunkWriter,
     pub(super) reader: ChunkReader,
+    /// What should have been copied and could not be read: it is held, and forward is told once that is on disk.
+    pub(super) unread: BTreeSet<Sequence>,
 }
 
 /// Chunks of the main lane, for copying events out of them.

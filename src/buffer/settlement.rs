@@ -1,6 +1,6 @@
 //! What became of events, and forward's end of the queue that tells the buffer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
@@ -23,6 +23,9 @@ pub struct Settlement {
     /// Chunks of a parked lane that are settled as a whole: lane, chunk id, its confirmed events, its dead letters.
     /// A chunk that these do not cover exactly stays where it is.
     pub lane_chunks: Vec<(LaneId, i64, Vec<Delivered>, Vec<DeadLetter>)>,
+    /// Chunks of parked lanes that could not be read: they go to the end of their lane, so that no watermark of the lane
+    /// passes them.
+    pub lane_unread: Vec<(LaneId, i64)>,
     /// Kafka has committed a watermark of the main lane up to here. Kept, so that a topic that has lost it is noticed.
     pub watermark: Option<Sequence>,
     /// Kafka's last watermark was found to be of this start, and the present one may write the next: neither is forgotten.
@@ -75,6 +78,8 @@ pub(super) struct Applied {
     /// The last commit that moved events aside.
     fates: AtomicU64,
     lanes: Mutex<HashMap<Arc<str>, LaneId>>,
+    /// Should have been moved and could not be read.
+    unread: Mutex<Vec<(Sequence, Sequence)>>,
 }
 
 impl Settler {
@@ -107,6 +112,13 @@ impl Settler {
         self.applied.fates.load(Ordering::Acquire)
     }
 
+    /// Dead letters and parked events of applied settlements that could not be read when they were to be moved, first and
+    /// last of each span, since the last question: they are held as they were.
+    #[must_use]
+    pub fn take_unread(&self) -> Vec<(Sequence, Sequence)> {
+        std::mem::take(&mut self.applied.unread.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// The lane of that Kafka topic, once a settlement that parks to it was applied.
     #[must_use]
     pub fn lane(&self, kafka_topic: &str) -> Option<LaneId> {
@@ -115,6 +127,20 @@ impl Settler {
 }
 
 impl Applied {
+    /// After COMMIT, before the ticket.
+    pub(super) fn unread(&self, sequences: &BTreeSet<Sequence>) {
+        if sequences.is_empty() {
+            return;
+        }
+        let mut unread = self.unread.lock().unwrap_or_else(PoisonError::into_inner);
+        for sequence in sequences {
+            match unread.last_mut() {
+                Some((_, last)) if last.checked_add(1) == Some(*sequence) => *last = *sequence,
+                Some(_) | None => unread.push((*sequence, *sequence)),
+            }
+        }
+    }
+
     /// After COMMIT.
     pub(super) fn reached(&self, ticket: Ticket) {
         self.ticket.fetch_max(ticket, Ordering::Release);

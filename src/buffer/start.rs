@@ -1,5 +1,6 @@
 //! From an open buffer to one whose thread runs: queues, doors, and who holds which end.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread;
 
@@ -101,7 +102,11 @@ impl Buffer {
             books: self.books,
             route_names: self.route_names,
             inbox: Inbox::new(arrivals, open_doors, settlements, drops),
-            tools: Tools { writer: ChunkWriter::new(compress), reader: ChunkReader::default() },
+            tools: Tools {
+                writer: ChunkWriter::new(compress),
+                reader: ChunkReader::default(),
+                unread: BTreeSet::new(),
+            },
             outside: Outside { live, applied, room, status },
             pulse,
             counts: Counts::new(),

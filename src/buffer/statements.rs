@@ -17,6 +17,7 @@ pub(super) struct Statements<'c> {
     pub(super) insert_lane_chunk: Statement<'c>,
     pub(super) find_lane_chunk: Statement<'c>,
     pub(super) delete_lane_chunk: Statement<'c>,
+    pub(super) copy_lane_chunk: Statement<'c>,
     pub(super) upsert_session: Statement<'c>,
     pub(super) delete_session: Statement<'c>,
     pub(super) update_state: Statement<'c>,
@@ -45,6 +46,8 @@ impl<'c> Statements<'c> {
             )?,
             find_lane_chunk: sql("SELECT first, last, body FROM lane_chunk WHERE id = ?1 AND lane = ?2")?,
             delete_lane_chunk: sql("DELETE FROM lane_chunk WHERE id = ?1")?,
+            copy_lane_chunk: sql("INSERT INTO lane_chunk (lane, first, last, oldest_ms, body) \
+                 SELECT lane, first, last, oldest_ms, body FROM lane_chunk WHERE id = ?1 AND lane = ?2")?,
             upsert_session: sql("INSERT INTO session (name, used_ms, expiry_s, packet_ids) VALUES (?1, ?2, ?3, ?4) \
                  ON CONFLICT (name) DO UPDATE SET used_ms = ?2, expiry_s = ?3, packet_ids = ?4")?,
             delete_session: sql("DELETE FROM session WHERE name = ?1")?,

@@ -145,6 +145,9 @@ impl<R> Writer<R> {
         self.space.measure(tx)?;
         loop {
             self.pulse.beat();
+            if let Some(damage) = self.outside.live.damage() {
+                return Err(WriteError::Damaged(damage));
+            }
             let quiet = self.wait();
             if !self.space.is_full() && !self.inbox.batch.is_empty() {
                 self.gather();
@@ -259,7 +262,7 @@ impl<R> Writer<R> {
             }
             Err(WriteError::Full(error)) => {
                 // Rolled back: the books in memory are ahead of the disk.
-                self.books = Books::load(tx.connection)?;
+                (self.books, _) = Books::load(tx.connection)?;
                 self.space.no_space(&error, Instant::now());
                 Ok(())
             }
@@ -284,6 +287,8 @@ impl<R> Writer<R> {
             let lanes = self.books.lanes.iter().map(|(id, lane)| (Arc::clone(&lane.kafka_topic), *id));
             self.outside.applied.set_lanes(lanes);
         }
+        let unread = std::mem::take(&mut self.tools.unread);
+        self.outside.applied.unread(&unread);
         self.outside.applied.reached(pending.ticket());
     }
 

@@ -129,13 +129,14 @@ fn write_for_people(out: &mut String, status: &Status) -> std::fmt::Result {
     writeln!(out, "  {}", status.one_line())?;
     writeln!(
         out,
-        "\nbooks     received {} = delivered {} + held {} + dead letters {} + dropped {} + purged {}   {}",
+        "\nbooks     received {} = delivered {} + held {} + dead letters {} + dropped {} + purged {} + lost {}   {}",
         books.received,
         books.delivered,
         books.held,
         books.dead_lettered,
         books.dropped,
         books.purged,
+        books.lost,
         if status.balanced { "balanced" } else { "NOT BALANCED" }
     )?;
     for route in status.routes.iter().filter(|r| r.books.received > 0) {
@@ -165,6 +166,13 @@ fn write_for_people(out: &mut String, status: &Status) -> std::fmt::Result {
     writeln!(out, "\nkafka     {word}, {} in flight, {} delivered since start", kafka.in_flight, kafka.delivered)?;
     if !kafka.last_error.is_empty() {
         writeln!(out, "          last error: {}", kafka.last_error)?;
+    }
+    if kafka.unread > 0 {
+        writeln!(
+            out,
+            "          {} readings cannot be read and are held; they are tried again at the next start",
+            kafka.unread
+        )?;
     }
     for parked in &kafka.parked {
         writeln!(out, "          topic {} is parked with {} events: {}", parked.topic, parked.held, parked.reason)?;
@@ -214,6 +222,7 @@ mod tests {
             total: Books { received: 5, held: 4, ..Books::default() },
             balanced: false,
             kafka: KafkaPart {
+                unread: 7,
                 parked: vec![ParkedPart { topic: "plant.a".into(), reason: "missing".into(), since_ms: 0, held: 4 }],
                 ..KafkaPart::default()
             },
@@ -222,6 +231,7 @@ mod tests {
         let text = for_people(&status);
         assert!(text.contains("NOT BALANCED"), "{text}");
         assert!(text.contains("topic plant.a is parked with 4 events: missing"), "{text}");
+        assert!(text.contains("7 readings cannot be read"), "{text}");
         assert!(text.contains("AWAY"), "{text}");
     }
 }

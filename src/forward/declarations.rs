@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::buffer;
 use crate::event::Sequence;
 use crate::watermark::{Fate, MORE_TOPICS, Record};
 
@@ -47,6 +48,7 @@ struct Hole {
     first: Sequence,
     last: Sequence,
     kafka_topic: Arc<str>,
+    fate: Fate,
     reason: String,
     at_ms: i64,
 }
@@ -57,14 +59,22 @@ impl Declarations {
         if self.holes.len() > self.sealed
             && let Some(last) = self.holes.last_mut()
             && last.last.checked_add(1) == Some(sequence)
+            && last.fate == Fate::DeadLettered
             && last.kafka_topic == *kafka_topic
             && last.reason == reason
         {
             last.last = sequence;
             return;
         }
-        let kafka_topic = Arc::clone(kafka_topic);
-        self.holes.push(Hole { first: sequence, last: sequence, kafka_topic, reason: reason.to_owned(), at_ms });
+        let (kafka_topic, fate, reason) = (Arc::clone(kafka_topic), Fate::DeadLettered, reason.to_owned());
+        self.holes.push(Hole { first: sequence, last: sequence, kafka_topic, fate, reason, at_ms });
+    }
+
+    /// What damage to the file has taken; said once a start.
+    pub(super) fn lost(&mut self, hole: &buffer::Hole) {
+        let &buffer::Hole { first, last, ref reason, at_ms } = hole;
+        let (kafka_topic, fate, reason) = (Arc::from(""), Fate::Lost, reason.clone());
+        self.holes.push(Hole { first, last, kafka_topic, fate, reason, at_ms });
     }
 
     /// Events were parked for that topic, or its lane was sent.
@@ -117,7 +127,7 @@ impl Declarations {
             Record::Hole {
                 first: hole.first,
                 last: hole.last,
-                fate: Fate::DeadLettered,
+                fate: hole.fate,
                 reason: hole.reason.clone(),
                 kafka_topic: (!hole.kafka_topic.is_empty()).then(|| hole.kafka_topic.to_string()),
                 at_ms: hole.at_ms,

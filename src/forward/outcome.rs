@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use crate::buffer::{DeadLetter, LaneId, Parked, Settlement};
 use crate::delivered::Delivered;
 use crate::event::{RouteId, Sequence};
-#[cfg(feature = "planted")]
-use crate::planted::{Bug, planted};
+use crate::planted::{self, Bug};
 use crate::watermark::Instance;
 
 /// A settlement waits so long for more. What is not settled is sent again after a crash: at full rate that is some
@@ -29,7 +28,7 @@ impl Outcome {
     /// Kafka confirmed these.
     pub(super) fn delivered(&mut self, mut proofs: Vec<Delivered>, now: Instant) {
         #[cfg(feature = "planted")]
-        if planted(Bug::ReleaseBeforeDelivery) {
+        if planted::planted(Bug::ReleaseBeforeDelivery) {
             return; // they were released when they were sent
         }
         if !proofs.is_empty() {
@@ -42,7 +41,7 @@ impl Outcome {
     pub(super) fn dead(&mut self, letter: DeadLetter, now: Instant) {
         self.note(1, now);
         #[cfg(feature = "planted")]
-        if planted(Bug::DropDeadLetters) {
+        if planted::planted(Bug::DropDeadLetters) {
             self.settlement.delivered.push(Delivered::forged(letter.sequence, letter.route));
             return;
         }
@@ -54,7 +53,7 @@ impl Outcome {
     pub(super) fn parked(&mut self, sequence: Sequence, route: RouteId, kafka_topic: Arc<str>, now: Instant) {
         self.note(1, now);
         #[cfg(feature = "planted")]
-        if planted(Bug::DropParked) {
+        if planted::planted(Bug::DropParked) {
             self.settlement.delivered.push(Delivered::forged(sequence, route));
             return;
         }
@@ -73,10 +72,18 @@ impl Outcome {
         self.settlement.heard = Some(of);
     }
 
+    /// A chunk of a parked lane cannot be read: it goes to the end of the lane.
+    pub(super) fn lane_unread(&mut self, lane: LaneId, chunk: i64, now: Instant) {
+        self.note(0, now);
+        if !planted::planted(Bug::UnreadIsDelivered) {
+            self.settlement.lane_unread.push((lane, chunk));
+        }
+    }
+
     /// Holds a fate that must be on disk before a watermark passes it, or the name of who wrote the one before.
     pub(super) fn has_fates(&self) -> bool {
-        let Settlement { dead, parked, heard, .. } = &self.settlement;
-        !dead.is_empty() || !parked.is_empty() || heard.is_some()
+        let Settlement { dead, parked, lane_unread, heard, .. } = &self.settlement;
+        !dead.is_empty() || !parked.is_empty() || !lane_unread.is_empty() || heard.is_some()
     }
 
     /// A chunk of a parked lane is done with.

@@ -131,7 +131,7 @@ fn headers(id: &str, instance: Option<&str>, event: &Event, names: HeaderNames) 
 }
 
 /// Room for those that most records have; more is made when it is needed.
-const USUAL_HEADERS: usize = 5;
+const USUAL_HEADERS: usize = 6;
 
 fn message_headers(headers: OwnedHeaders, event: &Event, names: HeaderNames) -> OwnedHeaders {
     let with = |headers: OwnedHeaders, key, value| headers.insert(Header { key, value: Some(value) });
@@ -346,7 +346,7 @@ mod tests {
         let [first, second] = [0x99, 0x9a].map(uuid::Uuid::from_u128);
         let mut lives = lives();
         lives.former = vec![(first, 41), (second, 50)];
-        let (mut records, event) = (Records::new(uuid::Uuid::from_u128(0x1234), lives), event(b""));
+        let (mut records, event) = (Records::new(uuid::Uuid::from_u128(0x1234), lives, HeaderNames::Tidegate), event(b""));
         let mut was = |sequence| -> Vec<String> {
             let (headers, _) = records.build(sequence, &event, ValueFormat::Payload);
             let was = headers.iter().filter(|h| h.key == "tidegate-was");

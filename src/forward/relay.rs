@@ -21,7 +21,7 @@ use super::session::Terms;
 use super::shared::{Shared, unix_ms};
 use super::status::{ForwardStatus, Transactions};
 use super::targets::Targets;
-use crate::buffer::{LaneId, Lives, Outlet, ReadError, Recovered, Settler, Stopped};
+use crate::buffer::{Hole, LaneId, Lives, Outlet, ReadError, Recovered, Settler, Stopped};
 use crate::config::{self, Delivery};
 use crate::event::Sequence;
 use crate::observe::pulse::Pulse;
@@ -54,6 +54,8 @@ pub struct Recovery {
     pub buffer_id: uuid::Uuid,
     /// Sequences of the main lane that are settled although older ones are not.
     pub settled: Vec<std::ops::RangeInclusive<Sequence>>,
+    /// Sequences that will never come and that no dead letter speaks of.
+    pub holes: Vec<Hole>,
     /// Lanes that hold events, with their Kafka topic.
     pub lanes: Vec<(LaneId, Arc<str>)>,
     /// Everything up to here is settled.
@@ -64,9 +66,9 @@ pub struct Recovery {
 
 impl From<&Recovered> for Recovery {
     fn from(recovered: &Recovered) -> Self {
-        let Recovered { buffer_id, settled, lanes, released, lives, .. } = recovered;
-        let (settled, lanes, lives) = (settled.clone(), lanes.clone(), lives.clone());
-        Self { buffer_id: *buffer_id, settled, lanes, released: *released, lives }
+        let Recovered { buffer_id, settled, holes, lanes, released, lives, .. } = recovered;
+        let (settled, holes, lanes, lives) = (settled.clone(), holes.clone(), lanes.clone(), lives.clone());
+        Self { buffer_id: *buffer_id, settled, holes, lanes, released: *released, lives }
     }
 }
 
@@ -144,6 +146,11 @@ pub fn run(
     let mut declarations = Declarations::default();
     if let (true, Some((was, last))) = (exactly_once, former) {
         declarations.was(was, last, unix_ms());
+    }
+    if exactly_once {
+        for hole in &recovery.holes {
+            declarations.lost(hole);
+        }
     }
     let main = MainLane::new(config, producer, settings.linger, Skips::new(recovery.settled));
     let main = match &terms {
@@ -273,7 +280,12 @@ impl Relay {
                     }
                     self.main.take_events(events, Instant::now());
                 }
-                Err(error) => self.read_failed(&error, now)?,
+                Err(error) => {
+                    if let ReadError::Damaged { first, last, .. } = &error {
+                        self.main.unread(*first, *last);
+                    }
+                    self.read_failed(&error, now)?;
+                }
             }
         } else if let Some(producer) = self.main.producer() {
             producer.poll(wait);
@@ -319,8 +331,11 @@ impl Relay {
     fn read_failed(&mut self, error: &ReadError, now: Instant) -> Result<(), ForwardError> {
         match error {
             ReadError::Stopped => return Err(ForwardError::BufferStopped),
-            ReadError::Damaged { .. } => {
-                tracing::error!(%error, "kafka: readings that cannot be read stay in the file");
+            ReadError::Damaged { first, last, .. } => {
+                let unread = last.saturating_sub(*first).saturating_add(1);
+                self.shared.status.unread = self.shared.status.unread.saturating_add(unread);
+                self.shared.changed = true;
+                tracing::error!(%error, "kafka: readings that cannot be read stay in the file; they are tried again at the next start");
             }
             ReadError::Disk(_) => {
                 self.read_after = now.checked_add(READ_AGAIN).unwrap_or(now);

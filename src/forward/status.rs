@@ -14,6 +14,8 @@ pub struct ForwardStatus {
     pub delivered: u64,
     /// Records that failed and will be sent again, since start.
     pub retried: u64,
+    /// Readings in chunks that could not be read, since start, at most: they are held, and tried again at the next start.
+    pub unread: u64,
     /// Dead letters since start.
     pub dead_lettered: u64,
     /// Producers made since start (the first one included).

@@ -79,11 +79,12 @@ fn events(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     })?;
     by_route("events_dropped", "Events dropped by a declared policy, since the buffer was made.", |b| b.dropped)?;
     by_route("events_purged", "Events purged by an operator, since the buffer was made.", |b| b.purged)?;
+    by_route("events_lost", "Events gone with a part of the buffer's file that could not be read.", |b| b.lost)?;
     let held: Vec<_> = status.routes.iter().map(|r| ([("route", r.route.as_str())], signed(r.books.held))).collect();
     page.gauge("events_held", "Events in the buffer now.", held.iter().map(|(l, v)| (&l[..], *v)))?;
     page.gauge(
         "books_balanced",
-        "1 while received = delivered + dead-lettered + dropped + purged + held.",
+        "1 while received = delivered + dead-lettered + dropped + purged + lost + held.",
         one(status.balanced),
     )
 }
@@ -146,6 +147,7 @@ fn kafka(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         "Records that failed and are sent again, since start.",
         [(NONE, part.retried)],
     )?;
+    page.counter("kafka_unread", "Readings held that could not be read, since start, at most.", [(NONE, part.unread)])?;
     page.counter("kafka_producers", "Producers made since start.", [(NONE, part.producers)])?;
     #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit 2^53 for 285,000 years")]
     let last_s = part.last_delivered_ms.unwrap_or(0) as f64 / 1000.0;

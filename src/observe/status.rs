@@ -51,7 +51,7 @@ pub struct Status {
     /// Totals over all routes.
     #[serde(flatten)]
     pub total: Books,
-    /// received = delivered + dead-lettered + dropped + purged + held, for every route.
+    /// received = delivered + dead-lettered + dropped + purged + lost + held, for every route.
     pub balanced: bool,
     /// The books by route.
     pub routes: Vec<RouteBooks>,
@@ -76,6 +76,9 @@ pub struct Books {
     pub dropped: u64,
     /// Purged by an operator.
     pub purged: u64,
+    /// Gone with a part of the file that could not be read any more.
+    #[serde(default)]
+    pub lost: u64,
     /// Still in the buffer.
     pub held: u64,
 }
@@ -158,6 +161,9 @@ pub struct KafkaPart {
     pub delivered: u64,
     /// Failed and to be sent again, since start.
     pub retried: u64,
+    /// In chunks that could not be read since start, at most: held, and tried again at the next start.
+    #[serde(default)]
+    pub unread: u64,
     /// Producers made since start.
     pub producers: u64,
     /// Last confirmation.
@@ -258,6 +264,7 @@ impl Sources {
             in_flight: forward.in_flight,
             delivered: forward.delivered,
             retried: forward.retried,
+            unread: forward.unread,
             producers: forward.producers,
             last_delivered_ms: forward.last_delivered_ms,
             parked: forward
@@ -285,6 +292,7 @@ impl Books {
             dead_lettered: self.dead_lettered.saturating_add(other.dead_lettered),
             dropped: self.dropped.saturating_add(other.dropped),
             purged: self.purged.saturating_add(other.purged),
+            lost: self.lost.saturating_add(other.lost),
             held: self.held.saturating_add(other.held),
         }
     }
@@ -292,7 +300,7 @@ impl Books {
     /// Custody rule 7 for this line.
     #[must_use]
     pub fn balanced(self) -> bool {
-        let accounted = [self.delivered, self.dead_lettered, self.dropped, self.purged, self.held];
+        let accounted = [self.delivered, self.dead_lettered, self.dropped, self.purged, self.lost, self.held];
         self.received == accounted.into_iter().fold(0_u64, u64::saturating_add)
     }
 }
@@ -307,6 +315,7 @@ impl From<&LedgerLine> for RouteBooks {
                 dead_lettered: line.dead_lettered,
                 dropped: line.dropped,
                 purged: line.purged,
+                lost: line.lost,
                 held: line.held,
             },
         }
@@ -392,7 +401,7 @@ mod tests {
 
     #[test]
     fn books_that_miss_an_event_do_not_balance() {
-        let books = Books { received: 10, delivered: 4, dead_lettered: 1, dropped: 2, purged: 0, held: 3 };
+        let books = Books { received: 10, delivered: 4, dead_lettered: 1, dropped: 1, purged: 0, lost: 1, held: 3 };
         assert!(books.balanced());
         assert!(!Books { held: 2, ..books }.balanced());
         assert!(!Books { delivered: 5, ..books }.balanced());
@@ -410,7 +419,7 @@ mod tests {
             ..Status::default()
         };
         let json = serde_json::to_value(&status).unwrap();
-        for key in ["received", "delivered", "dead_lettered", "dropped", "purged", "held", "balanced"] {
+        for key in ["received", "delivered", "dead_lettered", "dropped", "purged", "lost", "held", "balanced"] {
             assert!(json.get(key).is_some(), "{key} missing at the top");
         }
         assert_eq!(json["routes"][0]["held"], 3);

@@ -1,7 +1,7 @@
 //! What systemd is told: READY, STATUS, WATCHDOG, STOPPING. Without `NOTIFY_SOCKET` all of it does nothing.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use tracing::{debug, error};
@@ -14,9 +14,25 @@ use crate::stop::Stop;
 /// The status line is renewed this often; nobody reads it faster.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
 
+/// Signs of life of a long start: this often, each good for so long.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+const EXTENSION_US: u32 = 60_000_000;
+
 /// The agent takes readings.
 pub fn ready() {
     tell(&NotifyState::Ready);
+}
+
+/// A start that takes longer than usual goes on: a damaged buffer of a gigabyte is rebuilt in a minute or two, on a slow
+/// card in ten. May be called as often as one likes.
+pub fn still_starting() {
+    static SAID: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if said.is_none_or(|said| said.elapsed() >= SIGN_OF_LIFE) {
+        *said = Some(Instant::now());
+        tell(&NotifyState::ExtendTimeoutUsec(EXTENSION_US));
+        tell(&NotifyState::Watchdog);
+    }
 }
 
 /// The agent is on its way out.

@@ -4,6 +4,7 @@
 //! (`src/planted.rs`, built by `tests/run`). A scenario that cannot be run is no control: only the verdict counts.
 
 use crate::custody::{kill_at_random, killed_right_after_an_acknowledgement, qos_2_across_a_kill};
+use crate::damage::{flipped_bit_in_the_books, garbage_page, misread_once};
 use crate::exactly_once::{die_in, late_end_txn};
 use crate::health::stuck_disk;
 use crate::hostile::{Offence, offending_broker};
@@ -87,6 +88,21 @@ fn a_parked_topic_that_is_overtaken_is_seen() -> Outcome<()> {
 #[test]
 fn a_parked_topic_that_is_dropped_is_seen() -> Outcome<()> {
     red("drop-parked", |build| one_of_two_topics_closed(build, Closed::Missing))
+}
+
+#[test]
+fn a_buffer_that_is_set_aside_for_a_row_is_seen() -> Outcome<()> {
+    red("row-damage-sets-aside", flipped_bit_in_the_books)
+}
+
+#[test]
+fn garbage_that_nobody_gets_past_is_seen() -> Outcome<()> {
+    red("garbage-is-final", garbage_page)
+}
+
+#[test]
+fn a_watermark_that_vouches_for_what_was_not_read_is_seen() -> Outcome<()> {
+    red("unread-is-delivered", misread_once)
 }
 
 #[test]

@@ -204,8 +204,8 @@ fn status_tells_what_is_held_and_why_for_people_and_for_machines() -> Outcome<()
     })?;
     let status = gateway.status()?;
     let number = |key: &str| status.get(key).and_then(serde_json::Value::as_u64);
-    let books = ["received", "delivered", "dead_lettered", "dropped", "purged", "held"].map(number);
-    assert_eq!(books, [Some(150), Some(100), Some(0), Some(0), Some(0), Some(50)], "{status:#}");
+    let books = ["received", "delivered", "dead_lettered", "dropped", "purged", "lost", "held"].map(number);
+    assert_eq!(books, [Some(150), Some(100), Some(0), Some(0), Some(0), Some(0), Some(50)], "{status:#}");
     assert_eq!(status.get("balanced"), Some(&true.into()));
     assert!(status.pointer("/routes/0/route").is_some(), "{status:#}");
     for part in ["links", "kafka", "buffer"] {

@@ -24,6 +24,7 @@ mod config; // wrong configurations
 mod consumers; // the examples of the README, run
 mod controls; // planted bugs turn the scenarios red
 mod custody; // nothing acknowledged is lost when the agent is killed
+mod damage; // flipped bits, garbage pages, a missing head
 mod exactly_once; // transactions, through kills and faults
 mod flow; // what goes in comes out
 mod identity; // one id, one reading

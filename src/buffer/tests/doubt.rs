@@ -39,7 +39,11 @@ fn commit_behind_its_back(scene: &Scene) {
     batch.add(arrivals(11..=15, 0, &reply), books.next);
     let mut pending = Pending::default();
     pending.add(1, first_three(), &books, None);
-    let mut tools = Tools { writer: ChunkWriter::new(true), reader: ChunkReader::default() };
+    let mut tools = Tools {
+        writer: ChunkWriter::new(true),
+        reader: ChunkReader::default(),
+        unread: std::collections::BTreeSet::default(),
+    };
     let mut tx = Statements::prepare(&connection).unwrap();
     batch.commit(&pending, &mut books, &mut tx, &mut tools, &mut Scratch::default()).unwrap();
 }

@@ -1,6 +1,7 @@
 //! Tests of the buffer as a whole, on real files.
 
 mod crash;
+mod damage;
 mod doubt;
 mod faults;
 mod files;
@@ -192,13 +193,14 @@ fn total(status: &BufferStatus) -> LedgerLine {
     for (_, line) in &status.ledger {
         assert_eq!(
             line.received,
-            line.delivered + line.dead_lettered + line.dropped + line.purged + line.held,
+            line.delivered + line.dead_lettered + line.dropped + line.purged + line.lost + line.held,
             "{line:?}"
         );
         sum.received += line.received;
         sum.delivered += line.delivered;
         sum.dead_lettered += line.dead_lettered;
         sum.dropped += line.dropped;
+        sum.lost += line.lost;
         sum.held += line.held;
     }
     sum

@@ -310,7 +310,7 @@ impl Auditor {
             || self.topics.is_empty()
             || buffer.said.here
             || buffer.seen.first().is_some()
-            || buffer.moved.first().is_some()
+            || !buffer.moved.is_empty()
     }
 
     /// Buffers that have nothing to do with these topics; and those of them that do not say where they wrote.

@@ -63,6 +63,10 @@ pub(super) struct Missing {
     pub(super) dropped: u64,
     /// Declared: an operator purged them.
     pub(super) purged: u64,
+    /// Declared: damage to the gateway's file has taken them, or their numbers were never used.
+    pub(super) lost: u64,
+    /// Declared: the gateway holds them and cannot read them.
+    pub(super) unread: u64,
     /// Declared: they wait for a Kafka topic that is missing or forbidden.
     pub(super) waiting: u64,
     /// They came under the new id of a clone, with `tidegate-was`.
@@ -170,6 +174,8 @@ impl Missing {
             dead_lettered,
             dropped,
             purged,
+            lost,
+            unread,
             waiting,
             under_new_id,
             not_yet_delivered,
@@ -177,7 +183,7 @@ impl Missing {
             unexplained,
             unexplained_beside_waiting: _,
         } = *self;
-        [dead_lettered, dropped, purged, waiting, under_new_id, not_yet_delivered, elsewhere, unexplained]
+        [dead_lettered, dropped, purged, lost, unread, waiting, under_new_id, not_yet_delivered, elsewhere, unexplained]
             .into_iter()
             .fold(0, u64::saturating_add)
     }
@@ -194,6 +200,8 @@ impl Missing {
             dead_lettered: add(self.dead_lettered, other.dead_lettered),
             dropped: add(self.dropped, other.dropped),
             purged: add(self.purged, other.purged),
+            lost: add(self.lost, other.lost),
+            unread: add(self.unread, other.unread),
             waiting: add(self.waiting, other.waiting),
             under_new_id: add(self.under_new_id, other.under_new_id),
             not_yet_delivered: add(self.not_yet_delivered, other.not_yet_delivered),

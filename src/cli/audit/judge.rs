@@ -80,6 +80,8 @@ struct Accounts<'a> {
     /// Where parked events wait.
     waiting: Vec<(Sequence, Sequence)>,
     delivered: Option<Sequence>,
+    /// Held by the gateway, which cannot read them; in order.
+    unread: Vec<(Sequence, Sequence)>,
     buffer: &'a Buffer,
     missing: Missing,
     gaps: Vec<(Sequence, Sequence)>,
@@ -92,6 +94,7 @@ impl<'a> Accounts<'a> {
         Self {
             holes: said.holes(),
             waiting: said.waiting(),
+            unread: said.unread(),
             delivered: said.delivered,
             buffer,
             missing: Missing::default(),
@@ -113,6 +116,7 @@ impl<'a> Accounts<'a> {
                     Fate::DeadLettered => &mut self.missing.dead_lettered,
                     Fate::Dropped => &mut self.missing.dropped,
                     Fate::Purged => &mut self.missing.purged,
+                    Fate::Lost => &mut self.missing.lost,
                 };
                 *account = account.saturating_add(count);
             },
@@ -146,6 +150,24 @@ impl<'a> Accounts<'a> {
             }
             last = delivered;
         }
+        let unread = std::mem::take(&mut self.unread);
+        let rest = within(
+            &unread,
+            first,
+            last,
+            |span| *span,
+            |_, count| {
+                self.missing.unread = self.missing.unread.saturating_add(count);
+            },
+        );
+        self.unread = unread;
+        for (first, last) in rest {
+            self.readable(first, last);
+        }
+    }
+
+    /// These are nowhere, and the gateway could read them: they may be parked.
+    fn readable(&mut self, first: Sequence, last: Sequence) {
         let waiting = std::mem::take(&mut self.waiting);
         let rest = within(
             &waiting,

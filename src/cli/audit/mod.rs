@@ -10,7 +10,7 @@
 //!
 //! | found | explained by |
 //! |---|---|
-//! | a missing sequence | a declared hole (dead-lettered, dropped, purged); a parked lane with room for it (`waiting`); the new id of a clone (`tidegate-was`); being above the watermark (`not_yet_delivered`) |
+//! | a missing sequence | a declared hole (dead-lettered, dropped, purged, lost); a parked lane with room for it (`waiting`); the new id of a clone (`tidegate-was`); being above the watermark (`not_yet_delivered`) |
 //! | an event seen twice | nothing; only a repeat under a new id that says so is declared |
 //! | two events under one id | nothing |
 //! | a sequence behind a higher one of the same MQTT topic in the same partition | nothing |

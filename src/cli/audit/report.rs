@@ -66,6 +66,11 @@ fn write_missing(out: &mut impl Write, missing: &Missing) -> io::Result<()> {
         (missing.dead_lettered, "declared as dead letters: Kafka refused them, the gateway has them"),
         (missing.dropped, "declared as dropped by the overflow policy"),
         (missing.purged, "declared as purged by an operator"),
+        (
+            missing.lost,
+            "declared as lost: their part of the gateway's file was damaged, or their numbers were never used",
+        ),
+        (missing.unread, "are held at the gateway, which could not read them"),
         (missing.waiting, "wait at the gateway for a Kafka topic that is missing or forbidden"),
         (missing.under_new_id, "came under the new id of a clone"),
         (missing.not_yet_delivered, "are not delivered yet (above the watermark)"),

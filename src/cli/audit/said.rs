@@ -12,6 +12,8 @@ use crate::watermark::{Fate, Record, Waiting};
 pub(super) struct Said {
     /// Everything up to here has met its fate; `None` when the topic says nothing.
     pub(super) delivered: Option<Sequence>,
+    /// ... but these, which the gateway holds and cannot read.
+    unread: Vec<(Sequence, Sequence)>,
     /// By Kafka topic what waits, of the topics that are parked.
     waiting: BTreeMap<Box<str>, Waiting>,
     holes: Vec<Hole>,
@@ -39,7 +41,10 @@ impl Said {
         self.place(&record, audited);
         match record {
             // The topic is read in its order, and the last word counts, also when it is lower than the one before.
-            Record::Main { delivered, .. } => self.delivered = Some(delivered),
+            Record::Main { delivered, unread, .. } => {
+                self.delivered = Some(delivered);
+                self.unread = unread;
+            }
             Record::Lane { kafka_topic, waiting: Some(waiting), .. } => {
                 return self.waiting.insert(kafka_topic.into(), waiting).is_none();
             }
@@ -91,6 +96,13 @@ impl Said {
             left
         });
         sorted
+    }
+
+    /// What the gateway holds and cannot read, in order.
+    pub(super) fn unread(&self) -> Vec<(Sequence, Sequence)> {
+        let mut unread = self.unread.clone();
+        unread.sort_unstable();
+        unread
     }
 
     /// First and last sequences between which parked events wait, in order, none over another.

@@ -44,7 +44,7 @@ fn hear(auditor: &mut Auditor, buffer: Uuid, record: &Record) {
 }
 
 fn delivered(sequence: u64) -> Record {
-    Record::Main { instance: Instance(1), delivered: sequence, commit: 0, at_ms: 0 }
+    Record::Main { instance: Instance(1), delivered: sequence, commit: 0, unread: Vec::new(), at_ms: 0 }
 }
 
 fn hole(first: u64, last: u64, fate: Fate) -> Record {

@@ -268,6 +268,7 @@ impl Try {
         if let Some(damaged) = self.damaged.take() {
             return Err(damaged);
         }
+        let now = Instant::now();
         // Asked each time: a lane that was empty for a moment comes back under another id.
         let Some(lane) = shared.settler.lane(&self.topic) else { return Ok(false) };
         let mut group = Group { lane, chunks: Vec::new(), events: Vec::new() };
@@ -281,6 +282,15 @@ impl Try {
                     group.chunks.push((id, group.events.len()));
                 }
                 Ok(None) => break,
+                Err(error @ ReadError::Damaged { parked: Some(chunk), .. }) => {
+                    // Durable before the lane's next watermark, whatever that passes.
+                    shared.outcome.lane_unread(lane, chunk, now);
+                    if group.chunks.is_empty() {
+                        return Err(error);
+                    }
+                    self.damaged = Some(error);
+                    break;
+                }
                 Err(error) if group.chunks.is_empty() => return Err(error),
                 Err(error) => {
                     self.damaged = Some(error);

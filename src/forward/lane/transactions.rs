@@ -230,6 +230,12 @@ impl Try {
     }
 
     fn seal(&mut self, shared: &mut Shared, now: Instant) -> Step {
+        // A chunk that could not be read is behind all that this watermark vouches for.
+        match shared.fates_are_durable() {
+            Ok(true) => {}
+            Ok(false) if now.saturating_duration_since(self.last_progress) < super::NO_PROGRESS => return Step::On,
+            Ok(false) | Err(_) => return Step::Refused(None),
+        }
         let (Some(group), Some(producer)) = (&self.group, &self.producer) else { return Step::Refused(None) };
         let Some(last) = self.next.checked_sub(1).and_then(|at| group.events.get(at)) else {
             return Step::Refused(None);

@@ -16,6 +16,7 @@
 //! see `transactions.rs`.
 
 mod transactions;
+mod unread;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -14,7 +14,8 @@
 //!
 //! The last sequence that this lane has passed: sent in this transaction or earlier, or settled otherwise. **Dead letters
 //! and parked events that it passes are on disk before it is sealed**: so after a crash, all that is held up to the
-//! watermark and not settled otherwise was delivered, by Kafka's own word, and is released with the proof from it.
+//! watermark and not settled otherwise was delivered, by Kafka's own word, and is released with the proof from it. What could
+//! not be read when its turn came is passed as well, and named as left out (`unread.rs`).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use super::unread::Unread;
 use super::{MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, MainLane, Phase, Renewal, Sent};
 use crate::delivered::{Delivered, Word};
 use crate::event::{RouteId, Sequence};
@@ -84,6 +86,8 @@ pub(super) struct Transacting {
     committed: Sequence,
     /// The watermark of the transaction that is being sealed or committed.
     sealed: Sequence,
+    /// What the watermark passes without vouching for it.
+    unread: Unread,
     /// When the first event of the present transaction came into our hands, and when it was begun.
     since: Instant,
     begun: Instant,
@@ -114,6 +118,7 @@ impl MainLane {
             committed: terms.lives.watermark,
             terms,
             sealed: 0,
+            unread: Unread::default(),
             since: now,
             begun: now,
             ending: Duration::ZERO,
@@ -191,12 +196,23 @@ impl MainLane {
     pub(super) fn passed(&mut self, sequence: Sequence) {
         if let Some(transacting) = &mut self.transacting {
             transacting.passed = sequence;
+            transacting.unread.dealt_with(sequence);
         }
     }
 
     /// Reading starts again behind that sequence.
     pub(super) fn gone_back(&mut self, after: Sequence) {
-        self.passed(after);
+        if let Some(transacting) = &mut self.transacting {
+            transacting.passed = after;
+            transacting.unread.gone_back(after);
+        }
+    }
+
+    /// These cannot be read and are passed by. What a committed watermark covers was delivered, or is on its list already.
+    pub(in crate::forward) fn unread(&mut self, first: Sequence, last: Sequence) {
+        if let Some(transacting) = &mut self.transacting {
+            transacting.unread.add(first.max(transacting.committed.saturating_add(1)), last);
+        }
     }
 
     /// One turn of *Flowing*.
@@ -301,11 +317,16 @@ impl MainLane {
             std::thread::sleep(Duration::from_millis(500));
         }
         let Some(transacting) = &mut self.transacting else { return Phase::Flowing(producer) };
+        // Dead letters and parked events whose chunk could not be read when they were to be copied: they are held.
+        for (first, last) in shared.settler.take_unread() {
+            transacting.unread.add(first, last);
+        }
         // Never back: what a watermark has covered stays covered.
         transacting.sealed = transacting.passed.max(transacting.committed);
         let (instance, at_ms) = (transacting.terms.lives.present, unix_ms());
         let (delivered, commit) = (transacting.sealed, shared.settler.rests_on());
-        let mut records = vec![Record::Main { instance, delivered, commit, at_ms }];
+        let unread = transacting.unread.seal();
+        let mut records = vec![Record::Main { instance, delivered, commit, unread, at_ms }];
         records.extend(shared.lane_records(instance, at_ms));
         records.extend(shared.declarations.seal());
         match transacting.session.seal(&producer, &records, now) {
@@ -320,6 +341,7 @@ impl MainLane {
     fn committed(&mut self, proofs: Vec<Delivered>, ending: Duration, shared: &mut Shared, now: Instant) {
         let Some(transacting) = &mut self.transacting else { return };
         transacting.committed = transacting.sealed;
+        transacting.unread.committed();
         // The mean of the last few: one slow commit makes no habit.
         transacting.ending = transacting.ending.mul_f64(0.75).saturating_add(ending.mul_f64(0.25));
         let watermark = transacting.committed;
@@ -427,6 +449,9 @@ impl MainLane {
         shared.partitions = Some(recalled.partitions);
         shared.is_itself = true;
         transacting.committed = transacting.committed.max(through);
+        if let Some(word) = &recalled.main {
+            transacting.unread.recalled(word.unread(), through == transacting.sealed);
+        }
         transacting.word = recalled.main;
         shared.changed = true;
         if let Some(status) = shared.transactions() {
@@ -444,9 +469,10 @@ impl Transacting {
 
     /// The proof for an event that this process did not see committed, if Kafka's word reaches so far.
     pub(super) fn vouched(&mut self, sequence: Sequence, route: RouteId) -> Option<Delivered> {
-        let proof = self.word.as_ref()?.delivered(sequence, route);
-        if proof.is_none() {
-            self.word = None; // behind it for good
+        let word = self.word.as_ref()?;
+        let (proof, is_behind) = (word.delivered(sequence, route), sequence > word.through());
+        if is_behind {
+            self.word = None; // for good
         }
         proof
     }

@@ -169,7 +169,8 @@ impl Bench {
         self.until("all reports", |step| matches!(step, Step::Seal));
         let failures = self.producer.reports().failures;
         assert!(failures.is_empty(), "{failures:?}");
-        let record = Record::Main { instance: PRESENT, delivered: self.next - 1, commit: 0, at_ms: 1 };
+        let record =
+            Record::Main { instance: PRESENT, delivered: self.next - 1, commit: 0, unread: Vec::new(), at_ms: 1 };
         self.session.seal(&self.producer, &[record], now).unwrap();
         assert_eq!(self.session.state(), State::Sealing);
     }
@@ -260,7 +261,7 @@ fn a_watermark_that_is_refused_or_not_answered_is_never_committed() {
     bench.session.close(now);
     bench.until("all reports", |step| matches!(step, Step::Seal));
     bench.mock.request_errors(Api::Produce, &[Resp::RD_KAFKA_RESP_ERR_INVALID_RECORD]);
-    let record = Record::Main { instance: PRESENT, delivered: 1, commit: 0, at_ms: 1 };
+    let record = Record::Main { instance: PRESENT, delivered: 1, commit: 0, unread: Vec::new(), at_ms: 1 };
     bench.session.seal(&bench.producer, &[record], now).unwrap();
     assert_eq!(bench.lost(), Code::InvalidRecord);
 
@@ -270,7 +271,7 @@ fn a_watermark_that_is_refused_or_not_answered_is_never_committed() {
     bench.session.close(now);
     bench.until("all reports", |step| matches!(step, Step::Seal));
     bench.mock.broker_down(-1).unwrap();
-    let record = Record::Main { instance: PRESENT, delivered: 1, commit: 0, at_ms: 1 };
+    let record = Record::Main { instance: PRESENT, delivered: 1, commit: 0, unread: Vec::new(), at_ms: 1 };
     bench.session.seal(&bench.producer, &[record], now).unwrap();
     bench.waits(State::Sealing);
     bench.ahead = REPORTS + MOMENT;

@@ -315,7 +315,7 @@ impl Agent {
         Ok(serde_json::from_str(&self.get("/status")?.body)?)
     }
 
-    /// One number of the books: `received`, `delivered`, `dead_lettered`, `dropped`, `purged`, `held`.
+    /// One number of the books: `received`, `delivered`, `dead_lettered`, `dropped`, `purged`, `lost`, `held`.
     pub fn book(&self, key: &str) -> Outcome<u64> {
         let status = self.status()?;
         let value = status.get(key).and_then(serde_json::Value::as_u64);
