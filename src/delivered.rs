@@ -188,8 +188,10 @@ impl Witness {
             Read::Said(of, Record::Main { instance, delivered, at_ms }) if of == buffer => {
                 Said::Main(Word { delivered, instance, at_ms })
             }
-            Read::Said(of, Record::Lane { kafka_topic, instance, delivered, at_ms, .. }) if of == buffer => {
-                Said::Lane(kafka_topic, Word { delivered, instance, at_ms })
+            Read::Said(of, Record::Lane { kafka_topic, instance, delivered, at_ms, holes, waiting: _ })
+                if of == buffer =>
+            {
+                Said::Lane { kafka_topic, word: Word { delivered, instance, at_ms }, is_whole: holes.is_some() }
             }
             Read::Said(of, Record::Hole { first, last, reason, kafka_topic, .. }) if of == buffer => {
                 Said::Hole(DeclaredHole { first, last, reason, kafka_topic })
@@ -215,8 +217,15 @@ pub struct Heard {
 pub enum Said {
     /// About its main lane.
     Main(Word),
-    /// About the lane of that Kafka topic.
-    Lane(String, Word),
+    /// About the lane of a Kafka topic.
+    Lane {
+        /// Which.
+        kafka_topic: String,
+        /// How far.
+        word: Word,
+        /// All holes that its buffer may not know of lie behind it.
+        is_whole: bool,
+    },
     /// Events that will never come.
     Hole(DeclaredHole),
     /// Something that only a newer Tidegate understands.

@@ -68,7 +68,8 @@ impl Outcome {
 
     /// Holds a fate that must be on disk before a watermark passes it.
     pub(super) fn has_fates(&self) -> bool {
-        !self.settlement.dead.is_empty() || !self.settlement.parked.is_empty()
+        let of_lanes = || self.settlement.lane_chunks.iter().any(|(_, _, _, dead)| !dead.is_empty());
+        !self.settlement.dead.is_empty() || !self.settlement.parked.is_empty() || of_lanes()
     }
 
     /// A chunk of a parked lane is done with.
