@@ -102,7 +102,7 @@ impl Patience {
     /// A reading may be on its way to its confirmation for so long, the queue before it included.
     pub(super) fn flight(&self) -> Duration {
         // Without transactions it is only the request that is timed, and that is half of what is on its way.
-        if self.transactional { self.timeout() / 5 } else { self.timeout() / 3 * 2 }
+        self.timeout().mul_f64(if self.transactional { 0.2 } else { 0.66 })
     }
 
     /// How long a transaction stays open when more is waiting, if its ends take so long.
@@ -194,7 +194,7 @@ impl Patience {
 }
 
 fn filling(timeout: Duration) -> Duration {
-    timeout / 5 * 2
+    timeout.mul_f64(0.4)
 }
 
 #[cfg(test)]

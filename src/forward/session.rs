@@ -32,6 +32,8 @@ const LAST_LINE: Duration = Duration::from_secs(1);
 /// What a session waits for, all of it in proportion to the producer's `transaction.timeout.ms`.
 #[derive(Debug, Clone, Copy)]
 struct Waits {
+    /// `transaction.timeout.ms`.
+    transaction: Duration,
     /// An abort that is not through after this time is left to the next producer's `init_transactions`.
     abort: Duration,
     /// After a transaction is closed, its reports must be there in this time: `message.timeout.ms` ends them before.
@@ -42,7 +44,8 @@ struct Waits {
 
 impl Waits {
     fn of(transaction: Duration) -> Self {
-        Self { abort: transaction / 3, reports: transaction / 3 * 4, commit: transaction * 2 }
+        let times = |factor| transaction.mul_f64(factor);
+        Self { transaction, abort: times(0.33), reports: times(1.33), commit: times(2.0) }
     }
 }
 
@@ -133,6 +136,11 @@ impl Session {
     /// When the present transaction was closed.
     pub(super) fn closed(&self) -> Instant {
         self.closed
+    }
+
+    /// `transaction.timeout.ms` of its producer.
+    pub(super) fn timeout(&self) -> Duration {
+        self.waits.transaction
     }
 
     /// What is in the way of a start.

@@ -90,10 +90,8 @@ pub(super) struct Transacting {
     ends: Duration,
     /// When the watermark of the present one was sent.
     sealed_at: Instant,
-    /// More was in hand than the link took.
-    waiting: bool,
-    /// The next producer shall have other times.
-    renew: bool,
+    /// Since when more was in hand than the link took.
+    waiting_since: Option<Instant>,
     /// A broker answers, by the link's last word.
     link_is_up: bool,
     behind_was_said: bool,
@@ -126,8 +124,7 @@ impl MainLane {
             begun: now,
             ends: Duration::ZERO,
             sealed_at: now,
-            waiting: false,
-            renew: false,
+            waiting_since: None,
             link_is_up: true,
             behind_was_said: false,
             declared_again: false,
@@ -191,7 +188,6 @@ impl MainLane {
         if let Some(transacting) = &mut self.transacting {
             let (terms, known) = (Arc::clone(&transacting.terms), transacting.known.take());
             transacting.session = Session::new(terms, Vec::new(), known, timeout, now);
-            transacting.renew = false;
         }
         if let Some(status) = shared.transactions() {
             status.timeout = timeout;
@@ -228,7 +224,8 @@ impl MainLane {
                 Phase::Flowing(producer)
             }
             Step::Aborted => self.aborted(producer, shared, now),
-            Step::Send if transacting.renew && transacting.session.state() == State::Idle => {
+            // Between two transactions nothing is in doubt, and a producer with other times costs no repeat.
+            Step::Send if transacting.needs_other_times(shared) => {
                 transacting.known = transacting.session.partitions();
                 self.end(producer, Renewal::AtOnce, shared, now)
             }
@@ -264,7 +261,9 @@ impl MainLane {
             planted::die(Bug::DieFilling);
             let all_back = producer.in_flight().0 == 0;
             let lingered = now.saturating_duration_since(transacting.since) >= self.linger;
-            transacting.waiting |= in_hand && !all_back && self.pending.gather_until.is_none();
+            if in_hand && !all_back && self.pending.gather_until.is_none() {
+                transacting.waiting_since.get_or_insert(now);
+            }
             let open = now.saturating_duration_since(transacting.begun);
             let worth = transacting.worth(shared).max(self.linger);
             if held_up
@@ -338,7 +337,7 @@ impl MainLane {
             before => before.mul_f64(0.75).saturating_add(ends.mul_f64(0.25)),
         };
         let all = now.saturating_duration_since(transacting.begun);
-        transacting.renew |= shared.patience.committed(transacting.ends, all, transacting.waiting, now);
+        shared.patience.committed(transacting.ends, all, transacting.waiting_since.is_some(), now);
         let watermark = transacting.committed;
         self.backoff.reset();
         shared.declarations.committed();
@@ -440,7 +439,7 @@ impl MainLane {
             let since_ms = recalled.main.as_ref().map_or(i64::MIN, |word| word.at_ms().saturating_sub(SLACK_MS));
             shared.declare_again(through, since_ms);
         }
-        transacting.renew |= shared.patience.began(recalled.round_trip);
+        shared.patience.began(recalled.round_trip);
         shared.partitions = Some(recalled.partitions);
         shared.is_itself = true;
         transacting.committed = transacting.committed.max(through);
@@ -461,7 +460,15 @@ impl Transacting {
 
     /// How long the present transaction stays open.
     fn worth(&self, shared: &Shared) -> Duration {
-        if self.waiting { shared.patience.worth(self.ends) } else { self.ends.saturating_mul(2).min(LONGEST) }
+        match self.waiting_since {
+            Some(_) => shared.patience.worth(self.ends),
+            None => self.ends.saturating_mul(2).min(LONGEST),
+        }
+    }
+
+    /// No transaction is open, and the next one may take another time than this producer was made for.
+    fn needs_other_times(&self, shared: &Shared) -> bool {
+        self.session.state() == State::Idle && self.session.timeout() != shared.patience.timeout()
     }
 
     /// The proof for an event that this process did not see committed, if Kafka's word reaches so far.
@@ -493,7 +500,7 @@ impl Transacting {
         self.session.begin(producer)?;
         self.since = since.unwrap_or(now);
         self.begun = now;
-        self.waiting = false;
+        self.waiting_since = None;
         Ok(())
     }
 }
