@@ -188,8 +188,11 @@ impl Witness {
             Read::Said(of, Record::Main { instance, delivered, commit, unread, at_ms }) if of == buffer => {
                 Said::Main(Word { delivered, unread, instance, commit, at_ms })
             }
-            Read::Said(of, Record::Lane { kafka_topic, instance, delivered, at_ms, .. }) if of == buffer => {
-                Said::Lane(kafka_topic, Word { delivered, unread: Vec::new(), instance, commit: 0, at_ms })
+            Read::Said(of, Record::Lane { kafka_topic, instance, delivered, at_ms, holes, waiting: _ })
+                if of == buffer =>
+            {
+                let word = Word { delivered, unread: Vec::new(), instance, commit: 0, at_ms };
+                Said::Lane { kafka_topic, word, is_whole: holes.is_some() }
             }
             Read::Said(of, Record::Hole { first, last, reason, kafka_topic, .. }) if of == buffer => {
                 Said::Hole(DeclaredHole { first, last, reason, kafka_topic })
@@ -215,8 +218,15 @@ pub struct Heard {
 pub enum Said {
     /// About its main lane.
     Main(Word),
-    /// About the lane of that Kafka topic.
-    Lane(String, Word),
+    /// About the lane of a Kafka topic.
+    Lane {
+        /// Which.
+        kafka_topic: String,
+        /// How far.
+        word: Word,
+        /// All holes that its buffer may not know of lie behind it.
+        is_whole: bool,
+    },
     /// Events that will never come.
     Hole(DeclaredHole),
     /// Something that only a newer Tidegate understands.

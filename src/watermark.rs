@@ -7,7 +7,7 @@
 //! | key | value | says |
 //! |---|---|---|
 //! | `<buffer id>` | `{"v":1,"instance":"<32 hex>","delivered":N,"commit":C,"unread":[[A,B],…],"at":T}` | each event of the main lane with a sequence ≤ N was delivered by this or an earlier transaction, or its other fate (dead letter, parked, dropped, purged, lost) was durable in the buffer before; **but not those from A to B**: the buffer holds them and could not read them when their turn came. `unread` is absent when there are none |
-//! | `<buffer id>/lane/<kafka topic>` | `{"v":1,"instance":"<32 hex>","delivered":N,"waiting":{"first":A,"last":B,"events":C},"at":T}` | parked events of that Kafka topic up to N are delivered; what still waits, absent when nothing does |
+//! | `<buffer id>/lane/<kafka topic>` | `{"v":1,"instance":"<32 hex>","delivered":N,"waiting":{"first":A,"last":B,"events":C},"holes":H,"at":T}` | parked events of that Kafka topic up to N are delivered; what still waits, absent when nothing does; of the events up to N so many ranges are holes that a reader must know of, and they are declared behind this record in the same transaction; absent when they are declared before it |
 //! | `<buffer id>/hole/<first>` | `{"v":1,"first":A,"last":B,"fate":"dead-lettered","reason":"…","kafka_topic":"…","at":T}` | these sequences will never come; the fate is `dead-lettered`, `dropped`, `purged` or `lost`; the Kafka topic is absent when they were meant for several |
 //! | `<buffer id>/identity` | `{"v":1,"was":"<old buffer id>","last":L,"at":T}` | this buffer was another one (a clone, or a restored copy that took a new identity); its events up to L carry the header `tidegate-was: <old id>:<sequence>` |
 //! | `<buffer id>/topic/<kafka topic>` | `{"v":1}` | readings of this buffer went to that Kafka topic; `*` for more topics than are named. Said once a start, so that an audit knows whose numbers to look for in the topics it reads |
@@ -159,6 +159,9 @@ pub enum Record {
         delivered: Sequence,
         /// What is still held.
         waiting: Option<Waiting>,
+        /// So many holes of the lane that its buffer may not know of follow in the same transaction; `None`: they lie
+        /// before it.
+        holes: Option<u64>,
         /// Wall clock, milliseconds since 1970.
         at_ms: i64,
     },
@@ -218,8 +221,8 @@ impl Record {
                 "v": VERSION, "instance": instance.to_string(), "delivered": delivered, "at": at_ms,
                 "commit": (*commit > 0).then_some(commit), "unread": (!unread.is_empty()).then_some(unread),
             }),
-            Self::Lane { kafka_topic: _, instance, delivered, waiting, at_ms } => json!({
-                "v": VERSION, "instance": instance.to_string(), "delivered": delivered, "at": at_ms,
+            Self::Lane { kafka_topic: _, instance, delivered, waiting, holes, at_ms } => json!({
+                "v": VERSION, "instance": instance.to_string(), "delivered": delivered, "at": at_ms, "holes": holes,
                 "waiting": waiting.map(|Waiting { first, last, events }| json!({"first": first, "last": last, "events": events})),
             }),
             Self::Hole { first, last, fate, reason, kafka_topic, at_ms } => json!({
@@ -313,6 +316,7 @@ fn read_value(kind: Kind<'_>, value: &[u8]) -> Option<Record> {
             instance: instance()?,
             delivered: fields.delivered?,
             waiting: fields.waiting,
+            holes: fields.holes,
             at_ms,
         },
         Kind::Hole(first) => {
@@ -343,6 +347,7 @@ struct Fields {
     commit: Option<u64>,
     unread: Option<Vec<(Sequence, Sequence)>>,
     waiting: Option<Waiting>,
+    holes: Option<u64>,
     first: Option<Sequence>,
     last: Option<Sequence>,
     fate: Option<Fate>,
@@ -417,15 +422,15 @@ mod tests {
                     unread,
                     at_ms
                 }),
-            ("[a-zA-Z0-9._-]{1,60}", any::<u128>(), any::<u64>(), waiting, any::<i64>()).prop_map(
-                |(kafka_topic, instance, delivered, waiting, at_ms)| Record::Lane {
+            ("[a-zA-Z0-9._-]{1,60}", any::<u128>(), any::<u64>(), waiting, any::<Option<u64>>(), any::<i64>())
+                .prop_map(|(kafka_topic, instance, delivered, waiting, holes, at_ms)| Record::Lane {
                     kafka_topic,
                     instance: Instance(instance),
                     delivered,
                     waiting,
+                    holes,
                     at_ms
-                }
-            ),
+                }),
             (any::<u64>(), any::<u32>(), fate, ".{0,80}", proptest::option::of("[a-z]{1,9}"), any::<i64>()).prop_map(
                 |(first, more, fate, reason, kafka_topic, at_ms)| Record::Hole {
                     first,
@@ -474,6 +479,7 @@ mod tests {
             instance: Instance(1),
             delivered: 0,
             waiting,
+            holes: None,
             at_ms: 5,
         };
         let waiting = Waiting { first: 3, last: 9, events: 4 };

@@ -2,8 +2,8 @@
 //! table of them at the end.
 //!
 //! ```sh
-//! cargo bench --bench transactions                 # everything, about twelve minutes
-//! cargo bench --bench transactions -- wire return  # these parts: rate, wire, return, far, opening, audit
+//! cargo bench --bench transactions                 # everything, about half an hour
+//! cargo bench --bench transactions -- wire return  # these parts: rate, wire, return, far, links, opening, audit
 //! ```
 //!
 //! It needs what `tests/run` installs. With `TIDEGATE_BINARY` another build of the agent is measured. `TIDEGATE_BENCH_SCALE=0.2`
@@ -28,6 +28,7 @@
 
 mod audit;
 mod far;
+mod links;
 #[path = "../relay/load.rs"]
 #[allow(dead_code, reason = "the latencies of PUBACK are the relay benchmark's")]
 mod load;
@@ -51,11 +52,12 @@ use support::{Outcome, reader};
 
 type Part = fn(&mut Table) -> Outcome<()>;
 
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 7] = [
     ("rate", rate::run),
     ("wire", wire::run),
     ("return", returns::run),
     ("far", far::run),
+    ("links", links::run),
     ("opening", opening::run),
     ("audit", audit::run),
 ];

@@ -31,8 +31,10 @@
 //!
 //! | what | bound | where |
 //! |---|---|---|
-//! | events in flight | 2,500 and 2 MiB with librdkafka's overhead; 6,000 and 5 MiB in transactions on a long link | `main_lane/` |
-//! | events of a transaction | 20,000, 40 bytes each | `main_lane/transactions.rs` |
+//! | events in flight | what the link takes in a few seconds | `window.rs` |
+//! | ... and at most | 2,500 and 2 MiB with librdkafka's overhead; 6,000 and 5 MiB in transactions on a long link | `main_lane/` |
+//! | events of a transaction | 50,000, 40 bytes each | `main_lane/transactions.rs` |
+//! | time of a transaction, a record, a request | 15 s, and longer where the link asks for it | `patience.rs` |
 //! | events read and not sent | one reading of the outlet (256 KiB) and one batch | `main_lane/` |
 //! | requests in flight | 1 a broker, 256 KiB before compression | `options.rs` |
 //! | producers at a time | 2: the main one, and one for the parked lane whose turn it is | `lane/` |
@@ -67,6 +69,7 @@ mod outcome;
 mod outstanding;
 mod pace;
 mod parking;
+mod patience;
 mod producer;
 mod recall;
 mod record;
@@ -81,6 +84,7 @@ mod tests;
 mod transaction;
 mod verdict;
 mod watermark_topic;
+mod window;
 
 pub(crate) use options::way_to_kafka;
 pub use options::{REFUSED, check_each_option, check_options};

@@ -107,13 +107,8 @@ pub(super) fn client_config(kafka: &Kafka, agent_id: &str) -> ClientConfig {
     config
 }
 
-/// What a transactional producer has otherwise, and why.
+/// What a transactional producer has otherwise, and why. How long it waits for Kafka is `patience.rs`'s.
 const TRANSACTIONAL: &[(&str, &str)] = &[
-    // A gateway that dies in a transaction holds up every read_committed reader of its partitions for so long, and up
-    // to 10 s more, which is how often brokers look. 15 s bear a round trip of 1 s and a broker that is busy.
-    ("transaction.timeout.ms", "15000"),
-    // It may not be longer; and it deletes nothing: the transaction is over then, and the readings are in the buffer.
-    ("message.timeout.ms", "15000"),
     // A refused record ends the transaction, not the producer: nothing overtakes it, because nothing is committed.
     ("enable.gapless.guarantee", "false"),
     // On a long link one request a round trip carries what it can.

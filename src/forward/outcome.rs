@@ -82,8 +82,9 @@ impl Outcome {
 
     /// Holds a fate that must be on disk before a watermark passes it, or the name of who wrote the one before.
     pub(super) fn has_fates(&self) -> bool {
-        let Settlement { dead, parked, lane_unread, heard, .. } = &self.settlement;
-        !dead.is_empty() || !parked.is_empty() || !lane_unread.is_empty() || heard.is_some()
+        let Settlement { dead, parked, lane_chunks, lane_unread, heard, .. } = &self.settlement;
+        let of_lanes = lane_chunks.iter().any(|(_, _, _, dead)| !dead.is_empty()) || !lane_unread.is_empty();
+        !dead.is_empty() || !parked.is_empty() || of_lanes || heard.is_some()
     }
 
     /// A chunk of a parked lane is done with.

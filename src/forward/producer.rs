@@ -4,7 +4,7 @@
 //! [`Delivered`] proof by way of the ring of outstanding events, which belongs to this producer alone. A transactional
 //! producer's reports give [`Acked`] only; they gather here in a [`Batch`] until `session.rs` commits it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +40,8 @@ struct Context {
     desk: Mutex<Desk>,
     remarks: Mutex<Remarks>,
     end_txn: Mutex<EndTxn>,
+    /// A request with readings was on its way for longer than it may be.
+    overdue: AtomicBool,
     /// Calls of the callbacks until now.
     heard: AtomicUsize,
 }
@@ -153,6 +155,11 @@ impl Producer {
     /// What came back since the last call.
     pub(super) fn reports(&self) -> Reports {
         std::mem::take(&mut self.desk().reports)
+    }
+
+    /// Since the last call a request with readings was on its way to a broker for longer than it may be.
+    pub(super) fn was_overdue(&self) -> bool {
+        self.context.overdue.swap(false, Ordering::Relaxed)
     }
 
     /// What librdkafka remarked since the last call.
@@ -283,9 +290,19 @@ const ASK_WAIT: Duration = Duration::from_millis(500);
 /// One poll does not keep the loop from its other work for ever.
 const MOST_EVENTS_A_POLL: usize = 1_000;
 
+/// Does that line of librdkafka's log say that a request with readings was sent, wholly or in part, and not answered in
+/// time? The delivery report says only that time is over, and that is so as well where a partition has no leader.
+fn is_overdue(facility: &str, line: &str) -> bool {
+    let in_part = || line.ends_with(" partially-sent requests") && !line.ends_with(" 0 partially-sent requests");
+    facility == "REQTMOUT" && (line.contains("Timed out ProduceRequest in flight") || in_part())
+}
+
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.heard.fetch_add(1, Ordering::Relaxed);
+        if is_overdue(facility, line) {
+            self.overdue.store(true, Ordering::Relaxed);
+        }
         if self.transactional {
             self.end_txn.lock().unwrap_or_else(PoisonError::into_inner).hear(facility, line);
             if let Some(topic) = end_txn::forbidden_topic(facility, line) {
@@ -367,6 +384,16 @@ impl Desk {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_was_sent_is_overdue() {
+        let sent = "[thrd:x]: x/1: Timed out ProduceRequest in flight (after 14900ms, timeout #0)";
+        let parts =
+            |parts| format!("Timed out 0 in-flight, 0 retry-queued, 1 out-queue, {parts} partially-sent requests");
+        assert!(is_overdue("REQTMOUT", sent) && is_overdue("REQTMOUT", &parts(1)));
+        assert!(!is_overdue("REQTMOUT", &parts(0)) && !is_overdue("FAIL", sent));
+        assert!(!is_overdue("REQTMOUT", "x/1: Timed out MetadataRequest in flight (after 60000ms, timeout #0)"));
+    }
 
     #[test]
     fn one_poll_takes_all_that_librdkafka_has_to_say() {

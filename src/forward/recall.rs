@@ -12,8 +12,15 @@
 //!    takes as long as the rest;
 //! 2. the end of our partition, by a `read_uncommitted` consumer;
 //! 3. wait until the stable offset, by the `read_committed` one, has reached that end;
-//! 4. read, newest block first; the whole partition if that does not hold all that is asked for, or if a lane is asked
-//!    for, whose holes may lie anywhere.
+//! 4. read, newest block first (`backwards.rs`), until all that is asked for is known.
+//!
+//! # On a narrow link
+//!
+//! Reading is bounded by bytes: one small fetch at a time, and none ahead of what is heard. What was read stays read when a
+//! try comes to nothing, and each try that does gives the next one twice the time. Silence is told by what arrives: a fetch
+//! takes half a minute at 9,600 bit/s.
+
+mod backwards;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,14 +34,17 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use uuid::Uuid;
 
+use self::backwards::Backwards;
 use super::watermark_topic::{self, Partitions, TopicError};
-use crate::delivered::{DeclaredHole, Said, Witness, Word};
+use crate::delivered::{DeclaredHole, Witness, Word};
 use crate::planted::{Bug, planted};
 use crate::retry::Backoff;
 use crate::watermark;
 
-/// One question to a broker waits so long. At a round trip of 300 ms it takes 1.5 s with a new connection.
-const ASK: Duration = Duration::from_secs(5);
+/// One question to a broker waits so long in the first try, twice as long in each that follows one that came to nothing, and
+/// at most [`LONGEST_ASK`]. With a new connection it takes five round trips; one may take 2 s.
+const ASK: Duration = Duration::from_secs(20);
+const LONGEST_ASK: Duration = Duration::from_secs(60);
 
 /// How often the stable offset is looked at while another gateway's transaction is open.
 const LOOK: Duration = Duration::from_millis(200);
@@ -42,19 +52,15 @@ const LOOK: Duration = Duration::from_millis(200);
 /// How often who is connected looks whether the producer is registered.
 const GLANCE: Duration = Duration::from_millis(10);
 
-/// Who has waited for that longer than this begins anew: the link may have gone meanwhile, and a client that comes back
-/// from its own back-off is later than a new one.
+/// Who has waited for that longer than this, or than it took to connect, begins anew: the link may have gone meanwhile, and
+/// a client that comes back from its own back-off is later than a new one.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// Offsets that are read first: the records of this buffer are among the newest of its partition, unless it has slept.
-const BLOCK: i64 = 1_000;
+/// One fetch. What is read beyond a block is less than this.
+const FETCH_BYTES: &str = "32768";
 
-/// Holes of lanes that are remembered, while a lane is looked after: what may be in doubt are those of the last group,
-/// 2,000 events.
-const MOST_HOLES: usize = 4_000;
-
-/// A read without any record or end for so long is begun again.
-const SILENCE: Duration = Duration::from_secs(15);
+/// A read without any record or end for so long is begun again, where it was: twice what a fetch takes at 9,600 bit/s.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -78,12 +84,14 @@ pub(super) struct Recalled {
     pub(super) main: Option<Word>,
     /// About lanes, by Kafka topic.
     pub(super) lanes: HashMap<String, Word>,
-    /// Holes that were declared for these lanes' topics: first, last, reason, topic; the newest [`MOST_HOLES`].
+    /// Holes that were declared for these lanes' topics, as far as they may be unknown to the buffer.
     pub(super) holes: VecDeque<DeclaredHole>,
     /// A newer Tidegate has written something about this buffer.
     pub(super) newer: bool,
     /// Of the watermark topic.
     pub(super) partitions: Partitions,
+    /// How long a small question to a broker took that we were connected to: one round trip, or two.
+    pub(super) round_trip: Duration,
 }
 
 /// A read that is under way.
@@ -190,9 +198,10 @@ impl Line {
 }
 
 fn until_answered(question: &Question, line: &Line) -> Option<Recalled> {
-    let mut backoff = Backoff::new();
+    let (mut backoff, mut ask) = (Backoff::new(), ASK);
+    let mut backwards = Backwards::new(question.lanes.clone());
     loop {
-        match read(question, line) {
+        match read(question, &mut backwards, ask, line) {
             Ok(recalled) => return Some(recalled),
             Err(ReadError::GivenUp) => return None,
             Err(ReadError::Stale) => continue,
@@ -204,6 +213,7 @@ fn until_answered(question: &Question, line: &Line) -> Option<Recalled> {
             Err(ReadError::Silence) => line.say("read the watermark: no answer".to_owned()),
             Err(ReadError::System(error)) => line.say(format!("read the watermark: {error}")),
         }
+        ask = ask.saturating_mul(2).min(LONGEST_ASK);
         if !line.sleep(backoff.next_wait()) {
             return None;
         }
@@ -240,7 +250,8 @@ impl From<TopicError> for ReadError {
     }
 }
 
-fn read(question: &Question, line: &Line) -> Result<Recalled, ReadError> {
+fn read(question: &Question, backwards: &mut Backwards, ask: Duration, line: &Line) -> Result<Recalled, ReadError> {
+    let began = Instant::now();
     let mut config = question.config.clone();
     // Only assigned partitions are read: the group is a name that librdkafka wants, and never joins.
     config.set("group.id", format!("tidegate-{}", question.buffer_id));
@@ -248,31 +259,36 @@ fn read(question: &Question, line: &Line) -> Result<Recalled, ReadError> {
     config.set("enable.partition.eof", "true").set("auto.offset.reset", "error");
     // What is there is wanted at once.
     config.set("fetch.wait.max.ms", "50");
+    // What is fetched and not needed still goes over the link: little at a time, and nothing ahead.
+    config.set("max.partition.fetch.bytes", FETCH_BYTES).set("queued.min.messages", "1");
+    config.set("fetch.queue.backoff.ms", "5");
 
     let witness = Witness::new(config.clone())?;
     let everyone: BaseConsumer = config.set("isolation.level", "read_uncommitted").create()?;
     let (partitions, partition) = thread::scope(|scope| {
         let spawn = |name: &str| thread::Builder::new().name(name.to_owned());
-        let place = spawn("recall ends").spawn_scoped(scope, || find_place(question, &everyone, line))?;
-        let policy = spawn("recall topic").spawn_scoped(scope, || check_once(question))?;
+        let place = spawn("recall ends").spawn_scoped(scope, || find_place(question, &everyone, ask, line))?;
+        let policy = spawn("recall topic").spawn_scoped(scope, || check_once(question, ask))?;
         // Only to be connected when the others are there: on a long link that takes as long as all the rest.
-        drop(witness.consumer().fetch_metadata(Some(&question.topic), ASK));
+        drop(witness.consumer().fetch_metadata(Some(&question.topic), ask));
         policy.join().map_err(|_panicked| ReadError::Silence)??;
         place.join().map_err(|_panicked| ReadError::Silence)?
     })?;
-    let waits_since = Instant::now();
+    let (waits_since, connecting) = (Instant::now(), began.elapsed());
     if !line.until_registered() {
         return Err(ReadError::GivenUp);
     }
-    if waits_since.elapsed() > FRESH {
+    if waits_since.elapsed() > FRESH.max(connecting) {
         return Err(ReadError::Stale);
     }
-    let (low, end) = everyone.fetch_watermarks(&question.topic, partition, ASK)?;
+    let asked = Instant::now();
+    let (low, end) = everyone.fetch_watermarks(&question.topic, partition, ask)?;
+    let round_trip = asked.elapsed();
     loop {
         if line.given_up() {
             return Err(ReadError::GivenUp);
         }
-        let (_, stable) = witness.consumer().fetch_watermarks(&question.topic, partition, ASK)?;
+        let (_, stable) = witness.consumer().fetch_watermarks(&question.topic, partition, ask)?;
         if stable >= end || planted(Bug::NoReadCommitted) || planted(Bug::NoStableRead) {
             break;
         }
@@ -282,49 +298,49 @@ fn read(question: &Question, line: &Line) -> Result<Recalled, ReadError> {
         thread::sleep(LOOK);
     }
     line.say(String::new());
-    let newest = end.saturating_sub(BLOCK).max(low);
-    let mut recalled = scan(question, &witness, partition, newest, end, line)?;
-    let complete = recalled.main.is_some() && question.lanes.is_empty();
-    if newest > low && !complete {
-        recalled = scan(question, &witness, partition, low, end, line)?;
+    backwards.holds(low, end);
+    while let Some(range) = backwards.next(low) {
+        scan(question, &witness, partition, range.start, backwards, line)?;
+        backwards.ended();
     }
-    recalled.partitions = partitions;
-    Ok(recalled)
+    let found = std::mem::replace(backwards, Backwards::new(Vec::new()));
+    Ok(Recalled { partitions, round_trip, ..found.into_recalled() })
 }
 
 /// Where the records of a buffer are.
-fn find_place(question: &Question, everyone: &BaseConsumer, line: &Line) -> Result<(Partitions, i32), ReadError> {
-    let partitions = watermark_topic::ensure(&question.config, everyone.client(), &question.topic, ASK)?;
+fn find_place(
+    question: &Question,
+    everyone: &BaseConsumer,
+    ask: Duration,
+    line: &Line,
+) -> Result<(Partitions, i32), ReadError> {
+    let partitions = watermark_topic::ensure(&question.config, everyone.client(), &question.topic, ask)?;
     let partition = watermark::partition(question.buffer_id, partitions.count);
     if !line.registered.load(Ordering::Acquire) {
         // The ends may yet change; but to ask for them connects to who leads the partition.
-        drop(everyone.fetch_watermarks(&question.topic, partition, ASK));
+        drop(everyone.fetch_watermarks(&question.topic, partition, ask));
     }
     Ok((partitions, partition))
 }
 
 /// Once a start: who changes the topic later changes it under all gateways.
-fn check_once(question: &Question) -> Result<(), ReadError> {
+fn check_once(question: &Question, ask: Duration) -> Result<(), ReadError> {
     if !question.topic_is_right.load(Ordering::Relaxed) {
-        let is_right = watermark_topic::check_policy(&question.config, &question.topic, ASK)?;
+        let is_right = watermark_topic::check_policy(&question.config, &question.topic, ask)?;
         question.topic_is_right.store(is_right, Ordering::Relaxed);
     }
     Ok(())
 }
 
-/// Reads from that offset to the end; later records replace earlier ones.
+/// Reads from that offset on, as far as is to be read now.
 fn scan(
     question: &Question,
     witness: &Witness,
     partition: i32,
     from: i64,
-    end: i64,
+    backwards: &mut Backwards,
     line: &Line,
-) -> Result<Recalled, ReadError> {
-    let mut recalled = Recalled::default();
-    if from >= end {
-        return Ok(recalled);
-    }
+) -> Result<(), ReadError> {
     let mut place = TopicPartitionList::new();
     place.add_partition_offset(&question.topic, partition, Offset::Offset(from))?;
     witness.consumer().assign(&place)?;
@@ -336,28 +352,14 @@ fn scan(
         let heard = match witness.hear(question.buffer_id, LOOK) {
             None => continue,
             Some(Ok(heard)) => heard,
-            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(recalled),
+            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(()),
             // The group is not ours to join; the records come all the same.
             Some(Err(error)) if is_about_the_group(&error) => continue,
             Some(Err(error)) => return Err(error.into()),
         };
         heard_last = Instant::now();
-        match heard.said {
-            Said::Main(word) => recalled.main = Some(word),
-            Said::Lane(topic, word) => drop(recalled.lanes.insert(topic, word)),
-            Said::Hole(hole) => {
-                if question.lanes.iter().any(|lane| hole.kafka_topic.as_deref() == Some(lane)) {
-                    recalled.holes.push_back(hole);
-                    if recalled.holes.len() > MOST_HOLES {
-                        recalled.holes.pop_front();
-                    }
-                }
-            }
-            Said::Newer => recalled.newer = true,
-            Said::Nothing => {}
-        }
-        if heard.offset >= end.saturating_sub(1) {
-            return Ok(recalled);
+        if backwards.heard(heard.offset, heard.said) {
+            return Ok(());
         }
     }
     Err(ReadError::Silence)

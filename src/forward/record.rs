@@ -346,7 +346,8 @@ mod tests {
         let [first, second] = [0x99, 0x9a].map(uuid::Uuid::from_u128);
         let mut lives = lives();
         lives.former = vec![(first, 41), (second, 50)];
-        let (mut records, event) = (Records::new(uuid::Uuid::from_u128(0x1234), lives, HeaderNames::Tidegate), event(b""));
+        let (mut records, event) =
+            (Records::new(uuid::Uuid::from_u128(0x1234), lives, HeaderNames::Tidegate), event(b""));
         let mut was = |sequence| -> Vec<String> {
             let (headers, _) = records.build(sequence, &event, ValueFormat::Payload);
             let was = headers.iter().filter(|h| h.key == "tidegate-was");

@@ -15,6 +15,7 @@ use super::options;
 use super::outcome::Outcome;
 use super::outstanding::Skips;
 use super::parking::Parking;
+use super::patience::Patience;
 use super::producer::Producer;
 use super::record::Records;
 use super::session::Terms;
@@ -120,7 +121,7 @@ pub fn run(
     let plain = options::client_config(settings, agent_id);
     let exactly_once = settings.delivery == Delivery::ExactlyOnce;
     let name = format!("tidegate-{}", recovery.buffer_id);
-    let (config, lane_config) = if exactly_once {
+    let (mut config, lane_config) = if exactly_once {
         let parked = options::transactional(plain.clone(), &format!("{name}-parked"));
         (options::transactional(plain, &name), parked)
     } else {
@@ -135,6 +136,8 @@ pub fn run(
             topic_is_right: Arc::default(),
         })
     });
+    let patience = Patience::new(&config);
+    patience.apply(&mut config);
     let producer = Producer::new(&config).map_err(|error| ForwardError::Options(options::cause(&error)))?;
     let now = Instant::now();
     let mut parking = Parking::default();
@@ -154,10 +157,10 @@ pub fn run(
     }
     let main = MainLane::new(config, producer, settings.linger, Skips::new(recovery.settled));
     let main = match &terms {
-        Some(terms) => main.with_transactions(Arc::clone(terms), recovery.released),
+        Some(terms) => main.with_transactions(Arc::clone(terms), recovery.released, patience.timeout()),
         None => main,
     };
-    let transactions = exactly_once.then(Transactions::default);
+    let transactions = exactly_once.then(|| Transactions { timeout: patience.timeout(), ..Transactions::default() });
     if exactly_once {
         warn_of_an_untested_library();
     }
@@ -168,6 +171,7 @@ pub fn run(
             outlet,
             settler,
             parking,
+            patience,
             outcome: Outcome::default(),
             targets: Targets::new(routes),
             records: Records::new(recovery.buffer_id, recovery.lives, settings.headers),

@@ -29,14 +29,25 @@ const SLICE: Duration = Duration::from_millis(100);
 /// For the last log line of a commit, which is there within a millisecond. Without it the retry is taken as given.
 const LAST_LINE: Duration = Duration::from_secs(1);
 
-/// An abort that is not through after this time is left to the next producer's `init_transactions`.
-const ABORT: Duration = Duration::from_secs(5);
+/// What a session waits for, all of it in proportion to the producer's `transaction.timeout.ms`.
+#[derive(Debug, Clone, Copy)]
+struct Waits {
+    /// `transaction.timeout.ms`.
+    transaction: Duration,
+    /// An abort that is not through after this time is left to the next producer's `init_transactions`.
+    abort: Duration,
+    /// After a transaction is closed, its reports must be there in this time: `message.timeout.ms` ends them before.
+    reports: Duration,
+    /// A commit in doubt is asked for so long: Kafka has decided by then.
+    commit: Duration,
+}
 
-/// After a transaction is closed, its reports must be there in this time: `message.timeout.ms` ends them before.
-const REPORTS: Duration = Duration::from_secs(20);
-
-/// A commit in doubt is asked for so long. Longer than `transaction.timeout.ms`: Kafka has decided by then.
-const COMMIT: Duration = Duration::from_secs(30);
+impl Waits {
+    fn of(transaction: Duration) -> Self {
+        let times = |factor| transaction.mul_f64(factor);
+        Self { transaction, abort: times(0.33), reports: times(1.33), commit: times(2.0) }
+    }
+}
 
 /// What all sessions of this process have in common.
 #[derive(Debug)]
@@ -82,6 +93,7 @@ pub(super) struct Session {
     batch: Option<Batch>,
     /// When the present transaction was closed.
     closed: Instant,
+    waits: Waits,
     /// What the present state waits for comes until then, or never.
     until: Instant,
 }
@@ -110,9 +122,16 @@ pub(super) enum Step {
 impl Session {
     /// Of a new producer. With `known`, nothing is in doubt: the last producer's last transaction was committed or
     /// aborted for certain. `lanes` are the Kafka topics whose lanes hold events, as far as they are of interest.
-    pub(super) fn new(terms: Arc<Terms>, lanes: Vec<Arc<str>>, known: Option<Partitions>, now: Instant) -> Self {
-        let state = State::Starting;
-        Self { terms, state, lanes, recall: None, partitions: known, batch: None, closed: now, until: now }
+    /// `timeout` is the producer's `transaction.timeout.ms`.
+    pub(super) fn new(
+        terms: Arc<Terms>,
+        lanes: Vec<Arc<str>>,
+        known: Option<Partitions>,
+        timeout: Duration,
+        now: Instant,
+    ) -> Self {
+        let (state, waits) = (State::Starting, Waits::of(timeout));
+        Self { terms, state, lanes, recall: None, partitions: known, batch: None, closed: now, waits, until: now }
     }
 
     /// Where it is.
@@ -123,6 +142,11 @@ impl Session {
     /// When the present transaction was closed.
     pub(super) fn closed(&self) -> Instant {
         self.closed
+    }
+
+    /// `transaction.timeout.ms` of its producer.
+    pub(super) fn timeout(&self) -> Duration {
+        self.waits.transaction
     }
 
     /// What is in the way of a start.
@@ -149,7 +173,7 @@ impl Session {
                     self.went(Move::Reported);
                     *producer.end_txn() = super::end_txn::EndTxn::default();
                     self.batch = Some(producer.take_batch());
-                    self.until = later(now, COMMIT);
+                    self.until = later(now, self.waits.commit);
                     planted::die(Bug::DieCommitting);
                     self.commit(producer, now)
                 }
@@ -175,7 +199,7 @@ impl Session {
     pub(super) fn close(&mut self, now: Instant) {
         self.went(Move::Closed);
         self.closed = now;
-        self.until = later(now, REPORTS);
+        self.until = later(now, self.waits.reports);
     }
 
     /// Puts the watermark, and what else is to be said, into the transaction (rule A: only now, custody rule 3).
@@ -192,7 +216,7 @@ impl Session {
             producer.seal(topic, partition, &record.key(*buffer_id), &record.value())?;
         }
         self.went(Move::Sealed);
-        self.until = later(now, REPORTS);
+        self.until = later(now, self.waits.reports);
         Ok(())
     }
 
@@ -205,7 +229,7 @@ impl Session {
         }
         self.went(Move::Refused);
         *producer.end_txn() = super::end_txn::EndTxn::default();
-        self.until = later(now, ABORT);
+        self.until = later(now, self.waits.abort);
         true
     }
 

@@ -10,6 +10,7 @@ use super::declarations::Declarations;
 use super::link::Repeats;
 use super::outcome::Outcome;
 use super::parking::Parking;
+use super::patience::Patience;
 use super::producer::{MESSAGE_OVERHEAD_BYTES, Outgoing, Producer};
 use super::record::Records;
 use super::session::Terms;
@@ -26,6 +27,8 @@ pub(super) struct Shared {
     pub(super) outlet: Outlet,
     pub(super) settler: Settler,
     pub(super) parking: Parking,
+    /// How long Kafka may take.
+    pub(super) patience: Patience,
     pub(super) outcome: Outcome,
     pub(super) targets: Targets,
     pub(super) records: Records,
@@ -39,15 +42,25 @@ pub(super) struct Shared {
     pub(super) terms: Option<Arc<Terms>>,
     /// With transactions: what they have to say besides the watermark.
     pub(super) declarations: Declarations,
-    /// With transactions: up to where each parked Kafka topic's lane is delivered, by a committed watermark. Not there
-    /// while that is in doubt, so that nobody writes an old word over a new one.
-    pub(super) lanes_delivered: HashMap<Arc<str>, Sequence>,
+    /// With transactions: where each parked Kafka topic's lane stands, by a committed watermark. Not there while that is
+    /// in doubt, so that nobody writes an old word over a new one.
+    pub(super) lanes_delivered: HashMap<Arc<str>, Stand>,
     /// With transactions: the main lane's watermark was read, and no twin wrote it. Before that no lane sends.
     pub(super) is_itself: bool,
     /// With transactions: of the watermark topic, once it was read.
     pub(super) partitions: Option<Partitions>,
     /// The newest settlement with dead letters or parked events: no watermark passes these before it is on disk.
     pub(super) fates: Ticket,
+}
+
+/// How far a lane is delivered.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Stand {
+    /// Up to here.
+    pub(super) delivered: Sequence,
+    /// There are dead letters among its last events, and the buffer has not been told: only the word that the lane itself
+    /// gave has their holes behind it.
+    pub(super) has_holes: bool,
 }
 
 impl Shared {

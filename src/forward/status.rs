@@ -41,6 +41,8 @@ pub struct Transactions {
     pub aborted: u64,
     /// Commits and aborts whose `EndTxn` was sent more than once; each cost a new producer.
     pub end_txn_retried: u64,
+    /// `transaction.timeout.ms` of the present producer.
+    pub timeout: Duration,
     /// From the last record's being sent to the commit's end.
     pub commits: CommitTimes,
     /// Why nothing can be sent; empty when something can.

@@ -191,6 +191,8 @@ pub struct TransactionsPart {
     pub aborted: u64,
     /// Ends that had to be asked for twice; each cost a new producer.
     pub end_txn_retried: u64,
+    /// How long one may take at most, and how long readers wait if the gateway dies in one.
+    pub timeout_s: u64,
     /// From the last record's being sent to the commit's end, all together.
     pub commit_seconds: f64,
     /// The same by classes, for `/metrics`.
@@ -326,8 +328,8 @@ impl From<&Transactions> for TransactionsPart {
     fn from(transactions: &Transactions) -> Self {
         let Transactions { watermark, committed, aborted, end_txn_retried, .. } = *transactions;
         let (commits, blocked) = (transactions.commits.clone(), transactions.blocked.clone());
-        let commit_seconds = commits.seconds;
-        Self { watermark, committed, aborted, end_txn_retried, commit_seconds, commits, blocked }
+        let (commit_seconds, timeout_s) = (commits.seconds, transactions.timeout.as_secs());
+        Self { watermark, committed, aborted, end_txn_retried, timeout_s, commit_seconds, commits, blocked }
     }
 }
 

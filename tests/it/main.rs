@@ -33,6 +33,7 @@ mod hostile; // peers that break the rules
 mod kafka_tls; // TLS to Kafka
 mod kafka_away; // nothing is lost, and order kept, while Kafka is away
 mod limits; // what cannot be promised, stated
+mod links; // narrow and long ones
 mod memory; // bounds
 mod parking; // missing, forbidden, too large
 mod readers; // the Kafka clients that people have

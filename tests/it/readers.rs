@@ -38,7 +38,7 @@ fn filled(kafka: &Kafka) -> Outcome<String> {
     hand.begin()?;
     for sequence in 1..=50 {
         let id = format!("{STRANGER}:{sequence}");
-        hand.event(&Planted { topic: &topic, partition: 0, id, was: None, mqtt_topic: "s/1", at_ms: 1 })?;
+        hand.event(&Planted { topic: &topic, partition: 0, id, instance: "", was: None, mqtt_topic: "s/1", at_ms: 1 })?;
     }
     hand.abort()?;
     publish_all(gateway.listener(), Plan::new("behind", "s/1", 1).count(READINGS))?;
@@ -125,7 +125,7 @@ fn no_record_of_a_stranger_stops_an_audit() -> Outcome<()> {
     let hand = Hand::plain(&kafka.brokers())?;
     for sequence in 1..=5 {
         let id = format!("{STRANGER}:{sequence}");
-        hand.event(&Planted { topic: &topic, partition: 0, id, was: None, mqtt_topic: "s/1", at_ms: 1 })?;
+        hand.event(&Planted { topic: &topic, partition: 0, id, instance: "", was: None, mqtt_topic: "s/1", at_ms: 1 })?;
     }
     hand.flush()?;
     let mut audit = Process::command(Build::Real.binary()?);

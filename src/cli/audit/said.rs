@@ -161,6 +161,7 @@ mod tests {
             instance: Instance(1),
             delivered: 0,
             waiting: waiting.map(|(first, last, events)| Waiting { first, last, events }),
+            holes: None,
             at_ms: 0,
         };
         said.hear(lane("a", Some((1, 9, 5))), |_| true);

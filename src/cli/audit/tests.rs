@@ -53,7 +53,7 @@ fn hole(first: u64, last: u64, fate: Fate) -> Record {
 
 fn lane(topic: &str, first: u64, last: u64, events: u64) -> Record {
     let waiting = Some(Waiting { first, last, events });
-    Record::Lane { kafka_topic: topic.into(), instance: Instance(1), delivered: 0, waiting, at_ms: 0 }
+    Record::Lane { kafka_topic: topic.into(), instance: Instance(1), delivered: 0, waiting, holes: None, at_ms: 0 }
 }
 
 fn finding(auditor: &Auditor, buffer: Uuid) -> BufferFindings {

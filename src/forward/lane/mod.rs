@@ -21,25 +21,26 @@ use self::transactions::Transacting;
 use super::options;
 use super::pace::{Finding, Pace, Permit};
 use super::parking::Opened;
-use super::producer::{Failure, Producer};
+use super::producer::{Failure, MESSAGE_OVERHEAD_BYTES, Producer};
 use super::session::Terms;
 use super::shared::Shared;
 use super::targets::{Generation, Turn};
 use super::verdict::{Verdict, dead_letter_reason, park_reason, send_verdict, verdict};
+use super::window::Window;
 use crate::buffer::{DeadLetter, LaneChunk, LaneId, ReadError};
 use crate::delivered::Delivered;
 use crate::event::{Sequence, Stored};
 use crate::planted::{Bug, planted};
 use crate::route::{Target, ValueFormat};
 
-/// A try without any progress ends after this time; another topic may be luckier. Longer than librdkafka needs to
-/// find a new leader; only one topic is tried at a time.
+/// A try without any progress ends after this time, or after that of a transaction or a request; another topic may be
+/// luckier. Longer than librdkafka needs to find a new leader; only one topic is tried at a time.
 const NO_PROGRESS: Duration = Duration::from_secs(30);
 
 /// How often an empty lane is looked at while it closes: the buffer commits every few milliseconds to 200 ms.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// At most so many events fly at a time, and about so many are read at a time; a chunk alone is at most 256 KiB.
+/// At most so many events fly at a time, if the link takes so many, and about so many are read at a time; a chunk alone is at most 256 KiB.
 const MOST_IN_FLIGHT: usize = 2_000;
 
 /// Payload and topics of a group, beside which the last chunk read may add 256 KiB.
@@ -74,6 +75,7 @@ struct Try {
     producer: Option<Producer>,
     generation: Generation,
     pace: Pace,
+    window: Window,
     failures: Vec<Failure>,
     last_progress: Instant,
     look_at: Instant,
@@ -207,6 +209,7 @@ impl Try {
             producer: None,
             generation: 0,
             pace: Pace::probing(),
+            window: Window::new(),
             failures: Vec::new(),
             last_progress: now,
             look_at: now,
@@ -244,10 +247,13 @@ impl Try {
             }
         }
         if self.producer.is_none() {
-            match Producer::new(config) {
+            let mut config = config.clone();
+            shared.patience.apply(&mut config);
+            match Producer::new(&config) {
                 Ok(producer) => {
                     self.producer = Some(producer);
                     self.generation = shared.next_generation();
+                    self.window.begin_anew();
                     self.open_session(shared, now);
                 }
                 Err(_) => return Ok(Step::Refused(None)),
@@ -255,9 +261,9 @@ impl Try {
         }
         if self.may_send(shared) {
             self.send_group(shared, now);
-            self.close_group(now);
+            self.close_group(shared, now);
         }
-        if now.saturating_duration_since(self.last_progress) > NO_PROGRESS {
+        if self.gets_nowhere(shared, now) {
             return Ok(Step::Refused(None));
         }
         Ok(Step::On)
@@ -315,10 +321,11 @@ impl Try {
                 self.next = self.next.saturating_add(1);
                 continue;
             }
-            let in_flight = producer.in_flight().0;
+            let (in_flight, bytes) = producer.in_flight();
             // With transactions a group is judged when it is committed.
             let unproven = if self.transacting.is_some() { producer.uncommitted() } else { in_flight };
-            if in_flight >= MOST_IN_FLIGHT {
+            let cost = stored.event.cost_bytes().saturating_add(MESSAGE_OVERHEAD_BYTES);
+            if in_flight >= MOST_IN_FLIGHT || !self.window.takes(bytes, cost, shared.patience.flight(), now) {
                 return;
             }
             if self.pace.permit(stored.sequence, unproven) == Permit::NotYet {
@@ -329,7 +336,7 @@ impl Try {
             if turn == Turn::NotYet {
                 return;
             }
-            if let Some(code) = self.transacting.as_mut().and_then(|own| own.begin(producer).err()) {
+            if let Some(code) = self.transacting.as_mut().and_then(|own| own.begin(producer, now).err()) {
                 let (sequence, route) = (stored.sequence, stored.event.route);
                 self.failures.push(Failure { sequence, route, topic: self.topic.to_string(), code });
                 return;
@@ -340,6 +347,7 @@ impl Try {
                         shared.targets.sent(&stored.event.topic, self.generation, stored.sequence);
                     }
                     self.pace.sent();
+                    self.window.sent(stored.sequence, now);
                     self.next = self.next.saturating_add(1);
                     if in_flight == 0 {
                         self.last_progress = now;
@@ -393,6 +401,9 @@ impl Try {
         // The main producer sees the same brokers and says what is to be said; these must only not pile up.
         drop(producer.remarks());
         let reports = producer.reports();
+        if self.window.watched().is_some_and(|watched| producer.has_come_back(watched)) {
+            self.window.confirmed(shared.patience.flight(), now);
+        }
         self.failures.extend(reports.failures);
         if reports.acked > 0 {
             self.last_progress = now;
@@ -436,6 +447,9 @@ impl Try {
             self.place.after = id;
             from = end;
         }
+        if let Some(stand) = shared.lanes_delivered.get_mut(&self.topic) {
+            stand.has_holes = false; // no watermark is sealed before that is on disk
+        }
         shared.parking.lane_settled(&self.topic, u64::try_from(done.len()).unwrap_or(u64::MAX));
     }
 
@@ -451,7 +465,7 @@ impl Try {
         if self.transacting.is_none()
             && let Some(producer) = &self.producer
             && producer.in_flight().0 > 0
-            && now.saturating_duration_since(self.last_progress) < NO_PROGRESS
+            && !self.gets_nowhere(shared, now)
         {
             if producer.fatal().is_some() {
                 producer.purge_queue();
@@ -499,8 +513,17 @@ impl Try {
         self.place.dead.push(letter);
     }
 
+    /// Nothing has moved for longer than anything may take.
+    fn gets_nowhere(&self, shared: &Shared, now: Instant) -> bool {
+        now.saturating_duration_since(self.last_progress) > NO_PROGRESS.max(shared.patience.timeout())
+    }
+
     fn retire(&mut self, shared: &mut Shared, now: Instant) {
         if let Some(producer) = self.producer.take() {
+            if producer.was_overdue() {
+                shared.patience.overdue(self.window.is_least());
+            }
+            self.window.forget();
             let (reports, _restart) = producer.retire();
             self.confirmed(reports.confirmed, shared, now);
         }

@@ -18,7 +18,7 @@ use crate::event::Sequence;
 use crate::forward::producer::Producer;
 use crate::forward::recall::Recalled;
 use crate::forward::session::{self, Session, Terms};
-use crate::forward::shared::{Shared, add, unix_ms};
+use crate::forward::shared::{Shared, Stand, add, unix_ms};
 use crate::forward::transaction::State;
 use crate::forward::verdict::code_of;
 use crate::watermark::{Fate, Record, Waiting};
@@ -29,6 +29,8 @@ pub(super) struct Transacting {
     session: Option<Session>,
     /// The pace wants this group committed before it goes on.
     held: bool,
+    /// When the open transaction was begun.
+    begun: Option<Instant>,
     /// The watermark of the transaction that is being sealed or committed.
     sealed: Sequence,
     /// What Kafka has of the lane and the buffer does not know.
@@ -45,7 +47,7 @@ struct Vouched {
 
 impl Transacting {
     pub(super) fn new(terms: Arc<Terms>) -> Self {
-        Self { terms, session: None, held: false, sealed: 0, word: None }
+        Self { terms, session: None, held: false, begun: None, sealed: 0, word: None }
     }
 
     fn state(&self) -> Option<State> {
@@ -53,7 +55,10 @@ impl Transacting {
     }
 
     /// Opens a transaction unless one is open.
-    pub(super) fn begin(&mut self, producer: &Producer) -> Result<(), Code> {
+    pub(super) fn begin(&mut self, producer: &Producer, now: Instant) -> Result<(), Code> {
+        if self.state() == Some(State::Idle) {
+            self.begun = Some(now);
+        }
         self.session.as_mut().map_or(Ok(()), |session| session.begin(producer).map_err(|error| code_of(&error)))
     }
 }
@@ -65,7 +70,8 @@ impl Try {
         // Where the lane stands is known unless a transaction of it is in doubt, or this is the first since the start.
         let known = shared.partitions.filter(|_| shared.lanes_delivered.contains_key(&self.topic));
         let lanes = vec![Arc::clone(&self.topic)];
-        transacting.session = Some(Session::new(Arc::clone(&transacting.terms), lanes, known, now));
+        let timeout = shared.patience.timeout();
+        transacting.session = Some(Session::new(Arc::clone(&transacting.terms), lanes, known, timeout, now));
         transacting.held = false;
     }
 
@@ -91,7 +97,12 @@ impl Try {
     }
 
     /// No more of this group, or of this part of it, is to be sent before it is committed.
-    pub(super) fn close_group(&mut self, now: Instant) {
+    pub(super) fn close_group(&mut self, shared: &Shared, now: Instant) {
+        if let Some(own) = &mut self.transacting
+            && own.begun.is_some_and(|begun| now.saturating_duration_since(begun) >= shared.patience.filling())
+        {
+            own.held = true; // the link takes no more of the group in the time of one
+        }
         let all_sent = self.group.as_ref().is_none_or(|group| self.next >= group.events.len());
         if let Some(transacting) = &mut self.transacting
             && let Some(session) = &mut transacting.session
@@ -113,15 +124,14 @@ impl Try {
         let (Some(transacting), Some(producer)) = (&mut self.transacting, &self.producer) else { return None };
         match transacting.session.as_mut()?.step(producer, now) {
             session::Step::Send => None,
-            session::Step::Wait => {
-                let waited = now.saturating_duration_since(self.last_progress) > super::NO_PROGRESS;
-                Some(if waited { Step::Refused(None) } else { Step::On })
-            }
+            session::Step::Wait => Some(if self.gets_nowhere(shared, now) { Step::Refused(None) } else { Step::On }),
             session::Step::Known(recalled) => Some(self.recalled(recalled, shared)),
             session::Step::Seal => Some(self.seal(shared, now)),
             session::Step::Committed(proofs, ending) => {
                 transacting.held = false;
-                shared.lanes_delivered.insert(Arc::clone(&self.topic), transacting.sealed);
+                transacting.begun = None;
+                let stand = Stand { delivered: transacting.sealed, has_holes: !self.place.dead.is_empty() };
+                shared.lanes_delivered.insert(Arc::clone(&self.topic), stand);
                 if let Some(status) = shared.transactions() {
                     add(&mut status.committed, 1);
                     status.commits.note(ending);
@@ -138,6 +148,9 @@ impl Try {
                 Some(Step::On)
             }
             session::Step::Lost(code, detail) => {
+                if code == Code::InvalidTransactionTimeout {
+                    shared.patience.refused();
+                }
                 tracing::debug!(topic = &*self.topic, %code, detail, "kafka: a parked topic's producer is over");
                 self.renew(shared, now);
                 Some(Step::Refused(None))
@@ -170,7 +183,7 @@ impl Try {
         }
         if state == Some(State::Filling) {
             self.hold_group();
-            self.close_group(now);
+            self.close_group(shared, now);
         }
         self.transact(shared, now).is_some_and(|step| !matches!(step, Step::On))
     }
@@ -211,7 +224,8 @@ impl Try {
         if words.into_iter().flatten().any(|word| !transacting.terms.is_ours(word, Sequence::MAX)) {
             return Step::Refused(None);
         }
-        shared.lanes_delivered.insert(Arc::clone(&self.topic), through);
+        let stand = Stand { delivered: through, has_holes: !recalled.holes.is_empty() };
+        shared.lanes_delivered.insert(Arc::clone(&self.topic), stand);
         let Some((word, lane)) = word.zip(shared.settler.lane(&self.topic)) else { return Step::On };
         match shared.outlet.parked_at(lane, through) {
             Ok(Some(chunk)) => {
@@ -230,10 +244,11 @@ impl Try {
     }
 
     fn seal(&mut self, shared: &mut Shared, now: Instant) -> Step {
-        // A chunk that could not be read is behind all that this watermark vouches for.
+        // A chunk that could not be read is behind all that this watermark vouches for; and dead letters of the groups
+        // before are on disk: this word's holes are all that a reader must know.
         match shared.fates_are_durable() {
             Ok(true) => {}
-            Ok(false) if now.saturating_duration_since(self.last_progress) < super::NO_PROGRESS => return Step::On,
+            Ok(false) if !self.gets_nowhere(shared, now) => return Step::On,
             Ok(false) | Err(_) => return Step::Refused(None),
         }
         let (Some(group), Some(producer)) = (&self.group, &self.producer) else { return Step::Refused(None) };
@@ -247,7 +262,8 @@ impl Try {
         let at_ms = unix_ms();
         let kafka_topic = self.topic.to_string();
         let instance = transacting.terms.lives.present;
-        let mut records = vec![Record::Lane { kafka_topic, instance, delivered: sealed, waiting, at_ms }];
+        let holes = u64::try_from(self.place.dead.len()).ok();
+        let mut records = vec![Record::Lane { kafka_topic, instance, delivered: sealed, waiting, holes, at_ms }];
         records.extend(self.place.dead.iter().map(|letter| Record::Hole {
             first: letter.sequence,
             last: letter.sequence,

@@ -31,18 +31,19 @@ use super::options;
 use super::outstanding::{Restart, Skips};
 use super::pace::{Finding, Pace, Permit};
 use super::parking::Gate;
-use super::producer::{Failure, Producer, Reports};
+use super::producer::{Failure, MESSAGE_OVERHEAD_BYTES, Producer, Reports};
 use super::relay::ForwardError;
 use super::shared::{Shared, add};
 use super::targets::{Generation, Turn};
 use super::verdict::{Verdict, dead_letter_reason, is_an_answer, send_verdict, verdict};
+use super::window::Window;
 use crate::buffer::DeadLetter;
 use crate::event::{Sequence, Stored};
 #[cfg(feature = "planted")]
 use crate::planted::{Bug, planted};
 use crate::retry::Backoff;
 
-/// Events in librdkafka's hands. Measured on loopback, with the buffer in front: 327,000 a second drained with 2,500,
+/// Events in librdkafka's hands, if the link takes so many ([`Window`]). Measured on loopback, with the buffer in front: 327,000 a second drained with 2,500,
 /// 337,000 with 5,000, which take 2 MB more. At a round trip of 300 ms it is 8,300 a second, about 1 Mbit/s.
 const MOST_IN_FLIGHT: usize = 2_500;
 
@@ -56,7 +57,8 @@ const FULL_EVENTS: usize = 1_000;
 /// ... or so many bytes.
 const FULL_BYTES: usize = 128 << 10;
 
-/// In `Draining`, how long to wait for reports. What is still in flight then may be sent twice.
+/// In `Draining`, how long to wait for the next report: so long, or twice as long as a reading takes over this link. What
+/// is still in flight then may be sent twice.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// The main lane's state.
@@ -70,6 +72,7 @@ pub(super) struct MainLane {
     pending: Pending,
     skips: Skips,
     pace: Pace,
+    window: Window,
     backoff: Backoff,
     said: Repeats,
     /// A Kafka topic that took something, to ask brokers about.
@@ -119,6 +122,7 @@ impl MainLane {
             pending: Pending::default(),
             skips,
             pace: Pace::default(),
+            window: Window::new(),
             backoff: Backoff::new(),
             said: Repeats::default(),
             known_topic: None,
@@ -187,11 +191,28 @@ impl MainLane {
         let answered = !reports.confirmed.is_empty()
             || reports.acked > 0
             || reports.failures.iter().any(|failure| is_an_answer(failure.code));
+        let is_confirmed = self.window.watched().is_some_and(|watched| producer.has_come_back(watched));
+        let moved = !reports.confirmed.is_empty() || reports.acked > 0 || !reports.failures.is_empty();
         if !reports.confirmed.is_empty() {
             self.backoff.reset();
+            shared.patience.confirmed();
+        }
+        if is_confirmed {
+            self.window.confirmed(shared.patience.flight(), now);
+        }
+        let drain = self.longest_drain(now);
+        if let Phase::Draining(_, until) = &mut self.phase
+            && moved
+        {
+            *until = drain;
         }
         self.book(reports, shared, now);
         answered
+    }
+
+    /// Until when the next report is waited for.
+    fn longest_drain(&self, now: Instant) -> Instant {
+        now.checked_add(DRAIN.max(self.window.latest().saturating_mul(2))).unwrap_or(now)
     }
 
     /// Does what the phase asks for, without waiting.
@@ -199,7 +220,7 @@ impl MainLane {
         self.phase = match std::mem::replace(&mut self.phase, Phase::Pausing(now)) {
             Phase::Flowing(producer) if self.transacting.is_some() => self.transact(producer, shared, now),
             Phase::Flowing(producer) if self.failures.is_empty() => self.flow(producer, shared, now),
-            Phase::Flowing(producer) => Phase::Draining(producer, now.checked_add(DRAIN).unwrap_or(now)),
+            Phase::Flowing(producer) => Phase::Draining(producer, self.longest_drain(now)),
             Phase::Draining(producer, until) => self.drain(producer, until, shared, now),
             Phase::Pausing(until) if until <= now => self.renew(shared, now),
             Phase::Pausing(until) => Phase::Pausing(until),
@@ -232,6 +253,14 @@ impl MainLane {
     }
 
     fn flow(&mut self, producer: Producer, shared: &mut Shared, now: Instant) -> Phase {
+        if producer.was_overdue() {
+            // librdkafka sends the same request again: over this link it would be overdue for ever.
+            let longer = shared.patience.overdue(self.window.is_least());
+            if longer || shared.patience.is_overdue() {
+                let why = "a request takes longer over this link than it may; smaller ones from now on".to_owned();
+                return self.end(producer, Renewal::AfterWait(Code::RequestTimedOut, why), shared, now);
+            }
+        }
         if !self.is_ready(now) {
             return Phase::Flowing(producer);
         }
@@ -239,7 +268,7 @@ impl MainLane {
         self.pending.gather_until = None;
         match self.send_pending(&producer, shared, now) {
             Sent::Done | Sent::GroupDone | Sent::NotBegun(_) => Phase::Flowing(producer),
-            Sent::Failed => Phase::Draining(producer, now.checked_add(DRAIN).unwrap_or(now)),
+            Sent::Failed => Phase::Draining(producer, self.longest_drain(now)),
             Sent::BatchesTooLarge => self.shrink(producer, shared, now),
         }
     }
@@ -300,6 +329,10 @@ impl MainLane {
             if turn == Turn::NotYet || in_flight >= most || bytes >= most_bytes {
                 return Sent::Done;
             }
+            let cost = stored.event.cost_bytes().saturating_add(MESSAGE_OVERHEAD_BYTES);
+            if !self.window.takes(bytes, cost, shared.patience.flight(), now) {
+                return Sent::Done;
+            }
             // With transactions a group is judged when it is committed.
             let unproven = if self.transacting.is_some() { producer.uncommitted() } else { in_flight };
             match self.pace.permit(sequence, unproven) {
@@ -324,6 +357,7 @@ impl MainLane {
                         shared.targets.sent(&stored.event.topic, self.generation, sequence);
                     }
                     self.pace.sent();
+                    self.window.sent(sequence, now);
                     self.passed(sequence);
                     self.pending.pop_sent();
                     if !self.known_topic.as_ref().is_some_and(|known| Arc::ptr_eq(known, &target.topic)) {
@@ -421,6 +455,9 @@ impl MainLane {
     }
 
     fn end(&mut self, producer: Producer, renewal: Renewal, shared: &mut Shared, now: Instant) -> Phase {
+        if let Renewal::AfterWait(code, _) = &renewal {
+            self.note_overdue(&producer, *code, shared);
+        }
         let (reports, restart) = producer.retire();
         // The failures among them are unsettled, and go again from the restart on.
         self.book(Reports { failures: Vec::new(), ..reports }, shared, now);
@@ -439,9 +476,19 @@ impl MainLane {
         }
     }
 
+    /// With transactions: why this one ended may be that the link is slower than was thought.
+    fn note_overdue(&self, producer: &Producer, code: Code, shared: &mut Shared) {
+        if code == Code::InvalidTransactionTimeout {
+            shared.patience.refused();
+        } else if self.transacting.is_some() && producer.was_overdue() {
+            shared.patience.overdue(self.window.is_least());
+        }
+    }
+
     /// Reads again from the oldest unsettled event.
     fn restart(&mut self, restart: Restart, shared: &mut Shared) {
         self.pace.restart();
+        self.window.forget();
         if let Some(after) = restart.after {
             self.pending = Pending::default();
             shared.outlet.rewind(after);
@@ -452,10 +499,12 @@ impl MainLane {
     }
 
     fn renew(&mut self, shared: &mut Shared, now: Instant) -> Phase {
+        shared.patience.apply(&mut self.config);
         match Producer::new(&self.config) {
             Ok(producer) => {
                 shared.changed = true;
-                self.open_session(now);
+                self.window.begin_anew();
+                self.open_session(shared, now);
                 self.generation = shared.next_generation();
                 add(&mut shared.status.producers, 1);
                 Phase::Flowing(producer)

@@ -8,7 +8,9 @@
 //!
 //! * it begins with the first record, when the records in hand have waited for company as `linger` asks;
 //! * it is closed when `linger` is over, all its reports are there and nothing more is in hand; or when it has been open
-//!   for twice as long as the last end took; or at [`MOST_EVENTS`]; or when nothing more may go before it is committed.
+//!   for twice as long as the last ends took; with more waiting than the link takes, for sixteen times as long, so that
+//!   the link carries readings nine tenths of the time ([`Patience`](crate::forward::patience::Patience)); or at
+//!   [`MOST_EVENTS`]; or when nothing more may go before it is committed.
 //!
 //! # What the watermark says
 //!
@@ -39,9 +41,9 @@ use crate::forward::watermark_topic::Partitions;
 use crate::planted::{self, Bug};
 use crate::watermark::{Instance, Record, Waiting};
 
-/// Events of a transaction: at 300 ms round trip 20,000 of them take 4 s, far below `transaction.timeout.ms`. What is
-/// remembered of each until the commit is 40 bytes.
-const MOST_EVENTS: usize = 20_000;
+/// Events of a transaction: at 300 ms round trip 50,000 of them take 6 s, against 1 s for its ends. What is remembered of
+/// each until the commit is 40 bytes.
+const MOST_EVENTS: usize = 50_000;
 
 /// Ends that take longer than this tell of a long link.
 const FAR: Duration = Duration::from_millis(200);
@@ -51,7 +53,7 @@ const FAR: Duration = Duration::from_millis(200);
 const FAR_IN_FLIGHT: usize = 6_000;
 const FAR_IN_FLIGHT_BYTES: usize = 5 << 20;
 
-/// A transaction is not kept open longer, however slow the link is: readers of its partitions wait for it.
+/// A transaction is not kept open longer when nothing waits behind it, however slow the link is: readers wait for it.
 const LONGEST: Duration = Duration::from_secs(4);
 
 /// Fates that must be on disk before the watermark are there within a few 100 ms. After this time the disk fails, and
@@ -91,8 +93,12 @@ pub(super) struct Transacting {
     /// When the first event of the present transaction came into our hands, and when it was begun.
     since: Instant,
     begun: Instant,
-    /// How long the last transaction took from being closed to its end.
-    ending: Duration,
+    /// How long the ends of the last transactions took: no reading is on its way then.
+    ends: Duration,
+    /// When the watermark of the present one was sent.
+    sealed_at: Instant,
+    /// Since when more was in hand than the link took.
+    waiting_since: Option<Instant>,
     /// A broker answers, by the link's last word.
     link_is_up: bool,
     behind_was_said: bool,
@@ -106,9 +112,14 @@ pub(super) struct Transacting {
 
 impl MainLane {
     /// From now on with transactions. The present producer is a transactional one.
-    pub(in crate::forward) fn with_transactions(mut self, terms: Arc<Terms>, released: Sequence) -> Self {
+    pub(in crate::forward) fn with_transactions(
+        mut self,
+        terms: Arc<Terms>,
+        released: Sequence,
+        timeout: Duration,
+    ) -> Self {
         let now = Instant::now();
-        let session = Session::new(Arc::clone(&terms), Vec::new(), None, now);
+        let session = Session::new(Arc::clone(&terms), Vec::new(), None, timeout, now);
         self.known_topic = Some(Arc::clone(&terms.topic));
         self.transacting = Some(Transacting {
             session,
@@ -121,7 +132,9 @@ impl MainLane {
             unread: Unread::default(),
             since: now,
             begun: now,
-            ending: Duration::ZERO,
+            ends: Duration::ZERO,
+            sealed_at: now,
+            waiting_since: None,
             link_is_up: true,
             behind_was_said: false,
             declared_again: false,
@@ -185,10 +198,14 @@ impl MainLane {
     }
 
     /// With a new producer.
-    pub(super) fn open_session(&mut self, now: Instant) {
+    pub(super) fn open_session(&mut self, shared: &mut Shared, now: Instant) {
+        let timeout = shared.patience.timeout();
         if let Some(transacting) = &mut self.transacting {
             let (terms, known) = (Arc::clone(&transacting.terms), transacting.known.take());
-            transacting.session = Session::new(terms, Vec::new(), known, now);
+            transacting.session = Session::new(terms, Vec::new(), known, timeout, now);
+        }
+        if let Some(status) = shared.transactions() {
+            status.timeout = timeout;
         }
     }
 
@@ -227,13 +244,18 @@ impl MainLane {
                 self.recalled(recalled, shared);
                 Phase::Flowing(producer)
             }
-            Step::Send => self.fill(producer, shared, now),
             Step::Seal => self.seal(producer, shared, now),
             Step::Committed(proofs, ending) => {
                 self.committed(proofs, ending, shared, now);
                 Phase::Flowing(producer)
             }
             Step::Aborted => self.aborted(producer, shared, now),
+            // Between two transactions nothing is in doubt, and a producer with other times costs no repeat.
+            Step::Send if transacting.needs_other_times(shared) => {
+                transacting.known = transacting.session.partitions();
+                self.end(producer, Renewal::AtOnce, shared, now)
+            }
+            Step::Send => self.fill(producer, shared, now),
             Step::Retried => {
                 transacting.known = transacting.session.partitions();
                 if let Some(status) = shared.transactions() {
@@ -271,8 +293,11 @@ impl MainLane {
             planted::die(Bug::DieFilling);
             let all_back = producer.in_flight().0 == 0;
             let lingered = now.saturating_duration_since(transacting.since) >= self.linger;
+            if in_hand && !all_back && self.pending.gather_until.is_none() {
+                transacting.waiting_since.get_or_insert(now);
+            }
             let open = now.saturating_duration_since(transacting.begun);
-            let worth = transacting.ending.saturating_mul(2).max(self.linger).min(LONGEST);
+            let worth = transacting.worth(shared).max(self.linger);
             if held_up
                 || all_back && (in_hand && self.pending.gather_until.is_none() || lingered)
                 || open >= worth && lingered
@@ -317,6 +342,7 @@ impl MainLane {
             std::thread::sleep(Duration::from_millis(500));
         }
         let Some(transacting) = &mut self.transacting else { return Phase::Flowing(producer) };
+        transacting.sealed_at = now;
         // Dead letters and parked events whose chunk could not be read when they were to be copied: they are held.
         for (first, last) in shared.settler.take_unread() {
             transacting.unread.add(first, last);
@@ -342,8 +368,15 @@ impl MainLane {
         let Some(transacting) = &mut self.transacting else { return };
         transacting.committed = transacting.sealed;
         transacting.unread.committed();
+        // Registering the first partitions is a round trip as well, of four.
+        let ends = now.saturating_duration_since(transacting.sealed_at).mul_f64(4.0 / 3.0);
         // The mean of the last few: one slow commit makes no habit.
-        transacting.ending = transacting.ending.mul_f64(0.75).saturating_add(ending.mul_f64(0.25));
+        transacting.ends = match transacting.ends {
+            Duration::ZERO => ends,
+            before => before.mul_f64(0.75).saturating_add(ends.mul_f64(0.25)),
+        };
+        let all = now.saturating_duration_since(transacting.begun);
+        shared.patience.committed(transacting.ends, all, transacting.waiting_since.is_some(), now);
         let watermark = transacting.committed;
         self.backoff.reset();
         shared.declarations.committed();
@@ -446,6 +479,7 @@ impl MainLane {
             let since_ms = recalled.main.as_ref().map_or(i64::MIN, |word| word.at_ms().saturating_sub(SLACK_MS));
             shared.declare_again(through, since_ms);
         }
+        shared.patience.began(recalled.round_trip);
         shared.partitions = Some(recalled.partitions);
         shared.is_itself = true;
         transacting.committed = transacting.committed.max(through);
@@ -464,7 +498,20 @@ impl MainLane {
 impl Transacting {
     /// Events and bytes that may be in flight.
     pub(super) fn window(&self) -> (usize, usize) {
-        if self.ending > FAR { (FAR_IN_FLIGHT, FAR_IN_FLIGHT_BYTES) } else { (MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES) }
+        if self.ends > FAR { (FAR_IN_FLIGHT, FAR_IN_FLIGHT_BYTES) } else { (MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES) }
+    }
+
+    /// How long the present transaction stays open.
+    fn worth(&self, shared: &Shared) -> Duration {
+        match self.waiting_since {
+            Some(_) => shared.patience.worth(self.ends),
+            None => self.ends.saturating_mul(2).min(LONGEST),
+        }
+    }
+
+    /// No transaction is open, and the next one may take another time than this producer was made for.
+    fn needs_other_times(&self, shared: &Shared) -> bool {
+        self.session.state() == State::Idle && self.session.timeout() != shared.patience.timeout()
     }
 
     /// The proof for an event that this process did not see committed, if Kafka's word reaches so far.
@@ -497,6 +544,7 @@ impl Transacting {
         self.session.begin(producer)?;
         self.since = since.unwrap_or(now);
         self.begun = now;
+        self.waiting_since = None;
         Ok(())
     }
 }
@@ -525,9 +573,10 @@ impl Shared {
         let mut records = Vec::new();
         for topic in topics {
             let waiting = self.settler.lane(&topic).and_then(|lane| self.outlet.waiting(lane, 0).ok().flatten());
-            let Some(delivered) = self.lanes_delivered.get(&topic).copied() else { continue };
+            let Some(stand) = self.lanes_delivered.get(&topic).copied() else { continue };
+            let (delivered, holes) = (stand.delivered, (!stand.has_holes).then_some(0));
             let waiting = waiting.map(|(first, last, events)| Waiting { first, last, events });
-            records.push(Record::Lane { kafka_topic: topic.to_string(), instance, delivered, waiting, at_ms });
+            records.push(Record::Lane { kafka_topic: topic.to_string(), instance, delivered, waiting, holes, at_ms });
         }
         records
     }

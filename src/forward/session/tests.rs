@@ -12,7 +12,7 @@ use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaErrorCode as Code, RDKafkaRespErr as Resp};
 use uuid::Uuid;
 
-use super::{ABORT, COMMIT, LAST_LINE, REPORTS, Session, Step, Terms};
+use super::{LAST_LINE, Session, Step, Terms, Waits};
 use crate::buffer::{Life, Lives};
 use crate::config::{self, Delivery};
 use crate::delivered::Word;
@@ -27,6 +27,9 @@ use crate::watermark::{Instance, Record};
 
 /// Only a failing test waits so long.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `transaction.timeout.ms`.
+const TRANSACTION: Duration = Duration::from_secs(15);
 
 /// Beyond a time-out.
 const MOMENT: Duration = Duration::from_millis(1);
@@ -69,7 +72,7 @@ impl Bench {
         let config = options::transactional(options::client_config(&kafka, "test"), "tidegate-test");
         let producer = Producer::new(&config).unwrap();
         let known = Some(Partitions { count: 1 });
-        let session = Session::new(Arc::new(terms(config)), Vec::new(), known, Instant::now());
+        let session = Session::new(Arc::new(terms(config)), Vec::new(), known, TRANSACTION, Instant::now());
         Self { mock, producer, session, ahead: Duration::ZERO, next: 1 }
     }
 
@@ -249,7 +252,7 @@ fn reports_that_do_not_come_end_the_producer_before_anything_is_sealed() {
     let now = bench.now();
     bench.session.close(now);
     bench.waits(State::Closing);
-    bench.ahead = REPORTS + MOMENT;
+    bench.ahead = Waits::of(TRANSACTION).reports + MOMENT;
     assert_eq!(bench.lost(), Code::RequestTimedOut);
 }
 
@@ -274,7 +277,7 @@ fn a_watermark_that_is_refused_or_not_answered_is_never_committed() {
     let record = Record::Main { instance: PRESENT, delivered: 1, commit: 0, unread: Vec::new(), at_ms: 1 };
     bench.session.seal(&bench.producer, &[record], now).unwrap();
     bench.waits(State::Sealing);
-    bench.ahead = REPORTS + MOMENT;
+    bench.ahead = Waits::of(TRANSACTION).reports + MOMENT;
     assert_eq!(bench.lost(), Code::RequestTimedOut);
 }
 
@@ -318,7 +321,7 @@ fn a_commit_without_a_link_is_asked_for_until_kafka_answers() {
     bench.reported();
     bench.mock.broker_down(-1).unwrap();
     bench.waits(State::Committing);
-    bench.ahead = COMMIT / 2;
+    bench.ahead = Waits::of(TRANSACTION).commit / 2;
     bench.waits(State::Committing);
     bench.mock.broker_up(-1).unwrap();
     assert_eq!(bench.committed(), [1, 2]);
@@ -331,7 +334,7 @@ fn a_commit_that_stays_in_doubt_until_kafka_has_decided_proves_nothing() {
     bench.reported();
     bench.mock.broker_down(-1).unwrap();
     bench.waits(State::Committing);
-    bench.ahead = COMMIT + MOMENT;
+    bench.ahead = Waits::of(TRANSACTION).commit + MOMENT;
     assert_eq!(bench.lost(), Code::OperationTimedOut);
 }
 
@@ -390,7 +393,7 @@ fn an_abort_that_kafka_refuses_or_does_not_answer_ends_this_producer() {
     bench.mock.broker_down(-1).unwrap();
     bench.refuse();
     bench.waits(State::Aborting);
-    bench.ahead = ABORT + MOMENT;
+    bench.ahead = Waits::of(TRANSACTION).abort + MOMENT;
     assert_eq!(bench.lost(), Code::OperationTimedOut);
 }
 

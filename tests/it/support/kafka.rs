@@ -266,6 +266,7 @@ impl Drop for Lease<'_> {
         if let Some(proxy) = self.kafka.proxies.get(self.index) {
             proxy.set(Weather::Fair);
             proxy.delay(Duration::ZERO);
+            proxy.narrow(0);
             // A poisoned lock means that another thread has failed its test.
             drop(proxy.refuse(None));
         }

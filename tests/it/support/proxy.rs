@@ -1,6 +1,7 @@
-//! A link that can be cut, held and mended, for any TCP service.
+//! A link that can be cut, held, narrowed and mended, for any TCP service.
 
 mod copying;
+mod width;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -8,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use self::copying::accept;
+use self::width::Width;
 use super::kafka_wire::{Batch, Request, is};
 use super::{Outcome, Trouble, process::free_port};
 
@@ -80,6 +82,9 @@ struct State {
     puzzle: Mutex<Option<String>>,
     /// How long each byte takes in each direction.
     delay_ms: AtomicU64,
+    /// How wide it is towards the service, and towards its clients.
+    width_up: Width,
+    width_down: Width,
     /// Bytes that clients have sent, and been sent.
     up: AtomicU64,
     down: AtomicU64,
@@ -121,6 +126,8 @@ impl Proxy {
             refused: AtomicU64::new(0),
             puzzle: Mutex::new(None),
             delay_ms: AtomicU64::new(0),
+            width_up: Width::default(),
+            width_down: Width::default(),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
             target,
@@ -141,7 +148,23 @@ impl Proxy {
         self.state.weather.store(weather as u8, Ordering::SeqCst);
     }
 
-    /// From now on every byte takes so long in each direction: half a round trip. The width of the link is not bounded.
+    /// From now on the link takes so many bits a second in each direction, of all connections together; 0: no bound.
+    pub fn narrow(&self, bits_a_second: u64) {
+        self.narrow_up(bits_a_second);
+        self.narrow_down(bits_a_second);
+    }
+
+    /// The same, towards the service only.
+    pub fn narrow_up(&self, bits_a_second: u64) {
+        self.state.width_up.set(bits_a_second);
+    }
+
+    /// The same, towards the clients only.
+    pub fn narrow_down(&self, bits_a_second: u64) {
+        self.state.width_down.set(bits_a_second);
+    }
+
+    /// From now on every byte takes so long in each direction: half a round trip.
     pub fn delay(&self, time: Duration) {
         self.state.delay_ms.store(time.as_millis() as u64, Ordering::SeqCst);
     }

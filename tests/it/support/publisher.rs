@@ -24,6 +24,8 @@ pub struct Plan {
     pub topics: Vec<String>,
     /// Readings are filled up to this.
     pub payload_bytes: usize,
+    /// Payloads that cannot be compressed by more than a quarter.
+    pub noisy: bool,
     /// 0, 1 or 2.
     pub qos: u8,
     /// MQTT version.
@@ -45,6 +47,7 @@ impl Plan {
             name: name.to_owned(),
             topics: vec![topic.to_owned()],
             payload_bytes: 100,
+            noisy: false,
             qos,
             version: Version::V5,
             // MQTT 3.1.1 cannot say what it bears; mosquitto bears 20 by default and mixes up the order beyond.
@@ -73,6 +76,14 @@ impl Plan {
     #[must_use]
     pub fn topics(mut self, topics: Vec<String>) -> Self {
         self.topics = topics;
+        self
+    }
+
+    /// Payloads of that size of which each byte takes six bits on the wire.
+    #[must_use]
+    pub fn noise(mut self, payload_bytes: usize) -> Self {
+        self.payload_bytes = payload_bytes;
+        self.noisy = true;
         self
     }
 
@@ -106,8 +117,13 @@ impl Plan {
             value / 100,
             value % 100
         );
+        let mut noise = fastrand::Rng::with_seed(n);
         while text.len() + 1 < self.payload_bytes {
-            text.push(char::from(b'a' + (text.len() as u64 ^ n) as u8 % 16));
+            text.push(if self.noisy {
+                char::from(b'0' + noise.u8(..64))
+            } else {
+                char::from(b'a' + (text.len() as u64 ^ n) as u8 % 16)
+            });
         }
         text.push('}');
         text.into_bytes()

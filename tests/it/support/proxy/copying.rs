@@ -8,7 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::super::kafka_wire::{Frames, Request, is};
-use super::{GLANCE, GONE, Loss, State, Weather};
+use super::width::{KERNEL_BYTES, MOST_BYTES};
+use super::{GLANCE, GONE, Loss, State, Weather, Width};
 
 pub(super) fn accept(listener: &TcpListener, target: u16, state: &Arc<State>) {
     while state.weather.load(Ordering::SeqCst) != GONE {
@@ -42,7 +43,7 @@ pub(super) fn accept(listener: &TcpListener, target: u16, state: &Arc<State>) {
 fn ask(from: &TcpStream, to: &TcpStream, back: &Mutex<Line>, state: &Arc<State>) -> std::io::Result<()> {
     let mut line = Line::new(to, Arc::clone(state))?;
     let mut frames = Frames { is_kafka: state.is_kafka, rest: Vec::new() };
-    each_reading(from, state, |read| {
+    each_reading(from, state, &state.width_up, |read| {
         state.up.fetch_add(read.len() as u64, Ordering::SeqCst);
         if !frames.is_kafka {
             return line.send(read);
@@ -75,7 +76,7 @@ fn ask(from: &TcpStream, to: &TcpStream, back: &Mutex<Line>, state: &Arc<State>)
 /// Answers, to the client. Those of Kafka go as wholes, because others may go between them.
 fn answer(from: &TcpStream, back: &Mutex<Line>, state: &Arc<State>) -> std::io::Result<()> {
     let mut frames = Frames { is_kafka: state.is_kafka, rest: Vec::new() };
-    each_reading(from, state, |read| {
+    each_reading(from, state, &state.width_down, |read| {
         if state.is(Weather::AnswersLost) {
             state.answers_lost.fetch_add(1, Ordering::SeqCst);
             return Err(ErrorKind::ConnectionAborted.into());
@@ -96,20 +97,28 @@ fn answer(from: &TcpStream, back: &Mutex<Line>, state: &Arc<State>) -> std::io::
 fn each_reading(
     mut from: &TcpStream,
     state: &State,
+    width: &Width,
     mut pass: impl FnMut(&[u8]) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
     from.set_nonblocking(false)?;
     from.set_nodelay(true)?;
     from.set_read_timeout(Some(GLANCE))?;
-    let mut bytes = vec![0; 64 * 1024];
+    let mut bytes = vec![0; MOST_BYTES];
+    let mut is_narrow = false;
     while !state.ends_connections() {
         if state.is(Weather::Fog) {
             std::thread::sleep(GLANCE);
             continue;
         }
-        match from.read(&mut bytes) {
+        let piece = width.piece();
+        if piece.is_some() && !is_narrow {
+            is_narrow = true;
+            rustix::net::sockopt::set_socket_recv_buffer_size(from, KERNEL_BYTES)?;
+        }
+        match from.read(bytes.get_mut(..piece.unwrap_or(MOST_BYTES)).unwrap_or_default()) {
             Ok(0) => return Ok(()),
             Ok(count) => {
+                width.carry(count);
                 // What was read while fog came down waits until it lifts.
                 while state.is(Weather::Fog) {
                     std::thread::sleep(GLANCE);

@@ -1,0 +1,293 @@
+//! How long Kafka may take: for a request, for a record, for a transaction. It follows the link.
+//!
+//! Short is better for others: a gateway that dies in a transaction holds up every `read_committed` reader of its
+//! partitions for `transaction.timeout.ms`, and up to 10 s more, which is how often brokers look. Too short is no delivery
+//! at all: at 9,600 bit/s a reading of 100 kB is on its way for 83 s. And a transaction's ends take three or four round
+//! trips in which nothing else flows, so that on a long link it must be long to be worth them.
+//!
+//! So there are a few steps. Every start begins with the shortest. A longer one is taken when the link asks for it: when
+//! the ends of transactions take a tenth of the time, or when the least that can be sent was overdue twice in a row. It
+//! costs a new producer, and is given back when for an hour a shorter one would have done.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+
+/// `transaction.timeout.ms`, and `message.timeout.ms`, which may not be longer and deletes nothing: the transaction is over
+/// then, and the readings are in the buffer. 15 s bear a round trip of 0.2 s or 50 kbit/s at full use; 60 s is what Java's
+/// producer has; 900 s is what brokers allow at most (`transaction.max.timeout.ms`), and a reading of 1 MB takes that
+/// at 9,600 bit/s.
+const TRANSACTIONS: &[Duration] =
+    &[Duration::from_secs(15), Duration::from_secs(60), Duration::from_secs(300), Duration::from_secs(900)];
+
+/// For its ends alone a transaction is not made longer than this: readers may bear five minutes where a round trip takes
+/// seconds. The last step is for single readings that need it.
+const LONGEST_FOR_ENDS: usize = 2;
+
+/// `socket.timeout.ms` without transactions: librdkafka's default, and the most it takes.
+const REQUESTS: &[Duration] = &[Duration::from_secs(60), Duration::from_secs(300)];
+
+/// A transaction is worth its ends when it is so many times as long.
+const WORTH: u32 = 16;
+
+/// ... and has to be made longer when it is not even so many times.
+const NOT_WORTH: u32 = 12;
+
+/// Where nothing is connected yet, a transaction takes so many round trips.
+const COLD: u32 = 20;
+
+/// The least was overdue so many times in a row: once may be a link that was gone for a while.
+const MOST_OVERDUE: u32 = 2;
+
+/// A shorter step would have done for so long.
+const GIVE_BACK: Duration = Duration::from_secs(3600);
+
+/// On longer links librdkafka waits so long for the rest of what it is given: the first few in a request of their own
+/// would cost a round trip.
+const LINGER_MS: &str = "20";
+
+/// See the module's words.
+#[derive(Debug)]
+pub(super) struct Patience {
+    transactional: bool,
+    steps: Vec<Duration>,
+    step: usize,
+    /// `socket.timeout.ms`, if `[kafka.options]` has it.
+    asked: Option<Duration>,
+    overdue: u32,
+    less_would_do_since: Option<Instant>,
+}
+
+impl Patience {
+    /// For producers of that configuration.
+    pub(super) fn new(config: &ClientConfig) -> Self {
+        let transactional = config.get("transactional.id").is_some();
+        let asked = config.get("socket.timeout.ms").and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
+        let steps = match asked {
+            _ if transactional => TRANSACTIONS.to_vec(),
+            Some(asked) => vec![asked],
+            None => REQUESTS.to_vec(),
+        };
+        Self { transactional, steps, step: 0, asked, overdue: 0, less_would_do_since: None }
+    }
+
+    /// Gives a configuration the present times.
+    pub(super) fn apply(&self, config: &mut ClientConfig) {
+        let timeout = self.timeout();
+        if self.transactional {
+            for name in ["transaction.timeout.ms", "message.timeout.ms"] {
+                config.set(name, timeout.as_millis().to_string());
+            }
+            if let Some(asked) = self.asked {
+                // librdkafka does not take a longer one.
+                config.set("socket.timeout.ms", asked.min(timeout).as_millis().to_string());
+            }
+        } else {
+            config.set("socket.timeout.ms", timeout.as_millis().to_string());
+        }
+        config.set("linger.ms", if self.step > 0 { LINGER_MS } else { "0" });
+    }
+
+    /// A transaction, or without them a request, is over after this time.
+    pub(super) fn timeout(&self) -> Duration {
+        self.at(self.step)
+    }
+
+    /// Records go into a transaction for so long at most. It leaves the rest for their confirmations, for the ends, and for
+    /// a link that becomes slower meanwhile.
+    pub(super) fn filling(&self) -> Duration {
+        filling(self.timeout())
+    }
+
+    /// A reading may be on its way to its confirmation for so long, the queue before it included.
+    pub(super) fn flight(&self) -> Duration {
+        // Without transactions it is only the request that is timed, and that is half of what is on its way.
+        self.timeout().mul_f64(if self.transactional { 0.2 } else { 0.66 })
+    }
+
+    /// How long a transaction stays open when more is waiting, if its ends take so long.
+    pub(super) fn worth(&self, ends: Duration) -> Duration {
+        ends.saturating_mul(WORTH).min(self.filling())
+    }
+
+    /// A transaction is committed whose ends have taken so long, and which took `all` in all; more was `waiting`. True: the
+    /// next producer shall have other times.
+    pub(super) fn committed(&mut self, ends: Duration, all: Duration, waiting: bool, now: Instant) -> bool {
+        self.overdue = 0;
+        let is_worth = |timeout: Duration| ends.saturating_mul(NOT_WORTH) <= filling(timeout);
+        if waiting && !is_worth(self.timeout()) {
+            let longest = LONGEST_FOR_ENDS.min(self.last());
+            let enough = (self.step..=longest).find(|step| is_worth(self.at(*step))).unwrap_or(longest);
+            return self.take(enough.max(self.step));
+        }
+        let Some(shorter) = self.step.checked_sub(1) else { return false };
+        let bound = filling(self.at(shorter));
+        if ends.saturating_mul(WORTH) > bound || all > bound {
+            self.less_would_do_since = None;
+            return false;
+        }
+        let since = *self.less_would_do_since.get_or_insert(now);
+        now.saturating_duration_since(since) >= GIVE_BACK && self.take(shorter)
+    }
+
+    /// A start has found out how long a round trip takes. True: no transaction would get through, and the next producer
+    /// shall have other times.
+    pub(super) fn began(&mut self, round_trip: Duration) -> bool {
+        let is_enough = |timeout: Duration| round_trip.saturating_mul(COLD) <= timeout;
+        let longest = LONGEST_FOR_ENDS.min(self.last());
+        let enough = (self.step..=longest).find(|step| is_enough(self.at(*step))).unwrap_or(longest);
+        self.take(enough.max(self.step))
+    }
+
+    /// Something is confirmed without transactions.
+    pub(super) fn confirmed(&mut self) {
+        self.overdue = 0;
+    }
+
+    /// What was sent was overdue; was it the least that can be sent? True: the next producer shall have other times.
+    pub(super) fn overdue(&mut self, was_least: bool) -> bool {
+        self.overdue = self.overdue.saturating_add(1);
+        was_least && self.overdue >= MOST_OVERDUE && self.take(self.step.saturating_add(1).min(self.last()))
+    }
+
+    /// So often in a row that it is no outage.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.overdue >= MOST_OVERDUE
+    }
+
+    /// The brokers do not allow so long a transaction. True: they are asked for less from now on.
+    pub(super) fn refused(&mut self) -> bool {
+        if !self.transactional || self.step == 0 {
+            return false;
+        }
+        self.steps.truncate(self.step);
+        self.take(self.last())
+    }
+
+    fn take(&mut self, step: usize) -> bool {
+        if step == self.step {
+            return false;
+        }
+        let (was_s, now_s) = (self.timeout().as_secs(), self.at(step).as_secs());
+        if self.transactional {
+            tracing::info!(
+                was_s,
+                now_s,
+                "kafka: a transaction may take another time over this link; read_committed readers wait so long if \
+                 this gateway dies in one"
+            );
+        } else {
+            tracing::info!(was_s, now_s, "kafka: a request may take another time over this link");
+        }
+        self.step = step;
+        self.less_would_do_since = None;
+        true
+    }
+
+    fn last(&self) -> usize {
+        self.steps.len().saturating_sub(1)
+    }
+
+    fn at(&self, step: usize) -> Duration {
+        self.steps.get(step).copied().unwrap_or(Duration::from_secs(15))
+    }
+}
+
+fn filling(timeout: Duration) -> Duration {
+    timeout.mul_f64(0.4)
+}
+
+#[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn transactional() -> Patience {
+        Patience::new(ClientConfig::new().set("transactional.id", "t"))
+    }
+
+    #[test]
+    fn a_quick_link_keeps_the_shortest_times_whatever_waits() {
+        let mut patience = transactional();
+        for _ in 0..1_000 {
+            assert!(!patience.committed(SECOND / 100, 6 * SECOND, true, Instant::now()));
+        }
+        assert_eq!(patience.timeout(), 15 * SECOND);
+    }
+
+    #[test]
+    fn long_ends_make_long_transactions_when_something_waits_and_at_most_of_five_minutes() {
+        let mut patience = transactional();
+        assert!(!patience.committed(SECOND, 2 * SECOND, false, Instant::now()), "nothing waits");
+        assert!(patience.committed(SECOND, 6 * SECOND, true, Instant::now()));
+        assert_eq!(patience.timeout(), 60 * SECOND);
+        assert!(patience.committed(60 * SECOND, 120 * SECOND, true, Instant::now()));
+        assert_eq!(patience.timeout(), 300 * SECOND);
+        assert!(!patience.committed(60 * SECOND, 120 * SECOND, true, Instant::now()));
+    }
+
+    #[test]
+    fn a_start_over_a_long_link_takes_longer_times_at_once() {
+        let mut patience = transactional();
+        assert!(!patience.began(SECOND / 2));
+        assert!(patience.began(2 * SECOND));
+        assert_eq!(patience.timeout(), 60 * SECOND);
+    }
+
+    #[test]
+    fn the_least_that_is_overdue_twice_in_a_row_gets_more_time_and_an_outage_does_not() {
+        let mut patience = transactional();
+        for _ in 0..10 {
+            assert!(!patience.overdue(true));
+            assert!(!patience.committed(SECOND / 10, SECOND, false, Instant::now()));
+        }
+        let overdue: Vec<bool> = (0..5).map(|_| patience.overdue(true)).collect();
+        assert_eq!(overdue, [false, true, true, true, false]);
+        assert_eq!(patience.timeout(), 900 * SECOND);
+        assert!(!patience.overdue(true));
+    }
+
+    #[test]
+    fn what_the_brokers_do_not_allow_is_not_asked_for_again() {
+        let mut patience = transactional();
+        assert!(!patience.refused());
+        assert!(patience.committed(SECOND, 6 * SECOND, true, Instant::now()) && patience.refused());
+        assert_eq!(patience.timeout(), 15 * SECOND);
+        assert!(!patience.committed(SECOND, 6 * SECOND, true, Instant::now()));
+    }
+
+    #[test]
+    fn time_that_is_not_needed_for_an_hour_is_given_back() {
+        let (mut patience, start) = (transactional(), Instant::now());
+        assert!(patience.committed(SECOND, 6 * SECOND, true, start));
+        let quick = |patience: &mut Patience, at| patience.committed(SECOND / 10, SECOND, true, at);
+        assert!(!quick(&mut patience, start));
+        assert!(!quick(&mut patience, start + GIVE_BACK / 2));
+        assert!(!patience.committed(SECOND / 10, 7 * SECOND, true, start + GIVE_BACK / 2), "a long one");
+        assert!(!quick(&mut patience, start + GIVE_BACK));
+        assert!(quick(&mut patience, start + GIVE_BACK * 2));
+        assert_eq!(patience.timeout(), 15 * SECOND);
+    }
+
+    #[test]
+    fn librdkafka_takes_every_step() {
+        for options in [&[][..], &[("socket.timeout.ms", "45000")], &[("transactional.id", "t")]] {
+            let mut config = ClientConfig::new();
+            config.set("bootstrap.servers", "127.0.0.1:1").set("enable.idempotence", "true");
+            for (name, value) in options {
+                config.set(*name, *value);
+            }
+            let mut patience = Patience::new(&config);
+            loop {
+                patience.apply(&mut config);
+                config.create::<rdkafka::producer::BaseProducer>().unwrap();
+                if patience.step == patience.last() {
+                    break;
+                }
+                patience.step += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! What of a partition is read next, and what was heard of it: from its end backwards, each offset once.
+//!
+//! The newest word counts, and it is among the newest records unless the buffer has slept or shares its partition with
+//! many. So a few offsets are read first, then four times as many before them, and so on, until all that is asked for is
+//! known. What a try has read that came to nothing is not read again; what has come to the partition meanwhile is.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::Recalled;
+use crate::delivered::{DeclaredHole, Said, Word};
+
+/// Offsets that are read first. A transaction takes two, of about 150 bytes each.
+const FIRST: i64 = 20;
+
+/// Each block is so many times as large as the one before.
+const GROWTH: i64 = 4;
+
+/// Holes of lanes that are remembered, while a lane is looked after: what may be in doubt are those of the last group,
+/// 2,000 events.
+const MOST_HOLES: usize = 4_000;
+
+/// See the module's words.
+#[derive(Debug)]
+pub(super) struct Backwards {
+    /// Kafka topics whose lanes are asked for.
+    lanes: Vec<Arc<str>>,
+    /// All of this was read, besides what is open.
+    span: Range<i64>,
+    /// To be read; the newest last.
+    open: Vec<Range<i64>>,
+    block: i64,
+    main: Option<(i64, Word)>,
+    found: HashMap<String, Lane>,
+    holes: BTreeMap<i64, DeclaredHole>,
+    newer: bool,
+}
+
+#[derive(Debug)]
+struct Lane {
+    at: i64,
+    word: Word,
+    /// All its holes lie behind the record.
+    is_whole: bool,
+}
+
+impl Backwards {
+    /// Nothing was read.
+    pub(super) fn new(lanes: Vec<Arc<str>>) -> Self {
+        let (main, found, holes) = (None, HashMap::new(), BTreeMap::new());
+        Self { lanes, span: 0..0, open: Vec::new(), block: FIRST, main, found, holes, newer: false }
+    }
+
+    /// The partition holds these offsets now.
+    pub(super) fn holds(&mut self, low: i64, end: i64) {
+        if end < self.span.end || low > self.span.end {
+            // Another topic under the same name.
+            *self = Self::new(std::mem::take(&mut self.lanes));
+        }
+        if self.span.is_empty() {
+            self.span = end..end;
+        } else if end > self.span.end {
+            self.open.push(self.span.end..end);
+            self.span.end = end;
+        }
+    }
+
+    /// What to read next, of a partition that begins at `low`; `None`: all that is asked for is known, or is not there.
+    pub(super) fn next(&mut self, low: i64) -> Option<Range<i64>> {
+        if let Some(open) = self.open.last() {
+            return Some(open.clone());
+        }
+        if self.is_complete() || self.span.start <= low {
+            return None;
+        }
+        let from = self.span.start.saturating_sub(self.block).max(low);
+        let block = from..self.span.start;
+        self.block = self.block.saturating_mul(GROWTH);
+        self.span.start = from;
+        self.open.push(block.clone());
+        Some(block)
+    }
+
+    /// A record of what is read now. True: that was the last of it.
+    pub(super) fn heard(&mut self, at: i64, said: Said) -> bool {
+        let Some(open) = self.open.last_mut() else { return true };
+        if at >= open.end {
+            return true; // it is known
+        }
+        open.start = at.saturating_add(1);
+        let is_last = open.is_empty();
+        match said {
+            Said::Main(word) if self.main.as_ref().is_none_or(|(newest, _)| *newest < at) => {
+                self.main = Some((at, word));
+            }
+            Said::Lane { kafka_topic, word, is_whole } => {
+                if self.found.get(&kafka_topic).is_none_or(|lane| lane.at < at) {
+                    self.found.insert(kafka_topic, Lane { at, word, is_whole });
+                } else if is_whole && let Some(lane) = self.found.get_mut(&kafka_topic) {
+                    // The newest one said nothing of holes, so that this one's are those that count.
+                    lane.is_whole = true;
+                }
+            }
+            Said::Hole(hole) if self.lanes.iter().any(|lane| hole.kafka_topic.as_deref() == Some(lane)) => {
+                self.holes.insert(at, hole);
+                if self.holes.len() > MOST_HOLES {
+                    self.holes.pop_first();
+                }
+            }
+            Said::Newer => self.newer = true,
+            Said::Main(_) | Said::Hole(_) | Said::Nothing => {}
+        }
+        is_last
+    }
+
+    /// What was to be read is read to its end.
+    pub(super) fn ended(&mut self) {
+        self.open.pop();
+    }
+
+    /// What was found.
+    pub(super) fn into_recalled(self) -> Recalled {
+        Recalled {
+            main: self.main.map(|(_, word)| word),
+            lanes: self.found.into_iter().map(|(topic, lane)| (topic, lane.word)).collect(),
+            holes: self.holes.into_values().collect(),
+            newer: self.newer,
+            ..Recalled::default()
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        // Of a lane of which nothing is delivered, nothing is in doubt.
+        let known = |lane: &Lane| lane.is_whole || lane.word.through() == 0;
+        self.main.is_some() && self.lanes.iter().all(|topic| self.found.get(&**topic).is_some_and(known))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, clippy::cast_sign_loss, reason = "small numbers in tests")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::watermark::Instance;
+
+    fn main(through: i64) -> Said {
+        Said::Main(Word::forged(through as u64, Instance(1)))
+    }
+
+    fn lane(through: u64, is_whole: bool) -> Said {
+        Said::Lane { kafka_topic: "late".into(), word: Word::forged(through, Instance(1)), is_whole }
+    }
+
+    fn hole(first: u64) -> Said {
+        Said::Hole(DeclaredHole { first, last: first, reason: "r".into(), kafka_topic: Some("late".into()) })
+    }
+
+    /// Reads a partition whose records are made by `at`, as long as there is something to read; the offsets that were read.
+    fn read(backwards: &mut Backwards, low: i64, at: impl Fn(i64) -> Option<Said>) -> Vec<i64> {
+        let mut offsets = Vec::new();
+        while let Some(range) = backwards.next(low) {
+            for offset in range {
+                if let Some(said) = at(offset) {
+                    offsets.push(offset);
+                    if backwards.heard(offset, said) {
+                        break;
+                    }
+                }
+            }
+            backwards.ended();
+        }
+        offsets
+    }
+
+    #[test]
+    fn the_last_block_suffices_when_it_has_the_word_however_long_the_topic_is() {
+        let mut backwards = Backwards::new(vec![]);
+        backwards.holds(0, 1_000_000);
+        let offsets = read(&mut backwards, 0, |offset| (offset % 2 == 0).then(|| main(offset)));
+        assert!(offsets.len() <= 10 && offsets.iter().all(|offset| *offset >= 999_980), "{offsets:?}");
+        assert_eq!(backwards.into_recalled().main.map(|word| word.through()), Some(999_998));
+    }
+
+    #[test]
+    fn a_try_that_came_to_nothing_is_gone_on_from_and_what_came_meanwhile_is_read_first() {
+        let mut backwards = Backwards::new(vec![]);
+        backwards.holds(0, 100);
+        assert_eq!(backwards.next(0), Some(80..100));
+        backwards.heard(85, Said::Nothing);
+        backwards.holds(0, 104);
+        assert_eq!(backwards.next(0), Some(100..104));
+        assert!(backwards.heard(103, Said::Nothing));
+        backwards.ended();
+        assert_eq!(backwards.next(0), Some(86..100));
+        backwards.ended();
+        assert_eq!(backwards.next(0), Some(0..80));
+        backwards.holds(0, 50);
+        assert_eq!(backwards.next(0), Some(30..50), "another topic");
+    }
+
+    #[test]
+    fn a_lane_is_known_with_its_own_word_and_the_holes_behind_it() {
+        let mut backwards = Backwards::new(vec!["late".into()]);
+        backwards.holds(0, 10_000);
+        let read = read(&mut backwards, 0, |offset| match offset {
+            9_999 => Some(main(9_999)),
+            9_000 => Some(lane(70, false)), // the main lane's, which knows no holes
+            5_000 => Some(hole(69)),
+            4_999 => Some(lane(70, true)),
+            4_000 => Some(hole(3)),
+            _ => Some(Said::Nothing),
+        });
+        assert!(read.iter().all(|offset| *offset >= 3_000), "all was read");
+        let recalled = backwards.into_recalled();
+        assert_eq!(recalled.lanes.get("late").map(Word::through), Some(70));
+        assert!(recalled.holes.iter().any(|hole| hole.first == 69));
+    }
+
+    #[test]
+    fn a_lane_that_has_delivered_nothing_is_known_with_its_newest_word() {
+        let mut backwards = Backwards::new(vec!["late".into()]);
+        backwards.holds(0, 10_000);
+        let newest = |offset| if offset == 9_990 { lane(0, false) } else { main(offset) };
+        assert!(read(&mut backwards, 0, |offset| Some(newest(offset))).len() <= 20);
+    }
+
+    proptest! {
+        /// Wherever tries break off and whatever comes meanwhile: the newest word is found, and no offset is read twice.
+        #[test]
+        fn the_newest_word_is_found_and_nothing_is_read_twice(
+            words in prop::collection::btree_set(0_i64..3_000, 0..4),
+            tries in prop::collection::vec((1_usize..60, 0_i64..40), 1..30),
+            low in 0_i64..100,
+        ) {
+            let mut backwards = Backwards::new(vec![]);
+            let (mut end, mut offsets) = (2_000_i64, Vec::new());
+            backwards.holds(low, end);
+            for (reads, more) in tries {
+                let mut left = reads;
+                'a_try: while let Some(range) = backwards.next(low) {
+                    for offset in range {
+                        if left == 0 {
+                            break 'a_try;
+                        }
+                        left -= 1;
+                        offsets.push(offset);
+                        let said = if words.contains(&offset) { main(offset) } else { Said::Nothing };
+                        if backwards.heard(offset, said) {
+                            break;
+                        }
+                    }
+                    backwards.ended();
+                }
+                end += more;
+                backwards.holds(low, end);
+            }
+            offsets.extend(read(&mut backwards, low, |offset| Some(if words.contains(&offset) { main(offset) } else { Said::Nothing })));
+            let newest = words.range(low..end).next_back().copied();
+            prop_assert_eq!(backwards.into_recalled().main.map(|word| word.through() as i64), newest);
+            let count = offsets.len();
+            offsets.sort_unstable();
+            offsets.dedup();
+            prop_assert_eq!(offsets.len(), count);
+        }
+    }
+}

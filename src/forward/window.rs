@@ -1,0 +1,215 @@
+//! How much may be on its way to Kafka at once: as much as the link takes in a few seconds, found out anew with each
+//! producer.
+//!
+//! librdkafka makes one request of what it has, and whatever it has is overdue when the link takes longer for it than a
+//! request may last. So what it is given follows the link. It begins with a few readings and doubles with each
+//! confirmation, until a reading's way to its confirmation is as long as it may be; a slower link shrinks it at once, by
+//! as much as it has become slower. No rate is measured and none is asked for: compression, headers and round trips are
+//! all in the time that a reading takes.
+//!
+//! One reading is watched at a time, from the moment it was handed over until it has come back.
+
+use std::time::{Duration, Instant};
+
+use crate::event::Sequence;
+
+/// Memory of the readings that go out first, librdkafka's overhead included: five small ones, 0.4 s at 9,600 bit/s.
+/// Nine confirmations later, which on a local network are 30 ms, it is all that may ever be in flight.
+const LEAST_BYTES: usize = 4 << 10;
+
+/// More than any lane allows: from here on the lanes' own bounds hold.
+const MOST_BYTES: usize = 16 << 20;
+
+/// A reading may take so many times as long as the quickest one, the queue before it included. With one request in flight
+/// a link is idle for a round trip or two in that time: for less than a tenth of it.
+const AIM_IN_QUICKEST: u32 = 20;
+
+/// ... but so long in any case: requests of less than a second are mostly headers where a second is a kilobyte.
+const LEAST_AIM: Duration = Duration::from_secs(3);
+
+/// See the module's words.
+#[derive(Debug)]
+pub(super) struct Window {
+    bytes: usize,
+    watched: Option<(Sequence, Instant)>,
+    /// Something had to wait for room since the watched one went.
+    was_full: bool,
+    /// The newest one in flight is larger than the window, and went because nothing else was.
+    alone: bool,
+    quickest: Option<Duration>,
+    latest: Duration,
+}
+
+impl Window {
+    /// As small as it gets.
+    pub(super) fn new() -> Self {
+        let bytes = LEAST_BYTES;
+        Self { bytes, watched: None, was_full: false, alone: false, quickest: None, latest: Duration::ZERO }
+    }
+
+    /// May a reading of that cost go, with so many bytes in flight? None of them may take `longest` or longer.
+    pub(super) fn takes(&mut self, in_flight: usize, cost: usize, longest: Duration, now: Instant) -> bool {
+        if in_flight == 0 {
+            self.alone = cost > self.bytes;
+            return true;
+        }
+        // When the watched one is late, what is in flight is more than the link takes now.
+        let aim = self.aim(longest);
+        let late = self.watched.is_some_and(|(_, since)| now.saturating_duration_since(since) > aim.saturating_mul(2));
+        let takes = in_flight.saturating_add(cost) <= self.bytes && !late;
+        self.was_full |= !takes;
+        takes
+    }
+
+    /// That reading was handed over.
+    pub(super) fn sent(&mut self, sequence: Sequence, now: Instant) {
+        self.watched.get_or_insert((sequence, now));
+    }
+
+    /// Who is watched.
+    pub(super) fn watched(&self) -> Option<Sequence> {
+        self.watched.map(|(sequence, _)| sequence)
+    }
+
+    /// The watched one is confirmed.
+    pub(super) fn confirmed(&mut self, longest: Duration, now: Instant) {
+        let Some((_, since)) = self.watched.take() else { return };
+        let took = now.saturating_duration_since(since);
+        self.latest = took;
+        self.quickest = Some(self.quickest.map_or(took, |quickest| quickest.min(took)));
+        let aim = self.aim(longest);
+        if took > aim {
+            let share = aim.as_secs_f64() / took.as_secs_f64();
+            self.bytes = scaled(self.bytes, share).max(LEAST_BYTES);
+        } else if std::mem::take(&mut self.was_full) && took.saturating_mul(2) <= aim {
+            self.bytes = self.bytes.saturating_mul(2).min(MOST_BYTES);
+        }
+        self.was_full = false;
+    }
+
+    /// What was in flight is not any more, and nothing is known of it. The window stays.
+    pub(super) fn forget(&mut self) {
+        self.watched = None;
+        self.was_full = false;
+        self.alone = false;
+    }
+
+    /// Another producer: it begins as small as it gets. How quick the link can be stays known.
+    pub(super) fn begin_anew(&mut self) {
+        *self = Self { quickest: self.quickest, ..Self::new() };
+    }
+
+    /// Less than what is in flight cannot be: the least, or one reading that is larger than the window.
+    pub(super) fn is_least(&self) -> bool {
+        self.bytes == LEAST_BYTES || self.alone
+    }
+
+    /// How long the last watched one took.
+    pub(super) fn latest(&self) -> Duration {
+        self.latest
+    }
+
+    fn aim(&self, longest: Duration) -> Duration {
+        let wanted = self.quickest.unwrap_or_default().saturating_mul(AIM_IN_QUICKEST);
+        wanted.max(LEAST_AIM).min(longest)
+    }
+}
+
+/// A share of it, below 1.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "at most 16 MiB, times a share between 0 and 1"
+)]
+fn scaled(bytes: usize, share: f64) -> usize {
+    (bytes as f64 * share) as usize
+}
+
+#[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, clippy::cast_precision_loss, reason = "small numbers in tests")]
+mod tests {
+    use super::*;
+
+    const COST: usize = 800;
+
+    /// A link that takes `rate` bytes of cost a second after `round_trip`, one reading after the other; a backlog goes
+    /// over it for `time`. How much of the time it carried something, and the longest way of a reading.
+    fn drain(
+        window: &mut Window,
+        rate: f64,
+        round_trip: Duration,
+        time: Duration,
+        longest: Duration,
+    ) -> (f64, Duration) {
+        window.forget();
+        let start = Instant::now();
+        let (mut now, mut free_at, mut next) = (start, start, 1);
+        let mut in_flight: std::collections::VecDeque<(Sequence, Instant, Instant)> = [].into();
+        let (mut busy, mut slowest) = (Duration::ZERO, Duration::ZERO);
+        while now < start + time {
+            while in_flight.len() * COST < 2 << 20 && window.takes(in_flight.len() * COST, COST, longest, now) {
+                let sending = Duration::from_secs_f64(COST as f64 / rate);
+                free_at = free_at.max(now) + sending;
+                busy += sending;
+                in_flight.push_back((next, now, free_at + round_trip));
+                window.sent(next, now);
+                next += 1;
+            }
+            let (sequence, sent, back) = in_flight.pop_front().unwrap();
+            now = back.max(now);
+            slowest = slowest.max(now - sent);
+            if window.watched() == Some(sequence) {
+                window.confirmed(longest, now);
+            }
+        }
+        (busy.as_secs_f64() / (now - start).as_secs_f64(), slowest)
+    }
+
+    #[test]
+    fn it_fills_a_link_of_any_width_and_no_reading_is_overdue() {
+        let longest = Duration::from_secs(12);
+        // 15 bytes of the wire are 800 of memory: 9,600 bit/s to 10 Mbit/s.
+        for rate in [64e3, 800e3, 6e6, 60e6] {
+            for round_trip in [2, 20, 300].map(Duration::from_millis) {
+                let mut window = Window::new();
+                let (share, slowest) = drain(&mut window, rate, round_trip, Duration::from_secs(120), longest);
+                let bound_by_memory = (2_u32 << 20) as f64 / rate < round_trip.as_secs_f64() * 10.0;
+                assert!(share > 0.9 || bound_by_memory, "{rate} {round_trip:?}: {share}");
+                assert!(slowest < longest, "{rate} {round_trip:?}: {slowest:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_link_that_becomes_slow_has_its_window_shrunk_by_as_much() {
+        let (mut window, longest) = (Window::new(), Duration::from_secs(12));
+        drain(&mut window, 6e6, Duration::from_millis(20), Duration::from_secs(20), longest);
+        let wide = window.bytes;
+        drain(&mut window, 64e3, Duration::from_millis(20), Duration::from_secs(60), longest);
+        assert!(window.bytes * 8 < wide, "{} of {wide}", window.bytes);
+        drain(&mut window, 6e6, Duration::from_millis(20), Duration::from_secs(60), longest);
+        assert!(window.bytes * 2 >= wide, "{} of {wide}", window.bytes);
+    }
+
+    #[test]
+    fn it_does_not_grow_while_nobody_waits_for_room() {
+        let (mut window, now) = (Window::new(), Instant::now());
+        for sequence in 1..100 {
+            assert!(window.takes(0, COST, LEAST_AIM, now));
+            window.sent(sequence, now);
+            window.confirmed(LEAST_AIM, now);
+        }
+        assert!(window.is_least());
+    }
+
+    #[test]
+    fn a_reading_that_is_larger_than_the_window_goes_alone() {
+        let (mut window, now) = (Window::new(), Instant::now());
+        window.bytes = 2 * LEAST_BYTES;
+        assert!(window.takes(0, 100_000, LEAST_AIM, now) && window.is_least());
+        assert!(!window.takes(100_000, COST, LEAST_AIM, now));
+        assert!(!window.takes(COST, 100_000, LEAST_AIM, now));
+        assert!(window.takes(0, COST, LEAST_AIM, now) && !window.is_least());
+    }
+}
