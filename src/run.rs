@@ -70,6 +70,9 @@ pub enum RunError {
     /// The operating system refused a thread, a signal handler or the runtime.
     #[error("start: {0}")]
     System(#[from] std::io::Error),
+    /// librdkafka refuses the configuration.
+    #[error(transparent)]
+    Kafka(ForwardError),
     /// A stage ended although nobody asked it to.
     #[error("{stage} ended: {cause}")]
     Stage {
@@ -86,6 +89,7 @@ impl RunError {
     pub fn wants_a_person(&self) -> bool {
         match self {
             Self::Buffer(error) => error.next_step() != buffer::NextStep::Retry,
+            Self::Kafka(error) => error.wants_a_person(),
             Self::Listen(_) | Self::Http { .. } | Self::System(_) | Self::Stage { .. } => false,
         }
     }
@@ -141,8 +145,10 @@ fn run_once(config: Config) -> Result<End, RunError> {
         if end.is_ok() {
             systemd::stopping();
         }
-        if let Some(twin) = stages.stop_in_flow_order().await {
-            return Ok(End::Twin(twin.to_string()));
+        match stages.stop_in_flow_order().await {
+            Some(twin @ ForwardError::Twin { .. }) => return Ok(End::Twin(twin.to_string())),
+            Some(error) => return Err(RunError::Kafka(error)),
+            None => {}
         }
         if end.is_ok() {
             info!(held = sources.snapshot().total.held, "stopped as asked");
@@ -273,7 +279,7 @@ impl Stages {
     }
 
     /// Sockets first, then the buffer's queue, then Kafka, then the buffer itself. Custody rules 1 and 2 hold at any
-    /// point of it. Gives back what the forwarder has found out about a twin.
+    /// point of it. Gives back what the forwarder has found out about a twin, or about its configuration.
     async fn stop_in_flow_order(mut self) -> Option<ForwardError> {
         self.stop_ingest.stop();
         let all_acknowledged = async { while self.ingest.join_next().await.is_some() {} };
@@ -289,12 +295,12 @@ impl Stages {
                 tokio::time::sleep(JOIN_STEP).await;
             }
         };
-        let mut twin = None;
+        let mut found = None;
         if timeout(FORWARD_TIME, both_threads).await.is_err() {
             warn!("the last stage did not end in time; what Kafka confirmed last may be sent again");
         } else {
             match forward.join() {
-                Ok(Err(error @ ForwardError::Twin { .. })) => twin = Some(error),
+                Ok(Err(error @ (ForwardError::Twin { .. } | ForwardError::Options(_)))) => found = Some(error),
                 Ok(Err(error)) => error!("{error}"),
                 Ok(Ok(())) | Err(_) => {}
             }
@@ -304,7 +310,7 @@ impl Stages {
         }
         self.stop_observers.stop();
         while self.observers.join_next().await.is_some() {}
-        twin
+        found
     }
 }
 

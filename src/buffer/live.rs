@@ -60,6 +60,11 @@ impl Live {
         self.changed.notify_one();
     }
 
+    /// The newest sequence that is on disk.
+    pub(super) fn committed(&self) -> Sequence {
+        self.lock().committed
+    }
+
     /// Nothing more will come.
     pub(super) fn close(&self) {
         self.lock().closed = true;

@@ -14,7 +14,8 @@ pub(super) fn kafka(section: &Section<'_, '_>, env: &Env) -> Result<Kafka, Repor
         .choice("delivery", &[("at-least-once", Delivery::AtLeastOnce), ("exactly-once", Delivery::ExactlyOnce)]);
     let watermark_topic = watermark_topic(section);
     let linger = section.time("linger");
-    let options = options::options(section, env);
+    // Without a valid one its own problem is told, and the options are looked at as they are.
+    let options = options::options(section, env, *delivery.as_ref().unwrap_or(&Delivery::AtLeastOnce));
     Ok(Kafka {
         brokers: brokers?,
         delivery: delivery?,

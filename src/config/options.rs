@@ -14,6 +14,7 @@ use super::files;
 use super::problems::Reported;
 use super::reading::{Section, article, shown_key};
 use super::secret::Secret;
+use super::settings::Delivery;
 
 /// Properties that may come from a file.
 const FROM_FILE: [&str; 3] = ["sasl.password", "ssl.key.password", "ssl.keystore.password"];
@@ -21,7 +22,11 @@ const FROM_FILE: [&str; 3] = ["sasl.password", "ssl.key.password", "ssl.keystore
 /// No property of librdkafka has more parts.
 const MOST_PARTS: usize = 8;
 
-pub(super) fn options(section: &Section<'_, '_>, env: &Env) -> Result<BTreeMap<String, Secret>, Reported> {
+pub(super) fn options(
+    section: &Section<'_, '_>,
+    env: &Env,
+    delivery: Delivery,
+) -> Result<BTreeMap<String, Secret>, Reported> {
     let Some(table) = section.free_table("options")? else { return Ok(BTreeMap::new()) };
     let mut entries = Vec::new();
     let mut problem = flatten(section, table, "", 1, &mut entries);
@@ -43,7 +48,7 @@ pub(super) fn options(section: &Section<'_, '_>, env: &Env) -> Result<BTreeMap<S
             }
         }
     }
-    for (name, why) in judge(&options) {
+    for (name, why) in judge(&options, delivery) {
         let span = places.get(&name).cloned().unwrap_or_else(|| section.span_of("options"));
         problem = Some(section.problem_at(&span, &path(&name), why));
     }
@@ -51,8 +56,8 @@ pub(super) fn options(section: &Section<'_, '_>, env: &Env) -> Result<BTreeMap<S
 }
 
 /// What breaks a promise, and what librdkafka does not know or take.
-fn judge(options: &BTreeMap<String, Secret>) -> Vec<(String, String)> {
-    crate::forward::check_options(options)
+fn judge(options: &BTreeMap<String, Secret>, delivery: Delivery) -> Vec<(String, String)> {
+    crate::forward::check_options(options, delivery)
 }
 
 type Entry<'t> = (String, &'t str, Range<usize>);

@@ -57,6 +57,7 @@
 //! watermark passes them. So after a crash everything that is held up to the watermark, and not settled otherwise, was
 //! delivered, and is released with the proof that Kafka's own record gives ([`Word`](crate::delivered::Word)).
 
+mod aside;
 mod declarations;
 mod end_txn;
 mod lane;
@@ -73,13 +74,17 @@ mod record;
 mod relay;
 mod session;
 mod shared;
+mod stalls;
 pub mod status;
+mod talk;
 mod targets;
 #[cfg(test)]
 #[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests;
+mod topic_state;
 mod transaction;
 mod verdict;
+mod waiting;
 mod watermark_topic;
 
 pub(crate) use options::way_to_kafka;

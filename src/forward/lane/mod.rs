@@ -16,15 +16,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
+use rdkafka::types::RDKafkaErrorCode as Code;
 
 use self::transactions::Transacting;
-use super::options;
+use super::aside::Call;
+use super::options::{self, Names};
 use super::pace::{Finding, Pace, Permit};
 use super::parking::Opened;
 use super::producer::{Failure, Producer};
 use super::session::Terms;
 use super::shared::Shared;
+use super::stalls::Stalls;
 use super::targets::{Generation, Turn};
+use super::topic_state::Found;
 use super::verdict::{Verdict, dead_letter_reason, park_reason, send_verdict, verdict};
 use crate::buffer::{DeadLetter, LaneChunk, LaneId, ReadError};
 use crate::delivered::Delivered;
@@ -54,6 +58,7 @@ const TURN: Duration = Duration::from_secs(10);
 /// The sender of parked lanes.
 pub(super) struct LaneSender {
     config: ClientConfig,
+    names: Names,
     /// With transactions.
     terms: Option<Arc<Terms>>,
     active: Option<Try>,
@@ -77,8 +82,23 @@ struct Try {
     failures: Vec<Failure>,
     last_progress: Instant,
     look_at: Instant,
+    /// Whether the topic has leaders; brokers are asked before anything is sent, because a transaction with a partition
+    /// that has none cannot be ended.
+    leaders: Leaders,
+    stalls: Stalls,
+    /// The transaction that was open cannot be ended: the next one needs another name.
+    is_stuck: bool,
     /// With transactions.
     transacting: Option<Transacting>,
+}
+
+/// See there.
+#[derive(Debug, Default)]
+enum Leaders {
+    #[default]
+    Unknown,
+    Asked(Call<Vec<(Arc<str>, Found)>>),
+    There,
 }
 
 /// Chunks of a lane that are sent together, in order.
@@ -121,7 +141,7 @@ impl LaneSender {
         for (name, value) in options::LANE {
             config.set(*name, *value);
         }
-        Self { config, terms, active: None, left_off: HashMap::new() }
+        Self { names: Names::new(&config), config, terms, active: None, left_off: HashMap::new() }
     }
 
     /// Something is under way that needs polling.
@@ -138,7 +158,11 @@ impl LaneSender {
             self.active = Some(Try::new(topic, place, transacting, now));
         }
         let Some(active) = &mut self.active else { return Ok(()) };
-        match active.step(&self.config, shared, now)? {
+        let step = active.step(&self.config, shared, now)?;
+        if std::mem::take(&mut active.is_stuck) {
+            self.names.next(&mut self.config);
+        }
+        match step {
             Step::On => {}
             Step::Opened(opened) => {
                 shared.changed = true;
@@ -210,6 +234,9 @@ impl Try {
             failures: Vec::new(),
             last_progress: now,
             look_at: now,
+            leaders: Leaders::default(),
+            stalls: Stalls::default(),
+            is_stuck: false,
             transacting,
         }
     }
@@ -218,6 +245,9 @@ impl Try {
         self.poll(shared, now);
         if !self.failures.is_empty() {
             return Ok(self.judge(shared, now));
+        }
+        if let Some(step) = self.stalled(now) {
+            return Ok(step);
         }
         if let Some(step) = self.transact(shared, now) {
             return Ok(step);
@@ -244,7 +274,8 @@ impl Try {
             }
         }
         if self.producer.is_none() {
-            match Producer::new(config) {
+            let Some(place) = shared.clients.place() else { return Ok(Step::Refused(None)) };
+            match Producer::new(config, &shared.clients, place) {
                 Ok(producer) => {
                     self.producer = Some(producer);
                     self.generation = shared.next_generation();
@@ -252,6 +283,9 @@ impl Try {
                 }
                 Err(_) => return Ok(Step::Refused(None)),
             }
+        }
+        if let Some(step) = self.ask_for_leaders() {
+            return Ok(step);
         }
         if self.may_send(shared) {
             self.send_group(shared, now);
@@ -261,6 +295,35 @@ impl Try {
             return Ok(Step::Refused(None));
         }
         Ok(Step::On)
+    }
+
+    /// `None`: it may be sent to.
+    fn ask_for_leaders(&mut self) -> Option<Step> {
+        let producer = self.producer.as_ref()?;
+        match &self.leaders {
+            Leaders::There => return None,
+            Leaders::Asked(call) => {
+                let Some(answer) = call.answer() else { return Some(Step::On) };
+                if answer.iter().any(|(_, found)| matches!(found, Found::Leaderless { .. })) {
+                    return Some(Step::Refused(Some(park_reason(Code::LeaderNotAvailable).0)));
+                }
+                self.leaders = Leaders::There;
+                return None;
+            }
+            Leaders::Unknown => {}
+        }
+        self.leaders = match producer.look(vec![Arc::clone(&self.topic)]) {
+            Ok(call) => Leaders::Asked(call),
+            Err(_) => return Some(Step::Refused(None)),
+        };
+        Some(Step::On)
+    }
+
+    /// The topic has taken nothing for long, and brokers say why.
+    fn stalled(&mut self, now: Instant) -> Option<Step> {
+        let (_, code) = self.stalls.look(self.producer.as_ref()?, now).pop()?;
+        self.is_stuck = self.transacting.is_some();
+        Some(Step::Refused(Some(park_reason(code).0)))
     }
 
     /// Reads the next chunks; false when there are none.

@@ -137,6 +137,7 @@ impl Try {
                 Some(Step::On)
             }
             session::Step::Lost(code, detail) => {
+                self.is_stuck = code == Code::ConcurrentTransactions;
                 tracing::debug!(topic = &*self.topic, %code, detail, "kafka: a parked topic's producer is over");
                 self.renew(shared, now);
                 Some(Step::Refused(None))
