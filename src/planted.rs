@@ -42,6 +42,8 @@ pub enum Bug {
     NoStableRead,
     /// The producer goes on after an `EndTxn` that was sent twice.
     KeepProducer,
+    /// A librdkafka client is ended on the loop that sends, however long that takes.
+    EndOnTheLoop,
     /// Not bugs but faults: kill -9 of itself, in that phase of a transaction, the third time it comes by. Before the
     /// watermark is read;
     DieRecalling,
@@ -81,6 +83,7 @@ impl Bug {
             Self::NoReadCommitted => "no-read-committed",
             Self::NoStableRead => "no-stable-read",
             Self::KeepProducer => "keep-producer",
+            Self::EndOnTheLoop => "end-on-the-loop",
             Self::DieRecalling => "die-recalling",
             Self::DieFilling => "die-filling",
             Self::DieSealing => "die-sealing",

@@ -17,12 +17,16 @@
 use std::any::Any;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 use std::{io, thread};
 
 /// Clients that send, with those that are being ended: the main one, that of a parked lane, and four that hang in a name
 /// look-up. Each has a thread a broker and two more, which is what `TasksMax=` of the unit is made for. Who is over it
 /// waits until one has ended: a new client would hang in the same look-up.
 const MOST: usize = 6;
+
+/// How often who waits for the end looks.
+const GLANCE: Duration = Duration::from_millis(2);
 
 /// The clients of this process that send, and the thread that ends them.
 #[derive(Debug, Clone)]
@@ -51,6 +55,14 @@ impl Clients {
     /// Is there no place now?
     pub(super) fn is_full(&self) -> bool {
         self.live.load(Ordering::Acquire) >= MOST
+    }
+
+    /// Waits until all have ended, but not longer than that.
+    pub(super) fn wait_for_the_end(&self, longest: Duration) {
+        let until = Instant::now().checked_add(longest);
+        while self.live.load(Ordering::Acquire) > 0 && until.is_some_and(|until| Instant::now() < until) {
+            thread::sleep(GLANCE);
+        }
     }
 
     /// Drops the client on the thread for that.
@@ -90,8 +102,6 @@ impl<T: Send + 'static> Call<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use super::*;
 
     /// A client that takes long to end.

@@ -15,6 +15,9 @@ const REPEAT: Duration = Duration::from_secs(60);
 /// as a matter of course, and a broker that restarts alone in a cluster is back within seconds: neither is news.
 const DOUBT: Duration = Duration::from_secs(3);
 
+/// librdkafka tries a connection that is needed again after 2 s at most; 5,000 gateways do it.
+const LATELY: Duration = Duration::from_secs(10);
+
 /// While in doubt or without a link, and with nothing in flight that would tell: ask so often. A transaction begins only
 /// when somebody has answered, so this is a part of the time from Kafka's return to the first commit.
 const ASK: Duration = Duration::from_secs(1);
@@ -79,6 +82,8 @@ pub(super) struct Link {
     /// Somebody has refused this client, in these words, and nobody has answered since. Perhaps one broker of several, or
     /// one handshake: so as long as connections stand it says nothing about the others, and one of them is asked.
     refusing: Option<String>,
+    /// The last refusal, answered or not.
+    last_refusal: Option<(Instant, String)>,
     next_ask: Option<Instant>,
     /// Somebody has answered since start.
     met: bool,
@@ -134,6 +139,12 @@ impl Link {
         self.refusing.as_deref()
     }
 
+    /// Somebody refuses this client now and then, in these words, whatever others answer.
+    pub(super) fn refused_lately(&self, now: Instant) -> Option<&str> {
+        let (at, text) = self.last_refusal.as_ref()?;
+        (now.saturating_duration_since(*at) < LATELY).then_some(text)
+    }
+
     /// A broker answered: a confirmation, or cluster metadata.
     pub(super) fn answered(&mut self, now: Instant) -> Option<Line> {
         self.refusing = None;
@@ -169,6 +180,7 @@ impl Link {
         }
         let text = remarks.refused?;
         self.refusing = Some(text.clone());
+        self.last_refusal = Some((now, text.clone()));
         let unsaid = self.refused.again(cause(&text), now)?;
         Some(Line::Refused(text, unsaid))
     }

@@ -21,8 +21,10 @@
 //!   failures, then read again from the oldest unsettled event and leave out what is settled (`outstanding.rs`).
 //! * **A bad record does not take its neighbours along.** A refused batch is sent again in smaller groups until the bad
 //!   record stands alone (`pace.rs`); only then it is a dead letter.
-//! * **A missing or forbidden topic does not hold up the others.** Its events move to a lane of their own and come back
-//!   in order (`parking.rs`).
+//! * **A topic that is missing, forbidden or confirms nothing does not hold up the others.** Its events move to a lane of
+//!   their own and come back in order (`parking.rs`, `stalls.rs`).
+//! * **Nothing is final, and no wait is silent.** What librdkafka may take minutes for is done beside the loop (`aside.rs`);
+//!   each state in which it would never try again ends with a new producer; what is in the way is said (`waiting.rs`).
 //! * **Repeats** happen only where Kafka's answer was lost: a crash, a stop without a link, a producer given up with
 //!   requests in flight. `tidegate-id` makes them recognisable. With exactly-once delivery a `read_committed` reader sees
 //!   none of them.
@@ -36,6 +38,7 @@
 //! | events read and not sent | one reading of the outlet (256 KiB) and one batch | `main_lane/` |
 //! | requests in flight | 1 a broker, 256 KiB before compression | `options.rs` |
 //! | producers at a time | 2: the main one, and one for the parked lane whose turn it is | `lane/` |
+//! | librdkafka clients, with those that are being ended | 6, of which a reader of the watermark counts as one | `aside.rs` |
 //! | MQTT topics remembered | 10,000 | `targets.rs` |
 //! | settlements | 50 ms or 4,096 events | `outcome.rs` |
 //!

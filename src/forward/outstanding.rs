@@ -50,17 +50,6 @@ enum State {
     Settled,
 }
 
-/// A Kafka topic that does not confirm.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Overdue {
-    /// Which.
-    pub(super) topic: Arc<str>,
-    /// For how long.
-    pub(super) age: Duration,
-    /// What was handed over later, for other topics, was confirmed.
-    pub(super) overtaken: bool,
-}
-
 /// What a report says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -104,18 +93,16 @@ impl Outstanding {
         Some((now.saturating_duration_since(oldest.at.unwrap_or(now)), &oldest.topic))
     }
 
-    /// The Kafka topics of which librdkafka has had an event for so long, each with how long; of each whether a later event
-    /// of another one has come back well meanwhile. At most so many.
-    pub(super) fn overdue(&self, limit: Duration, most: usize, now: Instant) -> Vec<Overdue> {
-        let mut found: Vec<Overdue> = Vec::new();
-        for entry in &self.entries {
+    /// The Kafka topics of which librdkafka has had an event for so long; at most so many.
+    pub(super) fn overdue(&self, limit: Duration, most: usize, now: Instant) -> Vec<Arc<str>> {
+        let mut found: Vec<Arc<str>> = Vec::new();
+        for entry in self.entries.iter().filter(|entry| entry.state == State::InFlight) {
             let age = now.saturating_duration_since(entry.at.unwrap_or(now));
-            if entry.state == State::InFlight {
-                if age >= limit && found.len() < most && !found.iter().any(|one| one.topic == entry.topic) {
-                    found.push(Overdue { topic: Arc::clone(&entry.topic), age, overtaken: false });
-                }
-            } else if matches!(entry.state, State::Settled | State::Acked) && entry.at.is_some() {
-                found.iter_mut().filter(|one| one.topic != entry.topic).for_each(|one| one.overtaken = true);
+            if age < limit || found.len() >= most {
+                break; // what comes behind is younger
+            }
+            if !found.contains(&entry.topic) {
+                found.push(Arc::clone(&entry.topic));
             }
         }
         found
@@ -307,6 +294,29 @@ mod tests {
 
     fn said(confirmed: bool) -> Verdict {
         if confirmed { Verdict::Confirmed } else { Verdict::Failed }
+    }
+
+    #[test]
+    fn a_topic_that_does_not_come_back_is_found_by_its_age_and_given_up_alone() {
+        let start = Instant::now();
+        let at = |second| start + Duration::from_secs(second);
+        let (slow, quick) = (Arc::<str>::from("slow"), Arc::<str>::from("quick"));
+        let mut ring = Outstanding::default();
+        ring.tick(start);
+        ring.enter(1, ROUTE, &slow, 1);
+        let second = ring.enter(2, ROUTE, &quick, 1);
+        let limit = Duration::from_secs(5);
+        assert_eq!(ring.overdue(limit, 9, at(4)), Vec::<Arc<str>>::new());
+        assert_eq!(ring.overdue(limit, 9, at(5)), [Arc::clone(&slow), Arc::clone(&quick)]);
+        ring.report(second, Verdict::Confirmed);
+        ring.tick(at(3));
+        let third = ring.enter(3, ROUTE, &slow, 1);
+        assert_eq!(ring.overdue(limit, 9, at(6)), [Arc::clone(&slow)]);
+        assert_eq!(ring.oldest(at(6)), Some((Duration::from_secs(6), &slow)));
+        assert_eq!(ring.fail("slow"), Some((1, ROUTE)));
+        assert_eq!((ring.in_flight(), ring.in_flight_bytes(), ring.event(third)), (0, 0, None));
+        assert_eq!(ring.fail("slow"), None);
+        assert_eq!(ring.give_up(), Restart { after: Some(0), settled: vec![2..=2] });
     }
 
     #[test]

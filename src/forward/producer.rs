@@ -18,12 +18,13 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use super::aside::{Call, Clients, Place};
 use super::end_txn::EndTxn;
 use super::link::Remarks;
-use super::outstanding::{self, Outstanding, Overdue, Restart};
+use super::outstanding::{self, Outstanding, Restart};
 use super::talk::{self, Snag, Talk};
 use super::topic_state::{self, Found};
 use super::verdict::code_of;
 use crate::delivered::{Acked, Batch, Delivered};
 use crate::event::{RouteId, Sequence};
+use crate::planted::{Bug, planted};
 use crate::route::Target;
 
 /// What librdkafka needs for one message beside its contents: the message struct, its place in queues and in the
@@ -53,7 +54,8 @@ struct Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        if let Some(native) = self.native.take() {
+        let Some(native) = self.native.take() else { return };
+        if !planted(Bug::EndOnTheLoop) {
             self.clients.end(Box::new(native));
         }
     }
@@ -203,17 +205,15 @@ impl Producer {
     }
 
     /// Kafka topics that have not confirmed for so long; at most so many.
-    pub(super) fn overdue(&self, limit: Duration, most: usize, now: Instant) -> Vec<Overdue> {
+    pub(super) fn overdue(&self, limit: Duration, most: usize, now: Instant) -> Vec<Arc<str>> {
         self.desk().outstanding.overdue(limit, most, now)
     }
 
     /// Gives up waiting for what is in flight to that topic: a failure with that code. librdkafka has it still: this
     /// producer must be retired, or abort.
-    pub(super) fn fail(&self, topic: &Arc<str>, code: Code) {
-        let mut desk = self.desk();
-        if let Some((sequence, route)) = desk.outstanding.fail(topic) {
-            desk.reports.failures.push(Failure { sequence, route, topic: topic.to_string(), code });
-        }
+    pub(super) fn fail(&self, topic: &Arc<str>, code: Code) -> Option<Failure> {
+        let (sequence, route) = self.desk().outstanding.fail(topic)?;
+        Some(Failure { sequence, route, topic: topic.to_string(), code })
     }
 
     /// What brokers have answered to the last batch for that topic, if it was not taken: in librdkafka's words, and how

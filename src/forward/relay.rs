@@ -35,6 +35,10 @@ use crate::stop::Stop;
 /// After a stop was asked for, how long to wait for reports. The whole process has 10 s.
 const STOP_WAIT: Duration = Duration::from_secs(4);
 
+/// ... and then for librdkafka's clients to end, which takes milliseconds unless they look names up. A process had better
+/// not end under their hands.
+const LAST_CLIENTS: Duration = Duration::from_millis(500);
+
 /// With something in flight librdkafka is polled, at first after the short time, then ever more seldom.
 const SHORTEST_POLL: Duration = Duration::from_millis(1);
 const LONGEST_POLL: Duration = Duration::from_millis(20);
@@ -383,7 +387,10 @@ impl Relay {
             return Some(Obstacle::new(Reason::Buffer, "the buffer's file cannot be read"));
         }
         if self.link.connected() {
-            return self.main.obstacle(&self.shared, now);
+            let obstacle = self.main.obstacle(&self.shared, now)?;
+            // One broker of several refuses: whatever waits for that one waits for this reason.
+            let refused = self.link.refused_lately(now).filter(|_| obstacle.reason.may_come_of_a_refusal());
+            return Some(refused.map_or(obstacle, |why| Obstacle::new(Reason::Refused, why)));
         }
         let why = match self.link.last_error() {
             "" => "no broker has answered yet",
@@ -484,6 +491,7 @@ impl Relay {
         let now = Instant::now();
         self.main.retire(&mut self.shared, now);
         self.lanes.end(&mut self.shared, now);
+        self.shared.clients.wait_for_the_end(LAST_CLIENTS);
         self.shared.settle()?;
         self.publish_after = now;
         self.shared.changed = true;

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::aside::Call;
-use super::outstanding::Overdue;
 use super::producer::Producer;
 use super::topic_state::Found;
 
@@ -58,12 +57,12 @@ impl Stalls {
             *self = Self { next_look: self.next_look, ..Self::default() };
             return Vec::new();
         }
-        self.led.retain(|topic, _| overdue.iter().any(|one| one.topic == *topic));
+        self.led.retain(|topic, _| overdue.contains(topic));
         let mut stalled: Vec<(Arc<str>, Code)> = overdue
             .iter()
             .filter_map(|one| {
-                let (answer, _) = producer.refusal(&one.topic).filter(|(_, times)| *times >= REFUSED)?;
-                Some((Arc::clone(&one.topic), refused(&answer)))
+                let (answer, _) = producer.refusal(one).filter(|(_, times)| *times >= REFUSED)?;
+                Some((Arc::clone(one), refused(&answer)))
             })
             .collect();
         if let Some(answer) = self.asking.as_ref().and_then(Call::answer) {
@@ -72,7 +71,7 @@ impl Stalls {
         } else if self.asking.is_none() && self.next_ask.is_none_or(|at| at <= now) {
             self.next_ask = now.checked_add(ASK);
             // Without a thread it is asked again later.
-            self.asking = producer.look(overdue.into_iter().map(|one| one.topic).collect()).ok();
+            self.asking = producer.look(overdue).ok();
         }
         stalled
     }
@@ -80,13 +79,13 @@ impl Stalls {
     fn answered(
         &mut self,
         answer: Vec<(Arc<str>, Found)>,
-        overdue: &[Overdue],
+        overdue: &[Arc<str>],
         producer: &Producer,
         now: Instant,
     ) -> Vec<(Arc<str>, Code)> {
         let mut stalled = Vec::new();
         for (topic, found) in answer {
-            if !overdue.iter().any(|one| one.topic == topic) {
+            if !overdue.contains(&topic) {
                 continue;
             }
             match found {

@@ -118,6 +118,12 @@ impl Reason {
         }
     }
 
+    /// May this be what becomes of one broker that refuses this client?
+    pub(crate) fn may_come_of_a_refusal(self) -> bool {
+        [Self::Registering, Self::ReadingWatermark, Self::Sending, Self::EndingTransaction, Self::StartingAgain]
+            .contains(&self)
+    }
+
     /// What a person may do. Everything goes on by itself as soon as the cause is gone.
     #[must_use]
     pub fn remedy(self) -> &'static str {

@@ -9,8 +9,8 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
-    /// It is there, and each of its partitions has a leader.
-    Led { partitions: u32 },
+    /// It is there, and each of its partitions has a leader; the one with fewest has so many replicas in sync.
+    Led { partitions: u32, in_sync: usize },
     /// It is there, and these of its partitions have no leader: the brokers that hold them are away.
     Leaderless { partitions: u32, without: Vec<i32> },
     /// There is none, or it is being made.
@@ -43,7 +43,10 @@ pub(super) fn look<C: ClientContext>(client: &Client<C>, topic: &str, wait: Dura
         found.partitions().iter().filter(|partition| partition.leader() < 0).map(MetadataPartition::id).collect();
     match partitions {
         0 => Found::Missing,
-        partitions if without.is_empty() => Found::Led { partitions },
+        partitions if without.is_empty() => {
+            let in_sync = found.partitions().iter().map(|partition| partition.isr().len()).min().unwrap_or(0);
+            Found::Led { partitions, in_sync }
+        }
         partitions => Found::Leaderless { partitions, without },
     }
 }

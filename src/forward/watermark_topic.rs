@@ -81,7 +81,7 @@ fn look<C: ClientContext>(
     wait: Duration,
 ) -> Result<Option<Partitions>, TopicError> {
     match topic_state::look(client, topic, wait) {
-        Found::Led { partitions: count } => Ok(Some(Partitions { count })),
+        Found::Led { partitions: count, .. } => Ok(Some(Partitions { count })),
         Found::Leaderless { partitions: count, without } => {
             let partition = own(count);
             if without.contains(&partition) {
@@ -101,7 +101,7 @@ fn create(config: &ClientConfig, topic: &str, wait: Duration) -> Result<(), Topi
     let new = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(-1));
     let new = TOPIC_SETTINGS.iter().fold(new, |new, (name, value, _)| new.set(name, value));
     let results = block(async {
-        let admin: AdminClient<DefaultClientContext> = config.create()?;
+        let admin = administrator(config)?;
         admin
             .create_topics([&new], &AdminOptions::new().operation_timeout(Some(wait)).request_timeout(Some(wait)))
             .await
@@ -119,7 +119,7 @@ fn create(config: &ClientConfig, topic: &str, wait: Duration) -> Result<(), Topi
 /// Is it compacted? False: that cannot be said yet. Who may not ask is not answered; then whoever gave the rights has seen to it.
 pub(super) fn check_policy(config: &ClientConfig, topic: &str, wait: Duration) -> Result<bool, TopicError> {
     let described = block(async {
-        let admin: AdminClient<DefaultClientContext> = config.create()?;
+        let admin = administrator(config)?;
         admin
             .describe_configs(&[ResourceSpecifier::Topic(topic)], &AdminOptions::new().request_timeout(Some(wait)))
             .await
@@ -140,6 +140,27 @@ pub(super) fn check_policy(config: &ClientConfig, topic: &str, wait: Duration) -
     }
     Ok(true)
 }
+
+/// rdkafka 0.39 panics when the system gives its administrator no thread for the answers, and a panic ends the agent. So it
+/// is asked for some first: what `TasksMax=` allows may be used up by clients of a large cluster.
+fn administrator(config: &ClientConfig) -> Result<AdminClient<DefaultClientContext>, KafkaError> {
+    let spare = (0..SPARE_THREADS).map(|_| {
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::Builder::new().spawn(move || held.recv().is_err());
+        thread.map(|thread| (hold, thread))
+    });
+    let spare: Vec<_> = spare.collect::<Result<_, _>>().map_err(|error| {
+        KafkaError::ClientCreation(format!("the system gives no thread ({error}); raise TasksMax= of the service"))
+    })?;
+    for (hold, thread) in spare {
+        drop(hold);
+        drop(thread.join());
+    }
+    config.create()
+}
+
+/// An administrator's own, a thread a broker of an ordinary cluster, and some to spare.
+const SPARE_THREADS: usize = 16;
 
 /// rdkafka's admin client has a thread of its own; its answers are futures that need no reactor.
 fn block<T>(work: impl Future<Output = Result<T, KafkaError>>) -> Result<T, KafkaError> {

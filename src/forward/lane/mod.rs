@@ -52,6 +52,10 @@ const GROUP_BYTES: usize = 256 * 1024;
 /// A group below this size has caught up with the inflow: holding the main lane for the rest takes a round trip or two.
 const CAUGHT_UP: usize = MOST_IN_FLIGHT / 2;
 
+/// A topic that had too few replicas in sync is not sent to before it has more, or this time has passed: somebody may have
+/// lowered what it wants. With transactions each try that is refused costs one of the producer's names.
+const OUTNUMBERED: Duration = Duration::from_secs(300);
+
 /// A lane that is worked off gives way after this time, between two groups, if another topic is due.
 const TURN: Duration = Duration::from_secs(10);
 
@@ -62,6 +66,8 @@ pub(super) struct LaneSender {
     /// With transactions.
     terms: Option<Arc<Terms>>,
     active: Option<Try>,
+    /// Topics that had too few replicas in sync: how many, and when that was.
+    outnumbered: HashMap<Arc<str>, (usize, Instant)>,
     /// Where tries that ended left off, by Kafka topic; forgotten when the topic is direct again.
     left_off: HashMap<Arc<str>, LeftOff>,
 }
@@ -86,6 +92,11 @@ struct Try {
     /// that has none cannot be ended.
     leaders: Leaders,
     stalls: Stalls,
+    /// In-sync replicas when it was asked, and those without which nothing is sent.
+    in_sync: usize,
+    enough: usize,
+    /// With so many, nothing was taken.
+    too_few: Option<usize>,
     /// The transaction that was open cannot be ended: the next one needs another name.
     is_stuck: bool,
     /// With transactions.
@@ -141,7 +152,14 @@ impl LaneSender {
         for (name, value) in options::LANE {
             config.set(*name, *value);
         }
-        Self { names: Names::new(&config), config, terms, active: None, left_off: HashMap::new() }
+        Self {
+            names: Names::new(&config),
+            config,
+            terms,
+            active: None,
+            outnumbered: HashMap::new(),
+            left_off: HashMap::new(),
+        }
     }
 
     /// Something is under way that needs polling.
@@ -155,12 +173,18 @@ impl LaneSender {
             let Some(topic) = shared.parking.next_due(now) else { return Ok(()) };
             let place = self.left_off.remove(&topic).unwrap_or_default();
             let transacting = self.terms.clone().map(Transacting::new);
-            self.active = Some(Try::new(topic, place, transacting, now));
+            let outnumbered =
+                self.outnumbered.get(&topic).filter(|(_, at)| now.saturating_duration_since(*at) < OUTNUMBERED);
+            let enough = outnumbered.map_or(0, |(in_sync, _)| in_sync.saturating_add(1));
+            self.active = Some(Try { enough, ..Try::new(topic, place, transacting, now) });
         }
         let Some(active) = &mut self.active else { return Ok(()) };
         let step = active.step(&self.config, shared, now)?;
         if std::mem::take(&mut active.is_stuck) {
             self.names.next(&mut self.config);
+        }
+        if let Some(in_sync) = active.too_few.take() {
+            self.outnumbered.insert(Arc::clone(&active.topic), (in_sync, now));
         }
         match step {
             Step::On => {}
@@ -173,6 +197,7 @@ impl LaneSender {
                     "kafka: topic is open again; its readings flow"
                 );
                 self.left_off.remove(&active.topic);
+                self.outnumbered.remove(&active.topic);
                 self.active = None;
             }
             Step::NothingYet => self.end(shared, now),
@@ -236,6 +261,9 @@ impl Try {
             look_at: now,
             leaders: Leaders::default(),
             stalls: Stalls::default(),
+            in_sync: 0,
+            enough: 0,
+            too_few: None,
             is_stuck: false,
             transacting,
         }
@@ -304,8 +332,15 @@ impl Try {
             Leaders::There => return None,
             Leaders::Asked(call) => {
                 let Some(answer) = call.answer() else { return Some(Step::On) };
-                if answer.iter().any(|(_, found)| matches!(found, Found::Leaderless { .. })) {
-                    return Some(Step::Refused(Some(park_reason(Code::LeaderNotAvailable).0)));
+                match answer.first() {
+                    Some((_, Found::Leaderless { .. })) => {
+                        return Some(Step::Refused(Some(park_reason(Code::LeaderNotAvailable).0)));
+                    }
+                    Some((_, Found::Led { in_sync, .. })) if *in_sync < self.enough => {
+                        return Some(Step::Refused(Some(park_reason(Code::NotEnoughReplicas).0)));
+                    }
+                    Some((_, Found::Led { in_sync, .. })) => self.in_sync = *in_sync,
+                    Some((_, Found::Missing | Found::Forbidden | Found::Silent(_))) | None => {}
                 }
                 self.leaders = Leaders::There;
                 return None;
@@ -323,6 +358,7 @@ impl Try {
     fn stalled(&mut self, now: Instant) -> Option<Step> {
         let (_, code) = self.stalls.look(self.producer.as_ref()?, now).pop()?;
         self.is_stuck = self.transacting.is_some();
+        self.too_few = (code == Code::NotEnoughReplicas).then_some(self.in_sync);
         Some(Step::Refused(Some(park_reason(code).0)))
     }
 

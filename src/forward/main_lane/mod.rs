@@ -245,7 +245,7 @@ impl MainLane {
     fn abandon_stalled(&mut self, producer: &Producer, shared: &mut Shared, now: Instant) {
         for (topic, code) in self.stalls.look(producer, now) {
             self.abandoned = true;
-            producer.fail(&topic, code);
+            self.failures.extend(producer.fail(&topic, code));
             shared.changed = true;
         }
     }
@@ -289,6 +289,9 @@ impl MainLane {
 
     fn flow(&mut self, producer: Producer, shared: &mut Shared, now: Instant) -> Phase {
         self.abandon_stalled(&producer, shared, now);
+        if !self.failures.is_empty() {
+            return Phase::Draining(producer, now.checked_add(DRAIN).unwrap_or(now));
+        }
         if !self.is_ready(now) {
             return Phase::Flowing(producer);
         }

@@ -247,11 +247,12 @@ impl MainLane {
 
     /// One turn of *Flowing*.
     pub(super) fn transact(&mut self, producer: Producer, shared: &mut Shared, now: Instant) -> Phase {
-        if !self.failures.is_empty() {
-            return self.refused(producer, shared, now);
-        }
+        // Before the step, which seals when nothing is in flight any more: what was given up has not come back.
         if self.state().is_some_and(|state| matches!(state, State::Filling | State::Closing)) {
             self.abandon_stalled(&producer, shared, now);
+        }
+        if !self.failures.is_empty() {
+            return self.refused(producer, shared, now);
         }
         let Some(transacting) = &mut self.transacting else { return Phase::Flowing(producer) };
         match transacting.session.step(&producer, now) {
