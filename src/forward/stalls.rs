@@ -23,6 +23,9 @@ pub(super) const OVERDUE: Duration = Duration::from_secs(5);
 /// after 0.1 s, then ever later, up to 1 s.
 const REFUSED: u32 = 3;
 
+/// librdkafka's words for both answers that tell of replicas.
+const TOO_FEW: &str = "in-sync replicas";
+
 /// So long brokers must answer that the topic has a leader, while it confirms nothing and connections fail.
 const UNREACHABLE: Duration = Duration::from_secs(10);
 
@@ -58,13 +61,9 @@ impl Stalls {
             return Vec::new();
         }
         self.led.retain(|topic, _| overdue.contains(topic));
-        let mut stalled: Vec<(Arc<str>, Code)> = overdue
-            .iter()
-            .filter_map(|one| {
-                let (answer, _) = producer.refusal(one).filter(|(_, times)| *times >= REFUSED)?;
-                Some((Arc::clone(one), refused(&answer)))
-            })
-            .collect();
+        let outnumbered = |topic: &&Arc<str>| refused(producer, topic).is_some_and(|answer| answer.contains(TOO_FEW));
+        let mut stalled: Vec<(Arc<str>, Code)> =
+            overdue.iter().filter(outnumbered).map(|topic| (Arc::clone(topic), Code::NotEnoughReplicas)).collect();
         if let Some(answer) = self.asking.as_ref().and_then(Call::answer) {
             self.asking = None;
             stalled.extend(self.answered(answer, &overdue, producer, now));
@@ -92,7 +91,8 @@ impl Stalls {
                 Found::Leaderless { .. } => stalled.push((topic, Code::LeaderNotAvailable)),
                 Found::Led { .. } => {
                     let since = *self.led.entry(Arc::clone(&topic)).or_insert(now);
-                    let failing = producer.last_remark().is_some_and(|at| at > since);
+                    let cut_off = producer.last_remark().is_some_and(|at| at > since);
+                    let failing = cut_off || refused(producer, &topic).is_some();
                     if failing && now.saturating_duration_since(since) >= UNREACHABLE {
                         stalled.push((topic, Code::TimedOutQueue));
                     }
@@ -106,7 +106,7 @@ impl Stalls {
     }
 }
 
-/// librdkafka's words for what a broker has answered.
-fn refused(answer: &str) -> Code {
-    if answer.contains("in-sync replicas") { Code::NotEnoughReplicas } else { Code::TimedOutQueue }
+/// What brokers have answered to batch after batch for that topic.
+fn refused(producer: &Producer, topic: &str) -> Option<String> {
+    producer.refusal(topic).filter(|(_, times)| *times >= REFUSED).map(|(answer, _)| answer)
 }
