@@ -20,7 +20,7 @@ use super::end_txn::EndTxn;
 use super::link::Remarks;
 use super::outstanding::{self, Outstanding, Restart};
 use super::talk::{self, Snag, Talk};
-use super::topic_state::{self, Found};
+use super::topic_state::{self, Answers};
 use super::verdict::code_of;
 use crate::delivered::{Acked, Batch, Delivered};
 use crate::event::{RouteId, Sequence};
@@ -268,7 +268,7 @@ impl Producer {
     }
 
     /// Asks the brokers what these topics are like, beside the loop.
-    pub(super) fn look(&self, topics: Vec<Arc<str>>) -> std::io::Result<Call<Vec<(Arc<str>, Found)>>> {
+    pub(super) fn look(&self, topics: Vec<Arc<str>>) -> std::io::Result<Call<Answers>> {
         let native = Arc::clone(&self.native);
         Call::begin("kafka look", move || {
             let client = native.producer.client();

@@ -22,7 +22,7 @@ use super::session::Terms;
 use super::shared::{Shared, unix_ms};
 use super::status::{ForwardStatus, Reason, Transactions};
 use super::targets::Targets;
-use super::topic_state::Found;
+use super::topic_state::{Answers, Found};
 use super::waiting::{self, Obstacle, Watch};
 use crate::buffer::{LaneId, Lives, Outlet, ReadError, Recovered, Settler, Stopped};
 use crate::config::{self, Delivery};
@@ -234,7 +234,7 @@ struct Relay {
     lanes: LaneSender,
     link: Link,
     /// A question that shows whether somebody answers.
-    asking: Option<Call<Vec<(Arc<str>, Found)>>>,
+    asking: Option<Call<Answers>>,
     read_errors: Repeats,
     /// Why nothing can be sent.
     blocked: Repeats,

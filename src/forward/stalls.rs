@@ -14,7 +14,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::aside::Call;
 use super::producer::Producer;
-use super::topic_state::Found;
+use super::topic_state::{Answers, Found};
 
 /// A topic that has confirmed nothing for so long is looked at. Leaders are elected sooner.
 pub(super) const OVERDUE: Duration = Duration::from_secs(5);
@@ -41,7 +41,7 @@ const MOST: usize = 64;
 /// One producer's.
 #[derive(Debug, Default)]
 pub(super) struct Stalls {
-    asking: Option<Call<Vec<(Arc<str>, Found)>>>,
+    asking: Option<Call<Answers>>,
     next_ask: Option<Instant>,
     next_look: Option<Instant>,
     /// Since when brokers say of an overdue topic that it has a leader.
@@ -77,7 +77,7 @@ impl Stalls {
 
     fn answered(
         &mut self,
-        answer: Vec<(Arc<str>, Found)>,
+        answer: Answers,
         overdue: &[Arc<str>],
         producer: &Producer,
         now: Instant,

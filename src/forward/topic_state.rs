@@ -1,5 +1,6 @@
 //! What brokers say of a Kafka topic: can it take records at all?
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::client::{Client, ClientContext};
@@ -20,6 +21,9 @@ pub(super) enum Found {
     /// Nobody has answered; or something that says nothing.
     Silent(Code),
 }
+
+/// The answers of brokers, by Kafka topic.
+pub(super) type Answers = Vec<(Arc<str>, Found)>;
 
 /// Asks a broker, and waits so long for the answer.
 pub(super) fn look<C: ClientContext>(client: &Client<C>, topic: &str, wait: Duration) -> Found {

@@ -145,15 +145,15 @@ pub(super) fn check_policy(config: &ClientConfig, topic: &str, wait: Duration) -
 /// is asked for some first: what `TasksMax=` allows may be used up by clients of a large cluster.
 fn administrator(config: &ClientConfig) -> Result<AdminClient<DefaultClientContext>, KafkaError> {
     let spare = (0..SPARE_THREADS).map(|_| {
-        let (hold, held) = std::sync::mpsc::channel::<()>();
-        let thread = std::thread::Builder::new().spawn(move || held.recv().is_err());
-        thread.map(|thread| (hold, thread))
+        let (hand, let_go) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::Builder::new().spawn(move || let_go.recv().is_err());
+        thread.map(|thread| (hand, thread))
     });
     let spare: Vec<_> = spare.collect::<Result<_, _>>().map_err(|error| {
         KafkaError::ClientCreation(format!("the system gives no thread ({error}); raise TasksMax= of the service"))
     })?;
-    for (hold, thread) in spare {
-        drop(hold);
+    for (hand, thread) in spare {
+        drop(hand);
         drop(thread.join());
     }
     config.create()

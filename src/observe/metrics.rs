@@ -154,9 +154,10 @@ fn kafka(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         "When Kafka last confirmed something, 0 = not since start.",
         last_s,
     )?;
-    let waits = |reason: Reason| match reason {
-        Reason::ParkedTopic => part.parked.iter().any(|parked| parked.held > 0),
-        _ => part.waiting.as_ref().is_some_and(|waiting| waiting.reason == reason.name()),
+    let is_parked = part.parked.iter().any(|parked| parked.held > 0);
+    let waits = |reason: Reason| {
+        is_parked && reason == Reason::ParkedTopic
+            || part.waiting.as_ref().is_some_and(|waiting| waiting.reason == reason.name())
     };
     let reasons = Reason::ALL.map(|reason| ([("reason", reason.name())], i64::from(waits(reason))));
     page.gauge(

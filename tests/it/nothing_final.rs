@@ -15,7 +15,7 @@ use crate::support::process::{Folder, free_port};
 use crate::support::proxy::{Proxy, Weather};
 use crate::support::publisher::{Log, Plan, Publisher, publish_all};
 use crate::support::reader::{Reader, delete_topic};
-use crate::support::settle::settle;
+use crate::support::settle::settle_committed;
 use crate::support::stage::{watermark_topic, with_log};
 use crate::support::{Outcome, PATIENCE, Trouble, Verdict, trouble, wait_until};
 
@@ -78,7 +78,7 @@ fn a_kafka_that_cannot_do_it_or_is_not_the_same_any_more_is_waited_for_and_named
     agents[0].wait_book("delivered", 100)?;
     agents[0].wait_log(&["readings flow again"])?;
     for (gateway, agent) in gateways.iter().zip(&agents) {
-        flows(gateway, agent, "set right", 100)?;
+        flows(gateway, agent, "set-right", 100)?;
     }
 
     for topic in [&watermarks, &topic] {
@@ -90,7 +90,7 @@ fn a_kafka_that_cannot_do_it_or_is_not_the_same_any_more_is_waited_for_and_named
     kafka.create_topic(&watermarks, 1, &[("cleanup.policy", "compact")])?;
     kafka.create_topic(&topic, 1, &[])?;
     for (gateway, agent) in gateways.iter().zip(&agents) {
-        flows(gateway, agent, "made again", 100)?;
+        flows(gateway, agent, "made-again", 100)?;
     }
 
     kafka.replace()?;
@@ -98,10 +98,10 @@ fn a_kafka_that_cannot_do_it_or_is_not_the_same_any_more_is_waited_for_and_named
     kafka.create_topic(&topic, 1, &[])?;
     let mut logs = Vec::new();
     for (gateway, agent) in gateways.iter().zip(&agents) {
-        logs.push(flows(gateway, agent, if logs.is_empty() { "another" } else { "another one" }, 100)?);
+        logs.push(flows(gateway, agent, if logs.is_empty() { "another-1" } else { "another-2" }, 100)?);
         agent.wait_book("held", 0)?;
     }
-    settle(&agents[1], &kafka.brokers(), &[&topic], &logs)?.at_least_once()
+    settle_committed(&agents[1], &kafka.brokers(), &[&topic], &logs)?.at_least_once()
 }
 
 /// A broker dies, and with it the only replica of one topic and one of two of another. Both wait alone, in order, and say
@@ -179,7 +179,7 @@ fn topics_that_cannot_be_confirmed_wait_alone_whatever_the_delivery() -> Outcome
     let logs = publishers.into_iter().map(|publisher| publisher.stop(PATIENCE)).collect::<Outcome<Vec<Log>>>()?;
     let topics = [&*leaderless, &*outnumbered, &*good];
     agents[0].wait_book("held", 0)?;
-    let books = settle(&agents[1], &cluster.brokers(), &topics, &logs)?;
+    let books = settle_committed(&agents[1], &cluster.brokers(), &topics, &logs)?;
     eprintln!("{books}");
     with_log(books.once_into_the_buffer(), &agents[1])
 }
@@ -235,7 +235,7 @@ pub fn names_hang(build: Build) -> Outcome<Verdict> {
     std::fs::remove_file(&slow)?;
     link.set(Weather::Fair)?;
     let log = publisher.stop(PATIENCE)?;
-    let books = settle(&agent, &kafka.brokers(), &[&topic], &[log])?;
+    let books = settle_committed(&agent, &kafka.brokers(), &[&topic], &[log])?;
     Ok(with_log(books.once_into_the_buffer(), &agent))
 }
 
@@ -243,6 +243,9 @@ pub fn names_hang(build: Build) -> Outcome<Verdict> {
 fn a_name_look_up_that_hangs_holds_up_nobody() -> Outcome<()> {
     names_hang(Build::Real)?
 }
+
+/// A client has three connections or four; twice each is enough to have met the coordinator's.
+const MOST_CUTS: usize = 10;
 
 /// TLS to Kafka, link up and idle: each connection in turn is cut, and its next handshake refused once. Readings flow on.
 #[test]
@@ -270,20 +273,22 @@ fn one_failed_handshake_on_one_connection_stops_nothing() -> Outcome<()> {
     ));
     let agent = gateway.start()?;
     let mut logs = vec![flows(&gateway, &agent, "before", 50)?];
-    let connections = link.standing()?;
-    assert!(connections >= 2, "{connections} connections: none would be left beside the one that is cut");
-    for n in 0..connections {
+    let refused = || agent.log().contains("refuses this client");
+    // Which connection is whose cannot be seen: each has its turn. Some are made again at once, others when needed.
+    for n in 0..MOST_CUTS {
+        if n > 2 && refused() {
+            break;
+        }
         link.alert();
         link.cut_oldest()?;
-        // Some are made again at once, others when they are needed.
-        drop(wait_until("a refused handshake", Duration::from_secs(3), || link.alerted()));
-        logs.push(flows(&gateway, &agent, &format!("after {n}"), 20)?);
+        drop(wait_until("a refused handshake", Duration::from_secs(2), || link.alerted()));
+        logs.push(flows(&gateway, &agent, &format!("after-{n}"), 20)?);
         wait_until("a link that is up", PATIENCE, || {
             agent.status().is_ok_and(|status| status["kafka"]["connected"] == true)
         })?;
     }
-    assert!(agent.log().contains("refuses this client"), "the control: none was refused\n{}", agent.log());
-    settle(&agent, &kafka.brokers(), &[&topic], &logs)?.exactly_once()
+    assert!(refused(), "the control: none was refused\n{}", agent.log());
+    settle_committed(&agent, &kafka.brokers(), &[&topic], &logs)?.exactly_once()
 }
 
 /// What only a transactional producer refuses is found before anything starts, and is a matter for a person.

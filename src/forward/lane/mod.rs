@@ -28,7 +28,7 @@ use super::session::Terms;
 use super::shared::Shared;
 use super::stalls::Stalls;
 use super::targets::{Generation, Turn};
-use super::topic_state::Found;
+use super::topic_state::{Answers, Found};
 use super::verdict::{Verdict, dead_letter_reason, park_reason, send_verdict, verdict};
 use crate::buffer::{DeadLetter, LaneChunk, LaneId, ReadError};
 use crate::delivered::Delivered;
@@ -108,7 +108,7 @@ struct Try {
 enum Leaders {
     #[default]
     Unknown,
-    Asked(Call<Vec<(Arc<str>, Found)>>),
+    Asked(Call<Answers>),
     There,
 }
 

@@ -202,17 +202,10 @@ impl Proxy {
         !self.state.alert.load(Ordering::SeqCst)
     }
 
-    /// How many connections stand.
-    pub fn standing(&self) -> Outcome<usize> {
-        let mut standing = self.state.standing.lock()?;
-        standing.retain(|connection| connection.peer_addr().is_ok());
-        Ok(standing.len())
-    }
-
     /// Cuts the oldest connection; all others stand.
     pub fn cut_oldest(&self) -> Outcome<()> {
-        self.standing()?;
         let mut standing = self.state.standing.lock()?;
+        standing.retain(|connection| connection.peer_addr().is_ok());
         if !standing.is_empty() {
             standing.remove(0).shutdown(Shutdown::Both)?;
         }
