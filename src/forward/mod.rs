@@ -34,7 +34,7 @@
 //! | what | bound | where |
 //! |---|---|---|
 //! | events in flight | 2,500 and 2 MiB with librdkafka's overhead; 6,000 and 5 MiB in transactions on a long link | `main_lane/` |
-//! | events of a transaction | 20,000, 40 bytes each | `main_lane/transactions.rs` |
+//! | events of a transaction | 20,000, 72 bytes each | `main_lane/transactions.rs` |
 //! | events read and not sent | one reading of the outlet (256 KiB) and one batch | `main_lane/` |
 //! | requests in flight | 1 a broker, 256 KiB before compression | `options.rs` |
 //! | producers at a time | 2: the main one, and one for the parked lane whose turn it is | `lane/` |

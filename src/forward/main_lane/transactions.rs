@@ -40,7 +40,7 @@ use crate::planted::{self, Bug};
 use crate::watermark::{Record, Waiting};
 
 /// Events of a transaction: at 300 ms round trip 20,000 of them take 4 s, far below `transaction.timeout.ms`. What is
-/// remembered of each until the commit is 40 bytes.
+/// remembered of each until the commit is 72 bytes.
 const MOST_EVENTS: usize = 20_000;
 
 /// Ends that take longer than this tell of a long link.
