@@ -48,6 +48,8 @@ pub enum Bug {
     SpeakUnwritten,
     /// A reading bears the instance of the start that sends it, not of the one that stored it.
     InstanceOfSender,
+    /// A librdkafka client is ended on the loop that sends, however long that takes.
+    EndOnTheLoop,
     /// Not bugs but faults: kill -9 of itself, in that phase of a transaction, the third time it comes by. Before the
     /// watermark is read;
     DieRecalling,
@@ -96,6 +98,7 @@ impl Bug {
             Self::GiveOutTwice => "give-out-twice",
             Self::SpeakUnwritten => "speak-unwritten",
             Self::InstanceOfSender => "instance-of-sender",
+            Self::EndOnTheLoop => "end-on-the-loop",
             Self::DieRecalling => "die-recalling",
             Self::DieFilling => "die-filling",
             Self::DieSealing => "die-sealing",

@@ -75,6 +75,9 @@ pub enum RunError {
     /// The operating system refused a thread, a signal handler or the runtime.
     #[error("start: {0}")]
     System(#[from] std::io::Error),
+    /// librdkafka refuses the configuration.
+    #[error(transparent)]
+    Kafka(ForwardError),
     /// A stage ended although nobody asked it to.
     #[error("{stage} ended: {cause}")]
     Stage {
@@ -91,6 +94,7 @@ impl RunError {
     pub fn wants_a_person(&self) -> bool {
         match self {
             Self::Buffer(error) => error.next_step() != buffer::NextStep::Retry,
+            Self::Kafka(error) => error.wants_a_person(),
             Self::Listen(_) | Self::Http { .. } | Self::System(_) | Self::Stage { .. } => false,
         }
     }
@@ -175,8 +179,10 @@ fn run_once(config: Config) -> Result<End, RunError> {
         if end.is_ok() {
             systemd::stopping();
         }
-        if let Some(anew) = stages.stop_in_flow_order().await {
-            return Ok(anew);
+        match stages.stop_in_flow_order().await {
+            (Some(anew), _) => return Ok(anew),
+            (None, Some(error)) => return Err(RunError::Kafka(error)),
+            (None, None) => {}
         }
         if end.is_ok() {
             info!(held = sources.snapshot().total.held, "stopped as asked");
@@ -307,8 +313,9 @@ impl Stages {
     }
 
     /// Sockets first, then the buffer's queue, then Kafka, then the buffer itself. Custody rules 1 and 2 hold at any
-    /// point of it. Gives back why all is to begin anew in this process, if it is.
-    async fn stop_in_flow_order(mut self) -> Option<End> {
+    /// point of it. Gives back why all is to begin anew in this process, if it is, or what the forwarder has found out
+    /// about its configuration.
+    async fn stop_in_flow_order(mut self) -> (Option<End>, Option<ForwardError>) {
         self.stop_ingest.stop();
         let all_acknowledged = async { while self.ingest.join_next().await.is_some() {} };
         if timeout(INGEST_TIME, all_acknowledged).await.is_err() {
@@ -323,12 +330,13 @@ impl Stages {
                 tokio::time::sleep(JOIN_STEP).await;
             }
         };
-        let mut anew = None;
+        let (mut anew, mut found) = (None, None);
         if timeout(FORWARD_TIME, both_threads).await.is_err() {
             warn!("the last stage did not end in time; what Kafka confirmed last may be sent again");
         } else {
             match forward.join() {
                 Ok(Err(error @ ForwardError::Twin { .. })) => anew = Some(End::Twin(error.to_string())),
+                Ok(Err(error @ ForwardError::Options(_))) => found = Some(error),
                 Ok(Err(error)) => error!("{error}"),
                 Ok(Ok(())) | Err(_) => {}
             }
@@ -341,7 +349,7 @@ impl Stages {
         }
         self.stop_observers.stop();
         while self.observers.join_next().await.is_some() {}
-        anew
+        (anew, found)
     }
 }
 

@@ -114,6 +114,12 @@ impl Outlet {
         self.damaged = None;
     }
 
+    /// Is anything committed behind the position?
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        self.live.committed() > self.position
+    }
+
     /// The first chunk of a parked lane whose id is greater than `after` (0 = the first), if any. Reads committed
     /// state only. A damaged chunk is reported once; the next call goes on behind it.
     ///

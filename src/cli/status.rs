@@ -164,6 +164,10 @@ fn write_for_people(out: &mut String, status: &Status) -> std::fmt::Result {
     let kafka = &status.kafka;
     let word = if kafka.connected { "connected" } else { "AWAY" };
     writeln!(out, "\nkafka     {word}, {} in flight, {} delivered since start", kafka.in_flight, kafka.delivered)?;
+    if let Some(waiting) = &kafka.waiting {
+        writeln!(out, "          READINGS WAIT ({}): {}", waiting.reason, waiting.why)?;
+        writeln!(out, "          what to do: {}", waiting.remedy)?;
+    }
     if !kafka.last_error.is_empty() {
         writeln!(out, "          last error: {}", kafka.last_error)?;
     }
@@ -214,7 +218,7 @@ fn bytes(n: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::status::{Books, KafkaPart, ParkedPart};
+    use crate::observe::status::{Books, KafkaPart, ParkedPart, WaitingPart};
 
     #[test]
     fn a_person_sees_what_is_wrong_first() {
@@ -223,6 +227,12 @@ mod tests {
             balanced: false,
             kafka: KafkaPart {
                 unread: 7,
+                waiting: Some(WaitingPart {
+                    reason: "refused".into(),
+                    why: "wrong password".into(),
+                    remedy: "look at credentials".into(),
+                    since_ms: 0,
+                }),
                 parked: vec![ParkedPart { topic: "plant.a".into(), reason: "missing".into(), since_ms: 0, held: 4 }],
                 ..KafkaPart::default()
             },
@@ -233,5 +243,7 @@ mod tests {
         assert!(text.contains("topic plant.a is parked with 4 events: missing"), "{text}");
         assert!(text.contains("7 readings cannot be read"), "{text}");
         assert!(text.contains("AWAY"), "{text}");
+        assert!(text.contains("READINGS WAIT (refused): wrong password"), "{text}");
+        assert!(text.contains("what to do: look at credentials"), "{text}");
     }
 }

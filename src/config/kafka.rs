@@ -18,7 +18,8 @@ pub(super) fn kafka(section: &Section<'_, '_>, env: &Env) -> Result<Kafka, Repor
     let compression = section.choice("compression", &codecs);
     let names = [("tidegate", HeaderNames::Tidegate), ("all", HeaderNames::All), ("confluent", HeaderNames::Confluent)];
     let headers = section.choice("headers", &names);
-    let options = options::options(section, env);
+    // Without a valid one its own problem is told, and the options are looked at as they are.
+    let options = options::options(section, env, *delivery.as_ref().unwrap_or(&Delivery::AtLeastOnce));
     Ok(Kafka {
         brokers: brokers?,
         delivery: delivery?,

@@ -15,6 +15,7 @@ use super::files::{self, Unusable};
 use super::problems::Reported;
 use super::reading::{Section, article, shown_key};
 use super::secret::Secret;
+use super::settings::Delivery;
 
 /// Properties that may come from a file.
 const FROM_FILE: [&str; 3] = ["sasl.password", "ssl.key.password", "ssl.keystore.password"];
@@ -26,7 +27,11 @@ const FILES: [&str; 5] =
 /// No property of librdkafka has more parts.
 const MOST_PARTS: usize = 8;
 
-pub(super) fn options(section: &Section<'_, '_>, env: &Env) -> Result<BTreeMap<String, Secret>, Reported> {
+pub(super) fn options(
+    section: &Section<'_, '_>,
+    env: &Env,
+    delivery: Delivery,
+) -> Result<BTreeMap<String, Secret>, Reported> {
     let Some(table) = section.free_table("options")? else { return Ok(BTreeMap::new()) };
     let mut entries = Vec::new();
     let mut problem = flatten(section, table, "", 1, &mut entries);
@@ -52,7 +57,7 @@ pub(super) fn options(section: &Section<'_, '_>, env: &Env) -> Result<BTreeMap<S
             }
         }
     }
-    for (name, why) in judge(&options, all_seen) {
+    for (name, why) in judge(&options, delivery, all_seen) {
         let span = places.get(&name).cloned().unwrap_or_else(|| section.span_of("options"));
         problem = Some(section.problem_at(&span, &path(&name), why));
     }
@@ -60,8 +65,8 @@ pub(super) fn options(section: &Section<'_, '_>, env: &Env) -> Result<BTreeMap<S
 }
 
 /// What breaks a promise, and what librdkafka does not know or take.
-fn judge(options: &BTreeMap<String, Secret>, all_seen: bool) -> Vec<(String, String)> {
-    if all_seen { crate::forward::check_options(options) } else { crate::forward::check_each_option(options) }
+fn judge(options: &BTreeMap<String, Secret>, delivery: Delivery, all_seen: bool) -> Vec<(String, String)> {
+    if all_seen { crate::forward::check_options(options, delivery) } else { crate::forward::check_each_option(options) }
 }
 
 /// The value of a property; `None` when it names a file that we may not look at.

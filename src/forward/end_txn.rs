@@ -12,17 +12,6 @@
 //!
 //! They are text of librdkafka [`TESTED`], not an interface. A test provokes the retry and fails when it is not seen.
 
-/// The topic in a line that says that it may not be written. In a transaction that is refused before any record is sent,
-/// for all topics together, and librdkafka tells nowhere else which of them it was: `Failed to add partition "<topic>"
-/// [<n>] to transaction: Broker: Topic authorization failed`, facility `ADDPARTS`.
-pub(super) fn forbidden_topic<'a>(facility: &str, line: &'a str) -> Option<&'a str> {
-    if facility != "ADDPARTS" || !line.ends_with("Topic authorization failed") {
-        return None;
-    }
-    let (_, rest) = line.split_once("Failed to add partition \"")?;
-    rest.split_once("\" [").map(|(topic, _)| topic)
-}
-
 /// The version of librdkafka that rule B was tested with.
 pub(super) const TESTED: &str = "2.12.1";
 
@@ -57,19 +46,6 @@ mod tests {
             heard.hear(facility, line);
         }
         heard
-    }
-
-    #[test]
-    fn the_forbidden_topic_is_found_among_those_that_were_not_attempted() {
-        let line = |topic, why| {
-            format!(
-                "[thrd:main]: 127.0.0.1:9092/1: Failed to add partition \"{topic}\" [3] to transaction: Broker: {why}"
-            )
-        };
-        let forbidden = line("a.b-c", "Topic authorization failed");
-        assert_eq!(forbidden_topic("ADDPARTS", &forbidden), Some("a.b-c"));
-        assert_eq!(forbidden_topic("ADDPARTS", &line("other", "Operation not attempted")), None);
-        assert_eq!(forbidden_topic("ENDTXN", &forbidden), None);
     }
 
     #[test]

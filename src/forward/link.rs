@@ -15,6 +15,9 @@ const REPEAT: Duration = Duration::from_secs(60);
 /// as a matter of course, and a broker that restarts alone in a cluster is back within seconds: neither is news.
 const DOUBT: Duration = Duration::from_secs(3);
 
+/// librdkafka tries a connection that is needed again after 2 s at most; 5,000 gateways do it.
+const LATELY: Duration = Duration::from_secs(10);
+
 /// While in doubt or without a link, and with nothing in flight that would tell: ask so often. A transaction begins only
 /// when somebody has answered, so this is a part of the time from Kafka's return to the first commit.
 const ASK: Duration = Duration::from_secs(1);
@@ -76,6 +79,11 @@ pub(super) struct Link {
     /// For the status; empty when all is well.
     last_error: String,
     refused: Repeats,
+    /// Somebody has refused this client, in these words, and nobody has answered since. Perhaps one broker of several, or
+    /// one handshake: so as long as connections stand it says nothing about the others, and one of them is asked.
+    refusing: Option<String>,
+    /// The last refusal, answered or not.
+    last_refusal: Option<(Instant, String)>,
     next_ask: Option<Instant>,
     /// Somebody has answered since start.
     met: bool,
@@ -110,8 +118,8 @@ impl Link {
     /// At least one broker answered the last time we heard anything.
     pub(super) fn connected(&self) -> bool {
         match self.state {
-            State::Up => self.refused.is_empty(),
-            State::Doubt(_) => self.met && self.refused.is_empty(),
+            State::Up => true,
+            State::Doubt(_) => self.met && self.refusing.is_none(),
             State::Unknown | State::Down(_) => false,
         }
     }
@@ -126,8 +134,20 @@ impl Link {
         &self.last_error
     }
 
+    /// Somebody has refused this client, in these words, and nobody has answered since.
+    pub(super) fn refusing(&self) -> Option<&str> {
+        self.refusing.as_deref()
+    }
+
+    /// Somebody refuses this client now and then, in these words, whatever others answer.
+    pub(super) fn refused_lately(&self, now: Instant) -> Option<&str> {
+        let (at, text) = self.last_refusal.as_ref()?;
+        (now.saturating_duration_since(*at) < LATELY).then_some(text)
+    }
+
     /// A broker answered: a confirmation, or cluster metadata.
     pub(super) fn answered(&mut self, now: Instant) -> Option<Line> {
+        self.refusing = None;
         let line = match self.state {
             State::Up => {
                 self.last_error.clear();
@@ -159,6 +179,8 @@ impl Link {
             }
         }
         let text = remarks.refused?;
+        self.refusing = Some(text.clone());
+        self.last_refusal = Some((now, text.clone()));
         let unsaid = self.refused.again(cause(&text), now)?;
         Some(Line::Refused(text, unsaid))
     }
@@ -175,7 +197,8 @@ impl Link {
 
     /// Is it time to ask a broker whether it is there? Says yes once per interval.
     pub(super) fn wants_to_ask(&mut self, now: Instant) -> bool {
-        let due = matches!(self.state, State::Doubt(_) | State::Down(_)) && self.next_ask.is_none_or(|at| at <= now);
+        let in_doubt = matches!(self.state, State::Doubt(_) | State::Down(_)) || self.refusing.is_some() && self.met;
+        let due = in_doubt && self.next_ask.is_none_or(|at| at <= now);
         if due {
             self.next_ask = now.checked_add(ASK);
         }
@@ -205,10 +228,6 @@ impl Repeats {
         }
         self.said = Some(now);
         Some(unsaid)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.said.is_none()
     }
 }
 
@@ -296,6 +315,34 @@ mod tests {
         link.answered(Instant::now());
         assert_eq!(link.heard(remarks(&ALL_DOWN[..1]), Instant::now()), None);
         assert!(link.connected());
+    }
+
+    #[test]
+    fn one_refusal_while_others_answer_stops_nothing_and_has_them_asked_until_one_has_answered() {
+        let (mut link, start) = (Link::default(), Instant::now());
+        link.answered(start);
+        assert!(!link.wants_to_ask(start));
+        let refused = |link: &mut Link, second| link.heard(remarks(&[(Code::SSL, "b2: alert")]), after(start, second));
+        assert_eq!(refused(&mut link, 1), Some(Line::Refused("b2: alert".into(), 0)));
+        assert!(link.connected());
+        assert_eq!((link.refusing(), link.last_error()), (Some("b2: alert"), "b2: alert"));
+        assert!(link.wants_to_ask(after(start, 1)), "nobody else may have anything to say");
+        assert_eq!(link.answered(after(start, 2)), None);
+        assert_eq!((link.refusing(), link.last_error()), (None, ""));
+        assert!(!link.wants_to_ask(after(start, 9)));
+        // Said once a minute all the same.
+        assert_eq!(refused(&mut link, 3), None);
+    }
+
+    #[test]
+    fn whoever_refuses_on_every_connection_is_no_link() {
+        let (mut link, start) = (Link::default(), Instant::now());
+        link.answered(start);
+        let all = [(Code::Authentication, "b1: wrong password"), (Code::AllBrokersDown, "2/2 brokers are down")];
+        link.heard(remarks(&all), start);
+        assert!(!link.connected());
+        assert_eq!(link.tick(after(start, 4)), Some(Line::Lost("b1: wrong password".into())));
+        assert_eq!(link.refusing(), Some("b1: wrong password"));
     }
 
     #[test]

@@ -21,8 +21,10 @@
 //!   failures, then read again from the oldest unsettled event and leave out what is settled (`outstanding.rs`).
 //! * **A bad record does not take its neighbours along.** A refused batch is sent again in smaller groups until the bad
 //!   record stands alone (`pace.rs`); only then it is a dead letter.
-//! * **A missing or forbidden topic does not hold up the others.** Its events move to a lane of their own and come back
-//!   in order (`parking.rs`).
+//! * **A topic that is missing, forbidden or confirms nothing does not hold up the others.** Its events move to a lane of
+//!   their own and come back in order (`parking.rs`, `stalls.rs`).
+//! * **Nothing is final, and no wait is silent.** What librdkafka may take minutes for is done beside the loop (`aside.rs`);
+//!   each state in which it would never try again ends with a new producer; what is in the way is said (`waiting.rs`).
 //! * **Repeats** happen only where Kafka's answer was lost: a crash, a stop without a link, a producer given up with
 //!   requests in flight. `tidegate-id` makes them recognisable. With exactly-once delivery a `read_committed` reader sees
 //!   none of them.
@@ -33,11 +35,12 @@
 //! |---|---|---|
 //! | events in flight | what the link takes in a few seconds | `window.rs` |
 //! | ... and at most | 2,500 and 2 MiB with librdkafka's overhead; 6,000 and 5 MiB in transactions on a long link | `main_lane/` |
-//! | events of a transaction | 50,000, 40 bytes each | `main_lane/transactions.rs` |
+//! | events of a transaction | 50,000, 72 bytes each | `main_lane/transactions.rs` |
 //! | time of a transaction, a record, a request | 15 s, and longer where the link asks for it | `patience.rs` |
 //! | events read and not sent | one reading of the outlet (256 KiB) and one batch | `main_lane/` |
 //! | requests in flight | 1 a broker, 256 KiB before compression | `options.rs` |
 //! | producers at a time | 2: the main one, and one for the parked lane whose turn it is | `lane/` |
+//! | librdkafka clients, with those that are being ended | 6, of which a reader of the watermark counts as one | `aside.rs` |
 //! | MQTT topics remembered | 10,000 | `targets.rs` |
 //! | settlements | 50 ms or 4,096 events | `outcome.rs` |
 //!
@@ -59,6 +62,7 @@
 //! watermark passes them. So after a crash everything that is held up to the watermark, and not settled otherwise, was
 //! delivered, and is released with the proof that Kafka's own record gives ([`Word`](crate::delivered::Word)).
 
+mod aside;
 mod declarations;
 mod end_txn;
 mod lane;
@@ -76,13 +80,17 @@ mod record;
 mod relay;
 mod session;
 mod shared;
+mod stalls;
 pub mod status;
+mod talk;
 mod targets;
 #[cfg(test)]
 #[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests;
+mod topic_state;
 mod transaction;
 mod verdict;
+mod waiting;
 mod watermark_topic;
 mod window;
 

@@ -8,7 +8,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, DefaultProducerContext};
 
-use crate::config::{Kafka, Secret};
+use crate::config::{Delivery, Kafka, Secret};
 
 /// Properties that `[kafka.options]` may not set, each with the reason. Aliases stand beside their property.
 pub const REFUSED: &[(&str, &str)] = &[
@@ -55,6 +55,9 @@ const LINGER: &str = "[kafka] linger says how long a batch waits for company";
 const BROKERS: &str = "[kafka] brokers says where Kafka is";
 const CALLBACK: &str = "it is Tidegate's door to librdkafka";
 const PARTITIONER_CALLBACK: &str = "it cannot be given as text; partitioner chooses one by name";
+
+/// The value of `client.dns.lookup` that is refused.
+const CANONICAL: &str = "resolve_canonical_bootstrap_servers_only";
 
 /// Values of `partitioner` that send one key to several partitions.
 const RANDOM_PARTITIONERS: &[&str] = &["random", "consistent_random", "murmur2_random", "fnv1a_random"];
@@ -104,6 +107,8 @@ pub(super) fn client_config(kafka: &Kafka, agent_id: &str) -> ClientConfig {
         config.set("client.id", format!("tidegate-{agent_id}"));
     }
     config.set("bootstrap.servers", kafka.brokers.join(","));
+    // Two lines a request: what brokers answer to a batch that librdkafka sends again by itself.
+    listen(&mut config, "msg");
     config
 }
 
@@ -122,9 +127,59 @@ pub(super) fn transactional(mut config: ClientConfig, id: &str) -> ClientConfig 
     }
     config.set("transactional.id", id);
     // Rule B stands on these lines, see `end_txn.rs`.
-    let debug = config.get("debug").map_or_else(|| "eos".to_owned(), |asked| format!("{asked},eos"));
-    config.set("debug", debug).set_log_level(RDKafkaLogLevel::Debug);
+    listen(&mut config, "eos");
     config
+}
+
+/// How many names a transactional producer may have, one after the other. Kafka forgets each after a week without use.
+const MOST_NAMES: u8 = 8;
+
+/// The names of one transactional producer.
+///
+/// Kafka ends a transaction by writing into each of its partitions, and until all have it the next one of that name must
+/// wait. A partition without a leader, or with too few replicas, takes nothing: that may last for days. Then the producer
+/// goes on under another name. Nothing is given away by it: no commit is under way that the watermark's stable read does
+/// not wait for, because a commit is asked for only when the watermark has been confirmed.
+#[derive(Debug, Clone)]
+pub(super) struct Names {
+    first: Option<String>,
+    number: u8,
+}
+
+impl Names {
+    /// Of the producer with that configuration. Without transactions it has none.
+    pub(super) fn new(config: &ClientConfig) -> Self {
+        Self { first: config.get("transactional.id").map(str::to_owned), number: 1 }
+    }
+
+    /// Goes on under the next one.
+    pub(super) fn next(&mut self, config: &mut ClientConfig) {
+        self.number = if self.number >= MOST_NAMES { 1 } else { self.number.saturating_add(1) };
+        self.enter(config);
+    }
+
+    /// Goes back to the first one, by which a clone of this gateway is told.
+    pub(super) fn home(&mut self, config: &mut ClientConfig) {
+        self.number = 1;
+        self.enter(config);
+    }
+
+    /// Is it another one than the first?
+    pub(super) fn is_away(&self) -> bool {
+        self.number > 1
+    }
+
+    fn enter(&self, config: &mut ClientConfig) {
+        let Some(first) = &self.first else { return };
+        let name = if self.number == 1 { first.clone() } else { format!("{first}-{}", self.number) };
+        config.set("transactional.id", name);
+    }
+}
+
+/// Has librdkafka say in its log what it says nowhere else (`end_txn.rs`, `talk.rs`).
+fn listen(config: &mut ClientConfig, to: &str) {
+    let debug = config.get("debug").map_or_else(|| to.to_owned(), |asked| format!("{asked},{to}"));
+    config.set("debug", debug).set_log_level(RDKafkaLogLevel::Debug);
 }
 
 /// The configuration of a consumer of the watermark topic.
@@ -222,12 +277,16 @@ pub(crate) fn way_to_kafka(kafka: &Kafka) -> ClientConfig {
 /// No value is repeated in the answer: it may be a secret. A problem that only shows when all properties stand
 /// together (a missing certificate file, a contradiction) comes under the empty name.
 #[must_use]
-pub fn check_options(options: &BTreeMap<String, Secret>) -> Vec<(String, String)> {
+pub fn check_options(options: &BTreeMap<String, Secret>, delivery: Delivery) -> Vec<(String, String)> {
     let mut problems = check_each_option(options);
     if problems.is_empty() {
         // Without brokers a producer connects nowhere, but reads certificates and compares properties.
+        let mut config = match delivery {
+            Delivery::AtLeastOnce => base(options),
+            Delivery::ExactlyOnce => transactional(base(options), "check"),
+        };
         let made: Result<BaseProducer<DefaultProducerContext>, KafkaError> =
-            base(options).set_log_level(RDKafkaLogLevel::Emerg).create_with_context(DefaultProducerContext);
+            config.set_log_level(RDKafkaLogLevel::Emerg).create_with_context(DefaultProducerContext);
         if let Err(error) = made {
             problems.push((String::new(), without_values(&cause(&error), options)));
         }
@@ -247,6 +306,12 @@ pub fn check_each_option(options: &BTreeMap<String, Secret>) -> Vec<(String, Str
 fn problem(name: &str, value: &Secret) -> Option<String> {
     if let Some(reason) = refusal(name) {
         return Some(format!("cannot be set: {reason}"));
+    }
+    if name == "client.dns.lookup" && value.reveal() == CANONICAL {
+        return Some(format!(
+            "cannot be {CANONICAL}: librdkafka would look names up where everything else waits for it; write the \
+             canonical names in [kafka] brokers"
+        ));
     }
     if name == "partitioner" && RANDOM_PARTITIONERS.contains(&value.reveal()) {
         return Some(
@@ -289,7 +354,40 @@ mod tests {
     use super::*;
 
     fn check(options: &[(&str, &str)]) -> Vec<(String, String)> {
-        check_options(&options.iter().map(|(n, v)| ((*n).to_owned(), Secret::new((*v).to_owned()))).collect())
+        check_for(Delivery::AtLeastOnce, options)
+    }
+
+    fn check_for(delivery: Delivery, options: &[(&str, &str)]) -> Vec<(String, String)> {
+        let options = options.iter().map(|(n, v)| ((*n).to_owned(), Secret::new((*v).to_owned()))).collect();
+        check_options(&options, delivery)
+    }
+
+    #[test]
+    fn what_only_a_producer_with_transactions_refuses_is_found_for_it() {
+        let options = [("socket.timeout.ms", "60000")];
+        assert_eq!(check_for(Delivery::AtLeastOnce, &options), []);
+        let problems = check_for(Delivery::ExactlyOnce, &options);
+        assert!(problems.iter().any(|(_, why)| why.contains("socket.timeout.ms")), "{problems:?}");
+    }
+
+    #[test]
+    fn a_producer_goes_through_its_names_and_back_to_the_first() {
+        let mut config = ClientConfig::new();
+        config.set("transactional.id", "t");
+        let mut names = Names::new(&config);
+        let mut seen = vec![];
+        for _ in 0..=MOST_NAMES {
+            seen.push(config.get("transactional.id").unwrap().to_owned());
+            names.next(&mut config);
+        }
+        assert_eq!(seen, ["t", "t-2", "t-3", "t-4", "t-5", "t-6", "t-7", "t-8", "t"]);
+        assert!(names.is_away());
+        names.home(&mut config);
+        assert_eq!((config.get("transactional.id"), names.is_away()), (Some("t"), false));
+        // Without transactions there is nothing to name.
+        let mut plain = ClientConfig::new();
+        Names::new(&plain).next(&mut plain);
+        assert_eq!(plain.get("transactional.id"), None);
     }
 
     #[test]

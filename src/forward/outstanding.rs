@@ -10,12 +10,16 @@
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::event::{RouteId, Sequence};
 
 /// See the module's words.
 #[derive(Debug, Default)]
 pub(super) struct Outstanding {
+    /// The time at which librdkafka was polled last.
+    now: Option<Instant>,
     entries: VecDeque<Entry>,
     first_slot: u32,
     in_flight: usize,
@@ -29,6 +33,9 @@ struct Entry {
     route: RouteId,
     bytes: u32,
     state: State,
+    /// The Kafka topic, and since when librdkafka has it.
+    topic: Arc<str>,
+    at: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,13 +72,55 @@ pub(super) struct Restart {
 
 impl Outstanding {
     /// Enters an event that is about to be sent, of that cost in memory; the slot is its number for librdkafka.
-    pub(super) fn enter(&mut self, sequence: Sequence, route: RouteId, bytes: usize) -> u32 {
+    pub(super) fn enter(&mut self, sequence: Sequence, route: RouteId, topic: &Arc<str>, bytes: usize) -> u32 {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let offset = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
-        self.entries.push_back(Entry { sequence, route, bytes, state: State::InFlight });
+        let (topic, at) = (Arc::clone(topic), self.now);
+        self.entries.push_back(Entry { sequence, route, bytes, state: State::InFlight, topic, at });
         self.in_flight = self.in_flight.saturating_add(1);
         self.in_flight_bytes = self.in_flight_bytes.saturating_add(width(bytes));
         self.first_slot.wrapping_add(offset)
+    }
+
+    /// Time has come to that.
+    pub(super) fn tick(&mut self, now: Instant) {
+        self.now = Some(now);
+    }
+
+    /// The Kafka topic of the event that librdkafka has had longest, and for how long.
+    pub(super) fn oldest(&self, now: Instant) -> Option<(Duration, &Arc<str>)> {
+        let oldest = self.entries.iter().find(|entry| entry.state == State::InFlight)?;
+        Some((now.saturating_duration_since(oldest.at.unwrap_or(now)), &oldest.topic))
+    }
+
+    /// The Kafka topics of which librdkafka has had an event for so long; at most so many.
+    pub(super) fn overdue(&self, limit: Duration, most: usize, now: Instant) -> Vec<Arc<str>> {
+        let mut found: Vec<Arc<str>> = Vec::new();
+        for entry in self.entries.iter().filter(|entry| entry.state == State::InFlight) {
+            let age = now.saturating_duration_since(entry.at.unwrap_or(now));
+            if age < limit || found.len() >= most {
+                break; // what comes behind is younger
+            }
+            if !found.contains(&entry.topic) {
+                found.push(Arc::clone(&entry.topic));
+            }
+        }
+        found
+    }
+
+    /// Counts what is in flight to that topic as failed. What its reports say later is not heard.
+    pub(super) fn fail(&mut self, topic: &str) -> Option<(Sequence, RouteId)> {
+        let mut first = None;
+        let (mut landed, mut bytes) = (0_usize, 0_usize);
+        for entry in self.entries.iter_mut().filter(|entry| entry.state == State::InFlight && &*entry.topic == topic) {
+            first.get_or_insert((entry.sequence, entry.route));
+            entry.state = State::Failed;
+            landed = landed.saturating_add(1);
+            bytes = bytes.saturating_add(width(entry.bytes));
+        }
+        self.in_flight = self.in_flight.saturating_sub(landed);
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
+        first
     }
 
     /// Takes back the newest entry: librdkafka did not take it.
@@ -85,7 +134,8 @@ impl Outstanding {
     pub(super) fn enter_settled(&mut self, sequence: Sequence, route: RouteId) {
         // With nothing unsettled before it, sending can never start again before it.
         if !self.entries.is_empty() {
-            self.entries.push_back(Entry { sequence, route, bytes: 0, state: State::Settled });
+            let (topic, at) = (Arc::from(""), None);
+            self.entries.push_back(Entry { sequence, route, bytes: 0, state: State::Settled, topic, at });
         }
     }
 
@@ -236,6 +286,10 @@ mod tests {
 
     use super::*;
 
+    fn topic() -> Arc<str> {
+        Arc::from("t")
+    }
+
     const ROUTE: RouteId = RouteId(3);
 
     fn said(confirmed: bool) -> Verdict {
@@ -243,9 +297,32 @@ mod tests {
     }
 
     #[test]
+    fn a_topic_that_does_not_come_back_is_found_by_its_age_and_given_up_alone() {
+        let start = Instant::now();
+        let at = |second| start + Duration::from_secs(second);
+        let (slow, quick) = (Arc::<str>::from("slow"), Arc::<str>::from("quick"));
+        let mut ring = Outstanding::default();
+        ring.tick(start);
+        ring.enter(1, ROUTE, &slow, 1);
+        let second = ring.enter(2, ROUTE, &quick, 1);
+        let limit = Duration::from_secs(5);
+        assert_eq!(ring.overdue(limit, 9, at(4)), Vec::<Arc<str>>::new());
+        assert_eq!(ring.overdue(limit, 9, at(5)), [Arc::clone(&slow), Arc::clone(&quick)]);
+        ring.report(second, Verdict::Confirmed);
+        ring.tick(at(3));
+        let third = ring.enter(3, ROUTE, &slow, 1);
+        assert_eq!(ring.overdue(limit, 9, at(6)), [Arc::clone(&slow)]);
+        assert_eq!(ring.oldest(at(6)), Some((Duration::from_secs(6), &slow)));
+        assert_eq!(ring.fail("slow"), Some((1, ROUTE)));
+        assert_eq!((ring.in_flight(), ring.in_flight_bytes(), ring.event(third)), (0, 0, None));
+        assert_eq!(ring.fail("slow"), None);
+        assert_eq!(ring.give_up(), Restart { after: Some(0), settled: vec![2..=2] });
+    }
+
+    #[test]
     fn what_was_acknowledged_and_not_committed_goes_again_and_what_was_committed_does_not() {
         let mut ring = Outstanding::default();
-        let slots: Vec<u32> = (1..=4).map(|sequence| ring.enter(sequence, ROUTE, 1)).collect();
+        let slots: Vec<u32> = (1..=4).map(|sequence| ring.enter(sequence, ROUTE, &topic(), 1)).collect();
         ring.report(slots[0], Verdict::Acked);
         ring.report(slots[1], Verdict::Acked);
         assert_eq!((ring.uncommitted(), ring.in_flight()), (4, 2));
@@ -261,7 +338,7 @@ mod tests {
     #[test]
     fn a_report_finds_its_event_after_the_slots_have_wrapped() {
         let mut ring = Outstanding { first_slot: u32::MAX - 1, ..Outstanding::default() };
-        let slots: Vec<u32> = (1..=5).map(|sequence| ring.enter(sequence, ROUTE, 10)).collect();
+        let slots: Vec<u32> = (1..=5).map(|sequence| ring.enter(sequence, ROUTE, &topic(), 10)).collect();
         assert_eq!(slots, [u32::MAX - 1, u32::MAX, 0, 1, 2]);
         ring.report(slots[0], Verdict::Confirmed);
         ring.report(slots[1], Verdict::Confirmed);
@@ -272,7 +349,7 @@ mod tests {
     #[test]
     fn an_event_is_settled_when_its_own_report_has_come() {
         let mut ring = Outstanding::default();
-        let slots: Vec<u32> = [5, 6, 9].into_iter().map(|sequence| ring.enter(sequence, ROUTE, 1)).collect();
+        let slots: Vec<u32> = [5, 6, 9].into_iter().map(|sequence| ring.enter(sequence, ROUTE, &topic(), 1)).collect();
         ring.report(slots[1], Verdict::Confirmed);
         assert_eq!([5, 6, 9].map(|sequence| ring.has_come_back(sequence)), [false, true, false]);
         ring.report(slots[0], Verdict::Confirmed);
@@ -283,7 +360,7 @@ mod tests {
     #[test]
     fn a_slot_of_the_past_is_nobody() {
         let mut ring = Outstanding::default();
-        let old = ring.enter(7, ROUTE, 1);
+        let old = ring.enter(7, ROUTE, &topic(), 1);
         ring.report(old, Verdict::Confirmed);
         assert_eq!(ring.event(old), None);
         ring.report(old, Verdict::Confirmed);
@@ -293,7 +370,7 @@ mod tests {
     #[test]
     fn sending_starts_again_at_the_oldest_unsettled_and_leaves_out_what_is_settled() {
         let mut ring = Outstanding::default();
-        let slots: Vec<u32> = (10..=16).map(|sequence| ring.enter(sequence, ROUTE, 1)).collect();
+        let slots: Vec<u32> = (10..=16).map(|sequence| ring.enter(sequence, ROUTE, &topic(), 1)).collect();
         ring.enter_settled(17, ROUTE);
         ring.report(slots[0], Verdict::Confirmed); // 10
         ring.report(slots[2], Verdict::Confirmed); // 12
@@ -307,7 +384,7 @@ mod tests {
     #[test]
     fn a_failed_event_that_became_a_dead_letter_does_not_hold_the_others_back() {
         let mut ring = Outstanding::default();
-        let slots: Vec<u32> = (1..=3).map(|sequence| ring.enter(sequence, ROUTE, 1)).collect();
+        let slots: Vec<u32> = (1..=3).map(|sequence| ring.enter(sequence, ROUTE, &topic(), 1)).collect();
         for (slot, confirmed) in slots.iter().zip([false, true, true]) {
             ring.report(*slot, said(confirmed));
         }
@@ -328,7 +405,7 @@ mod tests {
         fn a_restart_sends_exactly_what_is_not_settled(reports in prop::collection::vec(any::<Option<bool>>(), 1..60)) {
             let mut ring = Outstanding::default();
             let events: Vec<(u64, Option<bool>)> = (1..).zip(reports).collect();
-            let slots: Vec<u32> = events.iter().map(|(sequence, _)| ring.enter(*sequence, ROUTE, 1)).collect();
+            let slots: Vec<u32> = events.iter().map(|(sequence, _)| ring.enter(*sequence, ROUTE, &topic(), 1)).collect();
             for (slot, (_, report)) in slots.iter().zip(&events) {
                 if let Some(confirmed) = report {
                     ring.report(*slot, said(*confirmed));

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -15,12 +15,16 @@ use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::end_txn::{self, EndTxn};
+use super::aside::{Call, Clients, Place};
+use super::end_txn::EndTxn;
 use super::link::Remarks;
 use super::outstanding::{self, Outstanding, Restart};
+use super::talk::{self, Snag, Talk};
+use super::topic_state::{self, Answers};
 use super::verdict::code_of;
 use crate::delivered::{Acked, Batch, Delivered};
 use crate::event::{RouteId, Sequence};
+use crate::planted::{Bug, planted};
 use crate::route::Target;
 
 /// What librdkafka needs for one message beside its contents: the message struct, its place in queues and in the
@@ -29,8 +33,32 @@ pub(super) const MESSAGE_OVERHEAD_BYTES: usize = 600;
 
 /// See the module's words.
 pub(super) struct Producer {
-    native: BaseProducer<Context>,
+    /// Before `_ending`: so the last hand on it is never ours.
+    native: Arc<Native>,
+    _ending: Ending,
     context: Arc<Context>,
+}
+
+/// librdkafka's own.
+struct Native {
+    /// Destroyed before its place is given to another one.
+    producer: BaseProducer<Context>,
+    _place: Place,
+}
+
+/// Has the producer destroyed elsewhere: that may take minutes (`aside.rs`).
+struct Ending {
+    native: Option<Arc<Native>>,
+    clients: Clients,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let Some(native) = self.native.take() else { return };
+        if !planted(Bug::EndOnTheLoop) {
+            self.clients.end(Box::new(native));
+        }
+    }
 }
 
 /// What the callbacks write down.
@@ -42,6 +70,7 @@ struct Context {
     end_txn: Mutex<EndTxn>,
     /// A request with readings was on its way for longer than it may be.
     overdue: AtomicBool,
+    talk: Mutex<Talk>,
     /// Calls of the callbacks until now.
     heard: AtomicUsize,
 }
@@ -102,26 +131,29 @@ pub(super) struct Outgoing<'a> {
 }
 
 impl Producer {
-    /// Makes one. It connects by itself; no broker needs to be there.
-    pub(super) fn new(config: &ClientConfig) -> KafkaResult<Self> {
+    /// Makes one in that place. It connects by itself; no broker needs to be there.
+    pub(super) fn new(config: &ClientConfig, clients: &Clients, place: Place) -> KafkaResult<Self> {
         // A transactional one is one that has a transactional.id.
         let transactional = config.get("transactional.id").is_some();
-        let native: BaseProducer<Context> =
+        let producer: BaseProducer<Context> =
             config.create_with_context(Context { transactional, ..Context::default() })?;
-        let context = Arc::clone(native.client().context());
-        Ok(Self { native, context })
+        let context = Arc::clone(producer.client().context());
+        let native = Arc::new(Native { producer, _place: place });
+        let ending = Ending { native: Some(Arc::clone(&native)), clients: clients.clone() };
+        Ok(Self { native, _ending: ending, context })
     }
 
     /// Hands a record over. On an error librdkafka did not take it.
     pub(super) fn send(&self, record: Outgoing<'_>) -> Result<(), Code> {
-        let slot = self.desk().outstanding.enter(record.sequence, record.route, record.cost_bytes);
+        let slot =
+            self.desk().outstanding.enter(record.sequence, record.route, &record.target.topic, record.cost_bytes);
         let message = BaseRecord::with_opaque_to(&record.target.topic, usize::try_from(slot).unwrap_or(usize::MAX))
             .key(&*record.target.key)
             .payload(record.value)
             // librdkafka takes 0 for "now".
             .timestamp(record.timestamp_ms.max(1))
             .headers(record.headers);
-        match self.native.send(message) {
+        match self.native.producer.send(message) {
             Ok(()) => Ok(()),
             Err((error, _record)) => {
                 self.desk().outstanding.withdraw();
@@ -137,15 +169,16 @@ impl Producer {
 
     /// Works off what librdkafka has to say: all that is there, then whatever comes within `wait`.
     pub(super) fn poll(&self, wait: Duration) {
+        self.desk().outstanding.tick(Instant::now());
         if !wait.is_zero() {
-            self.native.poll(wait); // takes all of `wait`
+            self.native.producer.poll(wait); // takes all of `wait`
         }
         // One call takes one event of librdkafka's, which may hold the reports of many messages, or a line of its log. With
         // transactions there are 25 lines for each, and what comes behind them counts: reports that an abort waits for,
         // and the line that proves a commit. One line a turn of the loop made half a second of each transaction.
         for _ in 0..MOST_EVENTS_A_POLL {
             let before = self.context.heard.load(Ordering::Relaxed);
-            self.native.poll(Duration::ZERO);
+            self.native.producer.poll(Duration::ZERO);
             if self.context.heard.load(Ordering::Relaxed) == before {
                 break;
             }
@@ -173,6 +206,39 @@ impl Producer {
         (desk.outstanding.in_flight(), desk.outstanding.in_flight_bytes())
     }
 
+    /// The Kafka topic of the event that has been in flight longest, and for how long.
+    pub(super) fn oldest(&self, now: Instant) -> Option<(Duration, Arc<str>)> {
+        self.desk().outstanding.oldest(now).map(|(age, topic)| (age, Arc::clone(topic)))
+    }
+
+    /// Kafka topics that have not confirmed for so long; at most so many.
+    pub(super) fn overdue(&self, limit: Duration, most: usize, now: Instant) -> Vec<Arc<str>> {
+        self.desk().outstanding.overdue(limit, most, now)
+    }
+
+    /// Gives up waiting for what is in flight to that topic: a failure with that code. librdkafka has it still: this
+    /// producer must be retired, or abort.
+    pub(super) fn fail(&self, topic: &Arc<str>, code: Code) -> Option<Failure> {
+        let (sequence, route) = self.desk().outstanding.fail(topic)?;
+        Some(Failure { sequence, route, topic: topic.to_string(), code })
+    }
+
+    /// What brokers have answered to the last batch for that topic, if it was not taken: in librdkafka's words, and how
+    /// often in a row.
+    pub(super) fn refusal(&self, topic: &str) -> Option<(String, u32)> {
+        self.context.talk().refusal(topic)
+    }
+
+    /// When a connection of this producer last failed.
+    pub(super) fn last_remark(&self) -> Option<Instant> {
+        self.context.talk().remarked()
+    }
+
+    /// What is in the way of the registration, since when.
+    pub(super) fn snag(&self) -> Option<(Snag, Instant)> {
+        self.context.talk().snag()
+    }
+
     /// Events of the open transaction.
     pub(super) fn uncommitted(&self) -> usize {
         self.desk().outstanding.uncommitted()
@@ -195,41 +261,50 @@ impl Producer {
 
     /// A fatal error was raised: this producer sends no more.
     pub(super) fn fatal(&self) -> Option<(Code, String)> {
-        self.native.client().fatal_error()
+        self.native.producer.client().fatal_error()
     }
 
     /// Hands back what is queued and not sent, as failures; they come with the next poll.
     pub(super) fn purge_queue(&self) {
-        self.native.purge(PurgeConfig::default().queue());
+        self.native.producer.purge(PurgeConfig::default().queue().non_blocking());
     }
 
     /// Cluster metadata has been received since this producer was made. Does not ask and does not wait.
     pub(super) fn has_met_a_broker(&self) -> bool {
-        self.native.client().fetch_cluster_id(Duration::ZERO).is_some()
+        self.native.producer.client().fetch_cluster_id(Duration::ZERO).is_some()
     }
 
-    /// Asks the brokers about that topic. Waits for the answer, but not long.
-    pub(super) fn ask(&self, topic: &str) -> bool {
-        self.native.client().fetch_metadata(Some(topic), ASK_WAIT).is_ok()
+    /// Asks the brokers what these topics are like, beside the loop.
+    pub(super) fn look(&self, topics: Vec<Arc<str>>) -> std::io::Result<Call<Answers>> {
+        let native = Arc::clone(&self.native);
+        Call::begin("kafka look", move || {
+            let client = native.producer.client();
+            topics.into_iter().map(|topic| (Arc::clone(&topic), topic_state::look(client, &topic, ASK_WAIT))).collect()
+        })
     }
 
-    /// Ends it. What is in flight comes back as reports (it may be in Kafka all the same).
+    /// Ends it. What is in flight comes back as reports (it may be in Kafka all the same). Nothing more of what is queued
+    /// is sent; the rest of the end is done elsewhere.
     pub(super) fn retire(self) -> (Reports, Restart) {
-        let Self { native, context } = self;
-        drop(native); // purges, and serves the last reports
-        let mut desk = context.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        self.native.producer.purge(PurgeConfig::default().queue().inflight().non_blocking());
+        let until = Instant::now().checked_add(GIVE_BACK);
+        self.poll(Duration::ZERO);
+        while self.in_flight().0 > 0 && until.is_some_and(|until| Instant::now() < until) {
+            self.poll(Duration::from_millis(1));
+        }
+        let mut desk = self.desk();
         (std::mem::take(&mut desk.reports), desk.outstanding.give_up())
     }
 
     /// `init_transactions`, for so long; goes on where the last call left off.
     pub(super) fn register(&self, wait: Duration) -> KafkaResult<()> {
-        self.native.init_transactions(wait)
+        self.native.producer.init_transactions(wait)
     }
 
     /// `begin_transaction`.
     pub(super) fn begin(&self) -> KafkaResult<()> {
         self.forget_transaction();
-        self.native.begin_transaction()
+        self.native.producer.begin_transaction()
     }
 
     /// A record for the watermark topic, into the open transaction. All data records' reports are there.
@@ -239,7 +314,7 @@ impl Producer {
             desk.seals.in_flight = desk.seals.in_flight.saturating_add(1);
         }
         let record = BaseRecord::with_opaque_to(topic, 0).partition(partition).key(key).payload(value);
-        self.native.send(record).map_err(|(error, _record)| code_of(&error))
+        self.native.producer.send(record).map_err(|(error, _record)| code_of(&error))
     }
 
     /// Are the seals' reports there? `Err`: one of them was not taken.
@@ -255,7 +330,7 @@ impl Producer {
 
     /// Commits for so long; goes on where the last call left off.
     pub(super) fn commit(&self, batch: Batch, wait: Duration) -> Result<Vec<Delivered>, (Batch, KafkaError)> {
-        let proofs = batch.commit(&self.native, wait)?;
+        let proofs = batch.commit(&self.native.producer, wait)?;
         self.desk().outstanding.committed();
         Ok(proofs)
     }
@@ -265,10 +340,12 @@ impl Producer {
         self.context.end_txn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `abort_transaction`, for so long; goes on where the last call left off. What was acknowledged is forgotten.
-    pub(super) fn abort(&self, wait: Duration) -> KafkaResult<()> {
+    /// `abort_transaction`, for so long, beside the loop: it waits for every broker's thread. What was acknowledged is
+    /// forgotten. The reports that it waits for come by [`Producer::poll`].
+    pub(super) fn abort(&self, wait: Duration) -> std::io::Result<Call<KafkaResult<()>>> {
         self.forget_transaction();
-        self.native.abort_transaction(wait)
+        let native = Arc::clone(&self.native);
+        Call::begin("kafka abort", move || native.producer.abort_transaction(wait))
     }
 
     fn forget_transaction(&self) {
@@ -283,9 +360,12 @@ impl Producer {
     }
 }
 
-/// Longest wait for a broker's answer to "are you there?"; nothing is in flight meanwhile. An answer that comes later
-/// makes the next question quick.
-const ASK_WAIT: Duration = Duration::from_millis(500);
+/// Longest wait for a broker's answer to "are you there?" and "what is that topic like?", a connection included.
+const ASK_WAIT: Duration = Duration::from_secs(5);
+
+/// What librdkafka gives back of a producer that ends is there after a millisecond; from a broker whose name is being
+/// looked up it may come much later, and is not waited for.
+const GIVE_BACK: Duration = Duration::from_millis(100);
 
 /// One poll does not keep the loop from its other work for ever.
 const MOST_EVENTS_A_POLL: usize = 1_000;
@@ -297,6 +377,12 @@ fn is_overdue(facility: &str, line: &str) -> bool {
     facility == "REQTMOUT" && (line.contains("Timed out ProduceRequest in flight") || in_part())
 }
 
+impl Context {
+    fn talk(&self) -> MutexGuard<'_, Talk> {
+        self.talk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.heard.fetch_add(1, Ordering::Relaxed);
@@ -305,16 +391,18 @@ impl ClientContext for Context {
         }
         if self.transactional {
             self.end_txn.lock().unwrap_or_else(PoisonError::into_inner).hear(facility, line);
-            if let Some(topic) = end_txn::forbidden_topic(facility, line) {
+            if let Some(topic) = talk::forbidden_topic(facility, line) {
                 self.desk.lock().unwrap_or_else(PoisonError::into_inner).forbidden(topic);
             }
         }
+        self.talk().hear(facility, line, Instant::now());
         // librdkafka has a line for each attempt at each broker. What matters comes through `error`.
         tracing::debug!(target: "librdkafka", ?level, facility, line);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.heard.fetch_add(1, Ordering::Relaxed);
+        self.talk().remark(Instant::now());
         self.remarks.lock().unwrap_or_else(PoisonError::into_inner).hear(code_of(&error), reason);
     }
 
@@ -336,6 +424,9 @@ impl ProducerContext for Context {
         }
         let Ok(slot) = u32::try_from(slot) else { return };
         let Some((sequence, route)) = desk.outstanding.event(slot) else { return };
+        if let Ok(message) = report {
+            self.talk().taken(message.topic());
+        }
         if self.transactional {
             match Acked::reported(report, sequence, route) {
                 Ok(acked) => {
@@ -400,7 +491,8 @@ mod tests {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1").set("transactional.id", "t");
         config.set("debug", "eos").set_log_level(RDKafkaLogLevel::Debug);
-        let producer = Producer::new(&config).unwrap();
+        let clients = Clients::new().unwrap();
+        let producer = Producer::new(&config, &clients, clients.place().unwrap()).unwrap();
         // Each call leaves at least two lines in the log.
         for _ in 0..10 {
             producer.register(Duration::from_millis(1)).unwrap_err();

@@ -35,6 +35,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use uuid::Uuid;
 
 use self::backwards::Backwards;
+use super::aside::Place;
 use super::watermark_topic::{self, Partitions, TopicError};
 use crate::delivered::{DeclaredHole, Witness, Word};
 use crate::planted::{Bug, planted};
@@ -117,12 +118,14 @@ pub(super) struct Trouble {
     pub(super) why: String,
     /// Somebody must set the watermark topic right; waiting does not help.
     pub(super) topic_unusable: bool,
+    /// It is another gateway's transaction.
+    pub(super) another_gateway: bool,
 }
 
 impl Recall {
     /// Begins: connects, and reads when the producer is registered. When the system gives no thread, the answer never
     /// comes, and the trouble says so.
-    pub(super) fn begin(question: Question) -> Self {
+    pub(super) fn begin(question: Question, place: Place) -> Self {
         let (sender, answer) = mpsc::channel();
         let line = Arc::new(Line::default());
         let theirs = Arc::clone(&line);
@@ -131,6 +134,8 @@ impl Recall {
                 // Who does not wait any more does not need it.
                 sender.send(recalled).unwrap_or_default();
             }
+            // Its consumers are destroyed, however long that took.
+            drop(place);
         });
         if let Err(error) = thread {
             line.say(format!("start a thread: {error}"));
@@ -162,7 +167,7 @@ impl Drop for Recall {
 
 impl Line {
     fn say(&self, why: String) {
-        self.tell(Trouble { why, topic_unusable: false });
+        self.tell(Trouble { why, ..Trouble::default() });
     }
 
     fn tell(&self, trouble: Trouble) {
@@ -208,7 +213,11 @@ fn until_answered(question: &Question, line: &Line) -> Option<Recalled> {
             Err(ReadError::Topic(TopicError::Kafka(error))) => {
                 line.say(format!("ask about the watermark topic: {error}"));
             }
-            Err(ReadError::Topic(error)) => line.tell(Trouble { why: error.to_string(), topic_unusable: true }),
+            Err(ReadError::Topic(error)) => {
+                // A partition gets its leader back without a person, as a rule.
+                let topic_unusable = !matches!(error, TopicError::Leaderless { .. });
+                line.tell(Trouble { why: error.to_string(), topic_unusable, another_gateway: false });
+            }
             Err(ReadError::Kafka(error)) => line.say(format!("read the watermark: {error}")),
             Err(ReadError::Silence) => line.say("read the watermark: no answer".to_owned()),
             Err(ReadError::System(error)) => line.say(format!("read the watermark: {error}")),
@@ -292,9 +301,11 @@ fn read(question: &Question, backwards: &mut Backwards, ask: Duration, line: &Li
         if stable >= end || planted(Bug::NoReadCommitted) || planted(Bug::NoStableRead) {
             break;
         }
-        line.say(
-            "another gateway's transaction is open in our partition of the watermark topic; waiting for its end".into(),
-        );
+        line.tell(Trouble {
+            why: "another gateway's transaction is open in our partition of the watermark topic".to_owned(),
+            topic_unusable: false,
+            another_gateway: true,
+        });
         thread::sleep(LOOK);
     }
     line.say(String::new());
@@ -314,8 +325,9 @@ fn find_place(
     ask: Duration,
     line: &Line,
 ) -> Result<(Partitions, i32), ReadError> {
-    let partitions = watermark_topic::ensure(&question.config, everyone.client(), &question.topic, ask)?;
-    let partition = watermark::partition(question.buffer_id, partitions.count);
+    let own = |count| watermark::partition(question.buffer_id, count);
+    let partitions = watermark_topic::ensure(&question.config, everyone.client(), &question.topic, own, ask)?;
+    let partition = own(partitions.count);
     if !line.registered.load(Ordering::Acquire) {
         // The ends may yet change; but to ask for them connects to who leads the partition.
         drop(everyone.fetch_watermarks(&question.topic, partition, ask));
@@ -385,6 +397,7 @@ mod tests {
     use rdkafka::mocking::MockCluster;
 
     use super::*;
+    use crate::forward::aside::Clients;
 
     #[test]
     fn nothing_is_read_before_the_producer_is_registered() {
@@ -392,14 +405,18 @@ mod tests {
         mock.create_topic("watermarks", 1, 1).unwrap();
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", mock.bootstrap_servers());
-        let recall = Recall::begin(Question {
-            config,
-            topic: Arc::from("watermarks"),
-            buffer_id: Uuid::nil(),
-            lanes: Vec::new(),
-            // The mock cannot be asked.
-            topic_is_right: Arc::new(AtomicBool::new(true)),
-        });
+        let place = Clients::new().unwrap().place().unwrap();
+        let recall = Recall::begin(
+            Question {
+                config,
+                topic: Arc::from("watermarks"),
+                buffer_id: Uuid::nil(),
+                lanes: Vec::new(),
+                // The mock cannot be asked.
+                topic_is_right: Arc::new(AtomicBool::new(true)),
+            },
+            place,
+        );
         thread::sleep(Duration::from_secs(1));
         assert!(recall.answer().is_none(), "what an earlier producer had left open may have been read");
         recall.registered();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::aside::{Call, Clients};
 use super::declarations::Declarations;
 use super::end_txn;
 use super::lane::LaneSender;
@@ -20,8 +21,10 @@ use super::producer::Producer;
 use super::record::Records;
 use super::session::Terms;
 use super::shared::{Shared, unix_ms};
-use super::status::{ForwardStatus, Transactions};
+use super::status::{ForwardStatus, Reason, Transactions};
 use super::targets::Targets;
+use super::topic_state::{Answers, Found};
+use super::waiting::{self, Obstacle, Watch};
 use crate::buffer::{Hole, LaneId, Lives, Outlet, ReadError, Recovered, Settler, Stopped};
 use crate::config::{self, Delivery};
 use crate::event::Sequence;
@@ -32,6 +35,10 @@ use crate::stop::Stop;
 
 /// After a stop was asked for, how long to wait for reports. The whole process has 10 s.
 const STOP_WAIT: Duration = Duration::from_secs(4);
+
+/// ... and then for librdkafka's clients to end, which takes milliseconds unless they look names up. A process had better
+/// not end under their hands.
+const LAST_CLIENTS: Duration = Duration::from_millis(500);
 
 /// With something in flight librdkafka is polled, at first after the short time, then ever more seldom.
 const SHORTEST_POLL: Duration = Duration::from_millis(1);
@@ -79,6 +86,9 @@ pub enum ForwardError {
     /// librdkafka refuses the configuration. Usage: exit 78.
     #[error("kafka: create the producer: {0}")]
     Options(String),
+    /// The operating system gives no thread. Retry.
+    #[error("kafka: start a thread: {0}")]
+    System(#[from] std::io::Error),
     /// The buffer has stopped before the forwarder. Halt: the buffer's own error says why.
     #[error("kafka: the buffer has stopped")]
     BufferStopped,
@@ -94,6 +104,16 @@ pub enum ForwardError {
         /// What the other one has delivered.
         through: Sequence,
     },
+}
+
+impl ForwardError {
+    /// Would the next start end the same way, until a person has done something?
+    pub(crate) fn wants_a_person(&self) -> bool {
+        match self {
+            Self::Options(_) => true,
+            Self::System(_) | Self::BufferStopped | Self::Twin { .. } => false,
+        }
+    }
 }
 
 impl From<Stopped> for ForwardError {
@@ -127,8 +147,10 @@ pub fn run(
     } else {
         (plain.clone(), plain)
     };
+    let clients = Clients::new()?;
     let terms = exactly_once.then(|| {
         Arc::new(Terms {
+            clients: clients.clone(),
             reader: options::reader_config(settings, agent_id),
             topic: Arc::from(settings.watermark_topic.as_str()),
             buffer_id: recovery.buffer_id,
@@ -138,7 +160,9 @@ pub fn run(
     });
     let patience = Patience::new(&config);
     patience.apply(&mut config);
-    let producer = Producer::new(&config).map_err(|error| ForwardError::Options(options::cause(&error)))?;
+    let place = clients.place().ok_or_else(|| ForwardError::Options("no place for it".to_owned()))?;
+    let producer =
+        Producer::new(&config, &clients, place).map_err(|error| ForwardError::Options(options::cause(&error)))?;
     let now = Instant::now();
     let mut parking = Parking::default();
     for (_, topic) in recovery.lanes {
@@ -179,6 +203,7 @@ pub fn run(
             changed: true,
             dead_letters: Repeats::default(),
             generation: 0,
+            clients,
             terms,
             declarations,
             lanes_delivered: HashMap::new(),
@@ -187,8 +212,11 @@ pub fn run(
             fates: 0,
         },
         link: Link::default(),
+        asking: None,
         read_errors: Repeats::default(),
         blocked: Repeats::default(),
+        watch: Watch::default(),
+        flow_after: now,
         read_after: now,
         quiet: SHORTEST_POLL,
         publish_after: now,
@@ -216,9 +244,15 @@ struct Relay {
     main: MainLane,
     lanes: LaneSender,
     link: Link,
+    /// A question that shows whether somebody answers.
+    asking: Option<Call<Answers>>,
     read_errors: Repeats,
     /// Why nothing can be sent.
     blocked: Repeats,
+    /// Whether readings flow.
+    watch: Watch,
+    /// ... is looked at then.
+    flow_after: Instant,
     read_after: Instant,
     /// The present wait between two polls.
     quiet: Duration,
@@ -258,6 +292,7 @@ impl Relay {
                 self.shared.settle()?;
             }
             self.watch_link(now);
+            self.watch_flow(now);
             self.publish(now);
             self.wait(now)?;
         }
@@ -317,18 +352,74 @@ impl Relay {
             }
         }
         // With something in flight, its confirmation is the answer. Otherwise somebody has to ask.
-        let answer = if self.link.never_met() {
-            producer.has_met_a_broker()
-        } else {
-            let topic = self.main.known_topic.as_deref();
-            producer.in_flight().0 == 0 && self.link.wants_to_ask(now) && topic.is_some_and(|t| producer.ask(t))
-        };
+        let met = self.link.never_met() && producer.has_met_a_broker();
+        let answer = met || !self.link.never_met() && self.asked(now);
         if answer && let Some(line) = self.link.answered(now) {
             link::say(line);
         }
         if let Some(line) = self.link.tick(now) {
             link::say(line);
         }
+    }
+
+    /// Has somebody answered who was asked? Asks, when it is time and nothing in flight will tell.
+    fn asked(&mut self, now: Instant) -> bool {
+        if let Some(asking) = &self.asking {
+            let Some(answer) = asking.answer() else { return false };
+            self.asking = None;
+            return answer.iter().any(|(_, found)| !matches!(found, Found::Silent(_)));
+        }
+        let (Some(producer), Some(topic)) = (self.main.producer(), &self.main.known_topic) else { return false };
+        if producer.in_flight().0 == 0 && self.link.wants_to_ask(now) {
+            // Without a thread it is asked again a little later.
+            self.asking = producer.look(vec![Arc::clone(topic)]).ok();
+        }
+        false
+    }
+
+    /// When something waits and nothing flows, the reason is shown, and said.
+    fn watch_flow(&mut self, now: Instant) {
+        if now < self.flow_after {
+            return;
+        }
+        self.flow_after = now.checked_add(PUBLISH).unwrap_or(now);
+        let waits = self.main.has_events() || self.shared.outlet.has_more();
+        let delivered = self.shared.status.delivered;
+        let mut watch = std::mem::take(&mut self.watch);
+        let (waiting, line) = watch.look(waits, delivered, || self.obstacle(now), (now, unix_ms()));
+        self.watch = watch;
+        if let Some(line) = line {
+            waiting::say(line);
+        }
+        if waiting != self.shared.status.waiting {
+            self.shared.changed = true;
+            self.shared.status.waiting = waiting;
+        }
+    }
+
+    /// What is in the way of the main lane.
+    fn obstacle(&self, now: Instant) -> Option<Obstacle> {
+        if now < self.read_after {
+            return Some(Obstacle::new(Reason::Buffer, "the buffer's file cannot be read"));
+        }
+        if self.link.connected() {
+            let obstacle = self.main.obstacle(&self.shared, now)?;
+            // One broker of several refuses: whatever waits for that one waits for this reason.
+            let refused = self.link.refused_lately(now).filter(|_| obstacle.reason.may_come_of_a_refusal());
+            return Some(refused.map_or(obstacle, |why| Obstacle::new(Reason::Refused, why)));
+        }
+        let why = match self.link.last_error() {
+            "" => "no broker has answered yet",
+            error => error,
+        };
+        let reason = if self.link.refusing().is_some() {
+            Reason::Refused
+        } else if why.contains("Failed to resolve") {
+            Reason::NameNotResolved
+        } else {
+            Reason::NoBroker
+        };
+        Some(Obstacle::new(reason, why))
     }
 
     /// A damaged chunk is passed by; a failing disk is tried again after a while.
@@ -356,16 +447,28 @@ impl Relay {
         let connected = self.link.connected();
         let status = &mut self.shared.status;
         let trouble = self.main.trouble();
-        if let Some(transactions) = &mut status.transactions
-            && transactions.blocked != trouble.why
-        {
-            self.shared.changed = true;
-            if !trouble.why.is_empty()
+        if let Some(transactions) = &mut status.transactions {
+            // A person is needed: it is said at once. Anything else may be over in a moment; what lasts is said as a wait.
+            if trouble.topic_unusable
+                && transactions.blocked != trouble.why
                 && let Some(more) = self.blocked.again(&trouble.why, now)
             {
-                tracing::warn!(why = trouble.why, more, "kafka: nothing can be sent yet");
+                tracing::warn!(
+                    why = trouble.why,
+                    remedy = Reason::WatermarkTopic.remedy(),
+                    more,
+                    "kafka: nothing can be sent"
+                );
             }
-            transactions.blocked = trouble.why;
+            let blocked = match &status.waiting {
+                Some(waiting) => &waiting.why,
+                None if trouble.topic_unusable => &trouble.why,
+                None => "",
+            };
+            if transactions.blocked != *blocked {
+                self.shared.changed = true;
+                blocked.clone_into(&mut transactions.blocked);
+            }
             transactions.topic_unusable = trouble.topic_unusable;
         }
         self.shared.changed |= in_flight != status.in_flight
@@ -407,6 +510,7 @@ impl Relay {
         let now = Instant::now();
         self.main.retire(&mut self.shared, now);
         self.lanes.end(&mut self.shared, now);
+        self.shared.clients.wait_for_the_end(LAST_CLIENTS);
         self.shared.settle()?;
         self.publish_after = now;
         self.shared.changed = true;

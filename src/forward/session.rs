@@ -8,12 +8,14 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use uuid::Uuid;
 
+use super::aside::{Call, Clients};
 use super::producer::Producer;
 use super::recall::{Question, Recall, Recalled, Trouble};
+use super::talk::Snag;
 use super::transaction::{Move, State};
 use super::verdict::{Verdict, code_of, verdict};
 use super::watermark_topic::Partitions;
@@ -49,6 +51,10 @@ impl Waits {
     }
 }
 
+/// Kafka ends a transaction within a second or two, unless one of its partitions takes nothing: then it may be days, and
+/// another name is taken (`options.rs`).
+const STILL_OPEN: Duration = Duration::from_secs(8);
+
 /// What all sessions of this process have in common.
 #[derive(Debug)]
 pub(super) struct Terms {
@@ -62,6 +68,8 @@ pub(super) struct Terms {
     pub(super) lives: Lives,
     /// The watermark topic was found to be compacted.
     pub(super) topic_is_right: Arc<AtomicBool>,
+    /// Of this process.
+    pub(super) clients: Clients,
 }
 
 impl Terms {
@@ -88,6 +96,8 @@ pub(super) struct Session {
     state: State,
     lanes: Vec<Arc<str>>,
     recall: Option<Recall>,
+    /// An abort that is under way.
+    aborting: Option<Call<KafkaResult<()>>>,
     /// Known when nothing needs to be recalled.
     partitions: Option<Partitions>,
     batch: Option<Batch>,
@@ -131,7 +141,18 @@ impl Session {
         now: Instant,
     ) -> Self {
         let (state, waits) = (State::Starting, Waits::of(timeout));
-        Self { terms, state, lanes, recall: None, partitions: known, batch: None, closed: now, waits, until: now }
+        Self {
+            terms,
+            state,
+            lanes,
+            recall: None,
+            aborting: None,
+            partitions: known,
+            batch: None,
+            closed: now,
+            waits,
+            until: now,
+        }
     }
 
     /// Where it is.
@@ -162,7 +183,7 @@ impl Session {
     /// Does what can be done, and says what the lane has to do.
     pub(super) fn step(&mut self, producer: &Producer, now: Instant) -> Step {
         match self.state {
-            State::Starting => self.register(producer),
+            State::Starting => self.register(producer, now),
             State::Recalling => self.recalled(),
             State::Idle | State::Filling => Step::Send,
             State::Closing if producer.in_flight().0 == 0 => Step::Seal,
@@ -233,10 +254,10 @@ impl Session {
         true
     }
 
-    fn register(&mut self, producer: &Producer) -> Step {
+    fn register(&mut self, producer: &Producer, now: Instant) -> Step {
         // It connects meanwhile; before a broker was met that would be one more client that tries in vain.
         if self.partitions.is_none() && self.recall.is_none() && producer.has_met_a_broker() {
-            self.recall = Some(self.ask());
+            self.recall = self.ask();
         }
         match producer.register(SLICE) {
             Ok(()) => {
@@ -246,25 +267,35 @@ impl Session {
                     self.went(Move::Known);
                     return Step::Send;
                 }
-                let recall = self.recall.take().unwrap_or_else(|| self.ask());
-                recall.registered();
-                self.recall = Some(recall);
                 Step::Wait
             }
-            Err(error) if is_retriable(&error) => Step::Wait,
+            Err(error) if is_retriable(&error) => match producer.snag() {
+                Some((Snag::StillOpen, since)) if now.saturating_duration_since(since) > STILL_OPEN => {
+                    let why = "the last transaction is not over; going on under another transactional.id".to_owned();
+                    self.lost(Code::ConcurrentTransactions, why)
+                }
+                Some(_) | None => Step::Wait,
+            },
             Err(error) => self.lost(code_of(&error), words(&error)),
         }
     }
 
-    fn ask(&self) -> Recall {
-        let Terms { reader, topic, buffer_id, topic_is_right, .. } = &*self.terms;
+    /// `None`: there is no place for more clients now.
+    fn ask(&self) -> Option<Recall> {
+        let Terms { reader, topic, buffer_id, topic_is_right, clients, .. } = &*self.terms;
+        let place = clients.place()?;
         let (config, topic, lanes) = (reader.clone(), Arc::clone(topic), self.lanes.clone());
         let topic_is_right = Arc::clone(topic_is_right);
-        Recall::begin(Question { config, topic, buffer_id: *buffer_id, lanes, topic_is_right })
+        Some(Recall::begin(Question { config, topic, buffer_id: *buffer_id, lanes, topic_is_right }, place))
     }
 
     fn recalled(&mut self) -> Step {
-        let Some(recalled) = self.recall.as_ref().and_then(Recall::answer) else { return Step::Wait };
+        if self.recall.is_none() {
+            self.recall = self.ask();
+        }
+        let Some(recall) = &self.recall else { return Step::Wait };
+        recall.registered();
+        let Some(recalled) = recall.answer() else { return Step::Wait };
         self.recall = None;
         self.partitions = Some(recalled.partitions);
         self.went(Move::Known);
@@ -304,9 +335,21 @@ impl Session {
     }
 
     fn abort(&mut self, producer: &Producer, now: Instant) -> Step {
-        // The first call takes back what is queued, and waits for what must be polled: so it is short.
-        let slice = if producer.in_flight().0 == 0 { SLICE } else { Duration::from_millis(1) };
-        match producer.abort(slice) {
+        let Some(call) = &self.aborting else {
+            match producer.abort(self.waits.abort) {
+                Ok(call) => self.aborting = Some(call),
+                Err(error) => return self.lost(Code::Fail, format!("start a thread: {error}")),
+            }
+            return Step::Wait;
+        };
+        let Some(answer) = call.answer() else {
+            if now < self.until {
+                return Step::Wait;
+            }
+            return self.lost(Code::OperationTimedOut, "no answer: abort".to_owned());
+        };
+        self.aborting = None;
+        match answer {
             Ok(()) => {
                 self.went(Move::Aborted);
                 self.until = later(now, LAST_LINE);

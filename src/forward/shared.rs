@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use super::aside::Clients;
 use super::declarations::Declarations;
 use super::link::Repeats;
 use super::outcome::Outcome;
@@ -38,6 +39,8 @@ pub(super) struct Shared {
     pub(super) dead_letters: Repeats,
     /// The last one that was given out.
     pub(super) generation: Generation,
+    /// Of this process.
+    pub(super) clients: Clients,
     /// With transactions: what they have in common.
     pub(super) terms: Option<Arc<Terms>>,
     /// With transactions: what they have to say besides the watermark.

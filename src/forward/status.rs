@@ -24,10 +24,135 @@ pub struct ForwardStatus {
     pub last_delivered_ms: Option<i64>,
     /// Topics that are parked now.
     pub parked: Vec<ParkedTopic>,
+    /// Why readings of the main lane wait, when nothing of it flows.
+    pub waiting: Option<Waiting>,
     /// The last error of the link, empty when there was none or it is over.
     pub last_error: String,
     /// With exactly-once delivery.
     pub transactions: Option<Transactions>,
+}
+
+/// Readings wait, and nothing flows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// The kind of cause.
+    pub reason: Reason,
+    /// The cause, in words.
+    pub why: String,
+    /// Since when, milliseconds since 1970.
+    pub since_ms: i64,
+}
+
+/// What keeps readings from Kafka.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// Nobody answers.
+    NoBroker,
+    /// The names of brokers cannot be resolved.
+    NameNotResolved,
+    /// Credentials or certificates.
+    Refused,
+    /// Kafka has no coordinator for transactions.
+    NoCoordinator,
+    /// Kafka has a coordinator for transactions, which does not let us begin.
+    Registering,
+    /// Our last transaction is not over on all its partitions.
+    LastTransaction,
+    /// Another gateway's transaction is open in our partition of the watermark topic.
+    OtherTransaction,
+    /// The watermark topic is missing, forbidden, not compacted, or has no leader where it matters.
+    WatermarkTopic,
+    /// The watermark is being read.
+    ReadingWatermark,
+    /// Records are on their way, and none is confirmed.
+    Sending,
+    /// The end of a transaction is on its way.
+    EndingTransaction,
+    /// After a failure, before the next try.
+    StartingAgain,
+    /// Too many former clients are still being ended.
+    EndingClients,
+    /// The buffer's file cannot be read.
+    Buffer,
+    /// A Kafka topic is parked; all others flow.
+    ParkedTopic,
+}
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 15] = [
+        Self::NoBroker,
+        Self::NameNotResolved,
+        Self::Refused,
+        Self::NoCoordinator,
+        Self::Registering,
+        Self::LastTransaction,
+        Self::OtherTransaction,
+        Self::WatermarkTopic,
+        Self::ReadingWatermark,
+        Self::Sending,
+        Self::EndingTransaction,
+        Self::StartingAgain,
+        Self::EndingClients,
+        Self::Buffer,
+        Self::ParkedTopic,
+    ];
+
+    /// As the status, the metric and the log name it: a part of the interface.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoBroker => "no_broker",
+            Self::NameNotResolved => "name_not_resolved",
+            Self::Refused => "refused",
+            Self::NoCoordinator => "no_coordinator",
+            Self::Registering => "registering",
+            Self::LastTransaction => "last_transaction",
+            Self::OtherTransaction => "other_transaction",
+            Self::WatermarkTopic => "watermark_topic",
+            Self::ReadingWatermark => "reading_watermark",
+            Self::Sending => "sending",
+            Self::EndingTransaction => "ending_transaction",
+            Self::StartingAgain => "starting_again",
+            Self::EndingClients => "ending_clients",
+            Self::Buffer => "buffer",
+            Self::ParkedTopic => "parked_topic",
+        }
+    }
+
+    /// May this be what becomes of one broker that refuses this client?
+    pub(crate) fn may_come_of_a_refusal(self) -> bool {
+        [Self::Registering, Self::ReadingWatermark, Self::Sending, Self::EndingTransaction, Self::StartingAgain]
+            .contains(&self)
+    }
+
+    /// What a person may do. Everything goes on by itself as soon as the cause is gone.
+    #[must_use]
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::NoBroker => "look at the link, at [kafka] brokers, and whether Kafka runs",
+            Self::NameNotResolved => "look at the link, at the name servers, and at the names in [kafka] brokers",
+            Self::Refused => "look at credentials and certificates in [kafka.options], and at the device's clock",
+            Self::NoCoordinator => {
+                "start more brokers, or set transaction.state.log.replication.factor and transaction.state.log.min.isr                  of the cluster to no more than it has brokers; tidegate kafka-setup looks at it"
+            }
+            Self::Registering => "look at the brokers' log; it is tried again",
+            Self::LastTransaction => {
+                "bring back the brokers that hold the partitions of the last readings; after some seconds the agent goes                  on under another transactional.id"
+            }
+            Self::OtherTransaction => {
+                "nothing: Kafka ends it after its time-out; more partitions of the watermark topic make it rarer"
+            }
+            Self::WatermarkTopic => "tidegate kafka-setup says what the watermark topic and the rights on it must be",
+            Self::ReadingWatermark => "nothing, unless it lasts: then look at the link",
+            Self::Sending => "look at the link's speed, at quotas of the cluster, and at the brokers' log",
+            Self::EndingTransaction => "look at the link, and at the brokers' log",
+            Self::StartingAgain => "look at the brokers' log; it is tried again, ever more seldom, up to each 30 s",
+            Self::EndingClients => "look at the name servers: librdkafka ends no client while it waits for them",
+            Self::Buffer => "look at the disk, and at the log",
+            Self::ParkedTopic => "create the topic, give the rights, or bring its brokers back: status says which",
+        }
+    }
 }
 
 /// What exactly-once delivery has done since start.

@@ -22,7 +22,7 @@ pub(super) enum Verdict {
     Alone,
     /// This very record was judged by itself and will never be accepted.
     DeadLetter,
-    /// The Kafka topic is missing or forbidden: its events wait in a lane of their own.
+    /// The Kafka topic is missing, forbidden or confirms nothing: its events wait in a lane of their own.
     ParkTopic,
 }
 
@@ -57,6 +57,10 @@ pub(super) fn verdict(code: Code) -> Verdict {
         | Code::UnknownTopicId
         | Code::TopicAuthorizationFailed
         | Code::PolicyViolation
+        | Code::LeaderNotAvailable // this and the next two: found by `stalls.rs`; librdkafka itself goes on trying
+        | Code::NotEnoughReplicas
+        | Code::NotEnoughReplicasAfterAppend
+        | Code::TimedOutQueue
         | Code::UnsupportedForMessageFormat => Verdict::ParkTopic,
 
         // Idempotence lost its thread, the producer was fenced or gapless delivery was at stake (Fatal,
@@ -121,6 +125,15 @@ pub(super) fn park_reason(code: Code) -> (&'static str, &'static str) {
         Code::TopicAuthorizationFailed => ("not authorized", "grant Write and Describe on the topic to this client"),
         Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownTopicId => ("missing", "create the topic"),
         Code::UnknownPartition => ("partition missing", "give the topic its partitions back"),
+        Code::LeaderNotAvailable => ("a partition has no leader", "bring back the brokers that hold its replicas"),
+        Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend => (
+            "too few replicas are in sync",
+            "bring back the brokers that hold its replicas, or lower min.insync.replicas of the topic",
+        ),
+        Code::TimedOutQueue => (
+            "not confirmed although brokers answer",
+            "see that the broker that leads it can be reached from here under the address that it advertises",
+        ),
         Code::UnsupportedForMessageFormat => ("message format too old", "raise message.format.version of the topic"),
         _ => ("refused by a policy of the cluster", "look into the brokers' log"),
     }
@@ -160,7 +173,8 @@ mod tests {
             (Code::OperationTimedOut, Verdict::NewProducer),
             (Code::Authentication, Verdict::NewProducer),
             (Code::ClusterAuthorizationFailed, Verdict::NewProducer),
-            (Code::NotEnoughReplicas, Verdict::NewProducer),
+            (Code::NotEnoughReplicas, Verdict::ParkTopic),
+            (Code::LeaderNotAvailable, Verdict::ParkTopic),
             (Code::KafkaStorageError, Verdict::NewProducer),
             (Code::Unknown, Verdict::NewProducer),
         ];

@@ -12,6 +12,7 @@ use rdkafka::client::{Client, ClientContext, DefaultClientContext};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use super::topic_state::{self, Found};
 use crate::watermark::TOPIC_SETTINGS;
 
 /// Partitions of a topic that the agent makes itself. A fleet has about one a gateway, from `tidegate kafka-setup`; who
@@ -36,53 +37,62 @@ pub(super) enum TopicError {
     /// Somebody must set it right.
     #[error("the watermark topic {topic} has cleanup.policy={policy}; set it to compact, or watermarks are lost")]
     NotCompacted { topic: String, policy: String },
+    /// The brokers that hold it must come back.
+    #[error("partition {partition} of the watermark topic {topic}, where this gateway's watermark is, has no leader")]
+    Leaderless { topic: String, partition: i32 },
     /// Nobody answers.
     #[error("ask about the watermark topic: {0}")]
     Kafka(#[from] KafkaError),
 }
 
-/// The topic as it is, after making it if it was missing.
+/// The topic as it is, after making it if it was missing. Of its partitions only the one that `own` names for their number
+/// counts: another one without a leader is other gateways' trouble.
 pub(super) fn ensure<C: ClientContext>(
     config: &ClientConfig,
     client: &Client<C>,
     topic: &str,
+    own: impl Fn(u32) -> i32,
     wait: Duration,
 ) -> Result<Partitions, TopicError> {
-    let Some(partitions) = look(client, topic, wait)? else {
-        create(config, topic, wait)?;
-        return wait_for(client, topic, wait);
-    };
-    Ok(partitions)
-}
-
-/// A new topic is known everywhere a moment later.
-fn wait_for<C: ClientContext>(client: &Client<C>, topic: &str, wait: Duration) -> Result<Partitions, TopicError> {
+    let found = look(client, topic, &own, wait)?;
+    if let Some(partitions) = found {
+        return Ok(partitions);
+    }
+    create(config, topic, wait)?;
+    // A new topic is known everywhere, and led, a moment later.
+    let mut last = TopicError::Missing { topic: topic.to_owned(), cause: "created, but not there".to_owned() };
     for _ in 0..50 {
-        if let Some(partitions) = look(client, topic, wait)? {
-            return Ok(partitions);
+        match look(client, topic, &own, wait) {
+            Ok(Some(partitions)) => return Ok(partitions),
+            Ok(None) => {}
+            Err(error @ TopicError::Leaderless { .. }) => last = error,
+            Err(error) => return Err(error),
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    Err(TopicError::Missing { topic: topic.to_owned(), cause: "created, but not there".to_owned() })
+    Err(last)
 }
 
 /// `None`: it is not there.
-fn look<C: ClientContext>(client: &Client<C>, topic: &str, wait: Duration) -> Result<Option<Partitions>, TopicError> {
-    let metadata = client.fetch_metadata(Some(topic), wait)?;
-    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
-    if let Some(error) = found.error() {
-        let code = Code::from(error);
-        if [Code::UnknownTopicOrPartition, Code::UnknownTopic, Code::LeaderNotAvailable].contains(&code) {
-            return Ok(None);
+fn look<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    own: &impl Fn(u32) -> i32,
+    wait: Duration,
+) -> Result<Option<Partitions>, TopicError> {
+    match topic_state::look(client, topic, wait) {
+        Found::Led { partitions: count, .. } => Ok(Some(Partitions { count })),
+        Found::Leaderless { partitions: count, without } => {
+            let partition = own(count);
+            if without.contains(&partition) {
+                return Err(TopicError::Leaderless { topic: topic.to_owned(), partition });
+            }
+            Ok(Some(Partitions { count }))
         }
-        if code == Code::TopicAuthorizationFailed {
-            return Err(TopicError::Forbidden { topic: topic.to_owned(), cause: "not authorized".to_owned() });
-        }
-        return Err(KafkaError::MetadataFetch(code).into());
+        Found::Missing => Ok(None),
+        Found::Forbidden => Err(TopicError::Forbidden { topic: topic.to_owned(), cause: "not authorized".to_owned() }),
+        Found::Silent(code) => Err(KafkaError::MetadataFetch(code).into()),
     }
-    let led = found.partitions().iter().all(|partition| partition.error().is_none());
-    let count = u32::try_from(found.partitions().len()).unwrap_or(0);
-    Ok((count > 0 && led).then_some(Partitions { count }))
 }
 
 fn create(config: &ClientConfig, topic: &str, wait: Duration) -> Result<(), TopicError> {
@@ -91,7 +101,7 @@ fn create(config: &ClientConfig, topic: &str, wait: Duration) -> Result<(), Topi
     let new = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(-1));
     let new = TOPIC_SETTINGS.iter().fold(new, |new, (name, value, _)| new.set(name, value));
     let results = block(async {
-        let admin: AdminClient<DefaultClientContext> = config.create()?;
+        let admin = administrator(config)?;
         admin
             .create_topics([&new], &AdminOptions::new().operation_timeout(Some(wait)).request_timeout(Some(wait)))
             .await
@@ -109,7 +119,7 @@ fn create(config: &ClientConfig, topic: &str, wait: Duration) -> Result<(), Topi
 /// Is it compacted? False: that cannot be said yet. Who may not ask is not answered; then whoever gave the rights has seen to it.
 pub(super) fn check_policy(config: &ClientConfig, topic: &str, wait: Duration) -> Result<bool, TopicError> {
     let described = block(async {
-        let admin: AdminClient<DefaultClientContext> = config.create()?;
+        let admin = administrator(config)?;
         admin
             .describe_configs(&[ResourceSpecifier::Topic(topic)], &AdminOptions::new().request_timeout(Some(wait)))
             .await
@@ -130,6 +140,27 @@ pub(super) fn check_policy(config: &ClientConfig, topic: &str, wait: Duration) -
     }
     Ok(true)
 }
+
+/// rdkafka 0.39 panics when the system gives its administrator no thread for the answers, and a panic ends the agent. So it
+/// is asked for some first: what `TasksMax=` allows may be used up by clients of a large cluster.
+fn administrator(config: &ClientConfig) -> Result<AdminClient<DefaultClientContext>, KafkaError> {
+    let spare = (0..SPARE_THREADS).map(|_| {
+        let (hand, let_go) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::Builder::new().spawn(move || let_go.recv().is_err());
+        thread.map(|thread| (hand, thread))
+    });
+    let spare: Vec<_> = spare.collect::<Result<_, _>>().map_err(|error| {
+        KafkaError::ClientCreation(format!("the system gives no thread ({error}); raise TasksMax= of the service"))
+    })?;
+    for (hand, thread) in spare {
+        drop(hand);
+        drop(thread.join());
+    }
+    config.create()
+}
+
+/// An administrator's own, a thread a broker of an ordinary cluster, and some to spare.
+const SPARE_THREADS: usize = 16;
 
 /// rdkafka's admin client has a thread of its own; its answers are futures that need no reactor.
 fn block<T>(work: impl Future<Output = Result<T, KafkaError>>) -> Result<T, KafkaError> {

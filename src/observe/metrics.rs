@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use super::status::{Books, LinkPart, Sources, Status, TransactionsPart};
-use crate::forward::status::{COMMIT_BOUNDS_S, CommitTimes};
+use crate::forward::status::{COMMIT_BOUNDS_S, CommitTimes, Reason};
 
 /// Content type of what [`Metrics::text`] makes.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -156,6 +156,17 @@ fn kafka(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         "When Kafka last confirmed something, 0 = not since start.",
         last_s,
     )?;
+    let is_parked = part.parked.iter().any(|parked| parked.held > 0);
+    let waits = |reason: Reason| {
+        is_parked && reason == Reason::ParkedTopic
+            || part.waiting.as_ref().is_some_and(|waiting| waiting.reason == reason.name())
+    };
+    let reasons = Reason::ALL.map(|reason| ([("reason", reason.name())], i64::from(waits(reason))));
+    page.gauge(
+        "kafka_waiting",
+        "1 while readings wait for that reason; the status says it in words, and what to do.",
+        reasons.iter().map(|(l, v)| (&l[..], *v)),
+    )?;
     if let Some(own) = &part.transactions {
         transactions(page, own)?;
     }
@@ -187,7 +198,7 @@ fn transactions(page: &mut Page<'_>, part: &TransactionsPart) -> fmt::Result {
     )?;
     page.gauge(
         "kafka_blocked",
-        "1 while the watermark topic keeps everything from being sent.",
+        "1 while something keeps everything from being sent: kafka_waiting has the reason.",
         one(!part.blocked.is_empty()),
     )
 }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::pulse::Pulse;
 use crate::buffer::{BufferStatus, LedgerLine};
 use crate::event::wall_clock_ms;
-use crate::forward::status::{CommitTimes, ForwardStatus, Transactions};
+use crate::forward::status::{CommitTimes, ForwardStatus, Transactions, Waiting};
 use crate::ingest::status::LinkStatus;
 
 /// Where the snapshot is taken from. Every stage publishes; nobody is asked, so that looking never disturbs.
@@ -170,6 +170,9 @@ pub struct KafkaPart {
     pub last_delivered_ms: Option<i64>,
     /// Topics that are parked.
     pub parked: Vec<ParkedPart>,
+    /// Why readings wait, when nothing flows besides parked topics.
+    #[serde(default)]
+    pub waiting: Option<WaitingPart>,
     /// The last error, empty when it is over.
     pub last_error: String,
     /// `exactly-once` or `at-least-once`.
@@ -178,6 +181,19 @@ pub struct KafkaPart {
     /// With exactly-once delivery.
     #[serde(default)]
     pub transactions: Option<TransactionsPart>,
+}
+
+/// Readings wait, and nothing flows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WaitingPart {
+    /// The kind of cause, as `tidegate_kafka_waiting` has it.
+    pub reason: String,
+    /// The cause, in words.
+    pub why: String,
+    /// What a person may do.
+    pub remedy: String,
+    /// Since when.
+    pub since_ms: i64,
 }
 
 /// What exactly-once delivery has done since start.
@@ -232,7 +248,7 @@ impl Sources {
             routes,
             buffer: BufferPart::from(buffer.as_ref()),
             links: self.links.iter().map(|link| LinkPart::from(link.as_ref())).collect(),
-            kafka: self.kafka(&buffer),
+            kafka: self.kafka(&buffer, total),
         }
     }
 
@@ -258,7 +274,7 @@ impl Sources {
         }
     }
 
-    fn kafka(&self, buffer: &BufferStatus) -> KafkaPart {
+    fn kafka(&self, buffer: &BufferStatus, total: Books) -> KafkaPart {
         let forward = self.forward.borrow();
         let held = |topic: &str| buffer.lanes.iter().find(|(_, t, _)| &**t == topic).map_or(0, |(_, _, n)| *n);
         KafkaPart {
@@ -279,6 +295,7 @@ impl Sources {
                     held: held(&p.topic),
                 })
                 .collect(),
+            waiting: forward.waiting.as_ref().filter(|_| total.held > 0).map(WaitingPart::from),
             last_error: forward.last_error.clone(),
             delivery: if forward.transactions.is_some() { "exactly-once" } else { "at-least-once" }.to_owned(),
             transactions: forward.transactions.as_ref().map(TransactionsPart::from),
@@ -320,6 +337,18 @@ impl From<&LedgerLine> for RouteBooks {
                 lost: line.lost,
                 held: line.held,
             },
+        }
+    }
+}
+
+impl From<&Waiting> for WaitingPart {
+    fn from(waiting: &Waiting) -> Self {
+        let Waiting { reason, why, since_ms } = waiting;
+        Self {
+            reason: reason.name().to_owned(),
+            why: why.clone(),
+            remedy: reason.remedy().to_owned(),
+            since_ms: *since_ms,
         }
     }
 }
@@ -387,6 +416,10 @@ impl Status {
         );
         if self.buffer.full {
             line.push_str(", buffer FULL");
+        }
+        if let Some(waiting) = &self.kafka.waiting {
+            // Writing to a String cannot fail.
+            write!(line, ", WAITING ({})", waiting.reason).unwrap_or_default();
         }
         if !self.kafka.parked.is_empty() {
             let n = self.kafka.parked.len();

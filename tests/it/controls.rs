@@ -11,6 +11,7 @@ use crate::hostile::{Offence, offending_broker};
 use crate::identity::{self, cloned, full_disk_at_start, lost_tail};
 use crate::kafka_away::killed_while_kafka_is_away;
 use crate::memory::flood;
+use crate::nothing_final::names_hang;
 use crate::parking::{Closed, one_of_two_topics_closed, one_record_too_large};
 use crate::refusals::{BLAMING, FINAL, Mode, Refused, refused};
 use crate::session::{broker_that_lost_everything, cut_while_a_commit_is_under_way, qos_2_resumed};
@@ -174,4 +175,9 @@ fn a_good_reading_that_is_blamed_for_its_batch_is_seen() -> Outcome<()> {
     [Mode::AtLeastOnce, Mode::ExactlyOnce]
         .into_iter()
         .try_for_each(|mode| red("blame-the-batch", |build| refused(build, mode, Refused::Readings, &BLAMING[2..])))
+}
+
+#[test]
+fn a_client_that_is_ended_on_the_loop_is_seen() -> Outcome<()> {
+    red("end-on-the-loop", names_hang)
 }

@@ -1,6 +1,8 @@
 //! TLS to Kafka, on a real listener that asks for a certificate as well. librdkafka brings its own OpenSSL, which must find
 //! files and answer in words on every target.
 
+use std::net::SocketAddr;
+
 use rcgen::ExtendedKeyUsagePurpose;
 
 use crate::support::agent::{Build, Gateway};
@@ -34,7 +36,7 @@ fn readings_reach_kafka_over_tls_and_wait_while_its_authority_is_not_trusted() -
     std::fs::write(&wrong, stranger.pem())?;
 
     let port = free_port()?;
-    let kafka = Kafka::start_tls(port, &server, &authority)?;
+    let kafka = Kafka::start_tls(port, SocketAddr::from(([127, 0, 0, 1], port)), &server, &authority)?;
     let topic = kafka.topic("tls")?;
     let address = format!("127.0.0.1:{port}");
     let mut gateway = Gateway::new(Build::Real, &address)?;

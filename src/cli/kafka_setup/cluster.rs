@@ -9,8 +9,9 @@ use rdkafka::admin::{
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::MetadataBroker;
 
-use super::judge::{Setting, TopicFound};
+use super::judge::{Setting, TopicFound, TransactionLog};
 use super::plan::TopicPlan;
 
 /// One question to the cluster.
@@ -36,6 +37,8 @@ pub(super) struct Cluster {
 /// What Kafka tells of itself.
 pub(super) struct Overview {
     pub(super) brokers: usize,
+    /// Of the brokers.
+    pub(super) ids: Vec<i32>,
     pub(super) topics: Vec<String>,
 }
 
@@ -61,8 +64,26 @@ impl Cluster {
         let topics = metadata.topics().iter().filter(|topic| topic.error().is_none());
         Ok(Overview {
             brokers: metadata.brokers().len(),
+            ids: metadata.brokers().iter().map(MetadataBroker::id).collect(),
             topics: topics.map(|topic| topic.name().to_owned()).collect(),
         })
+    }
+
+    /// What that broker is set to keep transactions with; `None` when we may not ask.
+    pub(super) fn transaction_log(&self, broker: i32) -> Result<Option<TransactionLog>, ClusterError> {
+        let asked = [ResourceSpecifier::Broker(broker)];
+        let answers = self.ask(self.admin.describe_configs(&asked, &options()))?;
+        let Some(Ok(resource)) = answers.into_iter().next() else { return Ok(None) };
+        let number = |name: &str| {
+            resource
+                .entries
+                .iter()
+                .find(|entry| entry.name == name)
+                .and_then(|entry| entry.value.as_ref()?.parse().ok())
+        };
+        let (replicas, in_sync) =
+            (number("transaction.state.log.replication.factor"), number("transaction.state.log.min.isr"));
+        Ok(replicas.zip(in_sync).map(|(replicas, in_sync)| TransactionLog { replicas, in_sync }))
     }
 
     /// The topic as it is; `None` when there is none, or we may not see it.

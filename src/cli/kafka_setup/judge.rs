@@ -12,6 +12,36 @@ pub(super) struct TopicFound {
     pub(super) settings: Option<Vec<Setting>>,
 }
 
+/// How a broker is set to keep transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TransactionLog {
+    /// `transaction.state.log.replication.factor`
+    pub(super) replicas: usize,
+    /// `transaction.state.log.min.isr`
+    pub(super) in_sync: usize,
+}
+
+/// A cluster that is too small for its own setting has no coordinator for transactions, and says so nowhere. `is_made`: the
+/// internal topic was made before, so the number of its copies is decided.
+pub(super) fn judge_transactions(found: Option<TransactionLog>, brokers: usize, is_made: bool) -> Option<Finding> {
+    let Some(TransactionLog { replicas, in_sync }) = found else {
+        let text = "we may not look at the brokers' settings (DescribeConfigs on the cluster); see that \
+                    transaction.state.log.replication.factor and transaction.state.log.min.isr are no more than there \
+                    are brokers";
+        return Some(Finding { weight: Weight::Unknown, text: text.to_owned() });
+    };
+    if is_made || replicas <= brokers && in_sync <= brokers {
+        return None;
+    }
+    let text = format!(
+        "the cluster has {brokers} broker{} and transaction.state.log.replication.factor={replicas}, \
+         transaction.state.log.min.isr={in_sync}: it cannot coordinate transactions, so delivery = \"exactly-once\" waits. \
+         Start more brokers, or set both in server.properties to {brokers} at most and restart",
+        if brokers == 1 { "" } else { "s" }
+    );
+    Some(Finding { weight: Weight::Wrong, text })
+}
+
 /// A setting in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Setting {
@@ -153,6 +183,19 @@ mod tests {
         assert_eq!(weights(&TopicFound { partitions: 9, ..right() }), [Weight::Costly]);
         assert_eq!(weights(&TopicFound { replicas: 1, ..right() }), [Weight::Costly]);
         assert_eq!(weights(&TopicFound { settings: None, ..right() }), [Weight::Unknown]);
+    }
+
+    #[test]
+    fn a_cluster_too_small_for_its_log_of_transactions_is_told() {
+        let log = |replicas, in_sync| Some(TransactionLog { replicas, in_sync });
+        let weight =
+            |found, brokers, is_made| judge_transactions(found, brokers, is_made).map(|finding| finding.weight);
+        assert_eq!(weight(log(3, 2), 1, false), Some(Weight::Wrong));
+        assert_eq!(weight(log(1, 2), 1, false), Some(Weight::Wrong));
+        assert_eq!(weight(log(1, 1), 1, false), None);
+        assert_eq!(weight(log(3, 2), 3, false), None);
+        assert_eq!(weight(log(3, 2), 1, true), None);
+        assert_eq!(weight(None, 1, false), Some(Weight::Unknown));
     }
 
     #[test]

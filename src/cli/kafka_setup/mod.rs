@@ -22,12 +22,12 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use self::cluster::{Cluster, ClusterError};
-use self::judge::{Finding, Weight, altered, judge};
+use self::cluster::{Cluster, ClusterError, Overview};
+use self::judge::{Finding, Weight, altered, judge, judge_transactions};
 use self::plan::{Right, TopicPlan, cost, rights};
 use super::out::{self, complain};
 use super::{ConfigFile, EXIT_CONFIG, EXIT_FAILED};
-use crate::config::{self, Central, Kafka, Secret};
+use crate::config::{self, Central, Delivery, Kafka, Secret};
 use crate::route::template::TopicTemplate;
 use crate::{forward, watermark};
 
@@ -100,8 +100,10 @@ fn tell(options: &Options, config: &Central, out: &mut impl Write) -> io::Result
     let trouble = match (cluster, overview) {
         (Ok(cluster), Ok(overview)) => {
             say_missing_topics(config, &overview.topics, out)?;
+            let exactly_once = config.kafka.delivery == Delivery::ExactlyOnce;
+            let coordinates = !exactly_once || coordinates(&cluster, &overview, out)?;
             match look(&cluster, &plan, options.apply, out) {
-                Ok(good) => return Ok(good),
+                Ok(good) => return Ok(good && coordinates),
                 Err(LookError::Kafka(error)) => error.to_string(),
                 Err(LookError::Say(error)) => return Err(error),
             }
@@ -111,6 +113,19 @@ fn tell(options: &Options, config: &Central, out: &mut impl Write) -> io::Result
     };
     writeln!(out, "{trouble}")?;
     Ok(false)
+}
+
+/// Can it coordinate transactions? That it may not be looked at is said, and is no failure.
+fn coordinates(cluster: &Cluster, overview: &Overview, out: &mut impl Write) -> io::Result<bool> {
+    // All brokers of a cluster are set alike, as a rule.
+    let found = match overview.ids.first().map(|broker| cluster.transaction_log(*broker)) {
+        Some(Ok(found)) => found,
+        Some(Err(_)) | None => None,
+    };
+    let is_made = overview.topics.iter().any(|topic| topic == "__transaction_state");
+    let finding = judge_transactions(found, overview.brokers, is_made);
+    finding.iter().try_for_each(|finding| say_finding(finding, out))?;
+    Ok(finding.is_none_or(|finding| finding.weight != Weight::Wrong))
 }
 
 /// Why it could not be looked at, or not be said what there is.

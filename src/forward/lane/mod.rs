@@ -16,15 +16,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
+use rdkafka::types::RDKafkaErrorCode as Code;
 
 use self::transactions::Transacting;
-use super::options;
+use super::aside::Call;
+use super::options::{self, Names};
 use super::pace::{Finding, Pace, Permit};
 use super::parking::Opened;
 use super::producer::{Failure, MESSAGE_OVERHEAD_BYTES, Producer};
 use super::session::Terms;
 use super::shared::Shared;
+use super::stalls::Stalls;
 use super::targets::{Generation, Turn};
+use super::topic_state::{Answers, Found};
 use super::verdict::{Verdict, dead_letter_reason, park_reason, send_verdict, verdict};
 use super::window::Window;
 use crate::buffer::{DeadLetter, LaneChunk, LaneId, ReadError};
@@ -49,15 +53,22 @@ const GROUP_BYTES: usize = 256 * 1024;
 /// A group below this size has caught up with the inflow: holding the main lane for the rest takes a round trip or two.
 const CAUGHT_UP: usize = MOST_IN_FLIGHT / 2;
 
+/// A topic that had too few replicas in sync is not sent to before it has more, or this time has passed: somebody may have
+/// lowered what it wants. With transactions each try that is refused costs one of the producer's names.
+const OUTNUMBERED: Duration = Duration::from_secs(300);
+
 /// A lane that is worked off gives way after this time, between two groups, if another topic is due.
 const TURN: Duration = Duration::from_secs(10);
 
 /// The sender of parked lanes.
 pub(super) struct LaneSender {
     config: ClientConfig,
+    names: Names,
     /// With transactions.
     terms: Option<Arc<Terms>>,
     active: Option<Try>,
+    /// Topics that had too few replicas in sync: how many, and when that was.
+    outnumbered: HashMap<Arc<str>, (usize, Instant)>,
     /// Where tries that ended left off, by Kafka topic; forgotten when the topic is direct again.
     left_off: HashMap<Arc<str>, LeftOff>,
 }
@@ -79,8 +90,28 @@ struct Try {
     failures: Vec<Failure>,
     last_progress: Instant,
     look_at: Instant,
+    /// Whether the topic has leaders; brokers are asked before anything is sent, because a transaction with a partition
+    /// that has none cannot be ended.
+    leaders: Leaders,
+    stalls: Stalls,
+    /// In-sync replicas when it was asked, and those without which nothing is sent.
+    in_sync: usize,
+    enough: usize,
+    /// With so many, nothing was taken.
+    too_few: Option<usize>,
+    /// The transaction that was open cannot be ended: the next one needs another name.
+    is_stuck: bool,
     /// With transactions.
     transacting: Option<Transacting>,
+}
+
+/// See there.
+#[derive(Debug, Default)]
+enum Leaders {
+    #[default]
+    Unknown,
+    Asked(Call<Answers>),
+    There,
 }
 
 /// Chunks of a lane that are sent together, in order.
@@ -123,7 +154,14 @@ impl LaneSender {
         for (name, value) in options::LANE {
             config.set(*name, *value);
         }
-        Self { config, terms, active: None, left_off: HashMap::new() }
+        Self {
+            names: Names::new(&config),
+            config,
+            terms,
+            active: None,
+            outnumbered: HashMap::new(),
+            left_off: HashMap::new(),
+        }
     }
 
     /// Something is under way that needs polling.
@@ -137,10 +175,20 @@ impl LaneSender {
             let Some(topic) = shared.parking.next_due(now) else { return Ok(()) };
             let place = self.left_off.remove(&topic).unwrap_or_default();
             let transacting = self.terms.clone().map(Transacting::new);
-            self.active = Some(Try::new(topic, place, transacting, now));
+            let outnumbered =
+                self.outnumbered.get(&topic).filter(|(_, at)| now.saturating_duration_since(*at) < OUTNUMBERED);
+            let enough = outnumbered.map_or(0, |(in_sync, _)| in_sync.saturating_add(1));
+            self.active = Some(Try { enough, ..Try::new(topic, place, transacting, now) });
         }
         let Some(active) = &mut self.active else { return Ok(()) };
-        match active.step(&self.config, shared, now)? {
+        let step = active.step(&self.config, shared, now)?;
+        if std::mem::take(&mut active.is_stuck) {
+            self.names.next(&mut self.config);
+        }
+        if let Some(in_sync) = active.too_few.take() {
+            self.outnumbered.insert(Arc::clone(&active.topic), (in_sync, now));
+        }
+        match step {
             Step::On => {}
             Step::Opened(opened) => {
                 shared.changed = true;
@@ -151,6 +199,7 @@ impl LaneSender {
                     "kafka: topic is open again; its readings flow"
                 );
                 self.left_off.remove(&active.topic);
+                self.outnumbered.remove(&active.topic);
                 self.active = None;
             }
             Step::NothingYet => self.end(shared, now),
@@ -213,6 +262,12 @@ impl Try {
             failures: Vec::new(),
             last_progress: now,
             look_at: now,
+            leaders: Leaders::default(),
+            stalls: Stalls::default(),
+            in_sync: 0,
+            enough: 0,
+            too_few: None,
+            is_stuck: false,
             transacting,
         }
     }
@@ -221,6 +276,9 @@ impl Try {
         self.poll(shared, now);
         if !self.failures.is_empty() {
             return Ok(self.judge(shared, now));
+        }
+        if let Some(step) = self.stalled(now) {
+            return Ok(step);
         }
         if let Some(step) = self.transact(shared, now) {
             return Ok(step);
@@ -247,9 +305,10 @@ impl Try {
             }
         }
         if self.producer.is_none() {
+            let Some(place) = shared.clients.place() else { return Ok(Step::Refused(None)) };
             let mut config = config.clone();
             shared.patience.apply(&mut config);
-            match Producer::new(&config) {
+            match Producer::new(&config, &shared.clients, place) {
                 Ok(producer) => {
                     self.producer = Some(producer);
                     self.generation = shared.next_generation();
@@ -259,6 +318,9 @@ impl Try {
                 Err(_) => return Ok(Step::Refused(None)),
             }
         }
+        if let Some(step) = self.ask_for_leaders() {
+            return Ok(step);
+        }
         if self.may_send(shared) {
             self.send_group(shared, now);
             self.close_group(shared, now);
@@ -267,6 +329,43 @@ impl Try {
             return Ok(Step::Refused(None));
         }
         Ok(Step::On)
+    }
+
+    /// `None`: it may be sent to.
+    fn ask_for_leaders(&mut self) -> Option<Step> {
+        let producer = self.producer.as_ref()?;
+        match &self.leaders {
+            Leaders::There => return None,
+            Leaders::Asked(call) => {
+                let Some(answer) = call.answer() else { return Some(Step::On) };
+                match answer.first() {
+                    Some((_, Found::Leaderless { .. })) => {
+                        return Some(Step::Refused(Some(park_reason(Code::LeaderNotAvailable).0)));
+                    }
+                    Some((_, Found::Led { in_sync, .. })) if *in_sync < self.enough => {
+                        return Some(Step::Refused(Some(park_reason(Code::NotEnoughReplicas).0)));
+                    }
+                    Some((_, Found::Led { in_sync, .. })) => self.in_sync = *in_sync,
+                    Some((_, Found::Missing | Found::Forbidden | Found::Silent(_))) | None => {}
+                }
+                self.leaders = Leaders::There;
+                return None;
+            }
+            Leaders::Unknown => {}
+        }
+        self.leaders = match producer.look(vec![Arc::clone(&self.topic)]) {
+            Ok(call) => Leaders::Asked(call),
+            Err(_) => return Some(Step::Refused(None)),
+        };
+        Some(Step::On)
+    }
+
+    /// The topic has taken nothing for long, and brokers say why.
+    fn stalled(&mut self, now: Instant) -> Option<Step> {
+        let (_, code) = self.stalls.look(self.producer.as_ref()?, now).pop()?;
+        self.is_stuck = self.transacting.is_some();
+        self.too_few = (code == Code::NotEnoughReplicas).then_some(self.in_sync);
+        Some(Step::Refused(Some(park_reason(code).0)))
     }
 
     /// Reads the next chunks; false when there are none.

@@ -148,6 +148,7 @@ impl Try {
                 Some(Step::On)
             }
             session::Step::Lost(code, detail) => {
+                self.is_stuck = code == Code::ConcurrentTransactions;
                 if code == Code::InvalidTransactionTimeout {
                     shared.patience.refused();
                 }

@@ -27,15 +27,18 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use self::transactions::Transacting;
 use super::link::Repeats;
-use super::options;
+use super::options::{self, Names};
 use super::outstanding::{Restart, Skips};
 use super::pace::{Finding, Pace, Permit};
 use super::parking::Gate;
 use super::producer::{Failure, MESSAGE_OVERHEAD_BYTES, Producer, Reports};
 use super::relay::ForwardError;
 use super::shared::{Shared, add};
+use super::stalls::{OVERDUE, Stalls};
+use super::status::Reason;
 use super::targets::{Generation, Turn};
 use super::verdict::{Verdict, dead_letter_reason, is_an_answer, send_verdict, verdict};
+use super::waiting::Obstacle;
 use super::window::Window;
 use crate::buffer::DeadLetter;
 use crate::event::{Sequence, Stored};
@@ -61,6 +64,9 @@ const FULL_BYTES: usize = 128 << 10;
 /// is still in flight then may be sent twice.
 const DRAIN: Duration = Duration::from_secs(5);
 
+/// While former producers are still being ended, and there are too many of them: look again so often.
+const NO_PLACE: Duration = Duration::from_millis(500);
+
 /// The main lane's state.
 pub(super) struct MainLane {
     config: ClientConfig,
@@ -79,6 +85,15 @@ pub(super) struct MainLane {
     pub(super) known_topic: Option<Arc<str>>,
     /// With transactions.
     transacting: Option<Transacting>,
+    /// Kafka topics that do not confirm.
+    stalls: Stalls,
+    /// What is in flight to such a topic was given up: this producer has it still, and must go.
+    abandoned: bool,
+    names: Names,
+    /// When it went on under another name.
+    away_since: Option<Instant>,
+    /// Why the last producer was ended.
+    cause: String,
     /// Why the agent cannot go on.
     fault: Option<ForwardError>,
 }
@@ -114,6 +129,11 @@ impl MainLane {
     /// Begins with that producer.
     pub(super) fn new(config: ClientConfig, producer: Producer, linger: Duration, skips: Skips) -> Self {
         Self {
+            names: Names::new(&config),
+            stalls: Stalls::default(),
+            abandoned: false,
+            away_since: None,
+            cause: String::new(),
             config,
             linger,
             phase: Phase::Flowing(producer),
@@ -215,6 +235,42 @@ impl MainLane {
         now.checked_add(DRAIN.max(self.window.latest().saturating_mul(2))).unwrap_or(now)
     }
 
+    /// Is anything here that waits to be confirmed, or to be sent?
+    pub(super) fn has_events(&self) -> bool {
+        !self.pending.events.is_empty() || self.in_flight() > 0 || self.uncommitted() > 0
+    }
+
+    fn uncommitted(&self) -> usize {
+        self.producer().map_or(0, Producer::uncommitted)
+    }
+
+    /// What keeps readings from being sent or confirmed, if anything does.
+    pub(super) fn obstacle(&self, shared: &Shared, now: Instant) -> Option<Obstacle> {
+        let Some(producer) = self.producer() else {
+            if shared.clients.is_full() {
+                let why = "former clients of librdkafka are still being ended: they wait for a name look-up";
+                return Some(Obstacle::new(Reason::EndingClients, why));
+            }
+            return Some(Obstacle::new(Reason::StartingAgain, self.cause.clone()));
+        };
+        if let Some(obstacle) = self.session_obstacle(producer, now) {
+            return Some(obstacle);
+        }
+        let (age, topic) = producer.oldest(now).filter(|(age, _)| *age >= OVERDUE)?;
+        let answer = producer.refusal(&topic).map_or("no answer yet".to_owned(), |(answer, _)| answer);
+        let why = format!("Kafka has not confirmed records of topic {topic} for {} s: {answer}", age.as_secs());
+        Some(Obstacle::new(Reason::Sending, why))
+    }
+
+    /// Topics that do not confirm although brokers answer shall wait alone; their records count as failed.
+    fn abandon_stalled(&mut self, producer: &Producer, shared: &mut Shared, now: Instant) {
+        for (topic, code) in self.stalls.look(producer, now) {
+            self.abandoned = true;
+            self.failures.extend(producer.fail(&topic, code));
+            shared.changed = true;
+        }
+    }
+
     /// Does what the phase asks for, without waiting.
     pub(super) fn turn(&mut self, shared: &mut Shared, now: Instant) {
         self.phase = match std::mem::replace(&mut self.phase, Phase::Pausing(now)) {
@@ -260,6 +316,10 @@ impl MainLane {
                 let why = "a request takes longer over this link than it may; smaller ones from now on".to_owned();
                 return self.end(producer, Renewal::AfterWait(Code::RequestTimedOut, why), shared, now);
             }
+        }
+        self.abandon_stalled(&producer, shared, now);
+        if !self.failures.is_empty() {
+            return Phase::Draining(producer, self.longest_drain(now));
         }
         if !self.is_ready(now) {
             return Phase::Flowing(producer);
@@ -398,7 +458,8 @@ impl MainLane {
             }
             return Phase::Draining(producer, until);
         }
-        let renewal = self.judge(&producer, shared, now);
+        let abandoned = self.abandoned.then_some(Renewal::AtOnce);
+        let renewal = self.judge(&producer, shared, now).or(abandoned);
         if in_flight > 0 {
             self.end(
                 producer,
@@ -462,9 +523,17 @@ impl MainLane {
         // The failures among them are unsettled, and go again from the restart on.
         self.book(Reports { failures: Vec::new(), ..reports }, shared, now);
         self.restart(restart, shared);
+        self.stalls = Stalls::default();
+        // What was given up may keep Kafka from ending the transaction that it was in.
+        let is_stuck = matches!(&renewal, Renewal::AfterWait(Code::ConcurrentTransactions, _));
+        if std::mem::take(&mut self.abandoned) && self.is_transactional() || is_stuck {
+            self.names.next(&mut self.config);
+            self.away_since = Some(now);
+        }
         match renewal {
             Renewal::AtOnce => Phase::Pausing(now),
             Renewal::AfterWait(code, detail) => {
+                self.cause = if detail.is_empty() { code.to_string() } else { format!("{code}: {detail}") };
                 self.note_fencing(code, now);
                 let (cause, wait) = (code.to_string(), self.backoff.next_wait());
                 if let Some(more) = self.said.again(&cause, now) {
@@ -499,8 +568,11 @@ impl MainLane {
     }
 
     fn renew(&mut self, shared: &mut Shared, now: Instant) -> Phase {
+        let Some(place) = shared.clients.place() else {
+            return Phase::Pausing(now.checked_add(NO_PLACE).unwrap_or(now));
+        };
         shared.patience.apply(&mut self.config);
-        match Producer::new(&self.config) {
+        match Producer::new(&self.config, &shared.clients, place) {
             Ok(producer) => {
                 shared.changed = true;
                 self.window.begin_anew();
@@ -511,6 +583,7 @@ impl MainLane {
             }
             Err(error) => {
                 let (cause, wait) = (options::cause(&error), self.backoff.next_wait());
+                self.cause.clone_from(&cause);
                 if let Some(more) = self.said.again(&cause, now) {
                     tracing::warn!(cause, wait_s = wait.as_secs_f64(), more, "kafka: make a new producer");
                 }

@@ -34,15 +34,17 @@ use crate::forward::recall::{Recalled, Trouble};
 use crate::forward::relay::ForwardError;
 use crate::forward::session::{Session, Step, Terms};
 use crate::forward::shared::{Shared, add, unix_ms};
-use crate::forward::status::Transactions;
+use crate::forward::status::{Reason, Transactions};
+use crate::forward::talk::Snag;
 use crate::forward::transaction::State;
 use crate::forward::verdict::{Verdict, code_of, verdict};
+use crate::forward::waiting::Obstacle;
 use crate::forward::watermark_topic::Partitions;
 use crate::planted::{self, Bug};
 use crate::watermark::{Instance, Record, Waiting};
 
 /// Events of a transaction: at 300 ms round trip 50,000 of them take 6 s, against 1 s for its ends. What is remembered of
-/// each until the commit is 40 bytes.
+/// each until the commit is 72 bytes.
 const MOST_EVENTS: usize = 50_000;
 
 /// Ends that take longer than this tell of a long link.
@@ -62,6 +64,10 @@ const FATES: Duration = Duration::from_secs(5);
 
 /// A watermark of a start that the buffer does not know later would be a stranger's.
 const UNWRITTEN: &str = "this start cannot be written to the buffer's disk, which is full or fails; make room on it";
+
+/// A producer that had to go on under another name (`Names`) goes back to its first one after this time: a clone of this
+/// gateway has the first one as well, and is told by it. When that is not free yet, it costs some seconds.
+const AWAY: Duration = Duration::from_secs(600);
 
 /// So many times within so long, and a person should look: a link that is away ends one transaction in 15 s at most.
 const MOST_FENCINGS: usize = 5;
@@ -157,11 +163,64 @@ impl MainLane {
         self.producer().is_some() && self.transacting.as_ref().is_some_and(busy)
     }
 
+    pub(super) fn is_transactional(&self) -> bool {
+        self.transacting.is_some()
+    }
+
+    fn state(&self) -> Option<State> {
+        self.transacting.as_ref().map(|transacting| transacting.session.state())
+    }
+
+    /// Under another name for long enough, and between two transactions?
+    fn wants_home(&mut self, now: Instant) -> bool {
+        let long = self.away_since.is_some_and(|since| now.saturating_duration_since(since) > AWAY);
+        if long && self.state() == Some(State::Idle) {
+            self.away_since = None;
+            return self.names.is_away();
+        }
+        false
+    }
+
+    /// What is in the way, as far as transactions know.
+    pub(super) fn session_obstacle(&self, producer: &Producer, now: Instant) -> Option<Obstacle> {
+        let transacting = self.transacting.as_ref()?;
+        if !transacting.terms.may_speak() {
+            return Some(Obstacle::new(Reason::Buffer, UNWRITTEN.to_owned()));
+        }
+        let topic = &transacting.terms.topic;
+        let (reason, why) = match transacting.session.state() {
+            State::Starting => return Some(registering(producer)),
+            State::Recalling => {
+                let Trouble { why, topic_unusable, another_gateway } = transacting.session.trouble();
+                if another_gateway {
+                    (Reason::OtherTransaction, why)
+                } else if topic_unusable || why.contains("has no leader") {
+                    (Reason::WatermarkTopic, why)
+                } else if why.is_empty() {
+                    (Reason::ReadingWatermark, format!("the watermark is being read from topic {topic}"))
+                } else {
+                    (Reason::ReadingWatermark, why)
+                }
+            }
+            State::Sealing => {
+                (Reason::WatermarkTopic, format!("topic {topic} has not confirmed this gateway's watermark yet"))
+            }
+            State::Committing | State::Aborting | State::Proving => {
+                (Reason::EndingTransaction, "Kafka has not confirmed the end of a transaction yet".to_owned())
+            }
+            State::Closing if producer.oldest(now).is_none() => {
+                (Reason::Buffer, "what became of other readings is not on disk yet".to_owned())
+            }
+            State::Idle | State::Filling | State::Closing | State::Over => return None,
+        };
+        Some(Obstacle::new(reason, why))
+    }
+
     /// What is in the way of a start.
     pub(in crate::forward) fn trouble(&self) -> Trouble {
         let Some(transacting) = &self.transacting else { return Trouble::default() };
         if !transacting.terms.may_speak() {
-            return Trouble { why: UNWRITTEN.to_owned(), topic_unusable: false };
+            return Trouble { why: UNWRITTEN.to_owned(), ..Trouble::default() };
         }
         transacting.session.trouble()
     }
@@ -234,6 +293,10 @@ impl MainLane {
 
     /// One turn of *Flowing*.
     pub(super) fn transact(&mut self, producer: Producer, shared: &mut Shared, now: Instant) -> Phase {
+        // Before the step, which seals when nothing is in flight any more: what was given up has not come back.
+        if self.state().is_some_and(|state| matches!(state, State::Filling | State::Closing)) {
+            self.abandon_stalled(&producer, shared, now);
+        }
         if !self.failures.is_empty() {
             return self.refused(producer, shared, now);
         }
@@ -268,6 +331,10 @@ impl MainLane {
     }
 
     fn fill(&mut self, producer: Producer, shared: &mut Shared, now: Instant) -> Phase {
+        if self.wants_home(now) {
+            self.names.home(&mut self.config);
+            return self.end(producer, Renewal::AtOnce, shared, now);
+        }
         let mut held_up = false;
         if self.is_ready(now) {
             self.pending.gather_until = None;
@@ -423,7 +490,8 @@ impl MainLane {
 
     /// The failures are judged all the same: what is known of them stays known.
     fn give_up(&mut self, producer: Producer, cause: (Code, String), shared: &mut Shared, now: Instant) -> Phase {
-        let renewal = self.judge(&producer, shared, now).unwrap_or(Renewal::AfterWait(cause.0, cause.1));
+        let or_else = if self.abandoned { Renewal::AtOnce } else { Renewal::AfterWait(cause.0, cause.1) };
+        let renewal = self.judge(&producer, shared, now).unwrap_or(or_else);
         self.end(producer, renewal, shared, now)
     }
 
@@ -438,6 +506,7 @@ impl MainLane {
         let understood = self.failures.iter().any(|failure| is_understood(verdict(failure.code)));
         match self.judge(&producer, shared, now) {
             Some(renewal) => self.end(producer, renewal, shared, now),
+            None if self.abandoned => self.end(producer, Renewal::AtOnce, shared, now),
             // Sent again at once it would come back at once.
             None if !understood => {
                 let renewal = Renewal::AfterWait(cause.unwrap_or(Code::Fail), "a transaction came to nothing".into());
@@ -492,6 +561,26 @@ impl MainLane {
             status.watermark = transacting.committed;
         }
         tracing::debug!(watermark = through, "kafka: watermark known");
+    }
+}
+
+/// What is in the way of `init_transactions`.
+fn registering(producer: &Producer) -> Obstacle {
+    match producer.snag().map(|(snag, _)| snag) {
+        Some(Snag::NoCoordinator(words)) => {
+            Obstacle::new(Reason::NoCoordinator, format!("Kafka names no coordinator for transactions: {words}"))
+        }
+        Some(Snag::StillOpen) => Obstacle::new(
+            Reason::LastTransaction,
+            "Kafka has not ended this gateway's last transaction on all its partitions",
+        ),
+        Some(Snag::Other(words)) => {
+            Obstacle::new(Reason::Registering, format!("Kafka does not let this gateway begin transactions: {words}"))
+        }
+        None => Obstacle::new(
+            Reason::Registering,
+            "the broker that coordinates this gateway's transactions has not answered yet",
+        ),
     }
 }
 

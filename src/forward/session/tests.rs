@@ -17,6 +17,7 @@ use crate::buffer::{Life, Lives};
 use crate::config::{self, Delivery};
 use crate::delivered::Word;
 use crate::event::RouteId;
+use crate::forward::aside::Clients;
 use crate::forward::end_txn::EndTxn;
 use crate::forward::options;
 use crate::forward::producer::{Outgoing, Producer};
@@ -41,7 +42,8 @@ pub(in crate::forward) fn terms(reader: rdkafka::ClientConfig) -> Terms {
     let life = |instance, first, last, commit| Life { instance: Instance(instance), first, last, commit };
     let lives = Lives::invented(PRESENT, 31, vec![life(2, 1, 20, 7), life(3, 21, 30, 9)]);
     let topic_is_right = Arc::new(AtomicBool::new(true));
-    Terms { reader, topic: "watermarks".into(), buffer_id: Uuid::from_u128(7), lives, topic_is_right }
+    let clients = Clients::new().unwrap();
+    Terms { reader, topic: "watermarks".into(), buffer_id: Uuid::from_u128(7), lives, topic_is_right, clients }
 }
 
 /// A session with its producer, in front of an imitation of Kafka.
@@ -70,9 +72,10 @@ impl Bench {
             options: BTreeMap::new(),
         };
         let config = options::transactional(options::client_config(&kafka, "test"), "tidegate-test");
-        let producer = Producer::new(&config).unwrap();
         let known = Some(Partitions { count: 1 });
-        let session = Session::new(Arc::new(terms(config)), Vec::new(), known, TRANSACTION, Instant::now());
+        let terms = terms(config.clone());
+        let producer = Producer::new(&config, &terms.clients, terms.clients.place().unwrap()).unwrap();
+        let session = Session::new(Arc::new(terms), Vec::new(), known, TRANSACTION, Instant::now());
         Self { mock, producer, session, ahead: Duration::ZERO, next: 1 }
     }
 

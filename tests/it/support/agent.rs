@@ -110,6 +110,12 @@ impl Gateway {
         self
     }
 
+    /// No routes from the next start on, until some are added.
+    pub fn forget_routes(&mut self) -> &mut Self {
+        self.tables.routes.clear();
+        self
+    }
+
     /// A `[[route]]` table as it is.
     pub fn route_table(&mut self, table: &str) -> &mut Self {
         self.tables.routes.push(table.to_owned());

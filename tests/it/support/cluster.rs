@@ -81,6 +81,52 @@ impl Cluster {
         Ok(topic)
     }
 
+    /// A topic with so many replicas whose only partition has one of them on that node.
+    pub fn topic_on(&self, node: usize, claim: &str, replicas: i32, settings: &[(&str, &str)]) -> Outcome<String> {
+        // The controller chooses; among some, one is right.
+        for _ in 0..30 {
+            let topic = super::kafka::unique_topic(claim);
+            create_replicated_topic(&self.brokers(), &topic, 1, replicas, settings)?;
+            let holds = |found: &rdkafka::metadata::MetadataTopic| {
+                found.partitions().first().filter(|p| p.leader() > 0).map(|p| p.replicas().contains(&(node as i32)))
+            };
+            if wait_for("a leader", REPAIR_LIMIT, || self.ask(&topic, holds).flatten())? {
+                return Ok(topic);
+            }
+        }
+        trouble!("no topic came to node {node}")
+    }
+
+    /// A topic with these partitions, each with one replica.
+    pub fn scattered(&self, claim: &str, partitions: i32, settings: &[(&str, &str)]) -> Outcome<String> {
+        let topic = super::kafka::unique_topic(claim);
+        create_replicated_topic(&self.brokers(), &topic, partitions, 1, settings)?;
+        Ok(topic)
+    }
+
+    /// Which node leads a partition.
+    pub fn leader_of(&self, topic: &str, partition: i32) -> Outcome<usize> {
+        let led = || self.leader(topic, partition).filter(|leader| *leader > 0);
+        Ok(usize::try_from(wait_for("a leader", REPAIR_LIMIT, led)?)?)
+    }
+
+    /// kill -9, and waits until the others know that partition to be without a leader.
+    pub fn kill(&mut self, node: usize, topic: &str) -> Outcome<()> {
+        match self.nodes.get_mut(node.saturating_sub(1)) {
+            Some(node) => node.process = None,
+            None => return trouble!("no node {node}"),
+        }
+        wait_until("a partition without a leader", REPAIR_LIMIT, || self.leader(topic, 0).is_some_and(|now| now < 0))
+    }
+
+    /// Starts it again.
+    pub fn revive(&mut self, node: usize) -> Outcome<()> {
+        match self.nodes.get_mut(node.saturating_sub(1)) {
+            Some(node) => node.run(),
+            None => trouble!("no node {node}"),
+        }
+    }
+
     /// Kills the leader of that partition, waits until another one leads, starts the dead one again and waits until
     /// all replicas of all of the topic's partitions are in sync.
     pub fn kill_leader(&mut self, topic: &str, partition: i32) -> Outcome<()> {

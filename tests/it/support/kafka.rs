@@ -5,7 +5,7 @@
 //! a client that begins there stays behind that proxy ([`Lease`]), so that each test can have its own outage.
 
 use std::fmt::Write;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Condvar, LazyLock, Mutex};
@@ -51,6 +51,27 @@ impl Kafka {
         Self::start_with(links, &[], "")
     }
 
+    /// With these properties besides, or in place of the usual ones: of a property that is there twice, the last one counts.
+    pub fn with(properties: &str) -> Outcome<Self> {
+        Self::start_with(0, &[], properties)
+    }
+
+    /// Killed, and started again with more properties.
+    pub fn run_with(&self, properties: &str) -> Outcome<()> {
+        self.kill()?;
+        let file = self.folder.path().join("server.properties");
+        std::fs::write(&file, std::fs::read_to_string(&file)? + properties)?;
+        self.run()
+    }
+
+    /// Killed, and in its place, on its port, stands another cluster: empty, with another id.
+    pub fn replace(&self) -> Outcome<()> {
+        self.kill()?;
+        std::fs::remove_dir_all(self.folder.path().join("data"))?;
+        self.command("kafka.tools.StorageTool", &["format", "-t", OTHER_CLUSTER_ID, "-c", "server.properties"])?;
+        self.run()
+    }
+
     /// A broker on which nobody may do anything without a rule, besides us; and the address at which the users
     /// [`GUARDED_USERS`] log in (SASL/PLAIN, the password is the name).
     pub fn guarded() -> Outcome<(Self, String)> {
@@ -64,12 +85,13 @@ impl Kafka {
              org.apache.kafka.common.security.plain.PlainLoginModule required {};\n",
             users.join(" ")
         );
-        let kafka = Self::start_with(0, &[("GUARDED", port, "SASL_PLAINTEXT")], &properties)?;
+        let kafka = Self::start_with(0, &[("GUARDED", port, port, "SASL_PLAINTEXT")], &properties)?;
         Ok((kafka, format!("127.0.0.1:{port}")))
     }
 
-    /// With one more listener, on this port, that speaks TLS and asks for a certificate of the same authority.
-    pub fn start_tls(port: u16, pair: &Pair, authority: &Authority) -> Outcome<Self> {
+    /// With one more listener, on this port, that speaks TLS and asks for a certificate of the same authority; clients are
+    /// told to come to that address.
+    pub fn start_tls(port: u16, address: SocketAddr, pair: &Pair, authority: &Authority) -> Outcome<Self> {
         let folder = pair.cert.with_extension("kafka");
         std::fs::create_dir_all(&folder)?;
         let (own, trusted) = (folder.join("own.pem"), folder.join("trusted.pem"));
@@ -84,10 +106,10 @@ impl Kafka {
             own.display(),
             trusted.display()
         );
-        Self::start_with(0, &[("TLS", port, "SSL")], &properties)
+        Self::start_with(0, &[("TLS", port, address.port(), "SSL")], &properties)
     }
 
-    fn start_with(links: usize, doors: &[(&str, u16, &str)], properties: &str) -> Outcome<Self> {
+    fn start_with(links: usize, doors: &[(&str, u16, u16, &str)], properties: &str) -> Outcome<Self> {
         let folder = Folder::new("kafka")?;
         let (port, controller) = (free_port()?, free_port()?);
         let mut proxies = Vec::new();
@@ -102,9 +124,9 @@ impl Kafka {
             write!(protocols, ",LINK{link}:PLAINTEXT")?;
             proxies.push(Proxy::of_kafka(front, behind)?);
         }
-        for (name, port, protocol) in doors {
+        for (name, port, told, protocol) in doors {
             write!(listeners, ",{name}://127.0.0.1:{port}")?;
-            write!(advertised, ",{name}://127.0.0.1:{port}")?;
+            write!(advertised, ",{name}://127.0.0.1:{told}")?;
             write!(protocols, ",{name}:{protocol}")?;
         }
         let data = folder.path().join("data");
@@ -305,6 +327,9 @@ pub(super) fn class_path() -> Outcome<[String; 3]> {
 pub const GUARDED_USERS: [&str; 2] = ["edge", "stranger"];
 
 pub(super) const CLUSTER_ID: &str = "MkU3OEVBNTcwNTJENDM2Qk";
+
+/// Of a cluster that takes its place.
+const OTHER_CLUSTER_ID: &str = "NkU3OEVBNTcwNTJENDM2Qg";
 
 /// Small, without waiting, and with rights that can be taken away: whoever no rule speaks of may do everything.
 pub(super) const SETTINGS: &str = "\

@@ -3,8 +3,8 @@
 mod copying;
 mod width;
 
-use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -90,6 +90,10 @@ struct State {
     down: AtomicU64,
     target: u16,
     is_kafka: bool,
+    /// The next connection is refused with a TLS alert.
+    alert: AtomicBool,
+    /// Connections that stand, oldest first.
+    standing: Mutex<Vec<TcpStream>>,
 }
 
 /// A dropped proxy.
@@ -132,6 +136,8 @@ impl Proxy {
             down: AtomicU64::new(0),
             target,
             is_kafka,
+            alert: AtomicBool::new(false),
+            standing: Mutex::new(Vec::new()),
         });
         let shared = Arc::clone(&state);
         std::thread::spawn(move || accept(&listener, target, &shared));
@@ -207,6 +213,26 @@ impl Proxy {
     /// Bytes that clients were sent until now.
     pub fn bytes_down(&self) -> u64 {
         self.state.down.load(Ordering::SeqCst)
+    }
+
+    /// The next connection, and that one only, is answered with a TLS alert (`handshake_failure`) and closed.
+    pub fn alert(&self) {
+        self.state.alert.store(true, Ordering::SeqCst);
+    }
+
+    /// Has it been?
+    pub fn alerted(&self) -> bool {
+        !self.state.alert.load(Ordering::SeqCst)
+    }
+
+    /// Cuts the oldest connection; all others stand.
+    pub fn cut_oldest(&self) -> Outcome<()> {
+        let mut standing = self.state.standing.lock()?;
+        standing.retain(|connection| connection.peer_addr().is_ok());
+        if !standing.is_empty() {
+            standing.remove(0).shutdown(Shutdown::Both)?;
+        }
+        Ok(())
     }
 
     /// Connections accepted until now.

@@ -14,7 +14,15 @@ const QUIET: Duration = Duration::from_secs(4);
 /// Reads the topics until nothing that was acknowledged is missing; gives up when the agent holds nothing any more and
 /// nothing comes. What is missing then is lost, and stands in the books.
 pub fn settle(agent: &Agent, brokers: &str, topics: &[&str], logs: &[Log]) -> Outcome<Books> {
-    let mut reader = Reader::open(brokers, topics)?;
+    close(agent, Reader::open(brokers, topics)?, logs)
+}
+
+/// The same where transactions have left their marks.
+pub fn settle_committed(agent: &Agent, brokers: &str, topics: &[&str], logs: &[Log]) -> Outcome<Books> {
+    close(agent, Reader::committed(brokers, topics)?, logs)
+}
+
+fn close(agent: &Agent, mut reader: Reader, logs: &[Log]) -> Outcome<Books> {
     let mut missing = Missing::of(logs);
     wait_while_anything_comes(agent, &mut reader, |records| missing.none(records))?;
     // What was published and not acknowledged may still be on its way: it must be in the books, too.

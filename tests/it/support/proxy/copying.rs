@@ -21,6 +21,15 @@ pub(super) fn accept(listener: &TcpListener, target: u16, state: &Arc<State>) {
         if state.ends_connections() {
             continue;
         }
+        if state.alert.swap(false, Ordering::SeqCst) {
+            // Fatal, handshake_failure. It may be gone already.
+            drop((&client).write_all(&[0x15, 3, 3, 0, 2, 2, 40]));
+            continue;
+        }
+        if let (Ok(mut standing), Ok(client)) = (state.standing.lock(), client.try_clone()) {
+            standing.retain(|connection: &TcpStream| connection.peer_addr().is_ok());
+            standing.push(client);
+        }
         let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
         let Ok(back) = Line::new(&client, Arc::clone(state)).map(|line| Arc::new(Mutex::new(line))) else { continue };
         for (from, to, answers) in [(&client, &server, false), (&server, &client, true)] {
