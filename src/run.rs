@@ -122,7 +122,8 @@ enum End {
 }
 
 fn run_once(config: Config) -> Result<End, RunError> {
-    let (buffer, recovered) = Buffer::open(config.buffer.clone(), &config.agent.data_dir, &config.routes.names())?;
+    let (buffer, recovered) =
+        Buffer::open(config.buffer.clone(), &config.agent.data_dir, &config.routes.definitions())?;
     info!(
         agent = config.agent.id,
         buffer_id = %recovered.buffer_id,
@@ -178,7 +179,7 @@ impl Stages {
         }
         let mut watched = Watched::default();
         let recovery = forward::Recovery::from(&recovered);
-        let Recovered { buffer_id, routes: route_ids, mut sessions, .. } = recovered;
+        let Recovered { buffer_id, routes: route_ids, gone, mut sessions, .. } = recovered;
         let routes = Arc::new(config.routes);
         let running = buffer.start(watched.pulse("buffer"))?;
 
@@ -228,6 +229,7 @@ impl Stages {
             buffer: running.status.clone(),
             forward: forward_seen.clone(),
             links: watched.links,
+            gone: gone.into_iter().map(|(id, route)| (id, route.to)).collect(),
             pulses: watched.pulses,
             serving: AtomicBool::new(true),
         });

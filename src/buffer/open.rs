@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension};
 use uuid::Uuid;
 
 use super::books::Books;
@@ -30,9 +30,10 @@ use super::error::{LoadError, OpenError, is_unreadable, sequence};
 use super::identity::{self, Marks, ReadFault};
 use super::limits::{LOCK_STEP, LOCK_WAIT};
 use super::schema::{APPLICATION_ID, Database, FORMAT_VERSION};
-use super::{Recovered, clock, life};
+use super::{OVERFLOW, Recovered, clock, life};
 use crate::config;
 use crate::event::{RouteId, Sequence};
+use crate::route::Definition;
 
 /// An open buffer whose thread does not run yet.
 pub struct Buffer {
@@ -48,15 +49,15 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Opens the buffer in that directory, or makes one. `route_names` are the ledger lines in the order of the
-    /// `[[route]]` tables; a name that was there before keeps its id.
+    /// Opens the buffer in that directory, or makes one. `routes` are the `[[route]]` tables in their order; each has a
+    /// ledger line by its `from`, and one that was there before keeps its id.
     ///
     /// # Errors
     /// See [`OpenError::next_step`]. Nothing was deleted.
     pub fn open(
         settings: config::Buffer,
         data_dir: &Path,
-        route_names: &[Arc<str>],
+        routes: &[Definition],
     ) -> Result<(Self, Recovered), OpenError> {
         fs::create_dir_all(data_dir).map_err(OpenError::files("create the data directory", data_dir))?;
         let lock = lock(data_dir)?;
@@ -64,7 +65,9 @@ impl Buffer {
         let marks = read_marks(data_dir)?;
         let (connection, mut books, buffer_id) = open_or_create(&database, data_dir, marks.as_ref())?;
         let marks = reconcile(marks, buffer_id, &mut books, &connection, data_dir)?;
-        let (routes, route_names) = assign_routes(&connection, route_names, &mut books)?;
+        let Assigned { ids: routes, names: route_names, gone } = assign_routes(&connection, routes, &mut books)?;
+        let (admitted, in_line_with) =
+            admitted(&connection, &books).map_err(OpenError::disk("read the admitted topics"))?;
         let lives = life::begin(&connection, &books);
         let reader = database.open_reader().map_err(OpenError::disk("open the database for reading"))?;
         if !books.ledger.balanced() {
@@ -73,10 +76,13 @@ impl Buffer {
         let recovered = Recovered {
             buffer_id,
             routes,
+            gone,
             sessions: books.sessions.clone(),
             settled: books.settled.ranges(),
             released: books.settled.released(),
             lanes: books.lanes.iter().map(|(id, lane)| (*id, Arc::clone(&lane.kafka_topic))).collect(),
+            admitted,
+            in_line_with,
             lives,
         };
         let (next, released, lanes) = (books.next, books.settled.released(), books.lanes.len());
@@ -221,7 +227,7 @@ fn load(connection: &Connection) -> Result<(Books, Uuid), LoadError> {
     }
     // What lies in the other tables is read later, or hardly ever; that they can be read shows now, while the file
     // can still be set aside.
-    for table in ["route", "lane_chunk", "dead_letter"] {
+    for table in ["route", "lane_chunk", "dead_letter", "admitted", "in_line"] {
         connection.query_row(&format!("SELECT count(*) FROM (SELECT * FROM {table} LIMIT 1)"), [], |_| Ok(()))?;
     }
     Ok((books, Uuid::from_bytes(buffer_id)))
@@ -238,7 +244,7 @@ fn create(database: &Database) -> Result<(Connection, Books, Uuid), OpenError> {
         Database::create_tables(&tx)?;
         tx.execute("INSERT INTO identity VALUES (1, ?1, ?2)", (buffer_id.as_bytes(), clock::now_ms()))?;
         tx.execute("INSERT INTO state VALUES (1, ?1)", [&state])?;
-        tx.execute("INSERT INTO route VALUES (0, '')", [])?;
+        tx.execute("INSERT INTO route (id, name) VALUES (0, '')", [])?;
         tx.commit()
     };
     fill(&mut connection).map_err(OpenError::disk("create the tables"))?;
@@ -305,42 +311,72 @@ fn skip_to(next: Sequence, books: &mut Books, connection: &Connection) -> Result
     update.map(|_| ()).map_err(OpenError::disk("write the state"))
 }
 
-type Routes = (Vec<RouteId>, BTreeMap<RouteId, Arc<str>>);
+/// Ledger lines and what stands for them in the configuration.
+struct Assigned {
+    /// Of the present routes, in their order.
+    ids: Vec<RouteId>,
+    names: BTreeMap<RouteId, Arc<str>>,
+    /// Routes that the configuration has no more.
+    gone: BTreeMap<RouteId, Definition>,
+}
 
-/// Ids for the names: known ones keep theirs, new ones get the next.
-fn assign_routes(connection: &Connection, wanted: &[Arc<str>], books: &mut Books) -> Result<Routes, OpenError> {
-    let assign = || -> rusqlite::Result<Option<Routes>> {
+/// Ids for the routes: known ones keep theirs, new ones get the next. What each says is kept: when it is gone from the
+/// configuration, what was taken in under it still has a way out.
+fn assign_routes(connection: &Connection, wanted: &[Definition], books: &mut Books) -> Result<Assigned, OpenError> {
+    let assign = || -> rusqlite::Result<Option<Assigned>> {
         let tx = connection.unchecked_transaction()?;
-        let mut names: BTreeMap<RouteId, Arc<str>> = BTreeMap::new();
+        let (mut names, mut gone) = (BTreeMap::new(), BTreeMap::new());
         {
-            let mut known = tx.prepare("SELECT id, name FROM route")?;
+            let mut known = tx.prepare("SELECT id, name, kafka_topic, record_key, value FROM route")?;
             let mut rows = known.query([])?;
             while let Some(row) = rows.next()? {
-                names.insert(RouteId(row.get(0)?), row.get::<_, String>(1)?.into());
+                let (id, from) = (RouteId(row.get(0)?), Arc::<str>::from(row.get::<_, String>(1)?));
+                let text = |column| row.get::<_, Option<String>>(column).map(|text| text.map(Arc::<str>::from));
+                // A version before the third did not write them down.
+                if let (Some(to), Some(key), Some(value)) = (text(2)?, text(3)?, text(4)?) {
+                    gone.insert(id, Definition { from: Arc::clone(&from), to, key, value });
+                }
+                names.insert(id, from);
             }
         }
         let mut ids = Vec::with_capacity(wanted.len());
-        for name in wanted {
-            let known = names.iter().find(|(_, known)| *known == name).map(|(id, _)| *id);
-            if let Some(id) = known {
-                ids.push(id);
-                continue;
-            }
+        for route in wanted {
+            let Definition { from, to, key, value } = route;
+            let known = names.iter().find(|(_, known)| *known == from).map(|(id, _)| *id);
             let last = names.last_key_value().map_or(0, |(id, _)| id.0);
-            let Some(id) = last.checked_add(1).map(RouteId) else { return Ok(None) };
-            tx.execute("INSERT INTO route VALUES (?1, ?2)", (id.0, &**name))?;
-            names.insert(id, Arc::clone(name));
+            let Some(id) = known.or_else(|| last.checked_add(1).map(RouteId)) else { return Ok(None) };
+            if known.is_none() || gone.get(&id) != Some(route) {
+                tx.execute(
+                    "INSERT INTO route (id, name, kafka_topic, record_key, value) VALUES (?1, ?2, ?3, ?4, ?5) \
+                     ON CONFLICT (id) DO UPDATE SET kafka_topic = ?3, record_key = ?4, value = ?5",
+                    (id.0, &**from, &**to, &**key, &**value),
+                )?;
+                names.insert(id, Arc::clone(from));
+            }
+            gone.remove(&id);
             ids.push(id);
         }
         tx.commit()?;
-        Ok(Some((ids, names)))
+        Ok(Some(Assigned { ids, names, gone }))
     };
     let assigned = assign().map_err(OpenError::disk("give routes their ledger lines"))?;
-    let (ids, names) = assigned.ok_or(OpenError::TooManyRoutes { limit: u16::MAX })?;
-    for id in &ids {
+    let assigned = assigned.ok_or(OpenError::TooManyRoutes { limit: u16::MAX })?;
+    for id in &assigned.ids {
         books.ledger.open(*id);
     }
-    Ok((ids, names))
+    Ok(assigned)
+}
+
+/// The Kafka topics that were admitted, forgotten when nothing waits beyond them; and the lanes' mark.
+fn admitted(connection: &Connection, books: &Books) -> rusqlite::Result<(Vec<Arc<str>>, Option<u64>)> {
+    if !books.lanes.values().any(|lane| &*lane.kafka_topic == OVERFLOW) {
+        connection.execute("DELETE FROM admitted", [])?;
+    }
+    let mut topics = connection.prepare("SELECT kafka_topic FROM admitted")?;
+    let topics = topics.query_map([], |row| row.get::<_, String>(0))?;
+    let topics = topics.map(|topic| topic.map(Arc::from)).collect::<rusqlite::Result<_>>()?;
+    let mark = connection.query_row("SELECT mark FROM in_line WHERE id = 1", [], |row| row.get(0)).optional()?;
+    Ok((topics, mark.map(sequence)))
 }
 
 fn set_aside(path: &Path) -> Result<Option<PathBuf>, OpenError> {

@@ -9,11 +9,13 @@
 //! | `chunk` | a [chunk](super::chunk) of the main lane: sequences `first` to `last` without a gap |
 //! | `lane` | a parked Kafka topic and how many events wait for it |
 //! | `lane_chunk` | a chunk of a parked lane: in order, not contiguous |
-//! | `dead_letter` | one event that Kafka will never take, and why; `body` is a chunk of one |
+//! | `dead_letter` | events that Kafka will never take, with one reason: a chunk in order, not contiguous (of one event before version 3) |
 //! | `session` | one persistent MQTT session with its QoS 2 packet ids |
-//! | `route` | a line of the ledger by name |
+//! | `route` | a line of the ledger by name; since version 3 also what its `[[route]]` says or said |
 //! | `life` | one start of the agent: the instance it drew, and the last sequence it can have sent (since version 2) |
 //! | `former` | an identity that this buffer had before, and the last sequence that was given out under it (since version 2) |
+//! | `admitted` | a Kafka topic that a template made and that readings may go to (since version 3) |
+//! | `in_line` | one row: a mark of the configuration that the lanes were brought in line with (since version 3) |
 //!
 //! An ordinary commit changes two pages: the last leaf of `chunk` and the leaf of `state`.
 
@@ -74,6 +76,18 @@ const TABLES_2: &str = "
     ) STRICT;
 ";
 
+/// What version 3 added: `last` is 0 where the row is of an older version, and holds `sequence` alone.
+const TABLES_3: &str = "
+    ALTER TABLE route ADD COLUMN kafka_topic TEXT;
+    ALTER TABLE route ADD COLUMN record_key TEXT;
+    ALTER TABLE route ADD COLUMN value TEXT;
+    ALTER TABLE dead_letter ADD COLUMN last INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX dead_letter_by_last ON dead_letter (last);
+    CREATE INDEX dead_letter_by_time ON dead_letter (at_ms);
+    CREATE TABLE admitted (kafka_topic TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+    CREATE TABLE in_line (id INTEGER PRIMARY KEY CHECK (id = 1), mark INTEGER NOT NULL) STRICT;
+";
+
 /// Where the database is and how it is to be set.
 #[derive(Debug, Clone)]
 pub(super) struct Database {
@@ -119,6 +133,7 @@ impl Database {
     pub(super) fn create_tables(connection: &Connection) -> rusqlite::Result<()> {
         connection.execute_batch(TABLES)?;
         connection.execute_batch(TABLES_2)?;
+        connection.execute_batch(TABLES_3)?;
         connection.pragma_update(None, "application_id", APPLICATION_ID)?;
         connection.pragma_update(None, "user_version", FORMAT_VERSION)
     }
@@ -132,7 +147,10 @@ impl Database {
         if version < 2 {
             tx.execute_batch(TABLES_2)?;
         }
-        // Version 3 has the same tables: the events in chunks have facts, which older ones cannot read.
+        // Beside these tables, the events in chunks have facts since then, which older versions cannot read.
+        if version < 3 {
+            tx.execute_batch(TABLES_3)?;
+        }
         tx.pragma_update(None, "user_version", FORMAT_VERSION)?;
         tx.commit()
     }

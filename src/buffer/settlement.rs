@@ -22,6 +22,12 @@ pub struct Settlement {
     /// Chunks of a parked lane that are settled as a whole: lane, chunk id, its confirmed events, its dead letters.
     /// A chunk that these do not cover exactly stays where it is.
     pub lane_chunks: Vec<(LaneId, i64, Vec<Delivered>, Vec<DeadLetter>)>,
+    /// Events of a parked lane that move elsewhere, by the operator's word: to another lane, or to the dead letters.
+    pub lane_moves: Vec<LaneMove>,
+    /// Kafka topics that readings may go to, beside those of earlier settlements: kept while a lane holds what may not.
+    pub admitted: Vec<Arc<str>>,
+    /// All lanes were brought in line with the configuration that has this mark.
+    pub in_line_with: Option<u64>,
     /// Kafka has committed a watermark of the main lane up to here. Kept, so that a topic that has lost it is noticed.
     pub watermark: Option<Sequence>,
 }
@@ -46,6 +52,20 @@ pub struct Parked {
     pub sequence: Sequence,
     /// Where it waits for.
     pub kafka_topic: Arc<str>,
+}
+
+/// Events that leave a chunk of a parked lane, because what the configuration says of them has changed. The others in it
+/// stay where they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneMove {
+    /// Which lane.
+    pub lane: LaneId,
+    /// Which chunk.
+    pub chunk: i64,
+    /// Where they wait from now on.
+    pub parked: Vec<Parked>,
+    /// What is given up.
+    pub dead: Vec<DeadLetter>,
 }
 
 /// Number of a settlement: it is on disk when [`Settler::applied`] has reached it.

@@ -21,7 +21,11 @@ const FROM_FILE: [&str; 3] = ["sasl.password", "ssl.key.password", "ssl.keystore
 /// No property of librdkafka has more parts.
 const MOST_PARTS: usize = 8;
 
-pub(super) fn options(section: &Section<'_, '_>, env: &Env) -> Result<BTreeMap<String, Secret>, Reported> {
+pub(super) fn options(
+    section: &Section<'_, '_>,
+    env: &Env,
+    largest_record_bytes: u64,
+) -> Result<BTreeMap<String, Secret>, Reported> {
     let Some(table) = section.free_table("options")? else { return Ok(BTreeMap::new()) };
     let mut entries = Vec::new();
     let mut problem = flatten(section, table, "", 1, &mut entries);
@@ -43,7 +47,7 @@ pub(super) fn options(section: &Section<'_, '_>, env: &Env) -> Result<BTreeMap<S
             }
         }
     }
-    for (name, why) in judge(&options) {
+    for (name, why) in judge(&options, largest_record_bytes) {
         let span = places.get(&name).cloned().unwrap_or_else(|| section.span_of("options"));
         problem = Some(section.problem_at(&span, &path(&name), why));
     }
@@ -51,8 +55,8 @@ pub(super) fn options(section: &Section<'_, '_>, env: &Env) -> Result<BTreeMap<S
 }
 
 /// What breaks a promise, and what librdkafka does not know or take.
-fn judge(options: &BTreeMap<String, Secret>) -> Vec<(String, String)> {
-    crate::forward::check_options(options)
+fn judge(options: &BTreeMap<String, Secret>, largest_record_bytes: u64) -> Vec<(String, String)> {
+    crate::forward::check_options(options, largest_record_bytes)
 }
 
 type Entry<'t> = (String, &'t str, Range<usize>);

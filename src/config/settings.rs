@@ -214,6 +214,10 @@ pub struct Kafka {
     pub watermark_topic: String,
     /// A batch waits so long for company.
     pub linger: Duration,
+    /// Kafka topics that sensors may make through templates.
+    pub max_topics: usize,
+    /// The largest record that a packet of the largest size can become, in bytes.
+    pub largest_record_bytes: u64,
     /// `[kafka.options]`, checked against librdkafka's own list; values may be secrets.
     pub options: BTreeMap<String, Secret>,
 }

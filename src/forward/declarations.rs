@@ -16,6 +16,10 @@ use crate::watermark::{Fate, Record};
 /// So many holes go into one transaction, about 150 bytes each; with more of them waiting it is closed.
 const MOST: usize = 1_000;
 
+/// So many lanes go into one transaction, 500 bytes each at most: together with the holes they fit into librdkafka's queue
+/// of 1 MiB. Unbounded, 5,200 topics that were parked between two commits were a "queue full" for ever.
+const MOST_LANES: usize = 500;
+
 /// See the module's words.
 #[derive(Debug, Default)]
 pub(super) struct Declarations {
@@ -72,7 +76,7 @@ impl Declarations {
 
     /// As much as one transaction takes.
     pub(super) fn is_full(&self) -> bool {
-        self.holes.len() >= MOST
+        self.holes.len() >= MOST || self.lanes.len() >= MOST_LANES
     }
 
     /// The identity and the holes for the transaction that is being sealed.
@@ -91,6 +95,9 @@ impl Declarations {
     /// The lanes for the transaction that is being sealed.
     pub(super) fn seal_lanes(&mut self) -> Vec<Arc<str>> {
         self.sealed_lanes = std::mem::take(&mut self.lanes);
+        if let Some(next) = self.sealed_lanes.iter().nth(MOST_LANES).cloned() {
+            self.lanes = self.sealed_lanes.split_off(&next);
+        }
         self.sealed_lanes.iter().cloned().collect()
     }
 
@@ -118,6 +125,27 @@ mod tests {
         holes
             .filter_map(|r| if let Record::Hole { first, last, .. } = r { Some((first, last)) } else { None })
             .collect()
+    }
+
+    #[test]
+    fn one_transaction_declares_a_bounded_number_of_lanes_and_the_next_ones_the_rest() {
+        let mut declarations = Declarations::default();
+        let topics: Vec<Arc<str>> = (0..=MOST_LANES * 2).map(|n| format!("t{n}").into()).collect();
+        for topic in &topics {
+            declarations.lane(topic);
+        }
+        assert!(declarations.is_full());
+        assert_eq!(declarations.seal_lanes().len(), MOST_LANES);
+        declarations.undone();
+        let mut said = BTreeSet::new();
+        for lanes in [MOST_LANES, MOST_LANES, 1] {
+            let sealed = declarations.seal_lanes();
+            assert_eq!(sealed.len(), lanes);
+            said.extend(sealed);
+            declarations.committed();
+        }
+        assert_eq!(said.len(), topics.len());
+        assert!(!declarations.any());
     }
 
     #[test]

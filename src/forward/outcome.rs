@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::buffer::{DeadLetter, LaneId, Parked, Settlement};
+use crate::buffer::{DeadLetter, LaneId, LaneMove, Parked, Settlement};
 use crate::delivered::Delivered;
 use crate::event::{RouteId, Sequence};
 #[cfg(feature = "planted")]
@@ -60,6 +60,26 @@ impl Outcome {
         self.settlement.parked.push(Parked { sequence, kafka_topic });
     }
 
+    /// Events of a parked lane go elsewhere.
+    pub(super) fn lane_move(&mut self, moved: LaneMove, now: Instant) {
+        self.note(moved.parked.len().saturating_add(moved.dead.len()), now);
+        self.settlement.lane_moves.push(moved);
+    }
+
+    /// Kafka topics that were admitted; the buffer keeps their names.
+    pub(super) fn admitted(&mut self, topics: Vec<Arc<str>>, now: Instant) {
+        if !topics.is_empty() {
+            self.note(0, now);
+            self.settlement.admitted.extend(topics);
+        }
+    }
+
+    /// The lanes are as the configuration with that mark wants them.
+    pub(super) fn lanes_are_in_line(&mut self, mark: u64, now: Instant) {
+        self.note(0, now);
+        self.settlement.in_line_with = Some(mark);
+    }
+
     /// Kafka has committed a watermark.
     pub(super) fn watermark(&mut self, through: Sequence, now: Instant) {
         self.note(0, now);
@@ -68,7 +88,8 @@ impl Outcome {
 
     /// Holds a fate that must be on disk before a watermark passes it.
     pub(super) fn has_fates(&self) -> bool {
-        !self.settlement.dead.is_empty() || !self.settlement.parked.is_empty()
+        let Settlement { dead, parked, lane_moves, .. } = &self.settlement;
+        !dead.is_empty() || !parked.is_empty() || !lane_moves.is_empty()
     }
 
     /// A chunk of a parked lane is done with.

@@ -97,9 +97,16 @@ pub(super) struct Transacting {
 
 impl MainLane {
     /// From now on with transactions. The present producer is a transactional one.
-    pub(in crate::forward) fn with_transactions(mut self, terms: Arc<Terms>, released: Sequence) -> Self {
+    /// What Kafka has of `lanes` is asked for as well, once.
+    pub(in crate::forward) fn with_transactions(
+        mut self,
+        terms: Arc<Terms>,
+        released: Sequence,
+        lanes: Vec<Arc<str>>,
+    ) -> Self {
         let now = Instant::now();
-        let session = Session::new(Arc::clone(&terms), Vec::new(), None, now);
+        let session = Session::new(Arc::clone(&terms), lanes.clone(), None, now);
+        self.lanes_asked_for = lanes;
         self.known_topic = Some(Arc::clone(&terms.topic));
         self.transacting = Some(Transacting {
             session,
@@ -173,7 +180,7 @@ impl MainLane {
     pub(super) fn open_session(&mut self, now: Instant) {
         if let Some(transacting) = &mut self.transacting {
             let (terms, known) = (Arc::clone(&transacting.terms), transacting.known.take());
-            transacting.session = Session::new(terms, Vec::new(), known, now);
+            transacting.session = Session::new(terms, self.lanes_asked_for.clone(), known, now);
         }
     }
 
@@ -406,6 +413,8 @@ impl MainLane {
             let since_ms = recalled.main.as_ref().map_or(i64::MIN, |word| word.at_ms().saturating_sub(SLACK_MS));
             shared.declare_again(through, since_ms);
         }
+        self.lanes_asked_for = Vec::new();
+        shared.recalled_lanes.get_or_insert(recalled.lanes);
         shared.partitions = Some(recalled.partitions);
         shared.is_itself = true;
         transacting.committed = transacting.committed.max(through);
