@@ -14,8 +14,11 @@
 //! 2. **An event leaves the buffer in exactly four ways**: Kafka confirmed it; it was moved to the dead letters with its
 //!    reason; a declared overflow policy dropped it, counted and announced; an operator purged it. No timeout, retry
 //!    budget, Kafka error or restart ever removes one.
-//!    Kept by `delivered.rs`, `buffer/settle.rs` and `forward/verdict.rs`. Proven by `a_broker_that_is_killed_and_restarted_loses_nothing_and_keeps_the_order`,
-//!    `every_row_of_the_recovery_table_has_its_verdict` and `a_release_before_delivery_is_seen` (the control).
+//!    A changed configuration is no verdict over what is held, either.
+//!    Kept by `delivered.rs`, `buffer/settle.rs`, `forward/verdict.rs` and `forward/relocation.rs`. Proven by `a_broker_that_is_killed_and_restarted_loses_nothing_and_keeps_the_order`,
+//!    `every_row_of_the_recovery_table_has_its_verdict`,
+//!    `a_backlog_whose_route_is_renamed_goes_where_it_was_sent_from_a_nearly_full_file`,
+//!    `a_release_before_delivery_is_seen` and `a_route_that_is_a_verdict_is_seen` (the controls).
 //! 3. **Exactly once**: nothing is stored twice that QoS 2 delivered once, because packet ids are durable with the events
 //!    and PUBCOMP leaves when their removal is; and with `delivery = "exactly-once"` a `read_committed` reader sees all that
 //!    the buffer took once.
@@ -31,11 +34,14 @@
 //!    `a_qos_2_reading_is_taken_once_though_the_agent_is_killed_between_pubrec_and_pubrel`,
 //!    `qos_2_goes_on_where_it_was_after_a_kill` and `forgotten_packet_ids_are_seen_at_a_broker` (the control).
 //! 4. **Order**: events of one MQTT topic reach their Kafka partition in arrival order.
-//!    Kept by `forward/outstanding.rs` and `forward/parking.rs`. Proven by `a_missing_topic_waits_in_order_while_the_other_flows_and_drains_when_it_appears`,
+//!    Kept by `forward/outstanding.rs`, `forward/parking.rs` and `forward/relocation.rs`. Proven by
+//!    `parked_readings_follow_a_mended_route_and_a_redirect_in_order_and_once_through_kills`, `a_missing_topic_waits_in_order_while_the_other_flows_and_drains_when_it_appears`,
 //!    `no_acknowledged_reading_is_lost_when_the_agent_behind_its_listener_is_killed` and
 //!    `a_parked_topic_that_is_overtaken_is_seen` (the control).
 //! 5. **Everything is bounded**: disk, memory, open files, reconnect rate, log rate. No bound is silent.
-//!    Kept by `buffer/limits.rs`, `ingest/door.rs` and `retry.rs`. Proven by
+//!    Kept by `buffer/limits.rs`, `ingest/door.rs`, `forward/admission.rs`, `forward/fates.rs` and `retry.rs`. Proven by
+//!    `sensors_that_make_25_000_topics_hold_up_nobody`, `topics_of_60_kb_do_not_pile_up_in_memory`,
+//!    `dead_letters_fit_where_their_readings_were_and_are_said_once`,
 //!    `memory_is_bounded_while_kafka_is_away_and_200_000_readings_pile_up_and_drain`,
 //!    `a_full_buffer_acknowledges_nothing_settles_on_and_opens_again`,
 //!    `an_oversized_packet_does_not_make_a_loop_and_does_not_stop_others` and `an_unbounded_intake_is_seen` (a control).

@@ -30,6 +30,10 @@ pub enum Bug {
     BlindWatchdog,
     /// A record that Kafka refuses is released without a dead letter.
     DropDeadLetters,
+    /// Each dead letter is a row of its own, ten times as large as in its chunk.
+    RowADeadLetter,
+    /// What is held under a route that is gone becomes dead letters.
+    RouteIsVerdict,
     /// A batch that Kafka refuses is blamed on its newest record, though it was not alone.
     BlameTheBatch,
     /// The cursor moves when Kafka has acknowledged the records, before the transaction is committed.
@@ -89,6 +93,8 @@ impl Bug {
             Self::CarelessStop => "careless-stop",
             Self::BlindWatchdog => "blind-watchdog",
             Self::DropDeadLetters => "drop-dead-letters",
+            Self::RowADeadLetter => "row-a-dead-letter",
+            Self::RouteIsVerdict => "route-is-verdict",
             Self::BlameTheBatch => "blame-the-batch",
             Self::CursorBeforeCommit => "cursor-before-commit",
             Self::WatermarkOutside => "watermark-outside",

@@ -153,7 +153,8 @@ enum End {
 }
 
 fn run_once(config: Config) -> Result<End, RunError> {
-    let (buffer, recovered) = Buffer::open(config.buffer.clone(), &config.agent.data_dir, &config.routes.names())?;
+    let (buffer, recovered) =
+        Buffer::open(config.buffer.clone(), &config.agent.data_dir, &config.routes.definitions())?;
     // At least once has no watermark by which the copies of a buffer find out about each other. With exactly-once it tells
     // more surely, and a machine that was only exchanged keeps its identity; a buffer without readings has nothing to keep
     // it for, and an image that was written to many cards is one.
@@ -218,7 +219,7 @@ impl Stages {
         }
         let mut watched = Watched::default();
         let recovery = forward::Recovery::from(&recovered);
-        let Recovered { buffer_id, routes: route_ids, mut sessions, .. } = recovered;
+        let Recovered { buffer_id, routes: route_ids, gone, mut sessions, .. } = recovered;
         let routes = Arc::new(config.routes);
         let running = buffer.start(watched.pulse("buffer"))?;
 
@@ -268,6 +269,7 @@ impl Stages {
             buffer: running.status.clone(),
             forward: forward_seen.clone(),
             links: watched.links,
+            gone: gone.into_iter().map(|(id, route)| (id, route.to)).collect(),
             pulses: watched.pulses,
             serving: AtomicBool::new(true),
         });

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::envelope::{Damage, Opener, Sealer};
-use super::limits::{CHUNK_RAW_BYTES, TOPICS_KEPT};
+use super::limits::{CHUNK_RAW_BYTES, LONGEST_NAME_KEPT, NAME_OVERHEAD_BYTES, NAMES_KEPT_BYTES};
 use crate::cbor::{self, Blob};
 use crate::event::{Event, Properties, Qos, RouteId, Sender, Sequence, Stored};
 
@@ -141,6 +141,8 @@ pub(super) struct ChunkReader {
     opener: Opener,
     /// Topics, client ids and users.
     names: HashSet<Arc<str>>,
+    /// What these cost.
+    names_bytes: usize,
 }
 
 impl ChunkReader {
@@ -218,11 +220,16 @@ impl ChunkReader {
         if let Some(known) = self.names.get(name) {
             return Arc::clone(known);
         }
-        if self.names.len() >= TOPICS_KEPT {
-            self.names.clear();
-        }
         let new: Arc<str> = Arc::from(name);
-        self.names.insert(Arc::clone(&new));
+        if name.len() <= LONGEST_NAME_KEPT {
+            let cost = name.len().saturating_add(NAME_OVERHEAD_BYTES);
+            self.names_bytes = self.names_bytes.saturating_add(cost);
+            if self.names_bytes > NAMES_KEPT_BYTES {
+                self.names = HashSet::new();
+                self.names_bytes = cost;
+            }
+            self.names.insert(Arc::clone(&new));
+        }
         new
     }
 }
@@ -363,5 +370,16 @@ mod tests {
         assert_eq!((&**topic, &payload[..], *qos, *retain, *dup), ("a/b", &b"x"[..], Qos::AtLeastOnce, true, false));
         assert!(sender.is_none());
         assert_eq!(properties.as_deref().and_then(|p| p.content_type.as_deref()), Some("text/plain"));
+    }
+
+    #[test]
+    fn remembered_names_are_bounded_in_bytes() {
+        let mut reader = ChunkReader::default();
+        for n in 0..10_000 {
+            reader.name(&format!("{n}/{}", "x".repeat(n % 600)));
+            let bytes: usize = reader.names.iter().map(|name| name.len() + NAME_OVERHEAD_BYTES).sum();
+            assert_eq!(bytes, reader.names_bytes);
+            assert!(bytes <= NAMES_KEPT_BYTES && reader.names.iter().all(|name| name.len() <= LONGEST_NAME_KEPT));
+        }
     }
 }

@@ -28,7 +28,7 @@ use tokio::sync::mpsc;
 use super::books::Books;
 use super::envelope::Sealer;
 use super::error::{WriteError, is_full, row_id};
-use super::settle::{Pending, Tools};
+use super::settle::{Part, Pending, Tools};
 use super::statements::Statements;
 use super::{Arrivals, IdChange, Room, SessionChange, sessions};
 use crate::event::{Qos, RouteId, Sequence, Stored};
@@ -114,11 +114,11 @@ impl<R> Batch<R> {
         self.events.last().map(|event| event.sequence)
     }
 
-    /// The transaction. When it returns well, everything in `self` and `pending` is on disk, acknowledged, and the
+    /// The transaction. When it returns well, everything in `self` and `settlements` is on disk, acknowledged, and the
     /// events are handed over for the forwarder. Otherwise `books` must be read again, and nothing else has changed.
     pub(super) fn commit(
         &mut self,
-        pending: &Pending,
+        settlements: Option<(&Pending, Part)>,
         books: &mut Books,
         tx: &mut Statements<'_>,
         tools: &mut Tools,
@@ -129,7 +129,7 @@ impl<R> Batch<R> {
             std::thread::sleep(Duration::from_millis(300));
         }
         tx.begin.execute([])?;
-        if let Err(error) = self.write(pending, books, tx, tools, scratch) {
+        if let Err(error) = self.write(settlements, books, tx, tools, scratch) {
             return Err(roll_back(error, tx));
         }
         // custody rule 1: with synchronous=FULL this returns when the log is synced.
@@ -150,14 +150,16 @@ impl<R> Batch<R> {
 
     fn write(
         &self,
-        pending: &Pending,
+        settlements: Option<(&Pending, Part)>,
         books: &mut Books,
         tx: &mut Statements<'_>,
         tools: &mut Tools,
         scratch: &mut Scratch,
     ) -> Result<(), WriteError> {
         // Settlements first: the pages they free are there for the events.
-        pending.apply(tx, books, tools)?;
+        if let Some((pending, part)) = settlements {
+            pending.apply(part, tx, books, tools)?;
+        }
         self.write_events(books, tx, tools)?;
         sessions::apply(&self.sessions, &mut books.sessions, tx, &mut scratch.raw, &mut scratch.sealer)?;
         books.transaction = books.transaction.saturating_add(1);

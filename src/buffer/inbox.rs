@@ -115,6 +115,14 @@ impl<R> Inbox<R> {
         }
     }
 
+    /// It did happen, and only what frees room was in it.
+    pub(super) fn half_done(&mut self) {
+        if let Some(doubtful) = &mut self.doubtful {
+            doubtful.forget_releases();
+        }
+        self.undone();
+    }
+
     /// It did happen: what was in it.
     pub(super) fn done(&mut self) -> Pending {
         self.doubtful.take().unwrap_or_default()

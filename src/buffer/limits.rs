@@ -22,8 +22,14 @@ pub(super) const NEXT_CHUNKS: u32 = 64;
 /// Largest raw length that a body may announce: one MQTT packet (256 MiB) and the frame around it. Larger is damage.
 pub(super) const MAX_RAW_BYTES: usize = 272 * 1024 * 1024;
 
-/// Topics that a reader remembers, so that equal topics share memory: 1,024 of 100 bytes are 100 KB.
-pub(super) const TOPICS_KEPT: usize = 1024;
+/// Topics and names of senders that a reader remembers, so that equal ones share memory: 256 KiB are 1,600 of 100 bytes.
+pub(super) const NAMES_KEPT_BYTES: usize = 256 * 1024;
+
+/// Charged for each beside its name: its place in the set, and the counters of what shares it.
+pub(super) const NAME_OVERHEAD_BYTES: usize = 64;
+
+/// Longer ones are not remembered: one of 64 KiB would push hundreds of ordinary ones out.
+pub(super) const LONGEST_NAME_KEPT: usize = 512;
 
 /// Longest sleep of the buffer thread: the pulse needs one beat a second, and five wake-ups cost nothing.
 pub(super) const TICK: Duration = Duration::from_millis(200);

@@ -12,7 +12,7 @@
 //! * An event is a part of a chunk: one blob a commit, CBOR in zstd under a CRC ([`chunk`], [`envelope`]). What is not
 //!   an event is in the books, one blob that changes in the same transaction ([`books`], [`ledger`], [`spans`]).
 //! * Forward reads through its own read-only connection or, when it keeps up, from memory ([`outlet`], [`live`]), and
-//!   says what became of the events ([`settlement`], [`settle`]).
+//!   says what became of the events ([`settlement`], [`settle`], [`copies`]).
 //! * After a failed write nothing is acknowledged until the disk has been read again ([`recover`]). What is wrong with
 //!   the files at start is decided in [`open`], with the side file as second witness ([`identity`]) and a look at the log
 //!   before SQLite sees it ([`tail`]). Which start stored what, and whose watermark is whose, is in [`life`]. Rows that can
@@ -23,6 +23,7 @@ mod books;
 mod chunk;
 mod clock;
 mod commit;
+mod copies;
 mod envelope;
 mod error;
 mod identity;
@@ -61,7 +62,7 @@ pub use intake::{Arrivals, IdChange, Intake, Room, SessionChange, Stopped};
 pub use life::take_new_identity;
 pub use open::Buffer;
 pub use outlet::{LaneChunk, Outlet, ReadError};
-pub use settlement::{DeadLetter, Parked, Settlement, Settler, Ticket};
+pub use settlement::{DeadLetter, LaneMove, Parked, Settlement, Settler, Ticket};
 pub use start::{BufferThread, Running};
 
 use std::collections::{BTreeMap, HashMap};
@@ -70,19 +71,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::event::{RouteId, Sequence};
+use crate::route::Definition;
 use crate::watermark::Instance;
 
 /// A Kafka topic that is parked: its events wait in a lane of their own, in order, while all others flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LaneId(pub i64);
 
+/// The lane of events whose Kafka topic was not admitted. No Kafka topic has such a name.
+pub const OVERFLOW: &str = "(beyond max_topics)";
+
 /// What was on the disk when the buffer was opened.
 #[derive(Debug)]
 pub struct Recovered {
     /// Identity of this buffer.
     pub buffer_id: uuid::Uuid,
-    /// The ledger line of each name given to `open`, in the same order.
+    /// The ledger line of each route given to `open`, in the same order.
     pub routes: Vec<RouteId>,
+    /// Routes of earlier starts that were not given, as they were written, by their ledger line.
+    pub gone: BTreeMap<RouteId, Definition>,
     /// QoS 2 state by session key.
     pub sessions: HashMap<Arc<str>, StoredSession>,
     /// Sequences of the main lane above `released` that are already settled and must not be sent again.
@@ -93,6 +100,10 @@ pub struct Recovered {
     pub holes: Vec<Hole>,
     /// Lanes that hold events, with their Kafka topic.
     pub lanes: Vec<(LaneId, Arc<str>)>,
+    /// Kafka topics that were admitted, while [`OVERFLOW`] holds what was not.
+    pub admitted: Vec<Arc<str>>,
+    /// The mark of the configuration that the lanes were last brought in line with.
+    pub in_line_with: Option<u64>,
     /// Who has stored readings and written watermarks for this buffer, and who will.
     pub lives: Lives,
     /// What tells that the buffer is not where it was: a clone, a copy that was restored, or another machine.

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension};
 use uuid::Uuid;
 
 use super::books::{Books, StateRead};
@@ -34,10 +34,11 @@ use super::identity::{self, Marks, Place, ReadFault};
 use super::limits::{LOCK_STEP, LOCK_WAIT};
 use super::schema::{APPLICATION_ID, Database, FORMAT_VERSION};
 use super::tail::{self, Tail};
-use super::{Hole, Recovered, clock, life, mend, private, salvage};
+use super::{Hole, OVERFLOW, Recovered, clock, life, mend, private, salvage};
 use crate::config;
 use crate::event::{RouteId, Sequence};
 use crate::planted::{Bug, planted};
+use crate::route::Definition;
 
 /// Lost spans that a log line names; all of them are in the database and in the watermark topic.
 const SPANS_SAID: usize = 8;
@@ -60,25 +61,25 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Opens the buffer in that directory, or makes one. `route_names` are the ledger lines in the order of the
-    /// `[[route]]` tables; a name that was there before keeps its id.
+    /// Opens the buffer in that directory, or makes one. `routes` are the `[[route]]` tables in their order; each has a
+    /// ledger line by its `from`, and one that was there before keeps its id.
     ///
     /// # Errors
     /// See [`OpenError::next_step`]. Nothing was deleted.
     pub fn open(
         settings: config::Buffer,
         data_dir: &Path,
-        route_names: &[Arc<str>],
+        routes: &[Definition],
     ) -> Result<(Self, Recovered), OpenError> {
         private::directory(data_dir).map_err(OpenError::files("make the data directory", data_dir))?;
         let lock = lock(data_dir)?;
         let database = Database::new(data_dir, &settings);
-        match Self::open_locked(settings.clone(), data_dir, route_names, lock.try_clone()) {
+        match Self::open_locked(settings.clone(), data_dir, routes, lock.try_clone()) {
             // A page that only writing comes by.
             Err(OpenError::Disk { source, .. }) if is_damage(&source) => {
                 let files = OpenError::files("write beside", database.path());
                 salvage::ask_for(database.path(), &source.to_string()).map_err(files)?;
-                Self::open_locked(settings, data_dir, route_names, Ok(lock))
+                Self::open_locked(settings, data_dir, routes, Ok(lock))
             }
             opened => opened,
         }
@@ -87,7 +88,7 @@ impl Buffer {
     fn open_locked(
         settings: config::Buffer,
         data_dir: &Path,
-        route_names: &[Arc<str>],
+        routes: &[Definition],
         lock: io::Result<File>,
     ) -> Result<(Self, Recovered), OpenError> {
         let lock = lock.map_err(OpenError::files("hold the lock of", data_dir))?;
@@ -98,7 +99,9 @@ impl Buffer {
         let commit = books.transaction;
         let place = Place::of(database.path());
         let (marks, moved) = reconcile(marks, buffer_id, place, &tail, &mut books, &connection, data_dir)?;
-        let (routes, route_names) = assign_routes(&connection, route_names, &mut books)?;
+        let Assigned { ids: routes, names: route_names, gone } = assign_routes(&connection, routes, &mut books)?;
+        let (admitted, in_line_with) =
+            admitted(&connection, &books).map_err(OpenError::disk("read the admitted topics"))?;
         let (lives, life) = life::begin(&connection, &books, commit)?;
         let reader = database.open_reader().map_err(OpenError::disk("open the database for reading"))?;
         if !books.ledger.balanced() {
@@ -107,11 +110,14 @@ impl Buffer {
         let recovered = Recovered {
             buffer_id,
             routes,
+            gone,
             sessions: books.sessions.clone(),
             settled: books.settled.ranges(),
             released: books.settled.released(),
             holes: read_holes(&connection).map_err(OpenError::disk("read the holes"))?,
             lanes: books.lanes.iter().map(|(id, lane)| (*id, Arc::clone(&lane.kafka_topic))).collect(),
+            admitted,
+            in_line_with,
             lives,
             moved,
             is_empty: books.ledger.is_empty(),
@@ -310,7 +316,7 @@ fn load(connection: &Connection, marks: Option<&Marks>) -> Result<(Books, Uuid),
     }
     // What lies in the other tables is read later, or hardly ever; that they can be read shows now, while the file
     // can still be rebuilt. Those that have few rows are looked at as a whole, with their indexes.
-    for table in ["lane_chunk", "dead_letter"] {
+    for table in ["lane_chunk", "dead_letter", "admitted", "in_line"] {
         connection.query_row(&format!("SELECT count(*) FROM (SELECT * FROM {table} LIMIT 1)"), [], |_| Ok(()))?;
     }
     for table in ["route", "lane", "life", "former", "hole"] {
@@ -382,7 +388,7 @@ fn create(database: &Database) -> Result<(Connection, Books, Uuid), OpenError> {
         Database::create_tables(&tx)?;
         tx.execute("INSERT INTO identity VALUES (1, ?1, ?2)", (buffer_id.as_bytes(), clock::now_ms()))?;
         tx.execute("INSERT INTO state VALUES (1, ?1)", [&state])?;
-        tx.execute("INSERT INTO route VALUES (0, '')", [])?;
+        tx.execute("INSERT INTO route (id, name) VALUES (0, '')", [])?;
         tx.commit()
     };
     fill(&mut connection).map_err(OpenError::disk("create the tables"))?;
@@ -511,55 +517,88 @@ fn skip(
     tx.commit()
 }
 
-type Routes = (Vec<RouteId>, BTreeMap<RouteId, Arc<str>>);
+/// Ledger lines and what stands for them in the configuration.
+struct Assigned {
+    /// Of the present routes, in their order.
+    ids: Vec<RouteId>,
+    names: BTreeMap<RouteId, Arc<str>>,
+    /// Routes that the configuration has no more.
+    gone: BTreeMap<RouteId, Definition>,
+}
 
-/// Ids for the names: known ones keep theirs, new ones get the next.
-fn assign_routes(connection: &Connection, wanted: &[Arc<str>], books: &mut Books) -> Result<Routes, OpenError> {
-    let assign = || -> rusqlite::Result<Option<Routes>> {
+/// Ids for the routes: known ones keep theirs, new ones get the next. What each says is kept: when it is gone from the
+/// configuration, what was taken in under it still has a way out.
+fn assign_routes(connection: &Connection, wanted: &[Definition], books: &mut Books) -> Result<Assigned, OpenError> {
+    let assign = || -> rusqlite::Result<Option<Assigned>> {
         let tx = connection.unchecked_transaction()?;
         let mut names: BTreeMap<RouteId, Arc<str>> = BTreeMap::new();
+        let mut gone: BTreeMap<RouteId, Definition> = BTreeMap::new();
         let mut damaged = 0_usize;
         {
-            let mut known = tx.prepare("SELECT id, name FROM route")?;
+            let mut known = tx.prepare("SELECT id, name, kafka_topic, record_key, value FROM route")?;
             let mut rows = known.query([])?;
             while let Some(row) = rows.next()? {
                 match (row.get(0), row.get::<_, String>(1)) {
-                    (Ok(id), Ok(name)) => drop(names.insert(RouteId(id), name.into())),
+                    (Ok(id), Ok(name)) => {
+                        let (id, from) = (RouteId(id), Arc::<str>::from(name));
+                        let text = |column| row.get::<_, Option<String>>(column).ok().flatten().map(Arc::<str>::from);
+                        // A version before the fourth did not write them down.
+                        if let (Some(to), Some(key), Some(value)) = (text(2), text(3), text(4)) {
+                            gone.insert(id, Definition { from: Arc::clone(&from), to, key, value });
+                        }
+                        names.insert(id, from);
+                    }
                     (Err(error), _) | (_, Err(error)) if is_unreadable(&error) => damaged = damaged.saturating_add(1),
                     (Err(error), _) | (_, Err(error)) => return Err(error),
                 }
             }
         }
+        const WRITE: &str = "INSERT INTO route (id, name, kafka_topic, record_key, value) VALUES (?1, ?2, ?3, ?4, ?5) \
+                             ON CONFLICT (id) DO UPDATE SET kafka_topic = ?3, record_key = ?4, value = ?5";
         if damaged > 0 {
             tracing::error!(damaged, "buffer: names of ledger lines are damaged; their routes begin new lines");
             tx.execute("DELETE FROM route", [])?;
             for (id, name) in &names {
-                tx.execute("INSERT INTO route VALUES (?1, ?2)", (id.0, &**name))?;
+                let of = gone.get(id);
+                let (to, key, value) = (of.map(|of| &*of.to), of.map(|of| &*of.key), of.map(|of| &*of.value));
+                tx.execute(WRITE, (id.0, &**name, to, key, value))?;
             }
         }
         let mut ids = Vec::with_capacity(wanted.len());
-        for name in wanted {
-            let known = names.iter().find(|(_, known)| *known == name).map(|(id, _)| *id);
-            if let Some(id) = known {
-                ids.push(id);
-                continue;
-            }
+        for route in wanted {
+            let Definition { from, to, key, value } = route;
+            let known = names.iter().find(|(_, known)| *known == from).map(|(id, _)| *id);
             // A line whose name is gone keeps its number.
             let last = names.last_key_value().map_or(0, |(id, _)| id.0).max(books.ledger.last().map_or(0, |id| id.0));
-            let Some(id) = last.checked_add(1).map(RouteId) else { return Ok(None) };
-            tx.execute("INSERT INTO route VALUES (?1, ?2)", (id.0, &**name))?;
-            names.insert(id, Arc::clone(name));
+            let Some(id) = known.or_else(|| last.checked_add(1).map(RouteId)) else { return Ok(None) };
+            if known.is_none() || gone.get(&id) != Some(route) {
+                tx.execute(WRITE, (id.0, &**from, &**to, &**key, &**value))?;
+                names.insert(id, Arc::clone(from));
+            }
+            gone.remove(&id);
             ids.push(id);
         }
         tx.commit()?;
-        Ok(Some((ids, names)))
+        Ok(Some(Assigned { ids, names, gone }))
     };
     let assigned = assign().map_err(OpenError::disk("give routes their ledger lines"))?;
-    let (ids, names) = assigned.ok_or(OpenError::TooManyRoutes { limit: u16::MAX })?;
-    for id in &ids {
+    let assigned = assigned.ok_or(OpenError::TooManyRoutes { limit: u16::MAX })?;
+    for id in &assigned.ids {
         books.ledger.open(*id);
     }
-    Ok((ids, names))
+    Ok(assigned)
+}
+
+/// The Kafka topics that were admitted, forgotten when nothing waits beyond them; and the lanes' mark.
+fn admitted(connection: &Connection, books: &Books) -> rusqlite::Result<(Vec<Arc<str>>, Option<u64>)> {
+    if !books.lanes.values().any(|lane| &*lane.kafka_topic == OVERFLOW) {
+        connection.execute("DELETE FROM admitted", [])?;
+    }
+    let mut topics = connection.prepare("SELECT kafka_topic FROM admitted")?;
+    let topics = topics.query_map([], |row| row.get::<_, String>(0))?;
+    let topics = topics.map(|topic| topic.map(Arc::from)).collect::<rusqlite::Result<_>>()?;
+    let mark = connection.query_row("SELECT mark FROM in_line WHERE id = 1", [], |row| row.get(0)).optional()?;
+    Ok((topics, mark.map(sequence)))
 }
 
 fn set_aside(path: &Path) -> Result<Option<PathBuf>, OpenError> {

@@ -177,19 +177,41 @@ impl Outlet {
         Ok(None)
     }
 
-    /// Dead letters that the watermark topic may not know: those above that sequence, and those made since that time;
-    /// the oldest `most` of them, each with its time.
+    /// Dead letters that the watermark topic may not know: those above that sequence, and those made since that time,
+    /// with what was written together with them; about the oldest `most` of them, each with its time.
     ///
     /// # Errors
-    /// As [`Outlet::next`].
-    pub fn dead_letters(&self, after: Sequence, since_ms: i64, most: u32) -> Result<Vec<(DeadLetter, i64)>, ReadError> {
+    /// As [`Outlet::next`]; what is damaged is left out.
+    pub fn dead_letters(
+        &mut self,
+        after: Sequence,
+        since_ms: i64,
+        most: u32,
+    ) -> Result<Vec<(DeadLetter, i64)>, ReadError> {
         let mut find = self.connection.prepare(DEAD_LETTERS)?;
-        let rows = find.query_map((row_id(after), since_ms, most), |row| {
-            let (sequence, route) = (sequence(row.get(0)?), RouteId(row.get(1)?));
-            let (kafka_topic, reason) = (row.get::<_, String>(2)?.into(), row.get(3)?);
-            Ok((DeadLetter { sequence, route, kafka_topic, reason }, row.get(4)?))
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+        let mut body = self.connection.prepare("SELECT body FROM dead_letter WHERE sequence = ?1")?;
+        let mut rows = find.query((row_id(after), since_ms, most))?;
+        let mut letters = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (first, last, route) = (sequence(row.get(0)?), sequence(row.get(1)?), RouteId(row.get(2)?));
+            let (kafka_topic, reason): (Arc<str>, String) = (row.get::<_, String>(3)?.into(), row.get(4)?);
+            let at_ms = row.get(5)?;
+            let mut add = |sequence| {
+                let (kafka_topic, reason) = (Arc::clone(&kafka_topic), reason.clone());
+                letters.push((DeadLetter { sequence, route, kafka_topic, reason }, at_ms));
+            };
+            // Which sequences a row of several holds stands in its body alone.
+            if last <= first {
+                add(first);
+            } else {
+                let body: Vec<u8> = body.query_row([row_id(first)], |row| row.get(0))?;
+                self.reader.read(&body, first, last).unwrap_or_default().iter().for_each(|event| add(event.sequence));
+            }
+            if letters.len() >= usize::try_from(most).unwrap_or(usize::MAX) {
+                break;
+            }
+        }
+        Ok(letters)
     }
 
     /// What waits in a parked lane: lowest and highest sequence behind that chunk (0 = all of it), and the events in the
@@ -290,10 +312,11 @@ impl Outlet {
     }
 }
 
-/// Each half goes by an index and ends after so many rows, however many dead letters there are: this runs in the
+/// Each part goes by an index and ends after so many rows, however many dead letters there are: this runs in the
 /// forwarder's thread, and its watchdog waits.
-pub(super) const DEAD_LETTERS: &str = "SELECT sequence, route, kafka_topic, reason, at_ms FROM dead_letter WHERE sequence IN ( \
+pub(super) const DEAD_LETTERS: &str = "SELECT sequence, last, route, kafka_topic, reason, at_ms FROM dead_letter WHERE sequence IN ( \
     SELECT sequence FROM (SELECT sequence FROM dead_letter WHERE sequence > ?1 ORDER BY sequence LIMIT ?3) \
+    UNION SELECT sequence FROM (SELECT sequence FROM dead_letter WHERE last > ?1 ORDER BY last LIMIT ?3) \
     UNION SELECT sequence FROM (SELECT sequence FROM dead_letter WHERE at_ms >= ?2 ORDER BY at_ms LIMIT ?3) \
     ) ORDER BY sequence LIMIT ?3";
 

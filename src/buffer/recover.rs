@@ -18,6 +18,7 @@ use super::error::{CloseError, WriteError};
 use super::limits::{STOP_PATIENCE, TICK};
 use super::pace;
 use super::salvage;
+use super::settle::Part;
 use super::writer::Writer;
 use crate::planted::{Bug, planted};
 
@@ -26,7 +27,7 @@ impl<R> Writer<R> {
     pub(super) fn recover(&mut self, error: &WriteError) -> Result<Connection, CloseError> {
         self.failed(error);
         self.stop_if_damaged(error)?;
-        if self.attempted.settlements {
+        if self.attempted.settlements.is_some() {
             self.inbox.doubt();
         }
         loop {
@@ -107,9 +108,14 @@ impl<R> Writer<R> {
         tracing::info!(transaction = on_disk.transaction, happened, "buffer: opened again after a failed write");
         self.books = on_disk;
         if happened {
-            let pending = self.inbox.done();
             let events = if self.attempted.batch { self.inbox.batch.found_on_disk(&self.books) } else { Vec::new() };
-            self.committed(events, &pending);
+            if self.attempted.settlements == Some(Part::Releases) {
+                self.inbox.half_done();
+                self.released(events);
+            } else {
+                let pending = self.inbox.done();
+                self.committed(events, &pending);
+            }
         } else {
             self.inbox.undone();
         }

@@ -9,12 +9,14 @@
 //! | `chunk` | a [chunk](super::chunk) of the main lane: sequences `first` to `last` without a gap |
 //! | `lane` | a parked Kafka topic and how many events wait for it |
 //! | `lane_chunk` | a chunk of a parked lane: in order, not contiguous |
-//! | `dead_letter` | one event that Kafka will never take, and why; `body` is a chunk of one |
+//! | `dead_letter` | events that Kafka will never take, with one reason: a chunk in order, not contiguous (of one event before version 4) |
 //! | `session` | one persistent MQTT session with its QoS 2 packet ids |
-//! | `route` | a line of the ledger by name |
+//! | `route` | a line of the ledger by name; since version 4 also what its `[[route]]` says or said |
 //! | `life` | one start of the agent: the instance it drew, the first sequence it could give out and the last it can have sent, the last commit of it that is on disk, whether Kafka's last watermark may be its (since version 2) |
 //! | `former` | an identity that this buffer had before, and the last sequence that was given out under it (since version 2) |
 //! | `hole` | sequences that will never come and that no other table speaks of, and why (since version 4) |
+//! | `admitted` | a Kafka topic that a template made and that readings may go to (since version 4) |
+//! | `in_line` | one row: a mark of the configuration that the lanes were brought in line with (since version 4) |
 //!
 //! An ordinary commit changes two pages: the last leaf of `chunk` and the leaf of `state`.
 
@@ -77,7 +79,8 @@ const TABLES_2: &str = "
 ";
 
 /// What version 4 added. Of a start before it nobody knows whether it wrote the last watermark. Dead letters are looked for
-/// by their time at each start (`Outlet::dead_letters`).
+/// by their time at each start (`Outlet::dead_letters`); their `last` is 0 where the row is
+/// of an older version, and holds `sequence` alone.
 const TABLES_4: &str = "
     ALTER TABLE life ADD COLUMN first INTEGER NOT NULL DEFAULT 1;
     ALTER TABLE life ADD COLUMN ended_by INTEGER NOT NULL DEFAULT 0;
@@ -88,6 +91,13 @@ const TABLES_4: &str = "
     CREATE INDEX dead_letter_by_time ON dead_letter (at_ms);
     UPDATE life SET word = 1, ended_by = 9223372036854775807,
         first = coalesce((SELECT max(before.last) FROM life AS before WHERE before.id < life.id), 0) + 1;
+    ALTER TABLE route ADD COLUMN kafka_topic TEXT;
+    ALTER TABLE route ADD COLUMN record_key TEXT;
+    ALTER TABLE route ADD COLUMN value TEXT;
+    ALTER TABLE dead_letter ADD COLUMN last INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX dead_letter_by_last ON dead_letter (last);
+    CREATE TABLE admitted (kafka_topic TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+    CREATE TABLE in_line (id INTEGER PRIMARY KEY CHECK (id = 1), mark INTEGER NOT NULL) STRICT;
 ";
 
 /// Where the database is and how it is to be set.

@@ -26,6 +26,12 @@ pub struct Settlement {
     /// Chunks of parked lanes that could not be read: they go to the end of their lane, so that no watermark of the lane
     /// passes them.
     pub lane_unread: Vec<(LaneId, i64)>,
+    /// Events of a parked lane that move elsewhere, by the operator's word: to another lane, or to the dead letters.
+    pub lane_moves: Vec<LaneMove>,
+    /// Kafka topics that readings may go to, beside those of earlier settlements: kept while a lane holds what may not.
+    pub admitted: Vec<Arc<str>>,
+    /// All lanes were brought in line with the configuration that has this mark.
+    pub in_line_with: Option<u64>,
     /// Kafka has committed a watermark of the main lane up to here. Kept, so that a topic that has lost it is noticed.
     pub watermark: Option<Sequence>,
     /// Kafka's last watermark was found to be of this start, and the present one may write the next: neither is forgotten.
@@ -52,6 +58,20 @@ pub struct Parked {
     pub sequence: Sequence,
     /// Where it waits for.
     pub kafka_topic: Arc<str>,
+}
+
+/// Events that leave a chunk of a parked lane, because what the configuration says of them has changed. The others in it
+/// stay where they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneMove {
+    /// Which lane.
+    pub lane: LaneId,
+    /// Which chunk.
+    pub chunk: i64,
+    /// Where they wait from now on.
+    pub parked: Vec<Parked>,
+    /// What is given up.
+    pub dead: Vec<DeadLetter>,
 }
 
 /// Number of a settlement: it is on disk when [`Settler::applied`] has reached it.

@@ -9,6 +9,16 @@ use crate::event::Sequence;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Spans(BTreeMap<Sequence, Sequence>);
 
+impl FromIterator<Sequence> for Spans {
+    fn from_iter<T: IntoIterator<Item = Sequence>>(sequences: T) -> Self {
+        let mut spans = Self::default();
+        for sequence in sequences {
+            spans.insert(sequence);
+        }
+        spans
+    }
+}
+
 impl Spans {
     /// Adds one; false when it was there.
     pub(super) fn insert(&mut self, sequence: Sequence) -> bool {

@@ -31,7 +31,7 @@ use super::limits::{DELAY_BYTES, GATHER_BYTES, GATHER_LONGEST, GATHER_QUIET_STEP
 use super::live::Live;
 use super::pace::{self, Pace};
 use super::schema::Database;
-use super::settle::{Pending, Tools};
+use super::settle::{Part, Pending, Tools};
 use super::settlement::Applied;
 use super::space::Space;
 use super::statements::Statements;
@@ -68,7 +68,7 @@ pub(super) struct Writer<R> {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Attempted {
     pub(super) batch: bool,
-    pub(super) settlements: bool,
+    pub(super) settlements: Option<Part>,
 }
 
 /// What others see of it.
@@ -158,7 +158,11 @@ impl<R> Writer<R> {
             let alone = settle && self.space.is_full();
             let store = !self.inbox.batch.is_empty() && self.space.may_store(now) && !alone;
             if store || settle {
-                self.transact(store, settle, tx)?;
+                if settle && self.space.is_full() && self.inbox.pending.has_both() {
+                    // What is moved within the file wants room first; what frees some does not wait for that.
+                    self.transact(false, Some(Part::Releases), tx)?;
+                }
+                self.transact(store, settle.then_some(Part::All), tx)?;
             } else if quiet {
                 self.rest(tx)?;
             }
@@ -170,7 +174,7 @@ impl<R> Writer<R> {
                 }
                 self.inbox.give_up_events();
                 // Once: if the disk has no room even for this, it stays as it is.
-                self.transact(true, false, tx)?;
+                self.transact(true, None, tx)?;
             }
         }
     }
@@ -220,12 +224,12 @@ impl<R> Writer<R> {
         self.counts.pace.commits(Instant::now(), self.inbox.batch.events());
     }
 
-    /// One transaction: with `store` all arrivals, with `settle` all settlements.
-    fn transact(&mut self, store: bool, settle: bool, tx: &mut Statements<'_>) -> Result<(), WriteError> {
+    /// One transaction: with `store` all arrivals, with `settle` that part of the settlements.
+    fn transact(&mut self, store: bool, settle: Option<Part>, tx: &mut Statements<'_>) -> Result<(), WriteError> {
         if !self.life.is_written() {
             self.enter(tx.connection)?;
             // Settlements may make the room.
-            if !self.life.is_written() && store && !settle {
+            if !self.life.is_written() && store && settle.is_none() {
                 return Ok(());
             }
         }
@@ -235,12 +239,12 @@ impl<R> Writer<R> {
         }
         let started = Instant::now();
         self.attempted = Attempted { batch: store, settlements: settle };
-        let (mut no_batch, none_pending) = (Batch::new(), Pending::default());
+        let mut no_batch = Batch::new();
         let batch = if store { &mut self.inbox.batch } else { &mut no_batch };
-        let pending = if settle { &self.inbox.pending } else { &none_pending };
+        let pending = settle.map(|part| (&self.inbox.pending, part));
         let Counts { scratch, .. } = &mut self.counts;
         // custody rule 3: a watermark follows.
-        let must_stay = self.database.is_lazy() && pending.must_stay();
+        let must_stay = self.database.is_lazy() && pending.is_some_and(|(pending, _)| pending.must_stay());
         if must_stay {
             life::sync_commits(tx.connection, true)?;
         }
@@ -250,9 +254,18 @@ impl<R> Writer<R> {
         }
         match done {
             Ok(events) => {
-                let pending = if settle { std::mem::take(&mut self.inbox.pending) } else { none_pending };
                 self.counts.commit_time = self.counts.commit_time.saturating_add(started.elapsed());
-                self.committed(events, &pending);
+                match settle {
+                    Some(Part::All) => {
+                        let pending = std::mem::take(&mut self.inbox.pending);
+                        self.committed(events, &pending);
+                    }
+                    Some(Part::Releases) => {
+                        self.inbox.pending.forget_releases();
+                        self.released(events);
+                    }
+                    None => self.committed(events, &Pending::default()),
+                }
                 self.space.worked(store || self.inbox.batch.is_empty(), Instant::now());
                 self.space.measure(tx)?;
                 if self.counts.marked.elapsed() >= MARK_EVERY {
@@ -270,6 +283,17 @@ impl<R> Writer<R> {
         }
     }
 
+    /// Only [`Part::Releases`] of the settlements is on disk: nobody who waits for one has it yet, but lanes may be gone.
+    pub(super) fn released(&mut self, events: Vec<Stored>) {
+        self.committed(events, &Pending::default());
+        self.tell_lanes();
+    }
+
+    fn tell_lanes(&self) {
+        let lanes = self.books.lanes.iter().map(|(id, lane)| (Arc::clone(&lane.kafka_topic), *id));
+        self.outside.applied.set_lanes(lanes);
+    }
+
     /// Tells everyone who waits for it. The acknowledgements have left already.
     pub(super) fn committed(&mut self, events: Vec<Stored>, pending: &Pending) {
         self.durable = self.books.transaction;
@@ -284,8 +308,7 @@ impl<R> Writer<R> {
             self.outside.applied.fates_are_in(self.durable);
         }
         if pending.touches_lanes() {
-            let lanes = self.books.lanes.iter().map(|(id, lane)| (Arc::clone(&lane.kafka_topic), *id));
-            self.outside.applied.set_lanes(lanes);
+            self.tell_lanes();
         }
         let unread = std::mem::take(&mut self.tools.unread);
         self.outside.applied.unread(&unread);

@@ -50,7 +50,7 @@ fn summary(file: &str, config: &Config) -> String {
         "{file}: ok: {}, {}, {}; gateway {}",
         counted(config.mqtt.len(), "broker"),
         counted(config.listen.len(), "listener"),
-        counted(config.routes.names().len(), "route"),
+        counted(config.routes.definitions().len(), "route"),
         config.agent.id,
     )];
     for broker in &config.mqtt {

@@ -147,6 +147,14 @@ fn write_for_people(out: &mut String, status: &Status) -> std::fmt::Result {
             "  {name}: received {}, delivered {}, held {}, dead letters {}",
             b.received, b.delivered, b.held, b.dead_lettered
         )?;
+        if let Some(to) = route.gone_to.as_ref().filter(|_| b.held > 0) {
+            writeln!(
+                out,
+                "    not in the configuration any more: the {} held go by the route that matches them now, else to {to} \
+                 as before",
+                b.held
+            )?;
+        }
     }
     let buffer = &status.buffer;
     writeln!(
@@ -218,13 +226,18 @@ fn bytes(n: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::status::{Books, KafkaPart, ParkedPart, WaitingPart};
+    use crate::observe::status::{Books, KafkaPart, ParkedPart, RouteBooks, WaitingPart};
 
     #[test]
     fn a_person_sees_what_is_wrong_first() {
         let status = Status {
             total: Books { received: 5, held: 4, ..Books::default() },
             balanced: false,
+            routes: vec![RouteBooks {
+                route: "old/{x}".into(),
+                gone_to: Some("old.{x}".into()),
+                books: Books { received: 3, held: 3, ..Books::default() },
+            }],
             kafka: KafkaPart {
                 unread: 7,
                 waiting: Some(WaitingPart {
@@ -240,6 +253,7 @@ mod tests {
         };
         let text = for_people(&status);
         assert!(text.contains("NOT BALANCED"), "{text}");
+        assert!(text.contains("the 3 held go by the route that matches them now, else to old.{x}"), "{text}");
         assert!(text.contains("topic plant.a is parked with 4 events: missing"), "{text}");
         assert!(text.contains("7 readings cannot be read"), "{text}");
         assert!(text.contains("AWAY"), "{text}");

@@ -23,8 +23,8 @@ fn render() -> String {
     for table in TABLES {
         out.push('\n');
         prose(&mut out, table.why);
-        // What a first install must say stands there; [[listen]] is for those who want it.
-        let off = if table.name == "listen" { "#" } else { "" };
+        // What a first install must say stands there; [[listen]] and [[redirect]] are for those who want them.
+        let off = if ["listen", "redirect"].contains(&table.name) { "#" } else { "" };
         out.extend([off, &table.header(), "\n"]);
         for key in table.keys {
             render_key(&mut out, off, "", key);
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn the_file_passes_as_it_is() {
         let config = read(FILE);
-        assert_eq!((config.mqtt.len(), config.listen.len(), config.routes.names().len()), (1, 0, 1));
+        assert_eq!((config.mqtt.len(), config.listen.len(), config.routes.definitions().len()), (1, 0, 1));
         assert_eq!(config.kafka.brokers, ["localhost:9092"]);
         assert_eq!(config.remarks, []);
     }

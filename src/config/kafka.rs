@@ -7,7 +7,7 @@ use super::problems::{Reported, quoted};
 use super::reading::Section;
 use super::settings::{Codec, Delivery, HeaderNames, Kafka};
 
-pub(super) fn kafka(section: &Section<'_, '_>, env: &Env) -> Result<Kafka, Reported> {
+pub(super) fn kafka(section: &Section<'_, '_>, env: &Env, largest_record_bytes: u64) -> Result<Kafka, Reported> {
     section.refuse_unknown();
     let brokers = brokers(section);
     let delivery = section
@@ -18,8 +18,10 @@ pub(super) fn kafka(section: &Section<'_, '_>, env: &Env) -> Result<Kafka, Repor
     let compression = section.choice("compression", &codecs);
     let names = [("tidegate", HeaderNames::Tidegate), ("all", HeaderNames::All), ("confluent", HeaderNames::Confluent)];
     let headers = section.choice("headers", &names);
+    let max_topics = section.count("max_topics");
     // Without a valid one its own problem is told, and the options are looked at as they are.
-    let options = options::options(section, env, *delivery.as_ref().unwrap_or(&Delivery::AtLeastOnce));
+    let options =
+        options::options(section, env, *delivery.as_ref().unwrap_or(&Delivery::AtLeastOnce), largest_record_bytes);
     Ok(Kafka {
         brokers: brokers?,
         delivery: delivery?,
@@ -27,8 +29,25 @@ pub(super) fn kafka(section: &Section<'_, '_>, env: &Env) -> Result<Kafka, Repor
         linger: linger?,
         compression: compression?,
         headers: headers?,
+        max_topics: max_topics?,
+        largest_record_bytes,
         options: options?,
     })
+}
+
+/// An MQTT topic stands in a packet once, and in a record up to three times: key, header, envelope.
+const MQTT_TOPIC_BYTES: u64 = 65_535;
+
+/// What is in a record beside what was in the packet: the id, the names of headers, their lengths.
+const HEADERS_BYTES: u64 = 16 << 10;
+
+/// JSON writes a control character with six.
+const JSON_FACTOR: u64 = 6;
+
+/// What a packet of that size can become: our own limit on records never refuses what an acknowledgement was given for.
+pub(super) fn largest_record_bytes(packet: u32, json: bool) -> u64 {
+    let factor = if json { JSON_FACTOR } else { 1 };
+    u64::from(packet).saturating_mul(factor).saturating_add(2 * MQTT_TOPIC_BYTES + HEADERS_BYTES)
 }
 
 /// Kafka's own rule for names of topics.

@@ -31,6 +31,7 @@ mod manual;
 mod options;
 mod problems;
 mod reading;
+mod route_tables;
 mod routes;
 mod schema;
 mod secret;
@@ -123,7 +124,8 @@ pub fn load_central(path: &Path) -> Result<Central, Problems> {
     let env = Env { outside_service: true, ..Env::of_process() };
     with_file(path, |text, file| {
         let central = |document: &Document<'_, '_>| {
-            let kafka = kafka::kafka(&document.one(&schema::KAFKA), &env);
+            // The centre is asked about topics and rights; how large records get is no question there.
+            let kafka = kafka::kafka(&document.one(&schema::KAFKA), &env, 0);
             let routes = routes::routes(document, kafka.as_ref().ok().map(|kafka| kafka.watermark_topic.as_str()));
             Ok(Central { kafka: kafka?, routes: routes? })
         };
@@ -185,7 +187,11 @@ fn read(document: &Document<'_, '_>, env: &Env) -> Result<Config, Reported> {
     let agent_id = agent.as_ref().ok().map(|agent| &*agent.id);
     let links = links::links(document, agent_id, http.as_ref().ok(), env);
     let buffer = local::buffer(&document.one(&schema::BUFFER));
-    let kafka = kafka::kafka(&document.one(&schema::KAFKA), env);
+    let packet = links.as_ref().map_or(0, |(mqtt, listen)| {
+        mqtt.iter().map(|m| m.max_packet_bytes).chain(listen.iter().map(|l| l.max_packet_bytes)).max().unwrap_or(0)
+    });
+    let largest = kafka::largest_record_bytes(packet, routes::any_makes_json(document));
+    let kafka = kafka::kafka(&document.one(&schema::KAFKA), env, largest);
     let watermark_topic = kafka.as_ref().ok().map(|kafka| kafka.watermark_topic.as_str());
     let routes = routes::routes(document, watermark_topic);
     let (mqtt, listen) = links?;

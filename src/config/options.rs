@@ -31,6 +31,7 @@ pub(super) fn options(
     section: &Section<'_, '_>,
     env: &Env,
     delivery: Delivery,
+    largest_record_bytes: u64,
 ) -> Result<BTreeMap<String, Secret>, Reported> {
     let Some(table) = section.free_table("options")? else { return Ok(BTreeMap::new()) };
     let mut entries = Vec::new();
@@ -57,7 +58,7 @@ pub(super) fn options(
             }
         }
     }
-    for (name, why) in judge(&options, delivery, all_seen) {
+    for (name, why) in judge(&options, delivery, largest_record_bytes, all_seen) {
         let span = places.get(&name).cloned().unwrap_or_else(|| section.span_of("options"));
         problem = Some(section.problem_at(&span, &path(&name), why));
     }
@@ -65,8 +66,17 @@ pub(super) fn options(
 }
 
 /// What breaks a promise, and what librdkafka does not know or take.
-fn judge(options: &BTreeMap<String, Secret>, delivery: Delivery, all_seen: bool) -> Vec<(String, String)> {
-    if all_seen { crate::forward::check_options(options, delivery) } else { crate::forward::check_each_option(options) }
+fn judge(
+    options: &BTreeMap<String, Secret>,
+    delivery: Delivery,
+    largest_record_bytes: u64,
+    all_seen: bool,
+) -> Vec<(String, String)> {
+    if all_seen {
+        crate::forward::check_options(options, delivery, largest_record_bytes)
+    } else {
+        crate::forward::check_each_option(options, largest_record_bytes)
+    }
 }
 
 /// The value of a property; `None` when it names a file that we may not look at.

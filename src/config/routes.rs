@@ -1,11 +1,14 @@
-//! `[[route]]`: the tables of [`Routes`].
+//! `[[route]]` and `[[redirect]]`: the tables of [`Routes`].
+
+use toml::de::DeValue;
 
 use super::problems::{Reported, quoted};
 use super::reading::{Document, Section};
-use super::schema::{MAX_ROUTES, ROUTE};
+use super::route_tables::{REDIRECT, ROUTE};
+use super::schema::MAX_ROUTES;
 use crate::route::filter::Filter;
 use crate::route::template::{KeyTemplate, TopicTemplate};
-use crate::route::{Route, Routes, ValueFormat};
+use crate::route::{KAFKAS_OWN, Redirect, Route, Routes, ValueFormat};
 
 /// All tables, and that each can be reached.
 pub(super) fn routes(document: &Document<'_, '_>, watermark_topic: Option<&str>) -> Result<Routes, Reported> {
@@ -16,7 +19,84 @@ pub(super) fn routes(document: &Document<'_, '_>, watermark_topic: Option<&str>)
     }
     let mut earlier = Vec::new();
     let read: Vec<_> = sections.iter().map(|section| route(section, watermark_topic, &mut earlier)).collect();
-    read.into_iter().collect::<Result<Vec<_>, _>>().map(Routes::new)
+    let redirects = redirects(document, watermark_topic);
+    let routes = read.into_iter().collect::<Result<Vec<_>, _>>().map(Routes::new)?;
+    Ok(routes.redirecting(redirects?).keeping_clear(watermark_topic.unwrap_or_default()))
+}
+
+/// Asked before the tables are read.
+pub(super) fn any_makes_json(document: &Document<'_, '_>) -> bool {
+    let tables = document.root.get(ROUTE.name).and_then(|tables| tables.get_ref().as_array());
+    let value = |table: &DeValue<'_>| table.get("value").is_some_and(|value| value.get_ref().as_str() == Some("json"));
+    tables.is_some_and(|tables| tables.iter().any(|table| value(table.get_ref())))
+}
+
+/// A redirect leads to its end in one step, so that the order of the tables means nothing.
+fn redirects(document: &Document<'_, '_>, watermark_topic: Option<&str>) -> Result<Vec<Redirect>, Reported> {
+    let sections = document.many(&REDIRECT, MAX_ROUTES)?;
+    let read: Vec<_> = sections.iter().map(|section| redirect(section, watermark_topic)).collect();
+    let redirects = read.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let mut outcome = Ok(());
+    for (index, (section, redirect)) in sections.iter().zip(&redirects).enumerate() {
+        let from = quoted(&redirect.from);
+        if redirects.iter().take(index).any(|earlier| earlier.from == redirect.from) {
+            outcome = Err(section.problem("from", format!("found {from}: an earlier [[redirect]] has it already")));
+        }
+        if let Some(to) = &redirect.to
+            && redirects.iter().any(|other| other.from == *to)
+        {
+            let what =
+                format!("found {}: another [[redirect]] leads on from it; write where that one leads", quoted(to));
+            outcome = Err(section.problem("to", what));
+        }
+    }
+    outcome.map(|()| redirects)
+}
+
+fn redirect(section: &Section<'_, '_>, watermark_topic: Option<&str>) -> Result<Redirect, Reported> {
+    section.refuse_unknown();
+    let (from, to, give_up) = (section.text("from"), section.optional_text("to"), section.flag("give_up"));
+    let (from, to, give_up) = (from?, to?, give_up?);
+    let topic = |key, name: &str| {
+        let filter = Filter::parse("#").map_err(|why| section.problem(key, why))?;
+        let why = match TopicTemplate::parse(name, &filter) {
+            Ok(template) if !template.is_fixed() => {
+                "a redirect is for one Kafka topic; names in {} stand in routes".into()
+            }
+            Ok(_) => return Ok(()),
+            Err(why) => why,
+        };
+        Err(section.problem(key, format!("found {}: {why}", quoted(name))))
+    };
+    topic("from", &from)?;
+    let Some(to) = to else {
+        if give_up {
+            return Ok(Redirect { from: from.into(), to: None });
+        }
+        let what = "missing: another Kafka topic, or give_up = true, which makes dead letters of the readings";
+        return Err(section.problem("to", what.into()));
+    };
+    if give_up {
+        return Err(section.problem("give_up", "found true beside to: readings go there or are given up".into()));
+    }
+    topic("to", &to)?;
+    if to == from {
+        return Err(section.problem("to", format!("found {}: it is where the readings go already", quoted(&to))));
+    }
+    refuse_reserved(section, &to, watermark_topic)?;
+    Ok(Redirect { from: from.into(), to: Some(to.into()) })
+}
+
+/// Topics that are not for readings.
+fn refuse_reserved(section: &Section<'_, '_>, to: &str, watermark_topic: Option<&str>) -> Result<(), Reported> {
+    let what = if watermark_topic == Some(to) {
+        "it is the watermark topic, which is compacted: readings in it would be lost; choose another one"
+    } else if to.starts_with(KAFKAS_OWN) {
+        "names that begin with \"__\" are Kafka's own; choose another one"
+    } else {
+        return Ok(());
+    };
+    Err(section.problem("to", format!("found {}: {what}", quoted(to))))
 }
 
 /// A route that was read, for those behind it.
@@ -33,17 +113,12 @@ fn route(
     section.refuse_unknown();
     let name = section.text("from");
     let from = name.as_ref().map_err(|reported| *reported).and_then(|name| from(section, name, earlier));
-    let values = [("payload", ValueFormat::Payload), ("cbor", ValueFormat::Cbor), ("json", ValueFormat::Json)];
-    let value = section.choice("value", &values);
+    let value = section.choice("value", &ValueFormat::WORDS);
     let (to, key) = (section.text("to"), section.text("key"));
     // Names are known only from a filter that could be read.
     let from = from?;
     let to = to.and_then(|to| {
-        if watermark_topic == Some(to.as_str()) {
-            let what =
-                "it is the watermark topic, which is compacted: readings in it would be lost; choose another one";
-            return Err(section.problem("to", format!("found {}: {what}", quoted(&to))));
-        }
+        refuse_reserved(section, &to, watermark_topic)?;
         TopicTemplate::parse(&to, &from).map_err(|why| section.problem("to", format!("found {}: {why}", quoted(&to))))
     });
     let key = key.and_then(|key| {

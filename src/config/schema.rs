@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::route_tables::{REDIRECT, ROUTE};
 use super::units::{show_size, show_time};
 
 /// A TOML table.
@@ -311,8 +312,9 @@ pub(super) const MQTT: Table = Table {
         Key {
             name: "max_packet_bytes",
             kind: PACKET,
-            default: Default::Is("\"1MiB\""),
-            why: "Largest packet taken; the broker is told on MQTT 5.",
+            default: Default::Is("\"960KiB\""),
+            why: "Largest packet taken; the broker is told on MQTT 5. Kafka takes records of 1 MiB unless its topics say \
+                  otherwise, and a record bears the MQTT topic besides.",
         },
         Key {
             name: "receive_maximum",
@@ -421,8 +423,8 @@ pub(super) const LISTEN: Table = Table {
         Key {
             name: "max_packet_bytes",
             kind: PACKET,
-            default: Default::Is("\"1MiB\""),
-            why: "Largest packet taken; clients are told on MQTT 5.",
+            default: Default::Is("\"960KiB\""),
+            why: "Largest packet taken; clients are told on MQTT 5. As for [[mqtt]], Kafka takes 1 MiB.",
         },
         Key {
             name: "receive_maximum",
@@ -552,6 +554,13 @@ pub(super) const KAFKA: Table = Table {
                   retain and DUP as Confluent's MQTT source connector calls them.",
         },
         Key {
+            name: "max_topics",
+            kind: Kind::Count { min: 1, max: 10_000, reason: "librdkafka keeps 4 to 8 KiB of memory for each" },
+            default: Default::Is("1000"),
+            why: "Kafka topics that sensors may make through names in [[route]] to, between two starts; those written \
+                  out do not count. Readings for more of them wait, together, until this number is raised.",
+        },
+        Key {
             name: "options",
             kind: Kind::Options,
             default: Default::Absent(""),
@@ -571,38 +580,5 @@ pub(super) const OPTIONS_EXAMPLE: [(&str, &str); 4] = [
     ("sasl.password_file", "\"$CREDENTIALS_DIRECTORY/kafka.pw\""),
 ];
 
-pub(super) const ROUTE: Table = Table {
-    name: "route",
-    many: true,
-    why: "Where readings go; the first table whose from matches takes a reading. What no table matches is a dead letter.",
-    keys: &[
-        Key {
-            name: "from",
-            kind: Kind::Text(false),
-            default: Default::Required("\"sensors/{site}/#\""),
-            why: "An MQTT filter; {name} is a + that remembers what it matched.",
-        },
-        Key {
-            name: "to",
-            kind: Kind::Text(false),
-            default: Default::Required("\"sensors.{site}\""),
-            why: "Kafka topic, over the names of from, {rest} for what # matched and {topic} for the whole MQTT topic. \
-                  Characters that Kafka forbids are written as _ and two hex digits, _ as __, / as a dot.",
-        },
-        Key {
-            name: "key",
-            kind: Kind::Text(true),
-            default: Default::Is("\"{topic}\""),
-            why: "Record key, over the same names, as they came. One key's readings keep their order.",
-        },
-        Key {
-            name: "value",
-            kind: Kind::Choice(&["payload", "cbor", "json"], &[]),
-            default: Default::Is("\"payload\""),
-            why: "payload as it came; cbor and json wrap it with topic, times, qos and id.",
-        },
-    ],
-};
-
 /// In the order of the documentation.
-pub(super) const TABLES: [&Table; 8] = [&AGENT, &LOG, &HTTP, &MQTT, &LISTEN, &BUFFER, &KAFKA, &ROUTE];
+pub(super) const TABLES: [&Table; 9] = [&AGENT, &LOG, &HTTP, &MQTT, &LISTEN, &BUFFER, &KAFKA, &ROUTE, &REDIRECT];

@@ -218,6 +218,10 @@ pub struct Kafka {
     pub compression: Codec,
     /// What travels as headers, and how it is called.
     pub headers: HeaderNames,
+    /// Kafka topics that sensors may make through templates.
+    pub max_topics: usize,
+    /// The largest record that a packet of the largest size can become, in bytes.
+    pub largest_record_bytes: u64,
     /// `[kafka.options]`, checked against librdkafka's own list; values may be secrets.
     pub options: BTreeMap<String, Secret>,
 }

@@ -24,6 +24,10 @@ const MOST_TOPICS: usize = 1_000;
 /// So many of them go into one transaction.
 const MOST_TOPICS_AT_ONCE: usize = 100;
 
+/// So many lanes go into one transaction, 500 bytes each at most: together with the holes they fit into librdkafka's queue
+/// of 1 MiB. Unbounded, 5,200 topics that were parked between two commits were a "queue full" for ever.
+const MOST_LANES: usize = 500;
+
 /// See the module's words.
 #[derive(Debug, Default)]
 pub(super) struct Declarations {
@@ -111,7 +115,7 @@ impl Declarations {
 
     /// As much as one transaction takes.
     pub(super) fn is_full(&self) -> bool {
-        self.holes.len() >= MOST
+        self.holes.len() >= MOST || self.lanes.len() >= MOST_LANES
     }
 
     /// The identity, topics and the holes for the transaction that is being sealed.
@@ -138,6 +142,9 @@ impl Declarations {
     /// The lanes for the transaction that is being sealed.
     pub(super) fn seal_lanes(&mut self) -> Vec<Arc<str>> {
         self.sealed_lanes = std::mem::take(&mut self.lanes);
+        if let Some(next) = self.sealed_lanes.iter().nth(MOST_LANES).cloned() {
+            self.lanes = self.sealed_lanes.split_off(&next);
+        }
         self.sealed_lanes.iter().cloned().collect()
     }
 
@@ -205,6 +212,27 @@ mod tests {
         }
         assert_eq!(said.len(), MOST_TOPICS + 1);
         assert_eq!(said[0], MORE_TOPICS);
+    }
+
+    #[test]
+    fn one_transaction_declares_a_bounded_number_of_lanes_and_the_next_ones_the_rest() {
+        let mut declarations = Declarations::default();
+        let topics: Vec<Arc<str>> = (0..=MOST_LANES * 2).map(|n| format!("t{n}").into()).collect();
+        for topic in &topics {
+            declarations.lane(topic);
+        }
+        assert!(declarations.is_full());
+        assert_eq!(declarations.seal_lanes().len(), MOST_LANES);
+        declarations.undone();
+        let mut said = BTreeSet::new();
+        for lanes in [MOST_LANES, MOST_LANES, 1] {
+            let sealed = declarations.seal_lanes();
+            assert_eq!(sealed.len(), lanes);
+            said.extend(sealed);
+            declarations.committed();
+        }
+        assert_eq!(said.len(), topics.len());
+        assert!(!declarations.any());
     }
 
     #[test]

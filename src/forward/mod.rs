@@ -22,7 +22,8 @@
 //! * **A bad record does not take its neighbours along.** A refused batch is sent again in smaller groups until the bad
 //!   record stands alone (`pace.rs`); only then it is a dead letter.
 //! * **A topic that is missing, forbidden or confirms nothing does not hold up the others.** Its events move to a lane of
-//!   their own and come back in order (`parking.rs`, `stalls.rs`).
+//!   their own and come back in order (`parking.rs`, `stalls.rs`). When the configuration has changed, they go where it
+//!   says now (`relocation.rs`).
 //! * **Nothing is final, and no wait is silent.** What librdkafka may take minutes for is done beside the loop (`aside.rs`);
 //!   each state in which it would never try again ends with a new producer; what is in the way is said (`waiting.rs`).
 //! * **Repeats** happen only where Kafka's answer was lost: a crash, a stop without a link, a producer given up with
@@ -41,7 +42,11 @@
 //! | requests in flight | 1 a broker, 256 KiB before compression | `options.rs` |
 //! | producers at a time | 2: the main one, and one for the parked lane whose turn it is | `lane/` |
 //! | librdkafka clients, with those that are being ended | 6, of which a reader of the watermark counts as one | `aside.rs` |
-//! | MQTT topics remembered | 10,000 | `targets.rs` |
+//! | MQTT topics remembered | 8 MiB | `targets.rs` |
+//! | Kafka topics that sensors make | `max_topics` | `admission.rs` |
+//! | dead letters and parked events on their way to the disk | 4,096 or 1 MiB | `fates.rs` |
+//! | events with their fate behind one in flight | 65,536, 24 bytes each | `producer.rs` |
+//! | holes and lanes declared in a transaction | 1,000 and 500 | `declarations.rs` |
 //! | settlements | 50 ms or 4,096 events | `outcome.rs` |
 //!
 //! # Exactly once
@@ -62,9 +67,11 @@
 //! watermark passes them. So after a crash everything that is held up to the watermark, and not settled otherwise, was
 //! delivered, and is released with the proof that Kafka's own record gives ([`Word`](crate::delivered::Word)).
 
+mod admission;
 mod aside;
 mod declarations;
 mod end_txn;
+mod fates;
 mod lane;
 mod link;
 mod main_lane;
@@ -78,6 +85,7 @@ mod producer;
 mod recall;
 mod record;
 mod relay;
+mod relocation;
 mod session;
 mod shared;
 mod stalls;

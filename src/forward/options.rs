@@ -81,8 +81,9 @@ const DEFAULTS: &[(&str, &str, &[&str])] = &[
     ("batch.size", "262144", &[]),
     // 5,000 gateways at 2 s are 2,500 attempts a second at worst, and the link is used within 2 s of its return.
     ("reconnect.backoff.max.ms", "2000", &[]),
-    // How long a topic may be unknown before its readings are parked.
-    ("topic.metadata.propagation.max.ms", "5000", &[]),
+    // How long a topic may be unknown before its readings are parked: all others wait meanwhile. Where brokers create
+    // topics by themselves it is there sooner, or parked for a moment.
+    ("topic.metadata.propagation.max.ms", "2000", &[]),
     // The partition of a key is the one that Java clients choose, and a key never moves.
     ("partitioner", "murmur2", &[]),
     // Mobile networks forget idle connections without a word.
@@ -92,11 +93,23 @@ const DEFAULTS: &[(&str, &str, &[&str])] = &[
 ];
 
 /// What the producer of a parked lane does otherwise: it asks often, so a missing topic shall be known soon.
-pub(super) const LANE: &[(&str, &str)] = &[("topic.metadata.propagation.max.ms", "1000")];
+const LANE: &[(&str, &str)] = &[("topic.metadata.propagation.max.ms", "1000")];
+
+/// A group of a lane may end as 2,000 dead letters, each declared with the lane's watermark in 500 bytes or more.
+const LANE_QUEUE_KIB: u64 = 4096;
+
+/// The configuration of a parked lane's producer.
+pub(super) fn for_lanes(config: &mut ClientConfig) {
+    for (name, value) in LANE {
+        config.set(*name, *value);
+    }
+    let queue = config.get(QUEUE_KIB).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or_default();
+    config.set(QUEUE_KIB, queue.max(LANE_QUEUE_KIB).to_string());
+}
 
 /// The configuration of a producer.
 pub(super) fn client_config(kafka: &Kafka, agent_id: &str) -> ClientConfig {
-    let mut config = base(&kafka.options);
+    let mut config = base(&kafka.options, kafka.largest_record_bytes);
     if !["compression.type", "compression.codec"].iter().any(|name| kafka.options.contains_key(*name)) {
         config.set("compression.type", kafka.compression.name());
         if let (Some(level), false) = (kafka.compression.level(), kafka.options.contains_key("compression.level")) {
@@ -193,7 +206,7 @@ pub(super) fn reader_config(kafka: &Kafka, agent_id: &str) -> ClientConfig {
     config
 }
 
-fn base(options: &BTreeMap<String, Secret>) -> ClientConfig {
+fn base(options: &BTreeMap<String, Secret>, largest_record_bytes: u64) -> ClientConfig {
     let mut config = ClientConfig::new();
     // librdkafka's own lines are for the debug level (see the log callback); it thins them out at this level.
     config.set_log_level(if options.contains_key("debug") { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info });
@@ -211,11 +224,21 @@ fn base(options: &BTreeMap<String, Secret>) -> ClientConfig {
     for (name, value) in FIXED {
         config.set(*name, *value);
     }
+    if !options.contains_key(MESSAGE_BYTES) {
+        config.set(MESSAGE_BYTES, largest_record_bytes.clamp(USUAL_MESSAGE_BYTES, MOST_MESSAGE_BYTES).to_string());
+    }
     if !options.contains_key(QUEUE_KIB) {
         config.set(QUEUE_KIB, least_queue_kib(&config).max(USUAL_QUEUE_KIB).to_string());
     }
     config
 }
+
+/// What librdkafka itself refuses. Unless it is set by the operator, it is what the largest packet can become, so that
+/// only Kafka, which counts compressed bytes, finds a record too large that was acknowledged.
+const MESSAGE_BYTES: &str = "message.max.bytes";
+
+/// librdkafka's own limit for it.
+const MOST_MESSAGE_BYTES: u64 = 1_000_000_000;
 
 const QUEUE_KIB: &str = "queue.buffering.max.kbytes";
 
@@ -227,13 +250,13 @@ const USUAL_MESSAGE_BYTES: u64 = 1_000_000;
 
 /// A queue that is smaller than the largest record would be "full" for it for ever, and nothing behind it would go.
 fn least_queue_kib(config: &ClientConfig) -> u64 {
-    let largest = config.get("message.max.bytes").and_then(|bytes| bytes.parse().ok()).unwrap_or(USUAL_MESSAGE_BYTES);
+    let largest = config.get(MESSAGE_BYTES).and_then(|bytes| bytes.parse().ok()).unwrap_or(USUAL_MESSAGE_BYTES);
     largest.div_ceil(1024).saturating_add(1)
 }
 
-fn queue_problem(options: &BTreeMap<String, Secret>) -> Option<(String, String)> {
+fn queue_problem(options: &BTreeMap<String, Secret>, largest_record_bytes: u64) -> Option<(String, String)> {
     let given: u64 = options.get(QUEUE_KIB)?.reveal().parse().ok()?;
-    let least = least_queue_kib(&base(options));
+    let least = least_queue_kib(&base(options, largest_record_bytes));
     (given < least).then(|| {
         let why = "smaller than the largest record, message.max.bytes: that record would wait for room for ever";
         (QUEUE_KIB.to_owned(), format!("found {given}; allowed: {least} or more, because it is {why}"))
@@ -273,17 +296,22 @@ pub(crate) fn way_to_kafka(kafka: &Kafka) -> ClientConfig {
 }
 
 /// Checks `[kafka.options]` without a network, names and values alike: what is wrong, by property.
+/// `largest_record_bytes` is what readings can become.
 ///
 /// No value is repeated in the answer: it may be a secret. A problem that only shows when all properties stand
 /// together (a missing certificate file, a contradiction) comes under the empty name.
 #[must_use]
-pub fn check_options(options: &BTreeMap<String, Secret>, delivery: Delivery) -> Vec<(String, String)> {
-    let mut problems = check_each_option(options);
+pub fn check_options(
+    options: &BTreeMap<String, Secret>,
+    delivery: Delivery,
+    largest_record_bytes: u64,
+) -> Vec<(String, String)> {
+    let mut problems = check_each_option(options, largest_record_bytes);
     if problems.is_empty() {
         // Without brokers a producer connects nowhere, but reads certificates and compares properties.
         let mut config = match delivery {
-            Delivery::AtLeastOnce => base(options),
-            Delivery::ExactlyOnce => transactional(base(options), "check"),
+            Delivery::AtLeastOnce => base(options, largest_record_bytes),
+            Delivery::ExactlyOnce => transactional(base(options, largest_record_bytes), "check"),
         };
         let made: Result<BaseProducer<DefaultProducerContext>, KafkaError> =
             config.set_log_level(RDKafkaLogLevel::Emerg).create_with_context(DefaultProducerContext);
@@ -296,10 +324,10 @@ pub fn check_options(options: &BTreeMap<String, Secret>, delivery: Delivery) -> 
 
 /// The same for each by itself: where not all of their files may be read.
 #[must_use]
-pub fn check_each_option(options: &BTreeMap<String, Secret>) -> Vec<(String, String)> {
+pub fn check_each_option(options: &BTreeMap<String, Secret>, largest_record_bytes: u64) -> Vec<(String, String)> {
     let mut problems: Vec<(String, String)> =
         options.iter().filter_map(|(name, value)| Some((name.clone(), problem(name, value)?))).collect();
-    problems.extend(queue_problem(options));
+    problems.extend(queue_problem(options, largest_record_bytes));
     problems
 }
 
@@ -359,7 +387,7 @@ mod tests {
 
     fn check_for(delivery: Delivery, options: &[(&str, &str)]) -> Vec<(String, String)> {
         let options = options.iter().map(|(n, v)| ((*n).to_owned(), Secret::new((*v).to_owned()))).collect();
-        check_options(&options, delivery)
+        check_options(&options, delivery, 0)
     }
 
     #[test]
@@ -457,7 +485,10 @@ mod tests {
         let options: BTreeMap<String, Secret> = [("compression.codec", "lz4"), ("acks", "0"), ("batch.size", "1000")]
             .map(|(name, value)| (name.to_owned(), Secret::new(value.to_owned())))
             .into();
-        let config = base(&options);
+        let config = base(&options, 3 << 20);
+        // What was acknowledged is not refused by librdkafka, and fits into its queue.
+        assert_eq!(config.get(MESSAGE_BYTES), Some("3145728"));
+        assert_eq!(config.get(QUEUE_KIB), Some("3073"));
         assert_eq!(config.get("compression.type"), None);
         assert_eq!(config.get("compression.codec"), Some("lz4"));
         assert_eq!(config.get("acks"), Some("all"));

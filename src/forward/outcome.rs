@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::buffer::{DeadLetter, LaneId, Parked, Settlement};
+use crate::buffer::{DeadLetter, LaneId, LaneMove, Parked, Settlement};
 use crate::delivered::Delivered;
 use crate::event::{RouteId, Sequence};
 use crate::planted::{self, Bug};
@@ -60,6 +60,26 @@ impl Outcome {
         self.settlement.parked.push(Parked { sequence, kafka_topic });
     }
 
+    /// Events of a parked lane go elsewhere.
+    pub(super) fn lane_move(&mut self, moved: LaneMove, now: Instant) {
+        self.note(moved.parked.len().saturating_add(moved.dead.len()), now);
+        self.settlement.lane_moves.push(moved);
+    }
+
+    /// Kafka topics that were admitted; the buffer keeps their names.
+    pub(super) fn admitted(&mut self, topics: Vec<Arc<str>>, now: Instant) {
+        if !topics.is_empty() {
+            self.note(0, now);
+            self.settlement.admitted.extend(topics);
+        }
+    }
+
+    /// The lanes are as the configuration with that mark wants them.
+    pub(super) fn lanes_are_in_line(&mut self, mark: u64, now: Instant) {
+        self.note(0, now);
+        self.settlement.in_line_with = Some(mark);
+    }
+
     /// Kafka has committed a watermark.
     pub(super) fn watermark(&mut self, through: Sequence, now: Instant) {
         self.note(0, now);
@@ -82,9 +102,10 @@ impl Outcome {
 
     /// Holds a fate that must be on disk before a watermark passes it, or the name of who wrote the one before.
     pub(super) fn has_fates(&self) -> bool {
-        let Settlement { dead, parked, lane_chunks, lane_unread, heard, .. } = &self.settlement;
-        let of_lanes = lane_chunks.iter().any(|(_, _, _, dead)| !dead.is_empty()) || !lane_unread.is_empty();
-        !dead.is_empty() || !parked.is_empty() || of_lanes || heard.is_some()
+        let Settlement { dead, parked, lane_chunks, lane_unread, lane_moves, heard, .. } = &self.settlement;
+        let of_lanes = lane_chunks.iter().any(|(_, _, _, dead)| !dead.is_empty());
+        let moved = !lane_moves.is_empty() || !lane_unread.is_empty();
+        !dead.is_empty() || !parked.is_empty() || of_lanes || moved || heard.is_some()
     }
 
     /// A chunk of a parked lane is done with.

@@ -193,6 +193,11 @@ impl Outstanding {
         self.in_flight.saturating_add(self.acked)
     }
 
+    /// Events from the oldest unsettled one on.
+    pub(super) fn remembered(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Events that librdkafka has.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight

@@ -24,8 +24,15 @@ use crate::buffer::Ticket;
 /// First wait before a parked topic is tried: whoever creates it wants to see it flow.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
-/// Longest wait: what a person is willing to stand by for. A try costs one small request.
+/// Longest wait: what a person is willing to stand by for. A try costs a connection and a few small requests.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// With many parked topics the longest wait is longer, so that all of them together are tried no more than once in this
+/// time: 1,000 missing topics cost a thin link 10 kB/s, and each is tried every 17 minutes.
+const EACH: Duration = Duration::from_secs(1);
+
+/// Why a topic is parked that nobody has asked Kafka for.
+pub(super) const UNASKED: &str = "new, and not asked for yet";
 
 /// All parked topics. Bounded by what the buffer holds: a topic is here only while events wait for it.
 #[derive(Debug, Default)]
@@ -40,6 +47,8 @@ struct Parked {
     since_ms: i64,
     stage: Stage,
     wait: Duration,
+    /// Kafka was asked.
+    tried: bool,
     /// Events parked in this process and not yet handed to the buffer.
     unhanded: bool,
     /// The newest settlement that touched this lane.
@@ -56,6 +65,8 @@ enum Stage {
     Trying,
     /// The lane looked empty.
     Closing,
+    /// Never tried: what waits here has no topic that it may go to.
+    Shut,
     /// As `Trying`, but events go past the lane: only when that bug is planted.
     OpenAtOnce,
 }
@@ -102,6 +113,7 @@ impl Parking {
             since_ms: now_ms,
             stage: Stage::Waiting(later(now, wait)),
             wait: FIRST_WAIT,
+            tried: false,
             unhanded: false,
             ticket: 0,
             sent: 0,
@@ -116,7 +128,7 @@ impl Parking {
         }
         match self.topics.get(topic).map(|parked| parked.stage) {
             None | Some(Stage::OpenAtOnce) => Gate::Direct,
-            Some(Stage::Waiting(_) | Stage::Trying) => Gate::Park,
+            Some(Stage::Waiting(_) | Stage::Trying | Stage::Shut) => Gate::Park,
             Some(Stage::Closing) => Gate::Hold,
         }
     }
@@ -150,12 +162,14 @@ impl Parking {
             .topics
             .iter_mut()
             .filter_map(|(topic, parked)| match parked.stage {
-                Stage::Waiting(until) if until <= now => Some((until, topic, parked)),
-                Stage::Waiting(_) | Stage::Trying | Stage::Closing | Stage::OpenAtOnce => None,
+                Stage::Waiting(until) if until <= now => Some(((parked.tried, until), topic, parked)),
+                Stage::Waiting(_) | Stage::Trying | Stage::Closing | Stage::Shut | Stage::OpenAtOnce => None,
             })
-            .min_by_key(|(until, ..)| *until)
+            // A new topic does not stand in line behind a thousand that were missing the last time.
+            .min_by_key(|(turn, ..)| *turn)
             .map(|(_, topic, parked)| (topic, parked))?;
         parked.stage = Stage::Trying;
+        parked.tried = true;
         Some(Arc::clone(topic))
     }
 
@@ -165,20 +179,37 @@ impl Parking {
             .values()
             .filter_map(|parked| match parked.stage {
                 Stage::Waiting(until) => Some(until),
-                Stage::Trying | Stage::Closing | Stage::OpenAtOnce => None,
+                Stage::Trying | Stage::Closing | Stage::Shut | Stage::OpenAtOnce => None,
             })
             .min()
     }
 
-    /// Still refused, or the try came to nothing: wait longer.
-    pub(super) fn refused(&mut self, topic: &str, reason: Option<&str>, now: Instant) {
-        if let Some(parked) = self.topics.get_mut(topic) {
-            if let Some(reason) = reason {
-                reason.clone_into(&mut parked.reason);
-            }
-            parked.stage = Stage::Waiting(later(now, parked.wait));
-            parked.wait = parked.wait.saturating_mul(2).min(LONGEST_WAIT);
+    /// Still refused, or the try came to nothing: wait longer. True when Kafka had not been asked for it before.
+    pub(super) fn refused(&mut self, topic: &str, reason: Option<&str>, now: Instant) -> bool {
+        let longest = EACH.saturating_mul(u32::try_from(self.topics.len()).unwrap_or(u32::MAX)).max(LONGEST_WAIT);
+        let Some(parked) = self.topics.get_mut(topic) else { return false };
+        let was_unasked = parked.reason == UNASKED && reason.is_some();
+        if let Some(reason) = reason {
+            reason.clone_into(&mut parked.reason);
         }
+        parked.stage = Stage::Waiting(later(now, parked.wait));
+        parked.wait = parked.wait.saturating_mul(2).min(longest);
+        was_unasked
+    }
+
+    /// A lane that is never sent.
+    pub(super) fn shut(&mut self, topic: &str, reason: &str, now: Instant, now_ms: i64) {
+        if !self.topics.contains_key(topic) {
+            self.enter(Arc::from(topic), reason, now, now_ms, FIRST_WAIT);
+        }
+        if let Some(parked) = self.topics.get_mut(topic) {
+            parked.stage = Stage::Shut;
+        }
+    }
+
+    /// All that waited there went elsewhere.
+    pub(super) fn forget(&mut self, topic: &str) {
+        self.topics.remove(topic);
     }
 
     /// A try has ended without a word: as after a refusal, unless it is waiting already.
@@ -186,7 +217,7 @@ impl Parking {
         if let Some(parked) = self.topics.get(topic)
             && !matches!(parked.stage, Stage::Waiting(_))
         {
-            self.refused(topic, None, now);
+            let _asked_before = self.refused(topic, None, now);
         }
     }
 
@@ -304,13 +335,44 @@ mod tests {
             assert_eq!(parking.next_due(now), None);
             now += second(wait);
             assert_eq!(parking.next_due(now).as_deref(), Some("t"));
-            parking.refused("t", None, now);
+            assert!(!parking.refused("t", None, now));
         }
         now += second(30);
         parking.next_due(now);
         parking.accepted("t");
-        parking.refused("t", None, now);
+        assert!(!parking.refused("t", None, now));
         assert_eq!(parking.next_wake(), Some(now + second(1)));
+    }
+
+    #[test]
+    fn a_new_topic_is_tried_before_those_that_were_refused_and_many_wait_longer() {
+        let now = Instant::now();
+        let mut parking = Parking::default();
+        for n in 0..100 {
+            parking.park(&format!("old{n}"), "missing", now, 0);
+        }
+        let mut at = now;
+        for _ in 0..1_000 {
+            at += second(2);
+            if let Some(topic) = parking.next_due(at) {
+                assert!(!parking.refused(&topic, Some("missing"), at));
+            }
+        }
+        assert!(parking.topics.values().any(|parked| parked.wait == second(100)));
+        parking.park("new", UNASKED, at, 0);
+        assert_eq!(parking.next_due(at + second(2)).as_deref(), Some("new"));
+        assert!(parking.refused("new", Some("missing"), at));
+    }
+
+    #[test]
+    fn what_is_shut_is_never_tried() {
+        let now = Instant::now();
+        let mut parking = Parking::default();
+        parking.shut("beyond", "more than the limit", now, 0);
+        assert_eq!((parking.next_due(now + second(99)), parking.next_wake()), (None, None));
+        assert_eq!(parking.gate("beyond"), Gate::Park);
+        parking.forget("beyond");
+        assert_eq!(parking.status(), []);
     }
 
     #[test]
@@ -384,7 +446,7 @@ mod tests {
         parking.next_due(now + second(1));
         parking.seen_empty("t", 0, now);
         assert_eq!(parking.gate("t"), Gate::Hold);
-        parking.refused("t", Some("not authorized"), now);
+        assert!(!parking.refused("t", Some("not authorized"), now));
         assert_eq!(parking.gate("t"), Gate::Park);
         assert_eq!(parking.status()[0].reason, "not authorized");
     }

@@ -244,6 +244,12 @@ impl Producer {
         self.desk().outstanding.uncommitted()
     }
 
+    /// Events that came behind the oldest one in flight, and have their fate, are remembered, so that a restart leaves
+    /// them out. With so many of them the reader has to wait for that one.
+    pub(super) fn remembers_too_much(&self) -> bool {
+        self.desk().outstanding.remembered() >= MOST_REMEMBERED
+    }
+
     /// Has that event, sent by this producer, come back?
     pub(super) fn has_come_back(&self, sequence: Sequence) -> bool {
         self.desk().outstanding.has_come_back(sequence)
@@ -366,6 +372,9 @@ const ASK_WAIT: Duration = Duration::from_secs(5);
 /// What librdkafka gives back of a producer that ends is there after a millisecond; from a broker whose name is being
 /// looked up it may come much later, and is not waited for.
 const GIVE_BACK: Duration = Duration::from_millis(100);
+
+/// 65,536 entries of 24 bytes are 1.5 MB; a transaction has at most 20,000.
+const MOST_REMEMBERED: usize = 1 << 16;
 
 /// One poll does not keep the loop from its other work for ever.
 const MOST_EVENTS_A_POLL: usize = 1_000;

@@ -1,14 +1,16 @@
 //! The loop: one thread, one owner of the producers. It waits, and lets the lanes do what can be done.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::admission::Admission;
 use super::aside::{Call, Clients};
 use super::declarations::Declarations;
 use super::end_txn;
+use super::fates::Fates;
 use super::lane::LaneSender;
 use super::link::{self, Link, Repeats};
 use super::main_lane::MainLane;
@@ -19,18 +21,19 @@ use super::parking::Parking;
 use super::patience::Patience;
 use super::producer::Producer;
 use super::record::Records;
+use super::relocation::Relocation;
 use super::session::Terms;
-use super::shared::{Shared, unix_ms};
+use super::shared::{Crowd, Shared, unix_ms};
 use super::status::{ForwardStatus, Reason, Transactions};
 use super::targets::Targets;
 use super::topic_state::{Answers, Found};
 use super::waiting::{self, Obstacle, Watch};
-use crate::buffer::{Hole, LaneId, Lives, Outlet, ReadError, Recovered, Settler, Stopped};
+use crate::buffer::{Hole, LaneId, Lives, OVERFLOW, Outlet, ReadError, Recovered, Settler, Stopped};
 use crate::config::{self, Delivery};
-use crate::event::Sequence;
+use crate::event::{RouteId, Sequence};
 use crate::observe::pulse::Pulse;
 use crate::planted::{Bug, planted};
-use crate::route::Routes;
+use crate::route::{Definition, Route, Routes};
 use crate::stop::Stop;
 
 /// After a stop was asked for, how long to wait for reports. The whole process has 10 s.
@@ -68,15 +71,31 @@ pub struct Recovery {
     pub lanes: Vec<(LaneId, Arc<str>)>,
     /// Everything up to here is settled.
     pub released: Sequence,
+    /// Routes that the configuration has no more, as they were written, by the ledger line of what they took in.
+    pub gone: BTreeMap<RouteId, Definition>,
+    /// Kafka topics that were admitted, while something waits beyond [`config::Kafka::max_topics`].
+    pub admitted: Vec<Arc<str>>,
+    /// The mark of the configuration that the lanes were last brought in line with.
+    pub in_line_with: Option<u64>,
     /// Who has written watermarks for this buffer, and who will.
     pub lives: Lives,
 }
 
 impl From<&Recovered> for Recovery {
     fn from(recovered: &Recovered) -> Self {
-        let Recovered { buffer_id, settled, holes, lanes, released, lives, .. } = recovered;
-        let (settled, holes, lanes, lives) = (settled.clone(), holes.clone(), lanes.clone(), lives.clone());
-        Self { buffer_id: *buffer_id, settled, holes, lanes, released: *released, lives }
+        let Recovered { buffer_id, settled, holes, lanes, released, gone, admitted, in_line_with, lives, .. } =
+            recovered;
+        Self {
+            buffer_id: *buffer_id,
+            settled: settled.clone(),
+            holes: holes.clone(),
+            lanes: lanes.clone(),
+            released: *released,
+            gone: gone.clone(),
+            admitted: admitted.clone(),
+            in_line_with: *in_line_with,
+            lives: lives.clone(),
+        }
     }
 }
 
@@ -164,11 +183,8 @@ pub fn run(
     let producer =
         Producer::new(&config, &clients, place).map_err(|error| ForwardError::Options(options::cause(&error)))?;
     let now = Instant::now();
-    let mut parking = Parking::default();
-    for (_, topic) in recovery.lanes {
-        tracing::info!(topic = &*topic, "kafka: topic was parked when the agent stopped; trying it again");
-        parking.recovered(topic, now, unix_ms());
-    }
+    let routes = Arc::unwrap_or_clone(routes).with_gone(former_routes(recovery.gone));
+    let lanes = recovered_lanes(&recovery.lanes, recovery.admitted, recovery.in_line_with, &routes, settings);
     let former = recovery.lives.former.last().copied();
     let mut declarations = Declarations::default();
     if let (true, Some((was, last))) = (exactly_once, former) {
@@ -181,27 +197,35 @@ pub fn run(
     }
     let main = MainLane::new(config, producer, settings.linger, Skips::new(recovery.settled));
     let main = match &terms {
-        Some(terms) => main.with_transactions(Arc::clone(terms), recovery.released, patience.timeout()),
+        Some(terms) => {
+            main.with_transactions(Arc::clone(terms), recovery.released, lanes.asked_for, patience.timeout())
+        }
         None => main,
     };
     let transactions = exactly_once.then(|| Transactions { timeout: patience.timeout(), ..Transactions::default() });
     if exactly_once {
         warn_of_an_untested_library();
     }
-    let relay = Relay {
+    let mut relay = Relay {
         lanes: LaneSender::new(lane_config, terms.clone()),
+        relocation: lanes.relocation,
         main,
         shared: Shared {
             outlet,
             settler,
-            parking,
+            parking: lanes.parking,
             patience,
             outcome: Outcome::default(),
-            targets: Targets::new(routes),
+            targets: Targets::new(Arc::new(routes)),
             records: Records::new(recovery.buffer_id, recovery.lives, settings.headers),
             status: ForwardStatus { producers: 1, transactions, ..ForwardStatus::default() },
             changed: true,
             dead_letters: Repeats::default(),
+            parked_lines: Crowd::default(),
+            opened_lines: Crowd::default(),
+            admission: lanes.admission,
+            is_on_hold: lanes.is_on_hold,
+            recalled_lanes: None,
             generation: 0,
             clients,
             terms,
@@ -209,7 +233,7 @@ pub fn run(
             lanes_delivered: HashMap::new(),
             partitions: None,
             is_itself: false,
-            fates: 0,
+            fates: Fates::default(),
         },
         link: Link::default(),
         asking: None,
@@ -224,7 +248,67 @@ pub fn run(
         pulse,
         stop,
     };
+    if recovery.lanes.iter().any(|(_, topic)| &**topic == OVERFLOW) {
+        relay.shared.shut_overflow(now);
+    }
     relay.run()
+}
+
+/// What is made of the lanes that the buffer held at the start.
+struct RecoveredLanes {
+    parking: Parking,
+    admission: Admission,
+    relocation: Relocation,
+    /// They are brought in line with the configuration first.
+    is_on_hold: bool,
+    /// Kafka's word about these is asked for.
+    asked_for: Vec<Arc<str>>,
+}
+
+fn recovered_lanes(
+    held: &[(LaneId, Arc<str>)],
+    admitted: Vec<Arc<str>>,
+    in_line_with: Option<u64>,
+    routes: &Routes,
+    settings: &config::Kafka,
+) -> RecoveredLanes {
+    let now = Instant::now();
+    let waits_beyond = held.iter().any(|(_, topic)| &**topic == OVERFLOW);
+    let mark = routes.mark().wrapping_shl(16) ^ u64::try_from(settings.max_topics).unwrap_or_default();
+    let is_on_hold = !held.is_empty() && in_line_with != Some(mark);
+    let mut admission = Admission::new(settings.max_topics, admitted, !waits_beyond || is_on_hold);
+    let relocation = if is_on_hold {
+        Relocation::new(held, mark, settings.delivery == Delivery::ExactlyOnce)
+    } else {
+        Relocation::none()
+    };
+    let (mut parking, mut lines) = (Parking::default(), Crowd::default());
+    for (_, topic) in held.iter().filter(|(_, topic)| &**topic != OVERFLOW) {
+        admission.recovered(topic);
+        if lines.may_say(now).is_some() {
+            let all = held.len();
+            tracing::info!(topic = &**topic, all, "kafka: topic was parked when the agent stopped; trying it again");
+        }
+        parking.recovered(Arc::clone(topic), now, unix_ms());
+    }
+    let asked_for = if is_on_hold { held.iter().map(|(_, topic)| Arc::clone(topic)).collect() } else { Vec::new() };
+    RecoveredLanes { parking, admission, relocation, is_on_hold, asked_for }
+}
+
+/// What earlier configurations said of readings that may be held.
+fn former_routes(gone: BTreeMap<RouteId, Definition>) -> BTreeMap<RouteId, Route> {
+    if planted(Bug::RouteIsVerdict) {
+        return BTreeMap::new();
+    }
+    let parse = |(id, definition): (RouteId, Definition)| match Route::parse(&definition) {
+        Ok(route) => Some((id, route)),
+        Err(why) => {
+            let from = &*definition.from;
+            tracing::warn!(from, why, "kafka: a route of an earlier configuration cannot be read any more");
+            None
+        }
+    };
+    gone.into_iter().filter_map(parse).collect()
 }
 
 /// Rule B reads librdkafka's log, which is no interface.
@@ -241,6 +325,7 @@ fn warn_of_an_untested_library() {
 
 struct Relay {
     shared: Shared,
+    relocation: Relocation,
     main: MainLane,
     lanes: LaneSender,
     link: Link,
@@ -282,7 +367,12 @@ impl Relay {
             if let Some(fault) = self.main.fault() {
                 return Err(fault);
             }
-            if let Err(error) = self.lanes.step(&mut self.shared, now) {
+            let lanes = if self.relocation.is_under_way() {
+                self.relocation.step(&mut self.shared, now)
+            } else {
+                self.lanes.step(&mut self.shared, now)
+            };
+            if let Err(error) = lanes {
                 if matches!(error, ReadError::Disk(_)) {
                     self.lanes.end(&mut self.shared, now);
                 }
@@ -300,9 +390,11 @@ impl Relay {
 
     /// Waits for new events or for librdkafka, whichever is of use, until the next thing is due.
     fn wait(&mut self, now: Instant) -> Result<(), ForwardError> {
-        let busy = self.main.in_flight() > 0 || self.main.is_busy() || self.lanes.is_busy();
+        let moves = self.relocation.is_under_way() || !self.shared.fates_have_room();
+        let busy = self.main.in_flight() > 0 || self.main.is_busy() || self.lanes.is_busy() || moves;
         // One topic is tried at a time: while that lasts, another that is due has to wait.
-        let next_try = if self.lanes.is_busy() { None } else { self.shared.parking.next_wake() };
+        let next_try =
+            if self.lanes.is_busy() || self.relocation.is_under_way() { None } else { self.shared.parking.next_wake() };
         let wakes = [self.main.next_wake(), self.shared.outcome.due(), next_try];
         let wait = wakes
             .into_iter()

@@ -2,15 +2,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use super::admission::Admission;
 use super::aside::Clients;
 use super::declarations::Declarations;
+use super::fates::Fates;
 use super::link::Repeats;
 use super::outcome::Outcome;
-use super::parking::Parking;
+use super::parking::{Gate, Parking, UNASKED};
 use super::patience::Patience;
 use super::producer::{MESSAGE_OVERHEAD_BYTES, Outgoing, Producer};
 use super::record::Records;
@@ -19,7 +21,8 @@ use super::status::ForwardStatus;
 use super::targets::{Generation, Targets};
 use super::verdict::park_reason;
 use super::watermark_topic::Partitions;
-use crate::buffer::{DeadLetter, Outlet, Settler, Stopped, Ticket};
+use crate::buffer::{DeadLetter, OVERFLOW, Outlet, Settler, Stopped};
+use crate::delivered::Word;
 use crate::event::{RouteId, Sequence, Stored};
 use crate::route::Target;
 
@@ -37,6 +40,13 @@ pub(super) struct Shared {
     /// The status differs from the one that was published.
     pub(super) changed: bool,
     pub(super) dead_letters: Repeats,
+    pub(super) parked_lines: Crowd,
+    pub(super) opened_lines: Crowd,
+    pub(super) admission: Admission,
+    /// Lanes are being brought in line with the configuration: nothing is sent meanwhile.
+    pub(super) is_on_hold: bool,
+    /// With transactions: what Kafka has of the lanes that were asked for at the start.
+    pub(super) recalled_lanes: Option<HashMap<String, Word>>,
     /// The last one that was given out.
     pub(super) generation: Generation,
     /// Of this process.
@@ -52,8 +62,18 @@ pub(super) struct Shared {
     pub(super) is_itself: bool,
     /// With transactions: of the watermark topic, once it was read.
     pub(super) partitions: Option<Partitions>,
-    /// The newest settlement with dead letters or parked events: no watermark passes these before it is on disk.
-    pub(super) fates: Ticket,
+    /// Dead letters and parked events under way: no watermark passes these before they are on disk.
+    pub(super) fates: Fates,
+}
+
+/// How an event goes.
+pub(super) enum Way {
+    /// To its topic.
+    Direct,
+    /// Into that lane.
+    Lane(Arc<str>),
+    /// Not now: its lane is closing.
+    Hold,
 }
 
 /// How far a lane is delivered.
@@ -86,7 +106,10 @@ impl Shared {
             headers,
             value,
             timestamp_ms: stored.event.arrived_ms,
-            cost_bytes: stored.event.cost_bytes().saturating_add(MESSAGE_OVERHEAD_BYTES),
+            // The MQTT topic is in a record twice: as a header and, mostly, as the key.
+            cost_bytes: [stored.event.topic.len(), target.key.len(), MESSAGE_OVERHEAD_BYTES]
+                .into_iter()
+                .fold(stored.event.cost_bytes(), usize::saturating_add),
         })
     }
 
@@ -99,14 +122,15 @@ impl Shared {
         }
     }
 
-    /// Counts a dead letter and says it; the same reason at most once a minute.
-    pub(super) fn count_dead(&mut self, letter: &DeadLetter, now: Instant) {
+    /// Counts a dead letter and says it; the same reason at most once a minute. `mqtt_topic` where it is at hand.
+    pub(super) fn count_dead(&mut self, letter: &DeadLetter, mqtt_topic: &str, now: Instant) {
         self.changed = true;
         add(&mut self.status.dead_lettered, 1);
         if let Some(more) = self.dead_letters.again(&letter.reason, now) {
             tracing::warn!(
                 sequence = letter.sequence,
                 topic = &*letter.kafka_topic,
+                mqtt_topic = shown(mqtt_topic),
                 reason = letter.reason,
                 more,
                 "kafka: put aside as a dead letter"
@@ -114,10 +138,11 @@ impl Shared {
         }
     }
 
-    /// An event of the main lane that Kafka will never take.
-    pub(super) fn dead(&mut self, letter: DeadLetter, now: Instant) {
-        self.count_dead(&letter, now);
+    /// An event of the main lane that Kafka will never take, and its size.
+    pub(super) fn dead(&mut self, letter: DeadLetter, mqtt_topic: &str, bytes: usize, now: Instant) {
+        self.count_dead(&letter, mqtt_topic, now);
         self.declare_dead(&letter);
+        self.fates.add(bytes);
         self.outcome.dead(letter, now);
     }
 
@@ -128,40 +153,110 @@ impl Shared {
         }
     }
 
+    /// How an event goes to its topic.
+    pub(super) fn way(&mut self, target: &Target, now: Instant) -> Way {
+        let topic = &target.topic;
+        if !target.is_fixed && !self.admission.admits(topic) {
+            return Way::Lane(self.park_beyond(topic, now));
+        }
+        match self.parking.gate(topic) {
+            Gate::Hold => Way::Hold,
+            Gate::Park => Way::Lane(Arc::clone(topic)),
+            Gate::Direct if !target.is_fixed && self.admission.is_suspect(topic) => {
+                self.park_quietly(topic, UNASKED, now);
+                Way::Lane(Arc::clone(topic))
+            }
+            Gate::Direct => Way::Direct,
+        }
+    }
+
+    /// May one more event be given a fate? Not while too many are on their way to the disk.
+    pub(super) fn fates_have_room(&mut self) -> bool {
+        self.fates.have_room(self.settler.applied())
+    }
+
     /// Parks a Kafka topic, and says so once.
     pub(super) fn park_topic(&mut self, topic: &str, code: Code, now: Instant) {
         let (reason, remedy) = park_reason(code);
-        if self.parking.park(topic, reason, now, unix_ms()) {
+        if self.park_quietly(topic, reason, now) {
+            self.say_parked(topic, reason, remedy, now);
+        }
+    }
+
+    /// The same without a line; false when it was parked already.
+    pub(super) fn park_quietly(&mut self, topic: &str, reason: &str, now: Instant) -> bool {
+        let parked = self.parking.park(topic, reason, now, unix_ms());
+        if parked {
             // It was direct until now: nothing of its lane is in doubt.
             self.lanes_delivered.entry(Arc::from(topic)).or_default();
             self.changed = true;
+        }
+        parked
+    }
+
+    /// A topic was found missing or forbidden.
+    pub(super) fn say_parked(&mut self, topic: &str, reason: &str, remedy: &str, now: Instant) {
+        self.admission.found_missing();
+        if let Some(more) = self.parked_lines.may_say(now) {
             tracing::warn!(
                 topic,
                 reason,
                 remedy,
+                more,
                 "kafka: topic is parked; its readings wait in order, all others flow"
             );
         }
     }
 
-    /// An event of the main lane goes into the lane of its Kafka topic.
-    pub(super) fn park_one(&mut self, sequence: Sequence, route: RouteId, topic: &Arc<str>, now: Instant) {
+    /// An event of the main lane has no topic that it may go to: there are too many.
+    pub(super) fn park_beyond(&mut self, topic: &str, now: Instant) -> Arc<str> {
+        if self.parking.gate(OVERFLOW) == Gate::Direct {
+            self.shut_overflow(now);
+            tracing::warn!(
+                topic,
+                "kafka: sensors make more Kafka topics than [kafka] max_topics; readings for this and any other new one \
+                 wait until the number is raised"
+            );
+        }
+        Arc::from(OVERFLOW)
+    }
+
+    /// The lane of what is beyond the limit is in the status, and never tried.
+    pub(super) fn shut_overflow(&mut self, now: Instant) {
+        self.parking.shut(OVERFLOW, "more topics than [kafka] max_topics: raise it", now, unix_ms());
+        // Nothing of it is ever sent.
+        self.lanes_delivered.entry(Arc::from(OVERFLOW)).or_default();
+        self.changed = true;
+    }
+
+    /// An event of the main lane goes into that lane, and its size.
+    pub(super) fn park_one(
+        &mut self,
+        (sequence, route): (Sequence, RouteId),
+        topic: &Arc<str>,
+        bytes: usize,
+        now: Instant,
+    ) {
         self.parking.parked_one(topic);
+        self.fates.add(bytes);
+        self.outcome.admitted(self.admission.take_fresh(), now);
+        self.declare_lane(topic);
+        self.outcome.parked(sequence, route, Arc::clone(topic), now);
+    }
+
+    /// What waits for that topic has changed.
+    pub(super) fn declare_lane(&mut self, topic: &Arc<str>) {
         if self.terms.is_some() {
             self.declarations.lane(topic);
         }
-        self.outcome.parked(sequence, route, Arc::clone(topic), now);
     }
 
     /// Hands over what there is to settle.
     pub(super) fn settle(&mut self) -> Result<(), Stopped> {
-        let has_fates = self.outcome.has_fates();
         if let Some(settlement) = self.outcome.take() {
             let ticket = self.settler.settle(settlement)?;
             self.parking.handed_over(ticket);
-            if has_fates {
-                self.fates = ticket;
-            }
+            self.fates.handed_over(ticket);
         }
         Ok(())
     }
@@ -171,8 +266,41 @@ impl Shared {
         if self.outcome.has_fates() {
             self.settle()?;
         }
-        Ok(self.settler.applied() >= self.fates)
+        Ok(self.fates.newest().is_none_or(|newest| self.settler.applied() >= newest))
     }
+}
+
+/// So many of one kind of line are written in a minute; the others are counted.
+const LINES: u64 = 10;
+const LINES_IN: Duration = Duration::from_secs(60);
+
+/// Lines of which each is news, and 25,000 of them are not.
+#[derive(Debug, Default)]
+pub(super) struct Crowd {
+    since: Option<Instant>,
+    said: u64,
+    unsaid: u64,
+}
+
+impl Crowd {
+    /// Shall it be said now? With the number of those that were not.
+    pub(super) fn may_say(&mut self, now: Instant) -> Option<u64> {
+        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= LINES_IN) {
+            self.since = Some(now);
+            self.said = 0;
+        }
+        if self.said >= LINES {
+            self.unsaid = self.unsaid.saturating_add(1);
+            return None;
+        }
+        self.said = self.said.saturating_add(1);
+        Some(std::mem::take(&mut self.unsaid))
+    }
+}
+
+/// What stands of an MQTT topic in a line of the log: it may have 65,535 bytes.
+fn shown(topic: &str) -> &str {
+    topic.char_indices().nth(200).map_or(topic, |(end, _)| topic.get(..end).unwrap_or_default())
 }
 
 /// Adds to a counter.
@@ -184,4 +312,23 @@ pub(super) fn add(counter: &mut u64, n: usize) {
 pub(super) fn unix_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_lines_a_minute_are_written_and_the_others_counted() {
+        let (mut crowd, start) = (Crowd::default(), Instant::now());
+        let said: Vec<u64> = (0..25_000).filter_map(|_| crowd.may_say(start)).collect();
+        assert_eq!(said, [0; 10]);
+        assert_eq!(crowd.may_say(start + LINES_IN), Some(24_990));
+    }
+
+    #[test]
+    fn a_long_topic_is_shown_in_part() {
+        assert_eq!(shown("a/b"), "a/b");
+        assert_eq!(shown(&"ü".repeat(60_000)).chars().count(), 200);
+    }
 }

@@ -13,14 +13,19 @@
 //! the first batch together; nothing after that.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 
-use crate::event::Sequence;
+use crate::event::{RouteId, Sequence};
 use crate::route::{NoTarget, Routes, Target};
 
-/// Topics remembered. At 10,000 the map holds about 2.5 MB; with more topics than that it starts afresh now and then,
-/// which costs a match of the routes for each.
-const MOST: usize = 10_000;
+/// Memory for topics of one age: 4 MiB are 13,000 ordinary ones. When they are used up, what is young becomes old, and
+/// what was old and not asked for since is forgotten; so no more than twice as much is remembered. A topic whose first
+/// event is on its way is not forgotten: what may be in flight is less than this.
+const AGE_BYTES: usize = 4 << 20;
+
+/// Charged for a topic beside its names: its place in the map, its target, the counters of what is shared.
+const OVERHEAD_BYTES: usize = 200;
 
 /// Number of a producer in this process, drawn anew when it starts again after failures.
 pub(super) type Generation = u64;
@@ -29,8 +34,17 @@ pub(super) type Generation = u64;
 #[derive(Debug)]
 pub(super) struct Targets {
     routes: Arc<Routes>,
-    places: HashMap<Arc<str>, usize>,
-    known: Vec<Known>,
+    present: Ages<Arc<str>>,
+    /// What no present route matches: by the route that it was taken in under.
+    former: Ages<(Arc<str>, RouteId)>,
+}
+
+/// What is remembered, by age.
+#[derive(Debug)]
+struct Ages<K> {
+    young: HashMap<K, Known>,
+    young_bytes: usize,
+    old: HashMap<K, Known>,
 }
 
 /// What is known of an MQTT topic.
@@ -39,6 +53,8 @@ pub(super) struct Known {
     /// Where it goes.
     pub(super) target: Arc<Target>,
     proof: Proof,
+    /// Memory.
+    cost: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,35 +70,80 @@ enum Proof {
 impl Targets {
     /// Knows nothing yet.
     pub(super) fn new(routes: Arc<Routes>) -> Self {
-        Self { routes, places: HashMap::new(), known: Vec::new() }
+        Self { routes, present: Ages::new(), former: Ages::new() }
     }
 
-    /// Where an event of that MQTT topic goes.
-    pub(super) fn find(&mut self, mqtt_topic: &Arc<str>) -> Result<&mut Known, NoTarget> {
-        let place = match self.places.get(mqtt_topic) {
-            Some(place) => *place,
-            None => self.learn(mqtt_topic)?,
-        };
-        self.known.get_mut(place).ok_or_else(|| NoTarget::NoRoute(mqtt_topic.to_string()))
+    /// What the operator has written.
+    pub(super) fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    /// Where an event of that MQTT topic goes: by the present routes, else by the one that it was taken in under.
+    pub(super) fn find(&mut self, mqtt_topic: &Arc<str>, taken_under: RouteId) -> Result<&mut Known, NoTarget> {
+        if self.present.knows(mqtt_topic) {
+            return self.present.get(mqtt_topic);
+        }
+        let former = (Arc::clone(mqtt_topic), taken_under);
+        if self.former.knows(&former) {
+            return self.former.get(&former);
+        }
+        match self.routes.target(mqtt_topic) {
+            Err(NoTarget::NoRoute) => {
+                let target = self.routes.former_target(mqtt_topic, taken_under)?;
+                self.former.remember(former.clone(), mqtt_topic, target);
+                self.former.get(&former)
+            }
+            found => {
+                self.present.remember(Arc::clone(mqtt_topic), mqtt_topic, found?);
+                self.present.get(mqtt_topic)
+            }
+        }
     }
 
     /// That producer has sent its first event of that MQTT topic.
-    pub(super) fn sent(&mut self, mqtt_topic: &Arc<str>, producer: Generation, first: Sequence) {
-        if let Some(known) = self.places.get(mqtt_topic).and_then(|place| self.known.get_mut(*place)) {
+    pub(super) fn sent(&mut self, mqtt_topic: &Arc<str>, taken_under: RouteId, producer: Generation, first: Sequence) {
+        if let Ok(known) = self.find(mqtt_topic, taken_under) {
             known.proof = Proof::Asked(producer, first);
         }
     }
+}
 
-    fn learn(&mut self, mqtt_topic: &Arc<str>) -> Result<usize, NoTarget> {
-        let target = Arc::new(self.routes.target(mqtt_topic)?);
-        if self.known.len() >= MOST {
-            self.places.clear();
-            self.known.clear();
+impl<K: Eq + Hash> Ages<K> {
+    fn new() -> Self {
+        Self { young: HashMap::new(), young_bytes: 0, old: HashMap::new() }
+    }
+
+    /// Is it remembered? Then it is young again.
+    fn knows(&mut self, place: &K) -> bool {
+        if self.young.contains_key(place) {
+            return true;
         }
-        let place = self.known.len();
-        self.known.push(Known { target, proof: Proof::None });
-        self.places.insert(Arc::clone(mqtt_topic), place);
-        Ok(place)
+        let Some((place, known)) = self.old.remove_entry(place) else { return false };
+        self.put(place, known);
+        true
+    }
+
+    /// What is known of it; it was put there before.
+    fn get(&mut self, place: &K) -> Result<&mut Known, NoTarget> {
+        self.young.get_mut(place).ok_or(NoTarget::NoRoute)
+    }
+
+    fn remember(&mut self, place: K, mqtt_topic: &Arc<str>, mut target: Target) {
+        if target.key == *mqtt_topic {
+            target.key = Arc::clone(mqtt_topic); // mostly; so it is in memory once
+        }
+        let names = [mqtt_topic, &target.key, &target.topic].map(|name| name.len());
+        let cost = names.into_iter().fold(OVERHEAD_BYTES, usize::saturating_add);
+        self.put(place, Known { target: Arc::new(target), proof: Proof::None, cost });
+    }
+
+    fn put(&mut self, place: K, known: Known) {
+        self.young_bytes = self.young_bytes.saturating_add(known.cost);
+        if self.young_bytes > AGE_BYTES {
+            self.old = std::mem::take(&mut self.young);
+            self.young_bytes = known.cost;
+        }
+        self.young.insert(place, known);
     }
 }
 
@@ -117,12 +178,52 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::ValueFormat;
+    use crate::route::filter::Filter;
+    use crate::route::template::{KeyTemplate, TopicTemplate};
+    use crate::route::{Route, ValueFormat};
+
+    fn routes() -> Routes {
+        let from = Filter::parse("s/#").unwrap();
+        let to = TopicTemplate::parse("s.{rest}", &from).unwrap();
+        let key = KeyTemplate::parse("{topic}", &from).unwrap();
+        Routes::new(vec![Route { name: "s/#".into(), from, to, key, value: ValueFormat::Payload }])
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_in_bytes_and_what_is_in_use_stays() {
+        let mut targets = Targets::new(Arc::new(routes()));
+        let busy: Arc<str> = "s/busy".into();
+        targets.find(&busy, RouteId(1)).unwrap();
+        targets.sent(&busy, RouteId(1), 1, 7);
+        for n in 0..100_000 {
+            let topic: Arc<str> = format!("s/{n}").into();
+            targets.find(&topic, RouteId(1)).unwrap();
+            if n % 5_000 == 0 {
+                assert_eq!(targets.find(&busy, RouteId(1)).unwrap().turn(1, |_| false), Turn::NotYet, "after {n}");
+            }
+        }
+        let all = targets.present.young.values().chain(targets.present.old.values());
+        let bytes: usize = all.map(|known| known.cost).sum();
+        assert!(bytes <= 2 * AGE_BYTES, "{bytes}");
+    }
+
+    #[test]
+    fn events_without_a_present_route_go_by_the_one_that_they_were_taken_in_under() {
+        let from = Filter::parse("old/#").unwrap();
+        let to = TopicTemplate::parse("old", &from).unwrap();
+        let key = KeyTemplate::parse("{topic}", &from).unwrap();
+        let gone = Route { name: "old/#".into(), from, to, key, value: ValueFormat::Payload };
+        let mut targets = Targets::new(Arc::new(routes().with_gone([(RouteId(9), gone)].into())));
+        let (held, present): (Arc<str>, Arc<str>) = ("old/1".into(), "s/1".into());
+        assert_eq!(&*targets.find(&held, RouteId(9)).unwrap().target.topic, "old");
+        assert_eq!(targets.find(&held, RouteId(1)).map(|_| ()), Err(NoTarget::NoRoute));
+        assert_eq!(&*targets.find(&present, RouteId(9)).unwrap().target.topic, "s.1");
+    }
 
     #[test]
     fn the_second_event_of_a_topic_waits_for_the_first_of_each_producer() {
-        let target = Target { topic: "t".into(), key: "k".into(), value: ValueFormat::Payload };
-        let mut known = Known { target: Arc::new(target), proof: Proof::None };
+        let target = Target { topic: "t".into(), key: "k".into(), value: ValueFormat::Payload, is_fixed: true };
+        let mut known = Known { target: Arc::new(target), proof: Proof::None, cost: 0 };
         for producer in [1, 2] {
             assert_eq!(known.turn(producer, |_| false), Turn::First);
             known.proof = Proof::Asked(producer, 10);

@@ -69,7 +69,7 @@ impl Rig {
             commit_delay: Duration::ZERO,
             compression: Compression::Zstd,
         };
-        let (buffer, recovered) = Buffer::open(settings, dir, &routes().names()).unwrap();
+        let (buffer, recovered) = Buffer::open(settings, dir, &routes().definitions()).unwrap();
         let running = buffer.start(Pulse::new()).unwrap();
         let options: BTreeMap<String, Secret> =
             options.iter().map(|(n, v)| ((*n).to_owned(), Secret::new((*v).to_owned()))).collect();
@@ -77,6 +77,8 @@ impl Rig {
             brokers: vec![brokers.to_owned()],
             delivery: Delivery::AtLeastOnce,
             watermark_topic: "watermarks".to_owned(),
+            max_topics: 1_000,
+            largest_record_bytes: 1_000_000,
             linger: Duration::from_millis(5),
             compression: config::Codec::Zstd,
             headers: config::HeaderNames::Tidegate,

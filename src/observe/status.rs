@@ -1,6 +1,7 @@
 //! One snapshot of the whole agent. `/status`, `tidegate status`, `/metrics` and systemd's status line are all made
 //! from it, so that they cannot disagree.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +13,7 @@ use uuid::Uuid;
 
 use super::pulse::Pulse;
 use crate::buffer::{BufferStatus, LedgerLine};
-use crate::event::wall_clock_ms;
+use crate::event::{RouteId, wall_clock_ms};
 use crate::forward::status::{CommitTimes, ForwardStatus, Transactions, Waiting};
 use crate::ingest::status::LinkStatus;
 
@@ -31,6 +32,8 @@ pub struct Sources {
     pub forward: watch::Receiver<ForwardStatus>,
     /// One for each `[[mqtt]]` and `[[listen]]`.
     pub links: Vec<Arc<LinkStatus>>,
+    /// Where routes that the configuration has no more have sent their readings, by ledger line.
+    pub gone: BTreeMap<RouteId, Arc<str>>,
     /// Signs of life by stage.
     pub pulses: Vec<(String, Pulse)>,
     /// Set between READY and the first sign of stopping.
@@ -88,6 +91,9 @@ pub struct Books {
 pub struct RouteBooks {
     /// Its `from`; empty for events that no route matched.
     pub route: String,
+    /// The configuration has it no more; what it holds, and no present route matches, goes to its `to` all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone_to: Option<String>,
     /// Its line.
     #[serde(flatten)]
     pub books: Books,
@@ -236,7 +242,14 @@ impl Sources {
     #[must_use]
     pub fn snapshot(&self) -> Status {
         let buffer = self.buffer.borrow().clone();
-        let routes: Vec<RouteBooks> = buffer.ledger.iter().map(|(_, line)| RouteBooks::from(line)).collect();
+        let routes: Vec<RouteBooks> = buffer
+            .ledger
+            .iter()
+            .map(|(id, line)| RouteBooks {
+                gone_to: self.gone.get(id).map(ToString::to_string),
+                ..RouteBooks::from(line)
+            })
+            .collect();
         let total = routes.iter().fold(Books::default(), |sum, route| sum.plus(route.books));
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -328,6 +341,7 @@ impl From<&LedgerLine> for RouteBooks {
     fn from(line: &LedgerLine) -> Self {
         Self {
             route: line.route.to_string(),
+            gone_to: None,
             books: Books {
                 received: line.received,
                 delivered: line.delivered,
@@ -449,6 +463,7 @@ mod tests {
             balanced: true,
             routes: vec![RouteBooks {
                 route: "sensors/#".into(),
+                gone_to: None,
                 books: Books { received: 3, held: 3, ..Books::default() },
             }],
             ..Status::default()

@@ -16,15 +16,23 @@ pub mod escape;
 pub mod filter;
 pub mod template;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use filter::Filter;
 use template::{KeyTemplate, TopicTemplate};
 
-/// The `[[route]]` tables, checked; first match wins.
+use crate::event::RouteId;
+
+/// The `[[route]]` and `[[redirect]]` tables, checked; of the routes the first match wins.
 #[derive(Debug, Clone, Default)]
 pub struct Routes {
-    routes: Arc<[Route]>,
+    tables: Arc<[Route]>,
+    redirects: Arc<[Redirect]>,
+    /// The watermark topic; empty: none.
+    watermark_topic: Arc<str>,
+    /// Routes that the configuration has no more, by the ledger line of the readings that were taken in under them.
+    gone: Arc<BTreeMap<RouteId, Route>>,
 }
 
 /// One `[[route]]`, checked.
@@ -40,6 +48,28 @@ pub struct Route {
     pub key: KeyTemplate,
     /// `value`
     pub value: ValueFormat,
+}
+
+/// One `[[redirect]]`, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redirect {
+    /// The Kafka topic that routes make.
+    pub from: Arc<str>,
+    /// The one that its readings go to instead; `None`: they are given up.
+    pub to: Option<Arc<str>>,
+}
+
+/// A route as it was written. The buffer keeps it, so that what was taken in under it has a way out when it is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Definition {
+    /// `from`
+    pub from: Arc<str>,
+    /// `to`
+    pub to: Arc<str>,
+    /// `key`
+    pub key: Arc<str>,
+    /// `value`
+    pub value: Arc<str>,
 }
 
 /// How the Kafka record's value is made.
@@ -62,68 +92,181 @@ pub struct Target {
     pub key: Arc<str>,
     /// How the value is made.
     pub value: ValueFormat,
+    /// The operator has written the topic out; otherwise it is what sensors make of a template.
+    pub is_fixed: bool,
 }
 
-/// Why an event has no target; it goes to the dead letters with these words.
+/// Why an event has no target; it goes to the dead letters with these words. They do not differ from reading to reading:
+/// the log counts by them, and neighbours with the same words are declared together.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoTarget {
     /// No `from` matches.
-    #[error("no [[route]] matches MQTT topic {0:?}")]
-    NoRoute(String),
-    /// The Kafka topic that the template makes is not a legal one.
-    #[error("MQTT topic {mqtt:?} makes no legal Kafka topic: {why}")]
-    IllegalTopic {
-        /// The MQTT topic.
-        mqtt: String,
-        /// Too long, empty, `.` or `..`.
-        why: String,
-    },
+    #[error("no [[route]] matches its MQTT topic")]
+    NoRoute,
+    /// The Kafka topic that the template makes is not a legal one: too long, empty, `.` or `..`.
+    #[error("its MQTT topic makes no legal Kafka topic: {0}")]
+    IllegalTopic(String),
+    /// What the template makes is not for readings.
+    #[error(
+        "its MQTT topic makes the name of a Kafka topic that is not for readings: the watermark topic, or one of Kafka's \
+         own, which begin with \"__\""
+    )]
+    Reserved,
+    /// The operator's word.
+    #[error("a [[redirect]] gives up what goes to Kafka topic {0:?}")]
+    GivenUp(Arc<str>),
+}
+
+/// What the names of Kafka's own topics begin with.
+pub(crate) const KAFKAS_OWN: &str = "__";
+
+impl ValueFormat {
+    /// Each with its word in the configuration.
+    pub(crate) const WORDS: [(&'static str, Self); 3] =
+        [("payload", Self::Payload), ("cbor", Self::Cbor), ("json", Self::Json)];
+
+    fn word(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, format)| *format == self).map_or("payload", |(word, _)| word)
+    }
+}
+
+impl Route {
+    /// As it was written.
+    #[must_use]
+    pub fn definition(&self) -> Definition {
+        let (to, key) = (self.to.text().into(), self.key.text().into());
+        Definition { from: Arc::clone(&self.name), to, key, value: self.value.word().into() }
+    }
+
+    /// Reads what an earlier configuration has said.
+    ///
+    /// # Errors
+    /// What is wrong with it: another version wrote it.
+    pub fn parse(definition: &Definition) -> Result<Self, String> {
+        let Definition { from: name, to, key, value } = definition;
+        let from = Filter::parse(name)?;
+        let (to, key) = (TopicTemplate::parse(to, &from)?, KeyTemplate::parse(key, &from)?);
+        let word = ValueFormat::WORDS.iter().find(|(word, _)| **word == **value);
+        let (_, value) = word.ok_or_else(|| format!("value {value:?} is not known"))?;
+        Ok(Self { name: Arc::clone(name), from, to, key, value: *value })
+    }
+
+    /// `None`: it does not match.
+    fn target(&self, mqtt_topic: &str) -> Option<Result<Target, NoTarget>> {
+        let captures = self.from.captures(mqtt_topic)?;
+        Some(self.to.render(mqtt_topic, &captures).map_err(NoTarget::IllegalTopic).map(|topic| {
+            let key = self.key.render(mqtt_topic, &captures);
+            let key = if key.is_empty() { mqtt_topic.into() } else { key.into() };
+            Target { topic: topic.into(), key, value: self.value, is_fixed: self.to.is_fixed() }
+        }))
+    }
 }
 
 impl Routes {
     /// The tables in their order.
     #[must_use]
     pub fn new(routes: Vec<Route>) -> Self {
-        Self { routes: routes.into() }
+        Self { tables: routes.into(), ..Self::default() }
     }
 
-    /// The names of the ledger lines, one a route, in the order of the tables: the route's `from`.
+    /// No reading goes to that topic, whatever templates make.
     #[must_use]
-    pub fn names(&self) -> Vec<Arc<str>> {
-        self.routes.iter().map(|route| Arc::clone(&route.name)).collect()
+    pub fn keeping_clear(self, watermark_topic: &str) -> Self {
+        Self { watermark_topic: watermark_topic.into(), ..self }
+    }
+
+    /// With these `[[redirect]]` tables.
+    #[must_use]
+    pub fn redirecting(self, redirects: Vec<Redirect>) -> Self {
+        Self { redirects: redirects.into(), ..self }
+    }
+
+    /// What is held under these routes, and what no present one matches, goes where they say.
+    #[must_use]
+    pub fn with_gone(self, gone: BTreeMap<RouteId, Route>) -> Self {
+        Self { gone: Arc::new(gone), ..self }
+    }
+
+    /// As they were written, in the order of the tables; the ledger has a line for each, named by its `from`.
+    #[must_use]
+    pub fn definitions(&self) -> Vec<Definition> {
+        self.tables.iter().map(Route::definition).collect()
+    }
+
+    /// A number that differs when the tables do, those of routes that are gone included.
+    #[must_use]
+    pub fn mark(&self) -> u64 {
+        let gone: Vec<_> = self.gone.iter().map(|(id, route)| (id, route.definition())).collect();
+        let text = format!("{:?} {:?} {} {gone:?}", self.definitions(), self.redirects, self.watermark_topic);
+        u64::from(crc32c::crc32c(text.as_bytes()))
     }
 
     /// The templates of the Kafka topics, in the order of the tables.
     pub fn topics(&self) -> impl Iterator<Item = &TopicTemplate> {
-        self.routes.iter().map(|route| &route.to)
+        self.tables.iter().map(|route| &route.to)
+    }
+
+    /// The Kafka topics that readings are redirected to.
+    pub fn redirected_to(&self) -> impl Iterator<Item = &str> {
+        self.redirects.iter().filter_map(|redirect| redirect.to.as_deref())
+    }
+
+    /// How values are made, in the order of the tables.
+    pub fn values(&self) -> impl Iterator<Item = ValueFormat> {
+        self.tables.iter().map(|route| route.value)
     }
 
     /// Is there a topic of this filter that a route takes?
     #[must_use]
     pub fn meets(&self, filter: &Filter) -> bool {
-        self.routes.iter().any(|route| route.from.meets(filter))
+        self.tables.iter().any(|route| route.from.meets(filter))
     }
 
     /// Index of the first route whose `from` matches.
     #[must_use]
     pub fn find(&self, mqtt_topic: &str) -> Option<usize> {
-        self.routes.iter().position(|route| route.from.matches(mqtt_topic))
+        self.tables.iter().position(|route| route.from.matches(mqtt_topic))
     }
 
     /// Kafka topic, key and value format for an MQTT topic.
     ///
     /// # Errors
-    /// When no route matches or the topic made is not legal.
+    /// When no route matches, or the topic made is not one for readings.
     pub fn target(&self, mqtt_topic: &str) -> Result<Target, NoTarget> {
-        let found = self.routes.iter().find_map(|route| Some((route, route.from.captures(mqtt_topic)?)));
-        let (route, captures) = found.ok_or_else(|| NoTarget::NoRoute(mqtt_topic.to_owned()))?;
-        let topic = route
-            .to
-            .render(mqtt_topic, &captures)
-            .map_err(|why| NoTarget::IllegalTopic { mqtt: mqtt_topic.to_owned(), why })?;
-        let key = route.key.render(mqtt_topic, &captures);
-        let key = if key.is_empty() { mqtt_topic.into() } else { key.into() };
-        Ok(Target { topic: topic.into(), key, value: route.value })
+        let found = self.tables.iter().find_map(|route| route.target(mqtt_topic));
+        self.for_readings(found.ok_or(NoTarget::NoRoute)??)
+    }
+
+    /// The same for an event that no present route matches and that was taken in under that one: a configuration is no
+    /// verdict over what is held.
+    ///
+    /// # Errors
+    /// As [`Routes::target`]; events that no route matched when they arrived have no target.
+    pub fn former_target(&self, mqtt_topic: &str, taken_under: RouteId) -> Result<Target, NoTarget> {
+        let found = self.gone.get(&taken_under).and_then(|route| route.target(mqtt_topic));
+        self.for_readings(found.ok_or(NoTarget::NoRoute)??)
+    }
+
+    /// Where the readings of a Kafka topic go by the operator's word: mostly to that topic.
+    ///
+    /// # Errors
+    /// They are given up, or the topic is not one for readings.
+    pub fn redirected(&self, topic: &Arc<str>) -> Result<Arc<str>, NoTarget> {
+        let topic = match self.redirects.iter().find(|redirect| redirect.from == *topic) {
+            None => topic,
+            Some(Redirect { to: Some(to), .. }) => to,
+            Some(Redirect { from, to: None }) => return Err(NoTarget::GivenUp(Arc::clone(from))),
+        };
+        if topic.starts_with(KAFKAS_OWN) || *topic == self.watermark_topic {
+            return Err(NoTarget::Reserved);
+        }
+        Ok(Arc::clone(topic))
+    }
+
+    fn for_readings(&self, made: Target) -> Result<Target, NoTarget> {
+        let topic = self.redirected(&made.topic)?;
+        let is_fixed = made.is_fixed || topic != made.topic;
+        Ok(Target { topic, is_fixed, ..made })
     }
 }
 
@@ -155,15 +298,56 @@ mod tests {
         assert_eq!((&*alarm.topic, &*alarm.key), ("alarms", "s/nord/alarm"));
         let temp = routes.target("s/nord/temp").unwrap();
         assert_eq!((&*temp.topic, &*temp.key), ("s.nord", "nord"));
-        assert_eq!(routes.names().iter().map(|n| &**n).collect::<Vec<_>>(), ["s/{site}/alarm", "s/{site}/#"]);
+        let names: Vec<_> = routes.definitions().iter().map(|route| route.from.to_string()).collect();
+        assert_eq!(names, ["s/{site}/alarm", "s/{site}/#"]);
     }
 
     #[test]
     fn no_route_and_no_legal_topic_are_told_apart() {
         let routes = routes(&[("s/{a}", "{a}", "{topic}")]);
-        assert_eq!(routes.target("x"), Err(NoTarget::NoRoute("x".into())));
-        let long = format!("s/{}", "x".repeat(300));
-        assert!(matches!(routes.target(&long), Err(NoTarget::IllegalTopic { .. })));
+        assert_eq!(routes.target("x"), Err(NoTarget::NoRoute));
+        let long = |n| routes.target(&format!("s/{}", "x".repeat(n))).unwrap_err();
+        assert!(matches!(long(300), NoTarget::IllegalTopic(_)));
+        assert_eq!(
+            long(300).to_string(),
+            long(301).to_string(),
+            "what is said does not differ from reading to reading"
+        );
+    }
+
+    #[test]
+    fn no_template_makes_the_watermark_topic_or_one_of_kafkas_own() {
+        let routes = routes(&[("#", "{topic}", "{topic}")]).keeping_clear("tidegate.watermarks");
+        for topic in ["tidegate/watermarks", "_x", "_consumer_offsets"] {
+            assert_eq!(routes.target(topic), Err(NoTarget::Reserved), "{topic}");
+        }
+        for topic in ["tidegate/watermarks/x", "tidegate", "x_", " x"] {
+            assert!(routes.target(topic).is_ok(), "{topic}");
+        }
+    }
+
+    #[test]
+    fn a_redirect_leads_elsewhere_or_gives_up() {
+        let to = |from: &str, to: Option<&str>| Redirect { from: from.into(), to: to.map(Into::into) };
+        let routes = routes(&[("#", "s.{topic}", "{topic}")])
+            .redirecting(vec![to("s.nroth", Some("s.north")), to("s.old", None)])
+            .keeping_clear("w");
+        let target = routes.target("nroth").unwrap();
+        assert_eq!((&*target.topic, &*target.key, target.is_fixed), ("s.north", "nroth", true));
+        assert_eq!(routes.target("old"), Err(NoTarget::GivenUp("s.old".into())));
+        assert!(!routes.target("new").unwrap().is_fixed);
+        assert_eq!(routes.redirected(&"elsewhere".into()), Ok("elsewhere".into()));
+    }
+
+    #[test]
+    fn what_was_taken_in_under_a_route_that_is_gone_goes_where_that_one_said() {
+        let gone = Route::parse(&routes(&[("a/{x}/#", "a.{x}", "{x}")]).definitions()[0]).unwrap();
+        let routes = routes(&[("b/#", "b", "{topic}")]).with_gone(BTreeMap::from([(RouteId(3), gone)]));
+        let target = routes.former_target("a/1/t", RouteId(3)).unwrap();
+        assert_eq!((&*target.topic, &*target.key), ("a.1", "1"));
+        assert_eq!(routes.former_target("a/1/t", RouteId(4)), Err(NoTarget::NoRoute));
+        assert_eq!(routes.former_target("c", RouteId(3)), Err(NoTarget::NoRoute));
+        assert_eq!(routes.target("a/1/t"), Err(NoTarget::NoRoute), "what arrives now is another matter");
     }
 
     #[test]

@@ -19,11 +19,17 @@ const MAX_KEY_TEMPLATE_BYTES: usize = 65_535;
 
 /// What makes a Kafka topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TopicTemplate(Vec<Part>);
+pub struct TopicTemplate {
+    text: Box<str>,
+    parts: Vec<Part>,
+}
 
 /// What makes a record key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyTemplate(Vec<Part>);
+pub struct KeyTemplate {
+    text: Box<str>,
+    parts: Vec<Part>,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
@@ -55,13 +61,25 @@ impl TopicTemplate {
         if let [Part::Text(text)] = &*parts {
             check_legal(text)?;
         }
-        Ok(Self(parts))
+        Ok(Self { text: text.into(), parts })
+    }
+
+    /// As it was written.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// It makes one name, whatever sensors say.
+    #[must_use]
+    pub fn is_fixed(&self) -> bool {
+        matches!(&*self.parts, [Part::Text(_)])
     }
 
     /// A regular expression for the Kafka topics that it can make, from their first character to their last.
     #[must_use]
     pub fn pattern(&self) -> String {
-        let parts = self.0.iter().map(|part| match part {
+        let parts = self.parts.iter().map(|part| match part {
             Part::Text(text) => text.replace('.', "\\."),
             Part::Name(_) => "[A-Za-z0-9_-]+".to_owned(),
             Part::Topic => "[A-Za-z0-9._-]+".to_owned(),
@@ -73,15 +91,15 @@ impl TopicTemplate {
     /// What all Kafka topics begin with that it can make, and whether that is all of the name.
     #[must_use]
     pub fn prefix(&self) -> (&str, bool) {
-        match self.0.first() {
-            Some(Part::Text(text)) => (text, self.0.len() == 1),
+        match self.parts.first() {
+            Some(Part::Text(text)) => (text, self.parts.len() == 1),
             Some(Part::Name(_) | Part::Topic | Part::Rest) | None => ("", false),
         }
     }
 
     pub(super) fn render(&self, topic: &str, captures: &Captures<'_>) -> Result<String, String> {
         let mut out = String::with_capacity(topic.len());
-        for part in &self.0 {
+        for part in &self.parts {
             match part {
                 Part::Text(text) => out.push_str(text),
                 Part::Name(index) => {
@@ -114,12 +132,18 @@ impl KeyTemplate {
         if text.len() > MAX_KEY_TEMPLATE_BYTES {
             return Err(format!("a key has at most {MAX_KEY_TEMPLATE_BYTES} bytes"));
         }
-        parse(text, filter).map(Self)
+        Ok(Self { text: text.into(), parts: parse(text, filter)? })
+    }
+
+    /// As it was written.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     pub(super) fn render(&self, topic: &str, captures: &Captures<'_>) -> String {
         let mut out = String::with_capacity(topic.len());
-        for part in &self.0 {
+        for part in &self.parts {
             out.push_str(match part {
                 Part::Text(text) => text,
                 Part::Name(index) => captures.named.get(*index).copied().unwrap_or_default(),
@@ -222,9 +246,9 @@ fn check_legal(topic: &str) -> Result<(), String> {
         return Err(format!("Kafka does not allow the name {topic:?}"));
     }
     if topic.len() > MAX_TOPIC_CHARS {
+        // Without the number: what is said of a reading must not differ from reading to reading, see `NoTarget`.
         return Err(format!(
-            "the name has {} characters once escaped, and Kafka allows {MAX_TOPIC_CHARS}",
-            topic.len()
+            "the name has more than {MAX_TOPIC_CHARS} characters once escaped, which Kafka does not allow"
         ));
     }
     Ok(())
@@ -277,7 +301,7 @@ mod tests {
     fn topics_that_kafka_would_refuse_are_refused() {
         assert!(topic("{rest}", "s/#", "s").unwrap_err().contains("empty"));
         assert!(topic(".{rest}", "s/#", "s").unwrap_err().contains("not allow"));
-        assert!(topic("{a}", "{a}", &"x".repeat(250)).unwrap_err().contains("250 characters"));
+        assert!(topic("{a}", "{a}", &"x".repeat(250)).unwrap_err().contains("more than 249"));
         assert!(topic("{a}", "{a}", &"x".repeat(249)).is_ok());
     }
 

@@ -14,6 +14,7 @@ use crate::memory::flood;
 use crate::nothing_final::names_hang;
 use crate::parking::{Closed, one_of_two_topics_closed, one_record_too_large};
 use crate::refusals::{BLAMING, FINAL, Mode, Refused, refused};
+use crate::routes::{dead_letters_by_the_thousand, renamed_with_a_backlog};
 use crate::session::{broker_that_lost_everything, cut_while_a_commit_is_under_way, qos_2_resumed};
 use crate::stop::stopped_under_load;
 use crate::support::agent::Build;
@@ -114,6 +115,16 @@ fn a_careless_stop_is_seen() -> Outcome<()> {
 #[test]
 fn a_blind_watchdog_is_seen() -> Outcome<()> {
     red("blind-watchdog", stuck_disk)
+}
+
+#[test]
+fn a_route_that_is_a_verdict_is_seen() -> Outcome<()> {
+    red("route-is-verdict", renamed_with_a_backlog)
+}
+
+#[test]
+fn dead_letters_that_outgrow_their_readings_are_seen() -> Outcome<()> {
+    red("row-a-dead-letter", dead_letters_by_the_thousand)
 }
 
 #[test]

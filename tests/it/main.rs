@@ -40,6 +40,7 @@ mod parking; // missing, forbidden, too large
 mod readers; // the Kafka clients that people have
 mod refusals; // whatever Kafka answers to a batch
 mod quiet; // no trouble, no noise
+mod routes; // a changed configuration is no verdict over what is held; templates and their abuse
 mod secrets; // passwords never show
 mod session; // MQTT sessions
 mod setup; // what the centre must have

@@ -364,8 +364,8 @@ fn dead_letters_are_found_by_an_index_however_many_there_are() {
     assert!(plan.contains("dead_letter_by_time"), "{plan}");
     assert!(!plan.contains("SCAN dead_letter;") && !plan.ends_with("SCAN dead_letter"), "{plan}");
     drop(connection);
-    let bench = open(dir.path());
-    let found = |after, since| bench.running.outlet.dead_letters(after, since, 10).unwrap().len();
+    let mut bench = open(dir.path());
+    let mut found = |after, since| bench.running.outlet.dead_letters(after, since, 10).unwrap().len();
     assert_eq!((found(0, i64::MAX), found(DEAD[0], i64::MAX), found(u64::MAX >> 1, 0)), (2, 1, 2));
 }
 

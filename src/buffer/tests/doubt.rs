@@ -6,7 +6,7 @@ use super::*;
 use crate::buffer::chunk::{ChunkReader, ChunkWriter};
 use crate::buffer::commit::{Batch, Scratch};
 use crate::buffer::error::WriteError;
-use crate::buffer::settle::{Pending, Tools};
+use crate::buffer::settle::{Part, Pending, Tools};
 use crate::buffer::start::Doors;
 use crate::buffer::statements::Statements;
 use crate::buffer::writer::{Attempted, Writer};
@@ -45,7 +45,7 @@ fn commit_behind_its_back(scene: &Scene) {
         unread: std::collections::BTreeSet::default(),
     };
     let mut tx = Statements::prepare(&connection).unwrap();
-    batch.commit(&pending, &mut books, &mut tx, &mut tools, &mut Scratch::default()).unwrap();
+    batch.commit(Some((&pending, Part::All)), &mut books, &mut tx, &mut tools, &mut Scratch::default()).unwrap();
 }
 
 fn scene() -> Scene {
@@ -60,7 +60,7 @@ fn scene() -> Scene {
     let ticket = doors.settler.settle(first_three()).unwrap();
     assert_eq!(ticket, 1);
     writer.inbox.wait(Duration::ZERO, false, &writer.books);
-    writer.attempted = Attempted { batch: true, settlements: true };
+    writer.attempted = Attempted { batch: true, settlements: Some(Part::All) };
     Scene { dir, writer, connection, doors, reply, durable }
 }
 

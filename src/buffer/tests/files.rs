@@ -303,6 +303,25 @@ fn a_newer_format_is_refused_and_untouched() {
 type State3 = (u64, u64, u64, Vec<(u64, u64)>, Vec<LedgerRow>, u64);
 type State1 = (u64, u64, u64, Vec<(u64, u64)>, Vec<(u16, u64, u64, u64, u64, u64, u64)>);
 
+/// Without what came with version 3.
+const NOT_OF_VERSION_2: &str = "DROP TABLE admitted; DROP TABLE in_line; DROP INDEX dead_letter_by_last; \
+    DROP INDEX dead_letter_by_time; ALTER TABLE dead_letter DROP COLUMN last; ALTER TABLE route DROP COLUMN kafka_topic; \
+    ALTER TABLE route DROP COLUMN record_key; ALTER TABLE route DROP COLUMN value; PRAGMA user_version = 2";
+
+#[test]
+fn a_buffer_of_version_2_is_taken_over_with_its_dead_letters() {
+    let (dir, id) = with_five_events();
+    let bench = open(dir.path());
+    bench.settle(Settlement { dead: vec![dead(2)], ..Settlement::default() });
+    bench.close();
+    rusqlite::Connection::open(dir.path().join("buffer.db")).unwrap().execute_batch(NOT_OF_VERSION_2).unwrap();
+    let mut bench = open(dir.path());
+    assert_eq!((bench.recovered.buffer_id, bench.recovered.gone.len()), (id, 0));
+    bench.settle(Settlement { dead: vec![dead(3), dead(5)], ..Settlement::default() });
+    let letters = bench.running.outlet.dead_letters(0, 0, 9).unwrap();
+    assert_eq!(letters.iter().map(|(letter, _)| letter.sequence).collect::<Vec<_>>(), [2, 3, 5]);
+}
+
 /// As version 1 left it: without the tables and the field that came with version 2.
 fn make_version_1(dir: &Path) {
     let connection = rusqlite::Connection::open(dir.join("buffer.db")).unwrap();
@@ -315,11 +334,8 @@ fn make_version_1(dir: &Path) {
     cbor::append(&row, &mut raw).unwrap();
     let body = sealer.seal(&raw, false).unwrap();
     connection.execute("UPDATE state SET body = ?1", [body]).unwrap();
-    connection
-        .execute_batch(
-            "DROP TABLE life; DROP TABLE former; DROP TABLE hole; DROP INDEX dead_letter_by_time; PRAGMA user_version = 1",
-        )
-        .unwrap();
+    connection.execute_batch(NOT_OF_VERSION_2).unwrap();
+    connection.execute_batch("DROP TABLE life; DROP TABLE former; PRAGMA user_version = 1").unwrap();
 }
 
 #[test]

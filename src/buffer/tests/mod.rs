@@ -46,8 +46,12 @@ struct Bench {
     seen: std::cell::Cell<bool>,
 }
 
-fn names() -> [Arc<str>; 2] {
-    ["sensors/#".into(), "other/#".into()]
+fn route(from: &str) -> Definition {
+    Definition { from: from.into(), to: "all".into(), key: "{topic}".into(), value: "payload".into() }
+}
+
+fn names() -> [Definition; 2] {
+    ["sensors/#", "other/#"].map(route)
 }
 
 fn open(dir: &Path) -> Bench {

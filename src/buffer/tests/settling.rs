@@ -81,6 +81,107 @@ fn dead_letters_are_copied_with_their_reason() {
 }
 
 #[test]
+fn dead_letters_with_one_reason_take_one_row_and_no_more_room_than_their_chunk() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = open(dir.path());
+    bench.store(1..=4_000);
+    let letters = (1..=4_000).filter(|n| n % 2 == 1).map(dead).collect();
+    bench.settle(Settlement { dead: letters, ..Settlement::default() });
+    let books = bench.totals(|status| total(status).dead_lettered > 0);
+    assert_eq!((books.dead_lettered, books.held), (2_000, 2_000));
+    assert_eq!(rows(dir.path(), "dead_letter"), 1);
+    let connection = rusqlite::Connection::open(dir.path().join("buffer.db")).unwrap();
+    let bytes = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    let (chunks, letters) =
+        (bytes("SELECT sum(length(body)) FROM chunk"), bytes("SELECT length(body) FROM dead_letter"));
+    assert!(letters < chunks, "{letters} bytes of letters, {chunks} of all");
+    // Each is found again, for those who declare them.
+    let outlet = &mut bench.running.outlet;
+    let found = outlet.dead_letters(3_000, i64::MAX, 10_000).unwrap();
+    assert_eq!(
+        found.iter().map(|(letter, _)| letter.clone()).collect::<Vec<_>>(),
+        (1..=3_999).step_by(2).map(dead).collect::<Vec<_>>()
+    );
+    assert_eq!(outlet.dead_letters(4_000, i64::MAX, 10_000).unwrap().len(), 0);
+    assert_eq!(outlet.dead_letters(4_000, 0, 10_000).unwrap().len(), 2_000);
+}
+
+#[test]
+fn events_leave_a_lane_for_another_and_for_the_dead_letters_and_the_rest_stays_in_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = open(dir.path());
+    bench.store(1..=20);
+    bench.park(1..=10, "wrong");
+    bench.park(11..=20, "wrong");
+    let wrong = bench.running.settler.lane("wrong").unwrap();
+    let chunks: Vec<i64> = bench.lane(wrong).iter().map(|chunk| chunk.id).collect();
+    let to = |topic: &str, all: &[u64]| -> Vec<Parked> {
+        all.iter().map(|sequence| Parked { sequence: *sequence, kafka_topic: topic.into() }).collect()
+    };
+    let moves = || {
+        vec![
+            LaneMove { lane: wrong, chunk: chunks[0], parked: to("right", &[2, 4]), dead: vec![dead(5)] },
+            LaneMove {
+                lane: wrong,
+                chunk: chunks[1],
+                parked: to("right", &(11..=20).collect::<Vec<_>>()),
+                dead: vec![],
+            },
+        ]
+    };
+    // Twice is as good as once: the next start does again what was under way at a crash.
+    for _ in 0..2 {
+        bench.settle(Settlement { lane_moves: moves(), ..Settlement::default() });
+    }
+    let lane = |bench: &mut Bench, topic: &str| -> Vec<u64> {
+        let lane = bench.running.settler.lane(topic).unwrap();
+        bench.lane(lane).iter().flat_map(|chunk| sequences(&chunk.events)).collect()
+    };
+    assert_eq!(lane(&mut bench, "wrong"), [1, 3, 6, 7, 8, 9, 10]);
+    assert_eq!(bench.lane(wrong)[0].id, chunks[0]);
+    assert_eq!(lane(&mut bench, "right"), [vec![2, 4], (11..=20).collect()].concat());
+    let books = bench.totals(|status| total(status).dead_lettered > 0);
+    assert_eq!((books.held, books.dead_lettered), (19, 1));
+    bench.close();
+    let bench = open(dir.path());
+    let held: Vec<u64> = bench.status().lanes.iter().map(|(_, _, held)| *held).collect();
+    assert_eq!(held, [7, 12]);
+}
+
+#[test]
+fn what_frees_room_does_not_wait_for_what_wants_some() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = open(dir.path());
+    bench.store(1..=10);
+    bench.close();
+    let (buffer, _) = Buffer::open(settings(), dir.path(), &names()).unwrap();
+    let (mut writer, connection, _doors) = buffer.assemble::<u64>(Pulse::new());
+    let parked = vec![Parked { sequence: 5, kafka_topic: "t".into() }];
+    let settlement =
+        Settlement { delivered: delivered([1, 2, 4]), dead: vec![dead(3)], parked, ..Settlement::default() };
+    let mut pending = settle::Pending::default();
+    pending.add(1, settlement, &writer.books, None);
+    assert!(pending.has_both());
+    let mut tx = statements::Statements::prepare(&connection).unwrap();
+    let mut commit = |pending: &settle::Pending, part, books: &mut books::Books| {
+        let settlements = Some((pending, part));
+        let (tools, scratch) = (&mut writer.tools, &mut commit::Scratch::default());
+        commit::Batch::<u64>::new().commit(settlements, books, &mut tx, tools, scratch).unwrap();
+    };
+    commit(&pending, settle::Part::Releases, &mut writer.books);
+    let settled = |books: &books::Books| (1..=10).filter(|n| books.settled.contains(*n)).collect::<Vec<u64>>();
+    assert_eq!(settled(&writer.books), [1, 2, 4]);
+    pending.forget_releases();
+    assert!(!pending.has_both());
+    commit(&pending, settle::Part::All, &mut writer.books);
+    assert_eq!(settled(&writer.books), [1, 2, 3, 4, 5]);
+    drop(tx);
+    drop((connection, writer));
+    let books = open(dir.path()).totals(|_| true);
+    assert_eq!((books.delivered, books.dead_lettered, books.held), (3, 1, 6));
+}
+
+#[test]
 fn parked_events_wait_in_order_in_a_lane_of_their_topic() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = open(dir.path());

@@ -176,12 +176,44 @@ fn dropped_events_are_on_the_books() {
 fn routes_keep_their_ids_whatever_their_order() {
     let dir = tempfile::tempdir().unwrap();
     drop(Buffer::open(settings(), dir.path(), &names()).unwrap());
-    let other: [Arc<str>; 3] = ["new".into(), "other/#".into(), "new".into()];
+    let other = ["new", "other/#", "new"].map(route);
     let (buffer, recovered) = Buffer::open(settings(), dir.path(), &other).unwrap();
     assert_eq!(recovered.routes, [RouteId(3), RouteId(2), RouteId(3)]);
     drop(buffer);
     let (_, recovered) = Buffer::open(settings(), dir.path(), &names()).unwrap();
     assert_eq!(recovered.routes, [RouteId(1), RouteId(2)]);
+}
+
+#[test]
+fn what_a_route_says_is_kept_when_it_is_gone_from_the_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Buffer::open(settings(), dir.path(), &names()).unwrap());
+    let (_, recovered) = Buffer::open(settings(), dir.path(), &[route("other/#")]).unwrap();
+    assert_eq!(recovered.gone, [(RouteId(1), route("sensors/#"))].into());
+    let mended = Definition { to: "elsewhere".into(), ..route("sensors/#") };
+    let (_, recovered) = Buffer::open(settings(), dir.path(), std::slice::from_ref(&mended)).unwrap();
+    assert_eq!((recovered.routes, recovered.gone), (vec![RouteId(1)], [(RouteId(2), route("other/#"))].into()));
+    let (_, recovered) = Buffer::open(settings(), dir.path(), &[]).unwrap();
+    assert_eq!(recovered.gone.get(&RouteId(1)), Some(&mended), "as it was written last");
+}
+
+#[test]
+fn the_names_of_admitted_topics_are_kept_while_something_waits_beyond_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bench = open(dir.path());
+    bench.store(1..=2);
+    let admitted = || vec!["a".into(), "b".into()];
+    bench.settle(Settlement { admitted: admitted(), in_line_with: Some(7), ..Settlement::default() });
+    bench.park([1], OVERFLOW);
+    bench.close();
+    let bench = open(dir.path());
+    assert_eq!((bench.recovered.admitted.clone(), bench.recovered.in_line_with), (admitted(), Some(7)));
+    let lane = bench.running.settler.lane(OVERFLOW).unwrap();
+    let gone = vec![LaneMove { lane, chunk: 1, parked: vec![], dead: vec![dead(1)] }];
+    bench.settle(Settlement { lane_moves: gone, ..Settlement::default() });
+    bench.close();
+    let bench = open(dir.path());
+    assert_eq!((bench.recovered.admitted.len(), bench.recovered.in_line_with), (0, Some(7)));
 }
 
 #[test]

@@ -185,6 +185,8 @@ impl Options {
                 linger: Duration::ZERO,
                 compression: Codec::None,
                 headers: HeaderNames::Tidegate,
+                max_topics: 0,
+                largest_record_bytes: 0,
                 options: BTreeMap::new(),
             }
         } else {
@@ -193,6 +195,8 @@ impl Options {
             if names.is_empty() && patterns.is_empty() {
                 // Also those without names: a topic that is missing, whose readings wait, is no reason not to look.
                 patterns.extend(config.routes.topics().filter_map(|topic| Regex::new(&topic.pattern()).ok()));
+                let redirected = config.routes.redirected_to().map(|topic| format!("^{}$", topic.replace('.', "\\.")));
+                patterns.extend(redirected.filter_map(|pattern| Regex::new(&pattern).ok()));
             }
             let brokers = if self.brokers.is_empty() { config.kafka.brokers.clone() } else { self.brokers.clone() };
             Kafka { brokers, ..config.kafka }

@@ -264,7 +264,8 @@ fn say_compression(kafka: &Kafka, out: &mut impl Write) -> io::Result<()> {
 /// Readings for a topic that is not there wait at the gateway until it is.
 fn say_missing_topics(config: &Central, known: &[String], out: &mut impl Write) -> io::Result<()> {
     let mut said = Vec::new();
-    for (name, _) in config.routes.topics().map(TopicTemplate::prefix).filter(|(_, whole)| *whole) {
+    let routed = config.routes.topics().map(TopicTemplate::prefix).filter(|(_, whole)| *whole);
+    for name in routed.map(|(name, _)| name).chain(config.routes.redirected_to()) {
         if !known.iter().any(|known| known == name) && !said.contains(&name) {
             writeln!(
                 out,

@@ -99,7 +99,8 @@ pub(super) fn rights(routes: &Routes, watermark_topic: &str) -> Vec<Right> {
             operations: &["Read", "Write", "Describe", "DescribeConfigs"],
         },
     ];
-    let topics: BTreeSet<(&str, bool)> = routes.topics().map(TopicTemplate::prefix).collect();
+    let redirected = routes.redirected_to().map(|topic| (topic, true));
+    let topics: BTreeSet<(&str, bool)> = routes.topics().map(TopicTemplate::prefix).chain(redirected).collect();
     for (name, whole) in topics {
         // A template that begins with a name can make any topic.
         let (name, prefixed) = if name.is_empty() { ("*", false) } else { (name, !whole) };

@@ -140,8 +140,8 @@ enum Step {
     On,
     /// The topic is direct again.
     Opened(Opened),
-    /// Not now; with a new reason, if there is one.
-    Refused(Option<&'static str>),
+    /// Not now; with a new reason and what to do, if there is one.
+    Refused(Option<(&'static str, &'static str)>),
     /// Another topic's turn.
     GivesWay,
     /// Nothing has come into the lane.
@@ -151,9 +151,7 @@ enum Step {
 impl LaneSender {
     /// Uses the main producer's configuration, but finds out sooner that a topic is missing.
     pub(super) fn new(mut config: ClientConfig, terms: Option<Arc<Terms>>) -> Self {
-        for (name, value) in options::LANE {
-            config.set(*name, *value);
-        }
+        options::for_lanes(&mut config);
         Self {
             names: Names::new(&config),
             config,
@@ -192,12 +190,16 @@ impl LaneSender {
             Step::On => {}
             Step::Opened(opened) => {
                 shared.changed = true;
-                tracing::info!(
-                    topic = &*active.topic,
-                    parked_s = opened.parked_for.as_secs_f64(),
-                    events = opened.events,
-                    "kafka: topic is open again; its readings flow"
-                );
+                shared.admission.is_direct(&active.topic);
+                if let Some(more) = shared.opened_lines.may_say(now) {
+                    tracing::info!(
+                        topic = &*active.topic,
+                        parked_s = opened.parked_for.as_secs_f64(),
+                        events = opened.events,
+                        more,
+                        "kafka: topic is open again; its readings flow"
+                    );
+                }
                 self.left_off.remove(&active.topic);
                 self.outnumbered.remove(&active.topic);
                 self.active = None;
@@ -209,8 +211,12 @@ impl LaneSender {
             }
             Step::Refused(reason) => {
                 shared.changed = true;
-                tracing::debug!(topic = &*active.topic, reason, "kafka: parked topic was tried, and stays parked");
-                shared.parking.refused(&active.topic, reason, now);
+                tracing::debug!(topic = &*active.topic, ?reason, "kafka: parked topic was tried, and stays parked");
+                let remedy = reason.map_or("", |(_, remedy)| remedy);
+                let reason = reason.map(|(reason, _)| reason);
+                if shared.parking.refused(&active.topic, reason, now) {
+                    shared.say_parked(&active.topic, reason.unwrap_or_default(), remedy, now);
+                }
                 self.end(shared, now);
             }
         }
@@ -340,10 +346,10 @@ impl Try {
                 let Some(answer) = call.answer() else { return Some(Step::On) };
                 match answer.first() {
                     Some((_, Found::Leaderless { .. })) => {
-                        return Some(Step::Refused(Some(park_reason(Code::LeaderNotAvailable).0)));
+                        return Some(Step::Refused(Some(park_reason(Code::LeaderNotAvailable))));
                     }
                     Some((_, Found::Led { in_sync, .. })) if *in_sync < self.enough => {
-                        return Some(Step::Refused(Some(park_reason(Code::NotEnoughReplicas).0)));
+                        return Some(Step::Refused(Some(park_reason(Code::NotEnoughReplicas))));
                     }
                     Some((_, Found::Led { in_sync, .. })) => self.in_sync = *in_sync,
                     Some((_, Found::Missing | Found::Forbidden | Found::Silent(_))) | None => {}
@@ -365,7 +371,7 @@ impl Try {
         let (_, code) = self.stalls.look(self.producer.as_ref()?, now).pop()?;
         self.is_stuck = self.transacting.is_some();
         self.too_few = (code == Code::NotEnoughReplicas).then_some(self.in_sync);
-        Some(Step::Refused(Some(park_reason(code).0)))
+        Some(Step::Refused(Some(park_reason(code))))
     }
 
     /// Reads the next chunks; false when there are none.
@@ -443,7 +449,8 @@ impl Try {
             match shared.send(producer, stored, &target) {
                 Ok(()) => {
                     if turn == Turn::First {
-                        shared.targets.sent(&stored.event.topic, self.generation, stored.sequence);
+                        let (topic, route) = (&stored.event.topic, stored.event.route);
+                        shared.targets.sent(topic, route, self.generation, stored.sequence);
                     }
                     self.pace.sent();
                     self.window.sent(stored.sequence, now);
@@ -459,7 +466,7 @@ impl Try {
                         Verdict::Wait | Verdict::DeadLetter => {
                             let letter = dead_letter(&self.topic, stored, dead_letter_reason(code));
                             self.place.done.insert(letter.sequence);
-                            shared.count_dead(&letter, now);
+                            shared.count_dead(&letter, &stored.event.topic, now);
                             shared.declare_dead(&letter);
                             self.place.dead.push(letter);
                             continue;
@@ -476,10 +483,10 @@ impl Try {
         }
     }
 
-    /// The lane's own topic, whatever the routes say now: the order of its events was fixed when they were parked.
+    /// The lane's own topic: whatever the configuration wants elsewhere has left the lane before (`relocation.rs`).
     fn target(&self, shared: &mut Shared, producer: &Producer, stored: &Stored) -> (Arc<Target>, Turn) {
         let topic = Arc::clone(&self.topic);
-        match shared.targets.find(&stored.event.topic) {
+        match shared.targets.find(&stored.event.topic, stored.event.route) {
             Ok(known) => {
                 let turn = known.turn(self.generation, |first| producer.has_come_back(first));
                 let target = Arc::clone(&known.target);
@@ -489,7 +496,7 @@ impl Try {
             }
             Err(_no_route_any_more) => {
                 let key = Arc::clone(&stored.event.topic);
-                (Arc::new(Target { topic, key, value: ValueFormat::Payload }), Turn::Go)
+                (Arc::new(Target { topic, key, value: ValueFormat::Payload, is_fixed: true }), Turn::Go)
             }
         }
     }
@@ -579,7 +586,7 @@ impl Try {
                 Verdict::Resend | Verdict::Wait => {}
                 Verdict::Alone => suspects.push(failure),
                 Verdict::DeadLetter => self.dead(&failure, shared, now),
-                Verdict::ParkTopic => step = Step::Refused(Some(park_reason(failure.code).0)),
+                Verdict::ParkTopic => step = Step::Refused(Some(park_reason(failure.code))),
                 Verdict::NewProducer => {
                     if matches!(step, Step::On) {
                         step = Step::Refused(None);
@@ -606,7 +613,7 @@ impl Try {
             kafka_topic: Arc::clone(&self.topic),
             reason: dead_letter_reason(failure.code),
         };
-        shared.count_dead(&letter, now);
+        shared.count_dead(&letter, "", now);
         shared.declare_dead(&letter);
         self.place.done.insert(letter.sequence);
         self.place.dead.push(letter);

@@ -30,10 +30,9 @@ use super::link::Repeats;
 use super::options::{self, Names};
 use super::outstanding::{Restart, Skips};
 use super::pace::{Finding, Pace, Permit};
-use super::parking::Gate;
 use super::producer::{Failure, MESSAGE_OVERHEAD_BYTES, Producer, Reports};
 use super::relay::ForwardError;
-use super::shared::{Shared, add};
+use super::shared::{Shared, Way, add};
 use super::stalls::{OVERDUE, Stalls};
 use super::status::Reason;
 use super::targets::{Generation, Turn};
@@ -96,6 +95,8 @@ pub(super) struct MainLane {
     cause: String,
     /// Why the agent cannot go on.
     fault: Option<ForwardError>,
+    /// With transactions: lanes that Kafka's word is asked about together with this one's, once.
+    lanes_asked_for: Vec<Arc<str>>,
 }
 
 /// See the drawing above.
@@ -148,6 +149,7 @@ impl MainLane {
             known_topic: None,
             transacting: None,
             fault: None,
+            lanes_asked_for: Vec::new(),
         }
     }
 
@@ -349,7 +351,26 @@ impl MainLane {
         self.pending.pop(producer);
     }
 
+    /// The first pending one becomes a dead letter.
+    fn put_aside(
+        &mut self,
+        producer: &Producer,
+        shared: &mut Shared,
+        kafka_topic: Arc<str>,
+        reason: String,
+        now: Instant,
+    ) {
+        let Some(Stored { sequence, event }) = self.pending.events.front() else { return };
+        let (sequence, route) = (*sequence, event.route);
+        let letter = DeadLetter { sequence, route, kafka_topic, reason };
+        shared.dead(letter, &event.topic, event.cost_bytes(), now);
+        self.pass(producer, sequence);
+    }
+
     fn send_pending(&mut self, producer: &Producer, shared: &mut Shared, now: Instant) -> Sent {
+        if shared.is_on_hold {
+            return Sent::Done;
+        }
         while let Some(stored) = self.pending.events.front() {
             let (sequence, route) = (stored.sequence, stored.event.route);
             if self.skips.take(sequence) {
@@ -362,27 +383,29 @@ impl MainLane {
                 self.pass(producer, sequence);
                 continue;
             }
-            let known = match shared.targets.find(&stored.event.topic) {
+            // Whatever becomes of this one, it is remembered until the oldest one in flight has come back.
+            if !shared.fates_have_room() || producer.remembers_too_much() {
+                return Sent::Done;
+            }
+            let known = match shared.targets.find(&stored.event.topic, route) {
                 Ok(known) => known,
                 Err(no_target) => {
-                    let kafka_topic = Arc::from("");
-                    shared.dead(DeadLetter { sequence, route, kafka_topic, reason: no_target.to_string() }, now);
-                    self.pass(producer, sequence);
+                    self.put_aside(producer, shared, Arc::from(""), no_target.to_string(), now);
                     continue;
                 }
             };
+            // custody rule 4, see `targets.rs`.
+            let turn = known.turn(self.generation, |first| producer.has_come_back(first));
             let target = Arc::clone(&known.target);
-            match shared.parking.gate(&target.topic) {
-                Gate::Direct => {}
-                Gate::Hold => return Sent::Done,
-                Gate::Park => {
-                    shared.park_one(sequence, route, &target.topic, now);
+            match shared.way(&target, now) {
+                Way::Direct => {}
+                Way::Hold => return Sent::Done,
+                Way::Lane(lane) => {
+                    shared.park_one((sequence, route), &lane, stored.event.cost_bytes(), now);
                     self.pass(producer, sequence);
                     continue;
                 }
             }
-            // custody rule 4, see `targets.rs`.
-            let turn = known.turn(self.generation, |first| producer.has_come_back(first));
             let (in_flight, bytes) = producer.in_flight();
             let (most, most_bytes) =
                 self.transacting.as_ref().map_or((MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES), Transacting::window);
@@ -414,7 +437,8 @@ impl MainLane {
                         shared.outcome.release_at_send(sequence, route, now);
                     }
                     if turn == Turn::First {
-                        shared.targets.sent(&stored.event.topic, self.generation, sequence);
+                        shared.targets.sent(&stored.event.topic, route, self.generation, sequence);
+                        shared.admission.is_direct(&target.topic);
                     }
                     self.pace.sent();
                     self.window.sent(sequence, now);
@@ -429,14 +453,11 @@ impl MainLane {
                     Verdict::Wait if in_flight > 0 => return Sent::Done,
                     Verdict::Wait => {
                         let reason = "larger than queue.buffering.max.kbytes in [kafka.options]".to_owned();
-                        let kafka_topic = Arc::clone(&target.topic);
-                        shared.dead(DeadLetter { sequence, route, kafka_topic, reason }, now);
-                        self.pass(producer, sequence);
+                        self.put_aside(producer, shared, Arc::clone(&target.topic), reason, now);
                     }
                     Verdict::DeadLetter => {
-                        let (kafka_topic, reason) = (Arc::clone(&target.topic), dead_letter_reason(code));
-                        shared.dead(DeadLetter { sequence, route, kafka_topic, reason }, now);
-                        self.pass(producer, sequence);
+                        let topic = Arc::clone(&target.topic);
+                        self.put_aside(producer, shared, topic, dead_letter_reason(code), now);
                     }
                     Verdict::Resend | Verdict::NewProducer | Verdict::Alone | Verdict::ParkTopic => {
                         // Others of the topic may be in flight; they come first, so this waits for their reports.
@@ -633,5 +654,6 @@ fn bury(failure: Failure, producer: &Producer, shared: &mut Shared, now: Instant
         kafka_topic: Arc::from(failure.topic),
         reason: dead_letter_reason(failure.code),
     };
-    shared.dead(letter, now);
+    // It was in flight alone or among few: the bound on these is far above it.
+    shared.dead(letter, "", MESSAGE_OVERHEAD_BYTES, now);
 }

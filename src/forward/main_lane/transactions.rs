@@ -118,14 +118,17 @@ pub(super) struct Transacting {
 
 impl MainLane {
     /// From now on with transactions. The present producer is a transactional one.
+    /// What Kafka has of `lanes` is asked for as well, once.
     pub(in crate::forward) fn with_transactions(
         mut self,
         terms: Arc<Terms>,
         released: Sequence,
+        lanes: Vec<Arc<str>>,
         timeout: Duration,
     ) -> Self {
         let now = Instant::now();
-        let session = Session::new(Arc::clone(&terms), Vec::new(), None, timeout, now);
+        let session = Session::new(Arc::clone(&terms), lanes.clone(), None, timeout, now);
+        self.lanes_asked_for = lanes;
         self.known_topic = Some(Arc::clone(&terms.topic));
         self.transacting = Some(Transacting {
             session,
@@ -261,7 +264,7 @@ impl MainLane {
         let timeout = shared.patience.timeout();
         if let Some(transacting) = &mut self.transacting {
             let (terms, known) = (Arc::clone(&transacting.terms), transacting.known.take());
-            transacting.session = Session::new(terms, Vec::new(), known, timeout, now);
+            transacting.session = Session::new(terms, self.lanes_asked_for.clone(), known, timeout, now);
         }
         if let Some(status) = shared.transactions() {
             status.timeout = timeout;
@@ -549,6 +552,8 @@ impl MainLane {
             shared.declare_again(through, since_ms);
         }
         shared.patience.began(recalled.round_trip);
+        self.lanes_asked_for = Vec::new();
+        shared.recalled_lanes.get_or_insert(recalled.lanes);
         shared.partitions = Some(recalled.partitions);
         shared.is_itself = true;
         transacting.committed = transacting.committed.max(through);

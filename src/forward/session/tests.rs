@@ -66,6 +66,8 @@ impl Bench {
             brokers: vec![mock.bootstrap_servers()],
             delivery: Delivery::ExactlyOnce,
             watermark_topic: "watermarks".to_owned(),
+            max_topics: 1_000,
+            largest_record_bytes: 1_000_000,
             linger: Duration::ZERO,
             compression: config::Codec::Zstd,
             headers: config::HeaderNames::Tidegate,
@@ -152,7 +154,7 @@ impl Bench {
     /// Opens a transaction with so many records.
     fn fill(&mut self, records: u64) {
         self.session.begin(&self.producer).unwrap();
-        let target = Target { topic: "t".into(), key: "k".into(), value: ValueFormat::Payload };
+        let target = Target { topic: "t".into(), key: "k".into(), value: ValueFormat::Payload, is_fixed: true };
         for _ in 0..records {
             let outgoing = Outgoing {
                 sequence: self.next,

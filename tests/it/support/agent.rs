@@ -51,6 +51,7 @@ struct Tables {
     kafka: String,
     options: String,
     routes: Vec<String>,
+    redirects: Vec<String>,
     log: String,
 }
 
@@ -122,6 +123,18 @@ impl Gateway {
         self
     }
 
+    /// No `[[route]]` until one is added.
+    pub fn without_routes(&mut self) -> &mut Self {
+        self.tables.routes.clear();
+        self
+    }
+
+    /// A `[[redirect]]` table as it is.
+    pub fn redirect(&mut self, table: &str) -> &mut Self {
+        self.tables.redirects.push(table.to_owned());
+        self
+    }
+
     /// Lines of `[buffer]`.
     pub fn buffer(&mut self, lines: &str) -> &mut Self {
         self.tables.buffer.push_str(lines);
@@ -131,6 +144,12 @@ impl Gateway {
     /// Lines of `[kafka]`.
     pub fn kafka(&mut self, lines: &str) -> &mut Self {
         self.tables.kafka.push_str(lines);
+        self
+    }
+
+    /// A line of `[kafka]` in place of another, from the next start on.
+    pub fn kafka_instead(&mut self, of: &str, line: &str) -> &mut Self {
+        self.tables.kafka = self.tables.kafka.replace(of, line);
         self
     }
 
@@ -207,9 +226,12 @@ impl Gateway {
             self.http_port,
             self.tables.log
         );
-        for (name, tables) in
-            [("mqtt", &self.tables.mqtt), ("listen", &self.tables.listen), ("route", &self.tables.routes)]
-        {
+        for (name, tables) in [
+            ("mqtt", &self.tables.mqtt),
+            ("listen", &self.tables.listen),
+            ("route", &self.tables.routes),
+            ("redirect", &self.tables.redirects),
+        ] {
             for table in tables {
                 text.extend(["[[", name, "]]\n", table, "\n"]);
             }
