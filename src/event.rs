@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::clock::Clock;
+
 /// One reading as it arrived, before the buffer has given it a sequence.
 ///
 /// The payload is opaque: empty and non-UTF-8 payloads are ordinary.
@@ -22,6 +24,8 @@ pub struct Event {
     pub dup: bool,
     /// Wall clock at arrival, milliseconds since 1970 (may be wrong on a device without a clock battery: order is by sequence).
     pub arrived_ms: i64,
+    /// Which clock that was, so that a wrong one can be mended at the centre.
+    pub clock: Clock,
     /// The line of the ledger that answers for it.
     pub route: RouteId,
     /// Who published it straight to Tidegate. `None` behind a broker, which does not tell.
@@ -164,16 +168,6 @@ pub struct Stored {
     pub event: Event,
 }
 
-/// The wall clock, milliseconds since 1970. Only for people and for record timestamps; order is by [`Sequence`].
-#[must_use]
-pub fn wall_clock_ms() -> i64 {
-    use std::time::{SystemTime, UNIX_EPOCH};
-    match SystemTime::now().duration_since(UNIX_EPOCH) {
-        Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
-        Err(before) => i64::try_from(before.duration().as_millis()).map_or(i64::MIN, i64::wrapping_neg),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,6 +181,7 @@ mod tests {
             retain: false,
             dup: false,
             arrived_ms: 0,
+            clock: Clock::default(),
             route: RouteId::UNROUTED,
             sender: None,
             properties: Some(Box::new(Properties {

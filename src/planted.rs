@@ -42,6 +42,10 @@ pub enum Bug {
     NoStableRead,
     /// The producer goes on after an `EndTxn` that was sent twice.
     KeepProducer,
+    /// The gateway's clock is believed whatever Kafka says, and what Kafka refuses for it is a dead letter.
+    BelieveTheClock,
+    /// Records bear the time of arrival whatever the configuration says.
+    StampArrival,
     /// Not bugs but faults: kill -9 of itself, in that phase of a transaction, the third time it comes by. Before the
     /// watermark is read;
     DieRecalling,
@@ -81,6 +85,8 @@ impl Bug {
             Self::NoReadCommitted => "no-read-committed",
             Self::NoStableRead => "no-stable-read",
             Self::KeepProducer => "keep-producer",
+            Self::BelieveTheClock => "believe-the-clock",
+            Self::StampArrival => "stamp-arrival",
             Self::DieRecalling => "die-recalling",
             Self::DieFilling => "die-filling",
             Self::DieSealing => "die-sealing",

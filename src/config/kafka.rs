@@ -5,7 +5,7 @@ use super::env::Env;
 use super::options;
 use super::problems::{Reported, quoted};
 use super::reading::Section;
-use super::settings::{Delivery, Kafka};
+use super::settings::{Delivery, Kafka, Timestamp};
 
 pub(super) fn kafka(section: &Section<'_, '_>, env: &Env) -> Result<Kafka, Reported> {
     section.refuse_unknown();
@@ -13,12 +13,14 @@ pub(super) fn kafka(section: &Section<'_, '_>, env: &Env) -> Result<Kafka, Repor
     let delivery = section
         .choice("delivery", &[("at-least-once", Delivery::AtLeastOnce), ("exactly-once", Delivery::ExactlyOnce)]);
     let watermark_topic = watermark_topic(section);
+    let timestamp = section.choice("timestamp", &[("delivery", Timestamp::Delivery), ("arrival", Timestamp::Arrival)]);
     let linger = section.time("linger");
     let options = options::options(section, env);
     Ok(Kafka {
         brokers: brokers?,
         delivery: delivery?,
         watermark_topic: watermark_topic?,
+        timestamp: timestamp?,
         linger: linger?,
         options: options?,
     })

@@ -48,7 +48,7 @@ pub use problems::{Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
     Agent, Broker, Buffer, Compression, Config, Delivery, Http, Identity, Kafka, Listener, Log, LogFormat, MqttVersion,
-    Subscription, SyncMode, Tls, WhenFull,
+    Subscription, SyncMode, Timestamp, Tls, WhenFull,
 };
 
 use problems::{Notes, Reported};

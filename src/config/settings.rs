@@ -212,10 +212,21 @@ pub struct Kafka {
     pub delivery: Delivery,
     /// The compacted topic that says how far each buffer is delivered; of use with exactly-once.
     pub watermark_topic: String,
+    /// What time records bear.
+    pub timestamp: Timestamp,
     /// A batch waits so long for company.
     pub linger: Duration,
     /// `[kafka.options]`, checked against librdkafka's own list; values may be secrets.
     pub options: BTreeMap<String, Secret>,
+}
+
+/// What time records bear; the other stands in a header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timestamp {
+    /// When the reading is sent: no retention is shorter than its wait in the buffer.
+    Delivery,
+    /// When it arrived at the gateway.
+    Arrival,
 }
 
 /// Delivery guarantee of the Kafka hop.

@@ -71,10 +71,12 @@ mod producer;
 mod recall;
 mod record;
 mod relay;
+mod retention;
 mod session;
 mod shared;
 pub mod status;
 mod targets;
+mod time;
 #[cfg(test)]
 #[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
+use rdkafka::message::{DeliveryResult, Message, OwnedHeaders, Timestamp};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
@@ -19,6 +19,7 @@ use super::end_txn::{self, EndTxn};
 use super::link::Remarks;
 use super::outstanding::{self, Outstanding, Restart};
 use super::verdict::code_of;
+use crate::clock;
 use crate::delivered::{Acked, Batch, Delivered};
 use crate::event::{RouteId, Sequence};
 use crate::route::Target;
@@ -60,6 +61,8 @@ struct Desk {
 struct Seals {
     in_flight: usize,
     failure: Option<Code>,
+    /// Kafka's time when it wrote one, and the time since boot when that was heard.
+    told: Option<(i64, i64)>,
 }
 
 /// What came back.
@@ -201,6 +204,15 @@ impl Producer {
         self.native.client().fetch_cluster_id(Duration::ZERO).is_some()
     }
 
+    /// Is that topic there, as far as a broker says? Waits for the answer, but not long.
+    pub(super) fn finds(&self, topic: &str) -> bool {
+        let found = self.native.client().fetch_metadata(Some(topic), ASK_WAIT);
+        found.is_ok_and(|metadata| {
+            let found = metadata.topics().iter().find(|found| found.name() == topic);
+            found.is_some_and(|found| found.error().is_none() && !found.partitions().is_empty())
+        })
+    }
+
     /// Asks the brokers about that topic. Waits for the answer, but not long.
     pub(super) fn ask(&self, topic: &str) -> bool {
         self.native.client().fetch_metadata(Some(topic), ASK_WAIT).is_ok()
@@ -226,13 +238,41 @@ impl Producer {
     }
 
     /// A record for the watermark topic, into the open transaction. All data records' reports are there.
-    pub(super) fn seal(&self, topic: &str, partition: i32, key: &str, value: &str) -> Result<(), Code> {
+    pub(super) fn seal(
+        &self,
+        topic: &str,
+        partition: i32,
+        key: &str,
+        value: &str,
+        timestamp_ms: i64,
+    ) -> Result<(), Code> {
+        let record = BaseRecord::with_opaque_to(topic, 0).partition(partition).key(key).payload(value);
+        self.send_seal(record.timestamp(timestamp_ms.max(1)))
+    }
+
+    /// Asks for Kafka's time: a record without a value for the watermark topic, which compaction takes away again. Not in
+    /// a transaction, and with nothing in flight; [`Producer::sealed`] says when [`Producer::told`] has the answer.
+    pub(super) fn ask_the_time(&self, topic: &str, key: &str, timestamp_ms: i64) -> Result<(), Code> {
+        self.desk().seals = Seals::default();
+        let record: BaseRecord<'_, str, str, usize> = BaseRecord::with_opaque_to(topic, 0).key(key);
+        self.send_seal(record.timestamp(timestamp_ms.max(1)))
+    }
+
+    fn send_seal(&self, record: BaseRecord<'_, str, str, usize>) -> Result<(), Code> {
         {
             let mut desk = self.desk();
             desk.seals.in_flight = desk.seals.in_flight.saturating_add(1);
         }
-        let record = BaseRecord::with_opaque_to(topic, 0).partition(partition).key(key).payload(value);
-        self.native.send(record).map_err(|(error, _record)| code_of(&error))
+        self.native.send(record).map_err(|(error, _record)| {
+            self.desk().seals.in_flight = 0;
+            code_of(&error)
+        })
+    }
+
+    /// What Kafka's clock said when it wrote the last record of the watermark topic, and the time since boot when that was
+    /// heard; `None`: the topic's records bear the sender's time.
+    pub(super) fn told(&self) -> Option<(i64, i64)> {
+        self.desk().seals.told
     }
 
     /// Are the seals' reports there? `Err`: one of them was not taken.
@@ -312,8 +352,13 @@ impl ProducerContext for Context {
         let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
         if desk.seals.in_flight > 0 {
             desk.seals.in_flight = desk.seals.in_flight.saturating_sub(1);
-            if let Err((error, _)) = report {
-                desk.seals.failure.get_or_insert(code_of(error));
+            match report {
+                Ok(message) => {
+                    if let Timestamp::LogAppendTime(told_ms) = message.timestamp() {
+                        desk.seals.told = Some((told_ms, clock::uptime_ms()));
+                    }
+                }
+                Err((error, _)) => drop(desk.seals.failure.get_or_insert(code_of(error))),
             }
             return;
         }

@@ -7,6 +7,9 @@
 //! | `tidegate-id` | `<buffer id>:<sequence>`, the event's id for ever |
 //! | `tidegate-was` | `<old buffer id>:<sequence>`; only on events from before this buffer took a new identity |
 //! | `mqtt-topic` | the MQTT topic |
+//! | `tidegate-arrived` | when it arrived, by the gateway's clock: milliseconds since 1970 |
+//! | `tidegate-clock` | which clock that was ([`Clock`](crate::clock::Clock)): `s` or `u` (it followed a time server or not), the boot, when that was by this clock; not on events that an older Tidegate took in |
+//! | `tidegate-sent` | when it was sent, as Kafka would say it; only with `timestamp = "arrival"` |
 //! | `mqtt-retain` | `1`; only on retained messages |
 //! | `content-type`, `correlation-data` | the MQTT 5 properties, if the publisher set them |
 //! | any other | MQTT 5 user properties, in order, repeated names kept |
@@ -21,6 +24,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use serde::Serialize;
 
 use crate::cbor::{self, Blob};
+use crate::clock::Clock;
 use crate::event::{Event, Properties, Sequence};
 use crate::route::ValueFormat;
 
@@ -31,6 +35,10 @@ pub(super) struct Records {
     id: String,
     id_prefix: usize,
     value: Vec<u8>,
+    /// A time as text, written anew like the sequence.
+    time: String,
+    /// The last clock, which most events share, as text.
+    clock: (Clock, String),
     /// An identity from before, and the last sequence given out under it.
     former: Option<(uuid::Uuid, Sequence)>,
 }
@@ -39,7 +47,14 @@ impl Records {
     /// For the buffer with that identity.
     pub(super) fn new(buffer_id: uuid::Uuid) -> Self {
         let id = format!("{buffer_id}:");
-        Self { id_prefix: id.len(), id, value: Vec::new(), former: None }
+        Self {
+            id_prefix: id.len(),
+            id,
+            value: Vec::new(),
+            time: String::new(),
+            clock: Default::default(),
+            former: None,
+        }
     }
 
     /// The same for a buffer that had another identity up to that sequence.
@@ -47,12 +62,13 @@ impl Records {
         Self { former, ..self }
     }
 
-    /// Headers and value of a record.
+    /// Headers and value of a record; `sent_ms` when its own time is that of arrival.
     pub(super) fn build<'a>(
         &'a mut self,
         sequence: Sequence,
         event: &'a Event,
         format: ValueFormat,
+        sent_ms: Option<i64>,
     ) -> (OwnedHeaders, &'a [u8]) {
         self.id.truncate(self.id_prefix);
         // Writing to a String cannot fail.
@@ -61,6 +77,7 @@ impl Records {
         if let Some((was, _)) = self.former.filter(|(_, last)| sequence <= *last) {
             headers = headers.insert(Header { key: "tidegate-was", value: Some(&format!("{was}:{sequence}")) });
         }
+        headers = self.time_headers(headers, event, sent_ms);
         let value = match format {
             ValueFormat::Payload => event.payload.as_ref(),
             ValueFormat::Cbor => {
@@ -75,6 +92,29 @@ impl Records {
             }
         };
         (headers, value)
+    }
+
+    fn time_headers(&mut self, headers: OwnedHeaders, event: &Event, sent_ms: Option<i64>) -> OwnedHeaders {
+        let time = &mut self.time;
+        let mut insert = |headers: OwnedHeaders, key, ms: i64| {
+            time.clear();
+            // Writing to a String cannot fail.
+            write!(time, "{ms}").unwrap_or_default();
+            headers.insert(Header { key, value: Some(time.as_str()) })
+        };
+        let mut headers = insert(headers, "tidegate-arrived", event.arrived_ms);
+        if let Some(sent_ms) = sent_ms {
+            headers = insert(headers, "tidegate-sent", sent_ms);
+        }
+        if event.clock.boot == 0 {
+            return headers;
+        }
+        let (clock, text) = &mut self.clock;
+        if *clock != event.clock {
+            *clock = event.clock;
+            *text = event.clock.to_string();
+        }
+        headers.insert(Header { key: "tidegate-clock", value: Some(text.as_str()) })
     }
 }
 
@@ -91,7 +131,7 @@ fn wrapped<'a>(written: Result<(), String>, value: &'a [u8], event: &'a Event) -
 
 fn headers(id: &str, event: &Event) -> OwnedHeaders {
     let user = event.properties.as_ref().map_or(0, |properties| properties.user.len());
-    let headers = OwnedHeaders::new_with_capacity(user.saturating_add(5))
+    let headers = OwnedHeaders::new_with_capacity(user.saturating_add(8))
         .insert(Header { key: "tidegate-id", value: Some(id) })
         .insert(Header { key: "mqtt-topic", value: Some(&*event.topic) });
     let headers = if event.retain { headers.insert(Header { key: "mqtt-retain", value: Some("1") }) } else { headers };
@@ -189,6 +229,7 @@ mod tests {
             retain: false,
             dup: false,
             arrived_ms: 1_700_000_000_123,
+            clock: Clock::default(),
             route: RouteId(1),
             sender: None,
             properties: None,
@@ -201,12 +242,12 @@ mod tests {
 
     fn built_headers(event: &Event) -> Vec<(String, Vec<u8>)> {
         let mut records = records();
-        let (headers, _) = records.build(42, event, ValueFormat::Payload);
+        let (headers, _) = records.build(42, event, ValueFormat::Payload, None);
         headers.iter().map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect()
     }
 
     fn value(event: &Event, format: ValueFormat) -> Vec<u8> {
-        records().build(42, event, format).1.to_vec()
+        records().build(42, event, format, None).1.to_vec()
     }
 
     const ID: &str = "00000000-0000-0000-0000-000000001234:42";
@@ -214,14 +255,37 @@ mod tests {
     #[test]
     fn every_record_bears_its_id_and_its_mqtt_topic() {
         let headers = built_headers(&event(b"x"));
-        assert_eq!(headers, [("tidegate-id".into(), ID.into()), ("mqtt-topic".into(), b"plant/\"7\"/temp".to_vec())]);
+        let arrived = ("tidegate-arrived".into(), b"1700000000123".to_vec());
+        assert_eq!(
+            headers,
+            [("tidegate-id".into(), ID.into()), ("mqtt-topic".into(), b"plant/\"7\"/temp".to_vec()), arrived]
+        );
+    }
+
+    #[test]
+    fn the_time_of_arrival_and_its_clock_stand_beside_the_records_own_time() {
+        let mut records = records();
+        let mut times = |event: &Event, sent| -> Vec<String> {
+            let (headers, _) = records.build(42, event, ValueFormat::Payload, sent);
+            let texts = headers.iter().map(|h| format!("{}={}", h.key, String::from_utf8_lossy(h.value.unwrap())));
+            texts.skip(2).collect()
+        };
+        let clock = |synchronised| Clock { boot: 0x9f_1c22, booted_ms: -5, synchronised };
+        let early = Event { arrived_ms: -3, clock: clock(false), ..event(b"") };
+        assert_eq!(times(&early, None), ["tidegate-arrived=-3", "tidegate-clock=u:009f1c22:-5"]);
+        let late = Event { clock: clock(true), ..event(b"") };
+        assert_eq!(
+            times(&late, Some(7)),
+            ["tidegate-arrived=1700000000123", "tidegate-sent=7", "tidegate-clock=s:009f1c22:-5"]
+        );
+        assert_eq!(times(&early, None)[1], "tidegate-clock=u:009f1c22:-5");
     }
 
     #[test]
     fn the_sequence_of_one_record_is_not_in_the_id_of_the_next() {
         let (mut records, event) = (records(), event(b""));
         for sequence in [u64::MAX, 7, 0] {
-            let (headers, _) = records.build(sequence, &event, ValueFormat::Payload);
+            let (headers, _) = records.build(sequence, &event, ValueFormat::Payload, None);
             let id = String::from_utf8(headers.get(0).value.unwrap().to_vec()).unwrap();
             assert_eq!(id, format!("00000000-0000-0000-0000-000000001234:{sequence}"));
         }
@@ -232,11 +296,11 @@ mod tests {
         let was = uuid::Uuid::from_u128(0x99);
         let (mut records, event) = (records().formerly(Some((was, 42))), event(b""));
         let mut names = |sequence| -> Vec<String> {
-            let (headers, _) = records.build(sequence, &event, ValueFormat::Payload);
+            let (headers, _) = records.build(sequence, &event, ValueFormat::Payload, None);
             headers.iter().map(|h| format!("{}={}", h.key, String::from_utf8_lossy(h.value.unwrap()))).collect()
         };
         assert_eq!(names(42)[2], format!("tidegate-was={was}:42"));
-        assert_eq!(names(43).len(), 2);
+        assert_eq!(names(43).len(), 3);
     }
 
     #[test]
@@ -262,6 +326,7 @@ mod tests {
                 ("b", b"1"),
                 ("a", b"2"),
                 ("b", b""),
+                ("tidegate-arrived", b"1700000000123"),
             ]
         );
     }
@@ -278,7 +343,7 @@ mod tests {
         };
         let names: Vec<String> = built_headers(&event).into_iter().skip(2).map(|(name, _)| name).collect();
         assert_eq!(names[..4], ["user.tidegate-id", "user.TideGate-was", "user.mqtt-topic", "user.MQTT-Retain"]);
-        assert_eq!(names.len(), user.len());
+        assert_eq!(names.len(), user.len() + 1);
         assert_eq!(names[4..6], ["tidegat", "é"]);
     }
 

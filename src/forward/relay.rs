@@ -17,12 +17,15 @@ use super::outstanding::Skips;
 use super::parking::Parking;
 use super::producer::Producer;
 use super::record::Records;
+use super::retention;
 use super::session::Terms;
 use super::shared::{Shared, unix_ms};
 use super::status::{ForwardStatus, Transactions};
 use super::targets::Targets;
+use super::time::Times;
 use crate::buffer::{LaneId, Lives, Outlet, ReadError, Recovered, Settler, Stopped};
-use crate::config::{self, Delivery};
+use crate::clock;
+use crate::config::{self, Delivery, Timestamp};
 use crate::event::Sequence;
 use crate::observe::pulse::Pulse;
 use crate::planted::{Bug, planted};
@@ -148,11 +151,14 @@ pub fn run(
     let main = MainLane::new(config, producer, settings.linger, Skips::new(recovery.settled));
     let main = match &terms {
         Some(terms) => main.with_transactions(Arc::clone(terms), recovery.released),
-        None => main,
+        None => main.asking_the_time(&settings.watermark_topic, recovery.buffer_id),
     };
     let transactions = exactly_once.then(Transactions::default);
     if exactly_once {
         warn_of_an_untested_library();
+    }
+    if settings.timestamp == Timestamp::Arrival {
+        retention::watch(options::reader_config(settings, agent_id), Arc::clone(&routes), stop.clone());
     }
     let relay = Relay {
         lanes: LaneSender::new(lane_config, terms.clone()),
@@ -164,6 +170,7 @@ pub fn run(
             outcome: Outcome::default(),
             targets: Targets::new(routes),
             records: Records::new(recovery.buffer_id).formerly(former),
+            times: Times::new(settings.timestamp),
             status: ForwardStatus { producers: 1, transactions, ..ForwardStatus::default() },
             changed: true,
             dead_letters: Repeats::default(),
@@ -229,6 +236,7 @@ impl Relay {
                 return self.finish();
             }
             let now = Instant::now();
+            self.shared.times.tick(clock::now());
             if self.main.collect(&mut self.shared, now) {
                 self.answered(now);
             }
@@ -349,7 +357,9 @@ impl Relay {
             transactions.blocked = trouble.why;
             transactions.topic_unusable = trouble.topic_unusable;
         }
+        let clock_ahead_ms = self.shared.times.ahead_ms();
         self.shared.changed |= in_flight != status.in_flight
+            || clock_ahead_ms.is_some() != status.clock_ahead_ms.is_some()
             || connected != status.connected
             || self.link.last_error() != status.last_error;
         if !self.shared.changed || now < self.publish_after {
@@ -358,6 +368,7 @@ impl Relay {
         self.shared.changed = false;
         self.publish_after = now.checked_add(PUBLISH).unwrap_or(now);
         status.in_flight = in_flight;
+        status.clock_ahead_ms = clock_ahead_ms;
         status.connected = connected;
         status.parked = self.shared.parking.status();
         if self.link.last_error() != status.last_error {

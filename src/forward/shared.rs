@@ -15,6 +15,7 @@ use super::record::Records;
 use super::session::Terms;
 use super::status::ForwardStatus;
 use super::targets::{Generation, Targets};
+use super::time::{Refusal, Times};
 use super::verdict::park_reason;
 use super::watermark_topic::Partitions;
 use crate::buffer::{DeadLetter, Outlet, Settler, Stopped, Ticket};
@@ -29,6 +30,8 @@ pub(super) struct Shared {
     pub(super) outcome: Outcome,
     pub(super) targets: Targets,
     pub(super) records: Records,
+    /// What time records bear.
+    pub(super) times: Times,
     pub(super) status: ForwardStatus,
     /// The status differs from the one that was published.
     pub(super) changed: bool,
@@ -59,14 +62,16 @@ impl Shared {
 
     /// Makes the record of an event and hands it to a producer.
     pub(super) fn send(&mut self, producer: &Producer, stored: &Stored, target: &Target) -> Result<(), Code> {
-        let (headers, value) = self.records.build(stored.sequence, &stored.event, target.value);
+        let sent_ms = self.times.sent_ms();
+        let timestamp_ms = self.times.stamp(&stored.event, &target.topic);
+        let (headers, value) = self.records.build(stored.sequence, &stored.event, target.value, sent_ms);
         producer.send(Outgoing {
             sequence: stored.sequence,
             route: stored.event.route,
             target,
             headers,
             value,
-            timestamp_ms: stored.event.arrived_ms,
+            timestamp_ms,
             cost_bytes: stored.event.cost_bytes().saturating_add(MESSAGE_OVERHEAD_BYTES),
         })
     }
@@ -107,6 +112,16 @@ impl Shared {
         if self.terms.is_some() {
             self.declarations.dead(letter.sequence, &letter.kafka_topic, &letter.reason, unix_ms());
         }
+    }
+
+    /// Kafka has refused the time of that topic's records. True when it is known what to do differently; otherwise the topic
+    /// is parked.
+    pub(super) fn mistimed(&mut self, topic: &Arc<str>, now: Instant) -> bool {
+        let again = self.times.refused(topic) == Refusal::Again;
+        if !again {
+            self.park_topic(topic, Code::InvalidTimestamp, now);
+        }
+        again
     }
 
     /// Parks a Kafka topic, and says so once.

@@ -20,7 +20,8 @@ use tokio::sync::{mpsc, watch};
 use super::status::ForwardStatus;
 use super::{ForwardError, Recovery, run};
 use crate::buffer::{Arrivals, Buffer, BufferStatus, BufferThread, Durable, Intake, LedgerLine};
-use crate::config::{self, Compression, Delivery, Secret, SyncMode, WhenFull};
+use crate::clock::Clock;
+use crate::config::{self, Compression, Delivery, Secret, SyncMode, Timestamp, WhenFull};
 use crate::event::{Event, Qos, RouteId};
 use crate::observe::pulse::Pulse;
 use crate::route::filter::Filter;
@@ -77,6 +78,7 @@ impl Rig {
             brokers: vec![brokers.to_owned()],
             delivery: Delivery::AtLeastOnce,
             watermark_topic: "watermarks".to_owned(),
+            timestamp: Timestamp::Delivery,
             linger: Duration::from_millis(5),
             options,
         };
@@ -121,6 +123,7 @@ impl Rig {
             retain: false,
             dup: false,
             arrived_ms: 1_700_000_000_000,
+            clock: Clock::default(),
             route: self.route,
             sender: None,
             properties: None,

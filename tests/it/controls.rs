@@ -3,6 +3,7 @@
 //! The scenarios are those of the tests; the binary has the bug planted at the line that keeps the rule
 //! (`src/planted.rs`, built by `tests/run`). A scenario that cannot be run is no control: only the verdict counts.
 
+use crate::clocks::{waited_for_longer_than_the_retention, wrong_clock};
 use crate::custody::{kill_at_random, killed_right_after_an_acknowledgement, qos_2_across_a_kill};
 use crate::exactly_once::{die_in, late_end_txn};
 use crate::health::stuck_disk;
@@ -140,4 +141,17 @@ fn a_good_reading_that_is_blamed_for_its_batch_is_seen() -> Outcome<()> {
     [Mode::AtLeastOnce, Mode::ExactlyOnce]
         .into_iter()
         .try_for_each(|mode| red("blame-the-batch", |build| refused(build, mode, Refused::Readings, &BLAMING[2..])))
+}
+
+#[test]
+fn a_clock_that_is_believed_whatever_kafka_says_is_seen() -> Outcome<()> {
+    for mode in [Mode::ExactlyOnce, Mode::AtLeastOnce] {
+        red("believe-the-clock", |build| wrong_clock(build, mode, "+2h"))?;
+    }
+    red("believe-the-clock", |build| wrong_clock(build, Mode::ExactlyOnce, "@1970-01-01 00:00:10"))
+}
+
+#[test]
+fn records_that_bear_the_time_of_arrival_and_are_deleted_by_kafka_are_seen() -> Outcome<()> {
+    red("stamp-arrival", waited_for_longer_than_the_retention)
 }

@@ -71,7 +71,7 @@ use self::progress::Progress;
 use self::reader::Isolation;
 use super::out::{self, complain};
 use super::{DEFAULT_CONFIG, EXIT_CONFIG, EXIT_FAILED};
-use crate::config::{self, Delivery, Kafka};
+use crate::config::{self, Delivery, Kafka, Timestamp};
 use crate::watermark;
 
 /// Something is missing without a reason, came twice, or out of order.
@@ -180,6 +180,7 @@ impl Options {
                 brokers: self.brokers.clone(),
                 delivery: Delivery::AtLeastOnce,
                 watermark_topic: watermark::TOPIC.to_owned(),
+                timestamp: Timestamp::Delivery,
                 linger: Duration::ZERO,
                 options: BTreeMap::new(),
             }

@@ -25,6 +25,7 @@ use super::producer::{Failure, Producer};
 use super::session::Terms;
 use super::shared::Shared;
 use super::targets::{Generation, Turn};
+use super::time::Refusal;
 use super::verdict::{Verdict, dead_letter_reason, park_reason, send_verdict, verdict};
 use crate::buffer::{DeadLetter, LaneChunk, LaneId, ReadError};
 use crate::delivered::Delivered;
@@ -347,7 +348,11 @@ impl Try {
                             self.place.dead.push(letter);
                             continue;
                         }
-                        Verdict::Resend | Verdict::NewProducer | Verdict::Alone | Verdict::ParkTopic => {
+                        Verdict::Resend
+                        | Verdict::NewProducer
+                        | Verdict::Alone
+                        | Verdict::Retime
+                        | Verdict::ParkTopic => {
                             let (sequence, route) = (stored.sequence, stored.event.route);
                             let topic = self.topic.to_string();
                             self.failures.push(Failure { sequence, route, topic, code });
@@ -450,19 +455,25 @@ impl Try {
         }
         let failures = std::mem::take(&mut self.failures);
         let mut step = Step::On;
-        let mut suspects = Vec::new();
+        let (mut suspects, mut mistimed) = (Vec::new(), None);
         for failure in failures {
             match verdict(failure.code) {
                 Verdict::Resend | Verdict::Wait => {}
                 Verdict::Alone => suspects.push(failure),
                 Verdict::DeadLetter => self.dead(&failure, shared, now),
                 Verdict::ParkTopic => step = Step::Refused(Some(park_reason(failure.code).0)),
+                Verdict::Retime => mistimed = Some(failure.code),
                 Verdict::NewProducer => {
                     if matches!(step, Step::On) {
                         step = Step::Refused(None);
                     }
                 }
             }
+        }
+        if let Some(code) = mistimed {
+            // Where Kafka's time is to be asked for, the main lane does it; the next try has it.
+            let again = shared.times.refused(&self.topic) == Refusal::Again;
+            step = Step::Refused((!again).then(|| park_reason(code).0));
         }
         if let Some(newest) = suspects.iter().map(|suspect| suspect.sequence).max()
             && self.pace.refused(suspects.len(), newest) == Finding::Guilty

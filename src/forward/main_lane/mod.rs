@@ -15,15 +15,17 @@
 //! With transactions, *Flowing* has states of its own (`transaction.rs`), and an abort takes the place of *Draining*:
 //! see `transactions.rs`.
 
+mod asking;
 mod transactions;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use self::asking::{Answer, Asking};
 use self::transactions::Transacting;
 use super::link::Repeats;
 use super::options;
@@ -75,6 +77,8 @@ pub(super) struct MainLane {
     pub(super) known_topic: Option<Arc<str>>,
     /// With transactions.
     transacting: Option<Transacting>,
+    /// Without transactions: how Kafka is asked for the time.
+    asking: Option<Asking>,
     /// Why the agent cannot go on.
     fault: Option<ForwardError>,
 }
@@ -122,6 +126,7 @@ impl MainLane {
             said: Repeats::default(),
             known_topic: None,
             transacting: None,
+            asking: None,
             fault: None,
         }
     }
@@ -236,6 +241,12 @@ impl MainLane {
         }
         // The rest of a batch that did not fit into the window waits for room, not for company.
         self.pending.gather_until = None;
+        match self.ask_the_time(&producer, shared, now) {
+            Answer::Known => {}
+            Answer::NotYet => return Phase::Flowing(producer),
+            // Its report would be taken for a reading's; nothing else is in flight.
+            Answer::Never => return self.end(producer, Renewal::AtOnce, shared, now),
+        }
         match self.send_pending(&producer, shared, now) {
             Sent::Done | Sent::GroupDone | Sent::NotBegun(_) => Phase::Flowing(producer),
             Sent::Failed => Phase::Draining(producer, now.checked_add(DRAIN).unwrap_or(now)),
@@ -343,7 +354,7 @@ impl MainLane {
                         shared.dead(DeadLetter { sequence, route, kafka_topic, reason }, now);
                         self.pass(producer, sequence);
                     }
-                    Verdict::Resend | Verdict::NewProducer | Verdict::Alone | Verdict::ParkTopic => {
+                    Verdict::Resend | Verdict::NewProducer | Verdict::Alone | Verdict::Retime | Verdict::ParkTopic => {
                         // Others of the topic may be in flight; they come first, so this waits for their reports.
                         self.failures.push(Failure { sequence, route, topic: target.topic.to_string(), code });
                         return Sent::Failed;
@@ -387,11 +398,16 @@ impl MainLane {
         add(&mut shared.status.retried, failures.len());
         shared.changed = true;
         let (mut suspects, mut understood, mut wait) = (Vec::new(), false, None);
+        let mut mistimed = BTreeSet::new();
         for failure in failures {
             match verdict(failure.code) {
                 Verdict::Wait | Verdict::Resend => {}
                 Verdict::NewProducer => wait = Some(failure.code),
                 Verdict::Alone => suspects.push(failure),
+                Verdict::Retime => {
+                    understood = true;
+                    mistimed.insert(Arc::<str>::from(failure.topic));
+                }
                 Verdict::ParkTopic => {
                     understood = true;
                     shared.park_topic(&failure.topic, failure.code, now);
@@ -401,6 +417,9 @@ impl MainLane {
                     bury(failure, producer, shared, now);
                 }
             }
+        }
+        for topic in mistimed {
+            shared.mistimed(&topic, now);
         }
         if let Some(newest) = suspects.iter().map(|suspect| suspect.sequence).max() {
             understood = true;

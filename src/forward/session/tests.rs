@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use super::{ABORT, COMMIT, LAST_LINE, REPORTS, Session, Step, Terms};
 use crate::buffer::Lives;
-use crate::config::{self, Delivery};
+use crate::clock;
+use crate::config::{self, Delivery, Timestamp};
 use crate::delivered::Word;
 use crate::event::RouteId;
 use crate::forward::end_txn::EndTxn;
@@ -61,6 +62,7 @@ impl Bench {
             brokers: vec![mock.bootstrap_servers()],
             delivery: Delivery::ExactlyOnce,
             watermark_topic: "watermarks".to_owned(),
+            timestamp: Timestamp::Delivery,
             linger: Duration::ZERO,
             options: BTreeMap::new(),
         };
@@ -168,7 +170,7 @@ impl Bench {
         let failures = self.producer.reports().failures;
         assert!(failures.is_empty(), "{failures:?}");
         let record = Record::Main { instance: PRESENT, delivered: self.next - 1, at_ms: 1 };
-        self.session.seal(&self.producer, &[record], now).unwrap();
+        self.session.seal(&self.producer, &[record], clock::wall_ms(), now).unwrap();
         assert_eq!(self.session.state(), State::Sealing);
     }
 
@@ -259,7 +261,7 @@ fn a_watermark_that_is_refused_or_not_answered_is_never_committed() {
     bench.until("all reports", |step| matches!(step, Step::Seal));
     bench.mock.request_errors(Api::Produce, &[Resp::RD_KAFKA_RESP_ERR_INVALID_RECORD]);
     let record = Record::Main { instance: PRESENT, delivered: 1, at_ms: 1 };
-    bench.session.seal(&bench.producer, &[record], now).unwrap();
+    bench.session.seal(&bench.producer, &[record], clock::wall_ms(), now).unwrap();
     assert_eq!(bench.lost(), Code::InvalidRecord);
 
     let mut bench = Bench::idle();
@@ -269,7 +271,7 @@ fn a_watermark_that_is_refused_or_not_answered_is_never_committed() {
     bench.until("all reports", |step| matches!(step, Step::Seal));
     bench.mock.broker_down(-1).unwrap();
     let record = Record::Main { instance: PRESENT, delivered: 1, at_ms: 1 };
-    bench.session.seal(&bench.producer, &[record], now).unwrap();
+    bench.session.seal(&bench.producer, &[record], clock::wall_ms(), now).unwrap();
     bench.waits(State::Sealing);
     bench.ahead = REPORTS + MOMENT;
     assert_eq!(bench.lost(), Code::RequestTimedOut);

@@ -31,6 +31,7 @@ use tokio::sync::oneshot;
 use super::limits::{EARLIEST_SANE_MS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WILL_DELAY};
 use super::memory::Memory;
 use crate::buffer::{IdChange, SessionChange, StoredSession};
+use crate::clock::{Clock, Moment};
 use crate::ingest::codec::Will;
 
 /// One connection, as long as the process lives.
@@ -42,6 +43,15 @@ pub(super) struct Now {
     pub(super) instant: Instant,
     /// Milliseconds since 1970, by the wall clock.
     pub(super) unix_ms: i64,
+    /// Which wall clock.
+    pub(super) clock: Clock,
+}
+
+impl Now {
+    /// The wall clock's part of it.
+    pub(super) fn moment(self) -> Moment {
+        Moment { wall_ms: self.unix_ms, clock: self.clock }
+    }
 }
 
 /// A client whose CONNECT was accepted wants its session.

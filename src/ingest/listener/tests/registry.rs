@@ -11,6 +11,7 @@ use super::super::memory::Memory;
 use super::super::registry::{Answer, Claim, ConnectionId, Departure, Entry, Now, Registry};
 use super::will;
 use crate::buffer::{IdChange, PacketIds, StoredSession};
+use crate::clock::Clock;
 use crate::event::Properties;
 use crate::ingest::codec::Will;
 
@@ -30,7 +31,7 @@ impl Desk {
     }
 
     fn with(stored: HashMap<Arc<str>, StoredSession>) -> Self {
-        let now = Now { instant: Instant::now(), unix_ms: EARLIEST_SANE_MS + 1_000_000_000 };
+        let now = Now { instant: Instant::now(), unix_ms: EARLIEST_SANE_MS + 1_000_000_000, clock: Clock::default() };
         Self { registry: Registry::new("floor", 3, stored), now, connections: 0, overdue: Vec::new() }
     }
 
