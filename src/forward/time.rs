@@ -315,9 +315,11 @@ mod tests {
             payload: Bytes::new(),
             qos: Qos::AtLeastOnce,
             retain: false,
+            dup: false,
             arrived_ms: arrival.wall_ms,
             clock: arrival.clock,
             route: RouteId(1),
+            sender: None,
             properties: None,
         }
     }
