@@ -123,7 +123,8 @@ const TIME_ERROR: i32 = 5;
 /// systemd-timesyncd makes this file when it has heard a server.
 const TIMESYNCD: &str = "/run/systemd/timesync/synchronized";
 
-/// Where the kernel may not be asked (systemd's `ProtectClock=`, containers), timesyncd's word counts.
+/// Where the kernel may not be asked (the shipped unit's `ProtectClock=`, containers), timesyncd's word counts. To allow the
+/// question would take the exposure of the unit from 1.1 to 1.4.
 fn ask_kernel() -> bool {
     adjtimex(&mut Timex::new()).map_or_else(|_refused| Path::new(TIMESYNCD).exists(), |state| state != TIME_ERROR)
 }

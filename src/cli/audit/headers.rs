@@ -13,6 +13,8 @@ pub(super) struct Own<'m> {
     pub(super) was: Option<&'m [u8]>,
     /// `mqtt-topic`
     pub(super) mqtt_topic: Option<&'m [u8]>,
+    /// `tidegate-sent`
+    pub(super) sent: Option<&'m [u8]>,
 }
 
 /// Reads them.
@@ -27,6 +29,7 @@ fn of<'m>(headers: impl Iterator<Item = raw_headers::Header<'m>>) -> Own<'m> {
             b"tidegate-id" => &mut own.id,
             b"mqtt-topic" => &mut own.mqtt_topic,
             b"tidegate-was" => &mut own.was,
+            b"tidegate-sent" => &mut own.sent,
             _ => &mut None,
         };
         // The first counts; Tidegate writes each once.
@@ -48,6 +51,6 @@ mod tests {
             (b"tidegate-id", Some(b"3")),
             (b"mqtt-topic", None),
         ];
-        assert_eq!(of(headers.into_iter()), Own { id: Some(b"2"), was: None, mqtt_topic: Some(b"") });
+        assert_eq!(of(headers.into_iter()), Own { id: Some(b"2"), was: None, mqtt_topic: Some(b""), sent: None });
     }
 }

@@ -23,6 +23,7 @@ fn see(auditor: &mut Auditor, id: &str, topic: &str, was: Option<&str>, at_ms: i
         was: was.map(str::as_bytes),
         mqtt_topic: Some(topic.as_bytes()),
         at_ms: Some(at_ms),
+        by_arrival: false,
         place: Place { topic: "k", ..Place::default() },
     });
 }
