@@ -263,8 +263,9 @@ impl Relay {
     /// Waits for new events or for librdkafka, whichever is of use, until the next thing is due.
     fn wait(&mut self, now: Instant) -> Result<(), ForwardError> {
         let busy = self.main.in_flight() > 0 || self.main.is_busy() || self.lanes.is_busy();
-        // One topic is tried at a time: while that lasts, another that is due has to wait.
-        let next_try = if self.lanes.is_busy() { None } else { self.shared.parking.next_wake() };
+        // One topic is tried at a time: while that lasts, another that is due has to wait. None before the time is known.
+        let must_wait = self.lanes.is_busy() || self.shared.times.is_pending();
+        let next_try = if must_wait { None } else { self.shared.parking.next_wake() };
         let wakes = [self.main.next_wake(), self.shared.outcome.due(), next_try];
         let wait = wakes
             .into_iter()

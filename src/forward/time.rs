@@ -77,7 +77,7 @@ struct Known {
 enum Question {
     /// If the clock is doubtful.
     IfDoubtful,
-    /// Kafka has refused a time.
+    /// Kafka has refused a time, or a parked lane waits.
     Wanted,
     /// Asked; the answer has not come yet.
     Asked,
@@ -128,9 +128,22 @@ impl Times {
         }
     }
 
-    /// Kafka has refused a time, and was not asked since.
-    pub(super) fn was_refused(&self) -> bool {
+    /// ... even if the main lane has nothing to send.
+    pub(super) fn is_urgent(&self) -> bool {
         self.question == Question::Wanted
+    }
+
+    /// The answer is waited for.
+    pub(super) fn is_pending(&self) -> bool {
+        matches!(self.question, Question::Wanted | Question::Asked)
+    }
+
+    /// May a parked lane send? If not, the main lane asks.
+    pub(super) fn is_settled(&mut self) -> bool {
+        if self.wants_to_ask() {
+            self.question = Question::Wanted;
+        }
+        !self.is_pending()
     }
 
     /// It is being asked.

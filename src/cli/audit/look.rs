@@ -221,8 +221,7 @@ impl Notes {
 
     /// What is deleted by its time of arrival was perhaps never to be seen.
     fn retention(&mut self, by_arrival: u64, spans: &[Span]) {
-        let removed: BTreeSet<&str> =
-            spans.iter().filter(|span| span.earliest > 0).map(|span| &*span.topic).collect();
+        let removed: BTreeSet<&str> = spans.iter().filter(|span| span.earliest > 0).map(|span| &*span.topic).collect();
         if by_arrival > 0 && !removed.is_empty() {
             let topics: Vec<&str> = removed.into_iter().collect();
             self.say(format!(

@@ -133,6 +133,10 @@ impl LaneSender {
     /// Does what can be done now without waiting.
     pub(super) fn step(&mut self, shared: &mut Shared, now: Instant) -> Result<(), ReadError> {
         if self.active.is_none() {
+            let is_due = shared.parking.next_wake().is_some_and(|due| due <= now);
+            if is_due && !shared.times.is_settled() {
+                return Ok(());
+            }
             let Some(topic) = shared.parking.next_due(now) else { return Ok(()) };
             let place = self.left_off.remove(&topic).unwrap_or_default();
             let transacting = self.terms.clone().map(Transacting::new);

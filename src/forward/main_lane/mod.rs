@@ -236,14 +236,17 @@ impl MainLane {
     }
 
     fn flow(&mut self, producer: Producer, shared: &mut Shared, now: Instant) -> Phase {
-        if !self.is_ready(now) {
+        let is_ready = self.is_ready(now);
+        if !is_ready && !shared.times.is_pending() {
             return Phase::Flowing(producer);
         }
-        // The rest of a batch that did not fit into the window waits for room, not for company.
-        self.pending.gather_until = None;
+        if is_ready {
+            // The rest of a batch that did not fit into the window waits for room, not for company.
+            self.pending.gather_until = None;
+        }
         match self.ask_the_time(&producer, shared, now) {
-            Answer::Known => {}
-            Answer::NotYet => return Phase::Flowing(producer),
+            Answer::Known if is_ready => {}
+            Answer::Known | Answer::NotYet => return Phase::Flowing(producer),
             // Its report would be taken for a reading's; nothing else is in flight.
             Answer::Never => return self.end(producer, Renewal::AtOnce, shared, now),
         }

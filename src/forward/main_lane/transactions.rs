@@ -228,6 +228,9 @@ impl MainLane {
     fn fill(&mut self, producer: Producer, shared: &mut Shared, now: Instant) -> Phase {
         let mut held_up = false;
         let asks = self.asks_the_time(shared, now);
+        if asks {
+            self.pending.gather_until = None;
+        }
         if !asks && self.is_ready(now) {
             self.pending.gather_until = None;
             match self.send_pending(&producer, shared, now) {
@@ -273,7 +276,7 @@ impl MainLane {
     /// A transaction with nothing but the watermark comes first, to hear Kafka's time.
     fn asks_the_time(&self, shared: &Shared, now: Instant) -> bool {
         let is_idle = self.transacting.as_ref().is_some_and(|own| own.session.state() == State::Idle);
-        is_idle && shared.times.wants_to_ask() && (self.is_ready(now) || shared.times.was_refused())
+        is_idle && shared.times.wants_to_ask() && (self.is_ready(now) || shared.times.is_urgent())
     }
 
     fn seal(&mut self, producer: Producer, shared: &mut Shared, now: Instant) -> Phase {

@@ -130,21 +130,23 @@ struct Away {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Since {
-    /// Loaded from the buffer: milliseconds since 1970 by the clock of that time.
-    BeforeStart(i64),
+    /// Loaded from the buffer: milliseconds since 1970 by the clock of that time. If that is not to be believed, or that of
+    /// today, its time begins anew with this start.
+    BeforeStart(i64, Instant),
     Here(Instant),
 }
 
 impl Registry {
     /// With the sessions that the buffer has kept; those of other listeners are left aside.
     pub(super) fn new(name: &str, max_connections: usize, stored: HashMap<Arc<str>, StoredSession>) -> Self {
+        let started = Instant::now();
         let prefix = session_key(name, "");
         let mut clients = HashMap::new();
         for (key, session) in stored {
             let Some(client) = key.strip_prefix(&prefix) else { continue };
             let away = Away {
                 expiry_s: session.expiry_s,
-                since: Since::BeforeStart(session.used_ms),
+                since: Since::BeforeStart(session.used_ms, started),
                 memory: Memory::stored(session.packet_ids),
                 will: None,
             };
@@ -369,10 +371,12 @@ impl Away {
         match self.since {
             Since::Here(since) => now.instant.saturating_duration_since(since) > granted,
             // It was to end with its connection, and that has ended.
-            Since::BeforeStart(_) if self.expiry_s == 0 => true,
-            Since::BeforeStart(used_ms) => {
+            Since::BeforeStart(..) if self.expiry_s == 0 => true,
+            Since::BeforeStart(used_ms, started) => {
                 let elapsed = u64::try_from(now.unix_ms.saturating_sub(used_ms)).map(Duration::from_millis);
-                used_ms >= EARLIEST_SANE_MS && elapsed.is_ok_and(|elapsed| elapsed > granted)
+                let is_sane = used_ms >= EARLIEST_SANE_MS && now.clock.synchronised;
+                now.instant.saturating_duration_since(started) > granted
+                    || is_sane && elapsed.is_ok_and(|elapsed| elapsed > granted)
             }
         }
     }

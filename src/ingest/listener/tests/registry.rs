@@ -219,7 +219,19 @@ fn a_session_from_before_the_start_ends_only_by_a_clock_that_makes_sense() {
     ] {
         let mut desk = Desk::with(stored("press", expiry_s, used_ms));
         desk.now.unix_ms = now_ms;
+        desk.now.clock.synchronised = true;
         assert_eq!(desk.enter("press", true).1.lent.present, present, "{why}");
+    }
+}
+
+#[test]
+fn a_session_from_before_the_start_ends_by_the_time_since_the_start_where_no_time_server_is_followed() {
+    let then = EARLIEST_SANE_MS + 1_000_000;
+    for (here_s, present) in [(59, true), (65, false)] {
+        let mut desk = Desk::with(stored("press", 60, then));
+        desk.now.unix_ms = then + 1_500_000_000_000;
+        desk.now.instant += Duration::from_secs(here_s);
+        assert_eq!(desk.enter("press", true).1.lent.present, present, "50 years later by the clock, {here_s} s here");
     }
 }
 
