@@ -151,6 +151,13 @@ impl Times {
         self.question = Question::Asked;
     }
 
+    /// Who was to answer is gone.
+    pub(super) fn unanswered(&mut self) {
+        if self.question == Question::Asked {
+            self.question = Question::Wanted;
+        }
+    }
+
     /// A record of the watermark topic was written: at this time of Kafka's, at that moment since boot. `None`: the topic
     /// does not tell.
     pub(super) fn heard(&mut self, told: Option<(i64, i64)>) {
@@ -352,7 +359,12 @@ mod tests {
             assert!(times.wants_to_ask());
             times.asked();
             assert!(!times.wants_to_ask());
+            // The link broke: it is asked again, and parked lanes wait.
+            times.unanswered();
+            assert!(times.wants_to_ask() && !times.is_settled());
+            times.asked();
             times.heard(Some((NOON, HOUR)));
+            assert!(times.is_settled());
             times.tick(moment(wall + HOUR, 2 * HOUR, false));
             assert_eq!(times.now_ms(), NOON + HOUR, "{wall}");
             assert_eq!(times.ahead_ms(), Some(wall - NOON));

@@ -46,6 +46,14 @@ impl MainLane {
         self.asking.as_ref().is_some_and(|asking| asking.until.is_some())
     }
 
+    /// The producer that had it is over.
+    pub(super) fn forget_the_question(&mut self, shared: &mut Shared) {
+        shared.times.unanswered();
+        if let Some(asking) = &mut self.asking {
+            asking.until = None;
+        }
+    }
+
     /// Asks if need be, without waiting.
     pub(super) fn ask_the_time(&mut self, producer: &Producer, shared: &mut Shared, now: Instant) -> Answer {
         let Some(asking) = &mut self.asking else { return Answer::Known };

@@ -442,6 +442,7 @@ impl MainLane {
     }
 
     fn end(&mut self, producer: Producer, renewal: Renewal, shared: &mut Shared, now: Instant) -> Phase {
+        self.forget_the_question(shared);
         let (reports, restart) = producer.retire();
         // The failures among them are unsettled, and go again from the restart on.
         self.book(Reports { failures: Vec::new(), ..reports }, shared, now);
