@@ -139,7 +139,9 @@ impl Producer {
     /// Works off what librdkafka has to say: all that is there, then whatever comes within `wait`.
     pub(super) fn poll(&self, wait: Duration) {
         if !wait.is_zero() {
-            self.native.poll(wait); // takes all of `wait`
+            // Not in librdkafka, which waits by the wall clock: set back by an hour, it would wait for an hour more. It would
+            // take all of `wait` as well.
+            std::thread::sleep(wait);
         }
         // One call takes one event of librdkafka's, which may hold the reports of many messages, or a line of its log. With
         // transactions there are 25 lines for each, and what comes behind them counts: reports that an abort waits for,

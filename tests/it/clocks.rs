@@ -1,7 +1,9 @@
 //! Whatever the gateway's clock says, no reading is lost by it: Kafka takes each with its own time, keeps it for the whole
-//! retention, and when it arrived stands beside it. The agent runs under libfaketime; the time since boot stays as it is.
+//! retention, and when it arrived stands beside it. The agent has another wall clock; the time since boot stays as it is.
 
 use std::path::PathBuf;
+use std::process::Command;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::config::ClientConfig;
@@ -10,37 +12,47 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use crate::refusals::Mode;
 use crate::support::agent::{Agent, Build, Gateway};
 use crate::support::kafka::{self, Kafka, unique_topic};
+use crate::support::process::Folder;
 use crate::support::proxy::Weather;
 use crate::support::publisher::{Plan, Publisher};
 use crate::support::reader::{Reader, Record, produce_at};
 use crate::support::stage::{Stage, no_holes, once, watermark_topic, with_log};
-use crate::support::{Outcome, PATIENCE, Verdict, trouble, wait_until};
+use crate::support::{Outcome, PATIENCE, Trouble, Verdict, trouble, wait_until};
 
 const MINUTE_MS: i64 = 60_000;
 const HOUR_MS: i64 = 60 * MINUTE_MS;
 const DAY_MS: i64 = 24 * HOUR_MS;
+const YEAR_MS: i64 = 365 * DAY_MS;
 
-/// What the wall clock of the agent says from the next start on: `+2h`, `-10d`, `@1970-01-01 00:00:10`.
-fn fake(gateway: &mut Gateway, time: &str) -> Outcome<()> {
-    fake_by(gateway, "FAKETIME", time)
-}
+/// The wall clock of an agent: off by so much, from now on. Compiled once, from `support/clock.c`.
+struct WallClock(PathBuf);
 
-fn fake_by(gateway: &mut Gateway, variable: &str, value: &str) -> Outcome<()> {
-    let library = library()?;
-    gateway.environment("LD_PRELOAD", &library.to_string_lossy());
-    gateway.environment("FAKETIME_DONT_FAKE_MONOTONIC", "1").environment(variable, value);
-    Ok(())
-}
-
-/// Debian keeps it below the folder of the architecture.
-fn library() -> Outcome<PathBuf> {
-    for folder in std::fs::read_dir("/usr/lib")? {
-        let library = folder?.path().join("faketime/libfaketimeMT.so.1");
-        if library.exists() {
-            return Ok(library);
-        }
+impl WallClock {
+    fn of(gateway: &mut Gateway, off_ms: i64) -> Outcome<Self> {
+        static LIBRARY: LazyLock<Outcome<(Folder, PathBuf)>> = LazyLock::new(|| {
+            let folder = Folder::new("clock")?;
+            let (source, library) = (folder.path().join("clock.c"), folder.path().join("clock.so"));
+            std::fs::write(&source, include_str!("support/clock.c"))?;
+            let mut gcc = Command::new("gcc");
+            let output = gcc.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).arg("-ldl").output()?;
+            if output.status.success() {
+                return Ok((folder, library));
+            }
+            trouble!("clock.c: {}", String::from_utf8_lossy(&output.stderr))
+        });
+        let (_, library) = LIBRARY.as_ref().map_err(|error| Trouble::new(format!("{error:?}")))?;
+        let clock = Self(gateway.path().join("clock"));
+        clock.is_off_by(off_ms)?;
+        gateway.environment("LD_PRELOAD", &library.to_string_lossy());
+        gateway.environment("TEST_CLOCK_FILE", &clock.0.to_string_lossy());
+        Ok(clock)
     }
-    trouble!("no libfaketime: tests/run installs it")
+
+    fn is_off_by(&self, off_ms: i64) -> Outcome<()> {
+        let next = self.0.with_extension("new");
+        std::fs::write(&next, off_ms.to_string())?;
+        Ok(std::fs::rename(next, &self.0)?)
+    }
 }
 
 fn now_ms() -> i64 {
@@ -63,13 +75,13 @@ fn gateway(kafka: &Kafka, build: Build, mode: Mode, brokers: &str) -> Outcome<Ga
 }
 
 /// Readings arrive by a clock that says this, and go to a Kafka as it comes.
-pub fn wrong_clock(build: Build, mode: Mode, time: &str) -> Outcome<Verdict> {
+pub fn wrong_clock(build: Build, mode: Mode, off_ms: i64) -> Outcome<Verdict> {
     const READINGS: u64 = 300;
     let kafka = kafka::shared()?;
     let stage = Stage::new(kafka, "wrong-clock")?;
     let mut gateway = gateway(kafka, build, mode, &kafka.brokers())?;
     gateway.route("#", &stage.topic);
-    fake(&mut gateway, time)?;
+    let _clock = WallClock::of(&mut gateway, off_ms)?;
     let (topic, begin) = (stage.topic.clone(), now_ms());
     let agent = gateway.start()?;
     let topics = (0..3).map(|n| format!("t/{n}")).collect();
@@ -79,7 +91,7 @@ pub fn wrong_clock(build: Build, mode: Mode, time: &str) -> Outcome<Verdict> {
     wait_until("all readings to leave", PATIENCE * 2, settled)?;
     let dead = agent.book("dead_lettered")?;
     if dead > 0 {
-        return Ok(trouble!("{mode:?} at {time}: {dead} dead letters"));
+        return Ok(trouble!("{mode:?}, {off_ms} ms off: {dead} dead letters"));
     }
     let seen = stage.settle(&agent, &[log])?;
     let mut reader = Reader::committed(&kafka.brokers(), &[&topic])?;
@@ -88,7 +100,7 @@ pub fn wrong_clock(build: Build, mode: Mode, time: &str) -> Outcome<Verdict> {
     // A guess costs some batches; with Kafka's word it is one at most.
     let spent = agent.metric("tidegate_kafka_producers_total")?;
     let verdict = verdict.and(if spent <= 2.0 { Ok(()) } else { trouble!("{spent} producers") });
-    eprintln!("{mode:?} at {time}: {spent} producers, {}", seen.books[1]);
+    eprintln!("{mode:?}, {off_ms} ms off: {spent} producers, {}", seen.books[1]);
     Ok(with_log(verdict, &agent))
 }
 
@@ -119,8 +131,8 @@ fn stamped(records: &[Record], begin: i64) -> Verdict {
 #[test]
 fn a_wrong_clock_makes_no_dead_letters_and_records_bear_kafkas_time() -> Outcome<()> {
     for mode in [Mode::ExactlyOnce, Mode::AtLeastOnce] {
-        for time in ["+2h", "+50y", "-10y", "@1970-01-01 00:00:10"] {
-            wrong_clock(Build::Real, mode, time)??;
+        for off_ms in [2 * HOUR_MS, 50 * YEAR_MS, -10 * YEAR_MS, 10_000 - now_ms()] {
+            wrong_clock(Build::Real, mode, off_ms)??;
         }
     }
     Ok(())
@@ -139,7 +151,7 @@ fn without_anybody_to_tell_the_time_a_clock_that_is_ahead_costs_a_few_batches_an
             gateway.exactly_once(&topic);
         }
         gateway.listen("").route("#", &stage.topic);
-        fake(&mut gateway, "+30h")?;
+        let _clock = WallClock::of(&mut gateway, 30 * HOUR_MS)?;
         let agent = gateway.start()?;
         let log = Publisher::start(gateway.listener(), Plan::new("p", "t", 1).count(500)).finish(PATIENCE)?;
         agent.wait_book("delivered", 500)?;
@@ -176,23 +188,26 @@ pub fn waited_for_longer_than_the_retention(build: Build) -> Outcome<Verdict> {
     link.set(Weather::Cut)?;
     let mut gateway = gateway(kafka, build, Mode::AtLeastOnce, &link.brokers()?)?;
     gateway.route("#", &topic);
-    fake(&mut gateway, "-10d")?;
+    let clock = WallClock::of(&mut gateway, -10 * DAY_MS)?;
     let mut agent = gateway.start()?;
     let plan = Plan::new("p", "t", 1).window(1_000).count(READINGS);
     Publisher::start(gateway.listener(), plan).finish(PATIENCE)?;
     agent.stop(Duration::from_secs(20))?;
     link.set(Weather::Fair)?;
-    fake(&mut gateway, "+0")?;
+    clock.is_off_by(0)?;
     let agent = gateway.start()?;
     agent.wait_book("delivered", READINGS)?;
     // Kafka deletes what is as old as they are: a record of ten days ago goes.
     produce_at(&kafka.brokers(), &witness, now_ms() - 10 * DAY_MS)?;
     let gone = || first_kept(&kafka.brokers(), &witness).is_ok_and(|first| first > 0);
     wait_until("Kafka to delete what is too old", PATIENCE, gone)?;
-    let (first, mut reader) = (first_kept(&kafka.brokers(), &topic)?, Reader::open(&kafka.brokers(), &[&topic])?);
-    let kept = reader.read_all()?.to_vec();
-    if first > 0 || kept.len() as u64 != READINGS {
-        return Ok(trouble!("of {READINGS} delivered Kafka holds {}, from offset {first} on", kept.len()));
+    let first = first_kept(&kafka.brokers(), &topic)?;
+    if first > 0 {
+        return Ok(trouble!("{READINGS} were delivered, and Kafka has deleted those before offset {first}"));
+    }
+    let kept = Reader::open(&kafka.brokers(), &[&topic])?.read_all()?.to_vec();
+    if kept.len() as u64 != READINGS {
+        return Ok(trouble!("{READINGS} were delivered, and Kafka holds {}", kept.len()));
     }
     let ten_days = 10 * DAY_MS - HOUR_MS..10 * DAY_MS + HOUR_MS;
     for record in &kept {
@@ -217,19 +232,14 @@ fn a_clock_that_goes_back_an_hour_each_second_disturbs_nothing() -> Outcome<()> 
     let link = kafka.lease()?;
     let mut gateway = gateway(kafka, Build::Real, Mode::ExactlyOnce, &link.brokers()?)?;
     gateway.route("#", &stage.topic);
-    let times = gateway.path().join("time");
-    std::fs::write(&times, "+0")?;
-    fake_by(&mut gateway, "FAKETIME_TIMESTAMP_FILE", &times.to_string_lossy())?;
-    gateway.environment("FAKETIME_NO_CACHE", "1");
+    let clock = WallClock::of(&mut gateway, 0)?;
     let (topic, begin) = (stage.topic.clone(), now_ms());
     let agent = gateway.start()?;
     let topics = (0..3).map(|n| format!("t/{n}")).collect();
     let publisher = Publisher::start(gateway.listener(), Plan::new("p", "", 2).topics(topics).rate(300));
     let started = Instant::now();
     for hour in 1..=10 {
-        let next = format!("{}.new", times.display());
-        std::fs::write(&next, format!("-{hour}h"))?;
-        std::fs::rename(&next, &times)?;
+        clock.is_off_by(-(hour as i64) * HOUR_MS)?;
         // An outage in between: its back-off goes by another clock.
         link.set(if (4..6).contains(&hour) { Weather::Cut } else { Weather::Fair })?;
         assert_eq!(agent.get("/healthz")?.status, 200);
