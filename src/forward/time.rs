@@ -294,13 +294,12 @@ impl Times {
             return;
         }
         self.said = minutes;
-        let (ahead_s, told) = (ahead_ms / 1000, known.told);
         if minutes == 0 {
-            tracing::info!(ahead_s, "kafka: the gateway's clock agrees with Kafka's again");
+            tracing::info!(ahead_s = ahead_ms / 1000, "kafka: the gateway's clock agrees with Kafka's again");
         } else {
             tracing::warn!(
-                ahead_s,
-                told_by_kafka = told,
+                ahead_s = ahead_ms / 1000,
+                told_by_kafka = known.told,
                 "kafka: the gateway's clock is not Kafka's; records bear Kafka's time, and when a reading arrived stands in \
                  tidegate-arrived. Set the clock, or give the gateway a time server"
             );
