@@ -4,7 +4,6 @@
 //! server. So nothing is ordered or timed by the wall clock, and each event bears, beside the wall clock's word, what it
 //! takes to mend it later: by which clock it was read ([`Clock`]).
 
-use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
@@ -14,30 +13,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rtime_clock::adjtime::{Timex, adjtimex};
 use rustix::time::{ClockId, clock_gettime};
 
+pub use crate::event::Clock;
+
 /// A wall clock before this is wrong: 2026-01-01, before the first release. It goes up now and then with a release.
 pub const EARLIEST_MS: i64 = 1_767_225_600_000;
-
-/// Which wall clock: how it stood to the time since boot, and whether it followed a time server.
-///
-/// As the header `tidegate-clock`: `s` (synchronised) or `u`, the boot, and when that was by this clock:
-/// `u:9f1c22ab:1767225600123`. It stays the same until the clock is set, so it compresses to next to nothing, and two
-/// records of one boot tell how far the one's clock was from the other's: the difference of their last numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Clock {
-    /// The same as long as the machine is not started anew; 0: unknown.
-    pub boot: u32,
-    /// When the machine was booted, by this clock, in milliseconds since 1970.
-    pub booted_ms: i64,
-    /// It followed a time server.
-    pub synchronised: bool,
-}
-
-impl fmt::Display for Clock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { boot, booted_ms, synchronised } = self;
-        write!(f, "{}:{boot:08x}:{booted_ms}", if *synchronised { 's' } else { 'u' })
-    }
-}
 
 /// One moment, by the wall clock and by the time since boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

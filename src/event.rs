@@ -5,8 +5,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::clock::Clock;
-
 /// One reading as it arrived, before the buffer has given it a sequence.
 ///
 /// The payload is opaque: empty and non-UTF-8 payloads are ordinary.
@@ -101,6 +99,28 @@ impl Properties {
         self.user.iter().fold(fixed.saturating_add(size_of::<Self>()), |sum, (k, v)| {
             sum.saturating_add(k.len()).saturating_add(v.len()).saturating_add(USER_PROPERTY_OVERHEAD_BYTES)
         })
+    }
+}
+
+/// Which wall clock: how it stood to the time since boot, and whether it followed a time server.
+///
+/// As the header `tidegate-clock`: `s` (synchronised) or `u`, the boot, and when that was by this clock:
+/// `u:9f1c22ab:1767225600123`. It stays the same until the clock is set, so it compresses to next to nothing, and two
+/// records of one boot tell how far the one's clock was from the other's: the difference of their last numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Clock {
+    /// The same as long as the machine is not started anew; 0: unknown.
+    pub boot: u32,
+    /// When the machine was booted, by this clock, in milliseconds since 1970.
+    pub booted_ms: i64,
+    /// It followed a time server.
+    pub synchronised: bool,
+}
+
+impl fmt::Display for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { boot, booted_ms, synchronised } = self;
+        write!(f, "{}:{boot:08x}:{booted_ms}", if *synchronised { 's' } else { 'u' })
     }
 }
 
