@@ -7,8 +7,8 @@
 #include <dlfcn.h>
 #include <stdlib.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <sys/time.h>
+#include <threads.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -30,15 +30,9 @@ int clock_gettime(clockid_t id, struct timespec *at) {
     return failed;
 }
 
-int pthread_cond_timedwait(pthread_cond_t *restrict cond, pthread_mutex_t *restrict mutex,
-                           const struct timespec *restrict until) {
-    static int (*real)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
-    if (!real) {
-        /* Of two versions dlsym may find the one of before 2003, whose conditions look otherwise. */
-        void *found = dlvsym(RTLD_NEXT, "pthread_cond_timedwait", "GLIBC_2.3.2");
-        if (!found) found = dlsym(RTLD_NEXT, "pthread_cond_timedwait");
-        real = (int (*)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *))found;
-    }
+int cnd_timedwait(cnd_t *restrict cond, mtx_t *restrict mutex, const struct timespec *restrict until) {
+    static int (*real)(cnd_t *, mtx_t *, const struct timespec *);
+    if (!real) real = (int (*)(cnd_t *, mtx_t *, const struct timespec *))dlsym(RTLD_NEXT, "cnd_timedwait");
     struct timespec true_end = *until;
     true_end.tv_sec -= off_ms() / 1000;
     return real(cond, mutex, &true_end);
