@@ -22,6 +22,8 @@ pub struct Event {
     pub dup: bool,
     /// Wall clock at arrival, milliseconds since 1970 (may be wrong on a device without a clock battery: order is by sequence).
     pub arrived_ms: i64,
+    /// Which clock that was, so that a wrong one can be mended at the centre.
+    pub clock: Clock,
     /// The line of the ledger that answers for it.
     pub route: RouteId,
     /// Who published it straight to Tidegate. `None` behind a broker, which does not tell.
@@ -100,6 +102,28 @@ impl Properties {
     }
 }
 
+/// Which wall clock: how it stood to the time since boot, and whether it followed a time server.
+///
+/// As the header `tidegate-clock`: `s` (synchronised) or `u`, the boot, and when that was by this clock:
+/// `u:9f1c22ab:1767225600123`. It stays the same until the clock is set, so it compresses to next to nothing, and two
+/// records of one boot tell how far the one's clock was from the other's: the difference of their last numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Clock {
+    /// The same as long as the machine is not started anew; 0: unknown.
+    pub boot: u32,
+    /// When the machine was booted, by this clock, in milliseconds since 1970.
+    pub booted_ms: i64,
+    /// It followed a time server.
+    pub synchronised: bool,
+}
+
+impl fmt::Display for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { boot, booted_ms, synchronised } = self;
+        write!(f, "{}:{boot:08x}:{booted_ms}", if *synchronised { 's' } else { 'u' })
+    }
+}
+
 /// MQTT quality of service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Qos {
@@ -164,16 +188,6 @@ pub struct Stored {
     pub event: Event,
 }
 
-/// The wall clock, milliseconds since 1970. Only for people and for record timestamps; order is by [`Sequence`].
-#[must_use]
-pub fn wall_clock_ms() -> i64 {
-    use std::time::{SystemTime, UNIX_EPOCH};
-    match SystemTime::now().duration_since(UNIX_EPOCH) {
-        Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
-        Err(before) => i64::try_from(before.duration().as_millis()).map_or(i64::MIN, i64::wrapping_neg),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,6 +201,7 @@ mod tests {
             retain: false,
             dup: false,
             arrived_ms: 0,
+            clock: Clock::default(),
             route: RouteId::UNROUTED,
             sender: None,
             properties: Some(Box::new(Properties {

@@ -56,6 +56,7 @@
 //!    `every_line_of_metrics_parses_and_event_counters_survive_a_kill` and `a_dropped_dead_letter_is_seen` (a control).
 
 pub mod event; // the words all stages share
+pub mod clock; // what time it is, and whether that is so
 pub mod ingest; // MQTT in
 pub mod buffer; // durable in SQLite
 mod cbor; // the buffer's encoding

@@ -54,6 +54,10 @@ pub enum Bug {
     InstanceOfSender,
     /// A librdkafka client is ended on the loop that sends, however long that takes.
     EndOnTheLoop,
+    /// The gateway's clock is believed whatever Kafka says, and what Kafka refuses for it is a dead letter.
+    BelieveTheClock,
+    /// Records bear the time of arrival whatever the configuration says.
+    StampArrival,
     /// Not bugs but faults: kill -9 of itself, in that phase of a transaction, the third time it comes by. Before the
     /// watermark is read;
     DieRecalling,
@@ -105,6 +109,8 @@ impl Bug {
             Self::SpeakUnwritten => "speak-unwritten",
             Self::InstanceOfSender => "instance-of-sender",
             Self::EndOnTheLoop => "end-on-the-loop",
+            Self::BelieveTheClock => "believe-the-clock",
+            Self::StampArrival => "stamp-arrival",
             Self::DieRecalling => "die-recalling",
             Self::DieFilling => "die-filling",
             Self::DieSealing => "die-sealing",

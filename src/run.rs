@@ -16,7 +16,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ use crate::ingest::listener::{self, ListenError};
 use crate::ingest::status::LinkStatus;
 use crate::observe::pulse::Pulse;
 use crate::observe::status::Sources;
-use crate::observe::{http, systemd};
+use crate::observe::{self, http, systemd};
 use crate::planted::{Bug, planted};
 use crate::stop::{self, Stopper};
 
@@ -271,11 +271,13 @@ impl Stages {
             links: watched.links,
             gone: gone.into_iter().map(|(id, route)| (id, route.to)).collect(),
             pulses: watched.pulses,
+            clock_jumps: AtomicU64::new(0),
             serving: AtomicBool::new(true),
         });
         let (stop_observers, stop) = stop::pair();
         let mut observers = JoinSet::new();
         observers.spawn(systemd::attend(Arc::clone(&sources), stop.clone()));
+        observers.spawn(observe::clock::watch(Arc::clone(&sources), stop.clone()));
         if let Some(page) = page {
             observers.spawn(http::serve(page, Arc::clone(&sources), stop));
         }

@@ -12,6 +12,8 @@
 //! | `<buffer id>/identity` | `{"v":1,"was":"<old buffer id>","last":L,"at":T}` | this buffer was another one (a clone, or a restored copy that took a new identity); its events up to L carry the header `tidegate-was: <old id>:<sequence>` |
 //! | `<buffer id>/topic/<kafka topic>` | `{"v":1}` | readings of this buffer went to that Kafka topic; `*` for more topics than are named. Said once a start, so that an audit knows whose numbers to look for in the topics it reads |
 //!
+//! `<buffer id>/clock` without a value asks for the time, and says nothing.
+//!
 //! `at` is the gateway's wall clock in milliseconds since 1970, for people; nothing is decided by it. `instance` is the
 //! number a process draws at its start: an instance that a buffer does not know is another agent with its identity. `commit`
 //! is the last one of that start by which its buffer moved events aside, to dead letters or lanes; absent when it moved none.
@@ -49,7 +51,18 @@ pub const TOPIC_SETTINGS: &[(&str, &str, &str)] = &[
     ("segment.ms", "600000", "a quiet partition closes its segment after 10 minutes"),
     ("min.cleanable.dirty.ratio", "0.1", "compacted when a tenth is new"),
     ("delete.retention.ms", "3600000", "marks of transactions, half of what is read, go after an hour"),
+    (
+        "message.timestamp.type",
+        "LogAppendTime",
+        "each record says what time it is at Kafka: gateways have no good clock",
+    ),
 ];
+
+/// The key under which a gateway asks for Kafka's time, without a value.
+#[must_use]
+pub fn clock_key(buffer: Uuid) -> String {
+    format!("{buffer}/clock")
+}
 
 /// Partitions for so many gateways: about one each. A gateway reads its partition after a start, in which others that
 /// share it make it wait (an open transaction) and read more; beyond 1,000 the cluster would pay more than they gain.

@@ -45,8 +45,8 @@ complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l brokers -d '
 complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l topic -d 'A topic to audit instead of those of the routes; may be repeated' -r
 complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l topics -d 'Topics to audit whose whole name matches' -r
 complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l watermark-topic -d 'Where the gateways say what they delivered [default: that of the configuration]' -r
-complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l from -d 'Only events that arrived since: 2026-01-31T12:00:00Z, or 2h (ago)' -r
-complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l to -d 'Only events that arrived before' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l from -d 'Only records since, by their own time: 2026-01-31T12:00:00Z, or 2h (ago)' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l to -d 'Only records before' -r
 complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l buffer -d 'Only this buffer; may be repeated' -r
 complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l isolation -d 'What to look at' -r -f -a "read-committed\t'What transactions have committed, as consumers should'
 read-uncommitted\t'Also what was aborted or is open'"

@@ -3,7 +3,8 @@
 //! Each event is the array `[sequence, arrival ms, flags, route, topic, payload, headers, facts]`. Flags: bits 0 and 1 the
 //! QoS, bit 2 retain, bit 3 dup. Headers: null, or `[content type or null, correlation data or null, [[name, value], …]]`.
 //! Facts: null, or a map of what only some events have, each under a letter: `c` client id, `u` user, `r` response topic,
-//! `f` payload format, `e` expiry in seconds. Before format version 3 of the database there were no facts and no bit 3.
+//! `f` payload format, `e` expiry in seconds, `t` the clock that told its arrival, `[boot, ms since 1970 at boot,
+//! synchronised]`, where it is another one than that of the event before. Before format version 3 of the database there were no facts and no bit 3.
 //! A chunk is read back into memory that its events share: their payloads are slices of it.
 
 use std::collections::HashSet;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::envelope::{Damage, Opener, Sealer};
 use super::limits::{CHUNK_RAW_BYTES, LONGEST_NAME_KEPT, NAME_OVERHEAD_BYTES, NAMES_KEPT_BYTES};
 use crate::cbor::{self, Blob};
+use crate::clock::Clock;
 use crate::event::{Event, Properties, Qos, RouteId, Sender, Sequence, Stored};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -49,14 +51,21 @@ struct Facts<'a> {
     payload_format: Option<u8>,
     #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
     expiry_s: Option<u32>,
+    #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
+    clock: Option<ClockFact>,
 }
+
+/// [`Clock`], by its fields.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct ClockFact(u32, i64, bool);
 
 const QOS_BITS: u8 = 0b0011;
 const RETAIN_BIT: u8 = 0b0100;
 const DUP_BIT: u8 = 0b1000;
 
 impl<'a> Line<'a> {
-    fn of(stored: &'a Stored) -> Self {
+    /// `before` is the clock of the event before it in the chunk.
+    fn of(stored: &'a Stored, before: Clock) -> Self {
         let Stored { sequence, event } = stored;
         let headers = event.properties.as_deref().map(|p| {
             let user = p.user.iter().map(|(k, v)| (&**k, &**v)).collect();
@@ -66,12 +75,22 @@ impl<'a> Line<'a> {
         let dup = if event.dup { DUP_BIT } else { 0 };
         let flags = event.qos.level() | retain | dup;
         let payload = Blob(&event.payload);
-        Self(*sequence, event.arrived_ms, flags, event.route.0, &event.topic, payload, headers, Facts::of(event))
+        Self(
+            *sequence,
+            event.arrived_ms,
+            flags,
+            event.route.0,
+            &event.topic,
+            payload,
+            headers,
+            Facts::of(event, before),
+        )
     }
 }
 
 impl<'a> Facts<'a> {
-    fn of(event: &'a Event) -> Option<Self> {
+    fn of(event: &'a Event, before: Clock) -> Option<Self> {
+        let Clock { boot, booted_ms, synchronised } = event.clock;
         let (sender, properties) = (event.sender.as_deref(), event.properties.as_deref());
         let facts = Self {
             client: sender.map(|sender| &*sender.client),
@@ -79,6 +98,7 @@ impl<'a> Facts<'a> {
             response_topic: properties.and_then(|p| p.response_topic.as_deref()),
             payload_format: properties.and_then(|p| p.payload_format),
             expiry_s: properties.and_then(|p| p.expiry_s),
+            clock: (event.clock != before).then_some(ClockFact(boot, booted_ms, synchronised)),
         };
         (facts != Self::default()).then_some(facts)
     }
@@ -90,6 +110,8 @@ pub(super) struct ChunkWriter {
     raw: Vec<u8>,
     sealer: Sealer,
     open: Option<Extent>,
+    /// Of the last event of the open chunk.
+    clock: Clock,
 }
 
 /// What a chunk holds.
@@ -104,13 +126,15 @@ pub(super) struct Extent {
 
 impl ChunkWriter {
     pub(super) fn new(compress: bool) -> Self {
-        Self { compress, raw: Vec::new(), sealer: Sealer::default(), open: None }
+        Self { compress, raw: Vec::new(), sealer: Sealer::default(), open: None, clock: Clock::default() }
     }
 
     /// Appends; true when the chunk has its size and must be taken.
     pub(super) fn push(&mut self, stored: &Stored) -> Result<bool, Damage> {
         let (sequence, at) = (stored.sequence, stored.event.arrived_ms);
-        cbor::append(&Line::of(stored), &mut self.raw)?;
+        let before = if self.open.is_some() { self.clock } else { Clock::default() };
+        cbor::append(&Line::of(stored, before), &mut self.raw)?;
+        self.clock = stored.event.clock;
         let extent = self.open.get_or_insert(Extent { first: sequence, last: sequence, count: 0, oldest_ms: at });
         extent.last = sequence;
         extent.count = extent.count.saturating_add(1);
@@ -201,6 +225,10 @@ impl ChunkReader {
             retain: flags & RETAIN_BIT != 0,
             dup: flags & DUP_BIT != 0,
             arrived_ms,
+            clock: match facts.clock {
+                Some(ClockFact(boot, booted_ms, synchronised)) => Clock { boot, booted_ms, synchronised },
+                None => last.map(|last| last.clock).unwrap_or_default(),
+            },
             route: RouteId(route),
             sender: facts.client.map(|client| self.sender(client, facts.user, last)),
             properties,
@@ -265,14 +293,18 @@ mod tests {
         let sender = ("[a-c]{1,2}", proptest::option::of("[a-c]{1,2}"))
             .prop_map(|(client, user)| Arc::new(Sender { client: client.into(), user: user.map(Into::into) }));
         let (sender, properties) = (proptest::option::of(sender), proptest::option::of(properties));
-        ("[a-cé/]{1,10}", payload, 0u8..3, any::<[bool; 2]>(), any::<i64>(), 0u16..3, sender, properties).prop_map(
-            |(topic, payload, qos, [retain, dup], arrived_ms, route, sender, properties)| Event {
+        let clock = (0u32..2, 0i64..2, any::<bool>());
+        let clock = clock.prop_map(|(boot, booted_ms, synchronised)| Clock { boot, booted_ms, synchronised });
+        let arrival = (any::<i64>(), clock);
+        ("[a-cé/]{1,10}", payload, 0u8..3, any::<[bool; 2]>(), arrival, 0u16..3, sender, properties).prop_map(
+            |(topic, payload, qos, [retain, dup], (arrived_ms, clock), route, sender, properties)| Event {
                 topic: topic.into(),
                 payload: payload.into(),
                 qos: Qos::from_level(qos).unwrap(),
                 retain,
                 dup,
                 arrived_ms,
+                clock,
                 route: RouteId(route),
                 sender,
                 properties: properties.map(Box::new),
@@ -311,8 +343,10 @@ mod tests {
             let (stored, extent, body) = chunk(&events, false);
             let raw = Opener::default().open(&body).unwrap();
             let mut theirs = Vec::new();
+            let mut before = Clock::default();
             for stored in &stored {
-                ciborium::into_writer(&Line::of(stored), &mut theirs).unwrap();
+                ciborium::into_writer(&Line::of(stored, before), &mut theirs).unwrap();
+                before = stored.event.clock;
             }
             prop_assert_eq!(raw, theirs);
             prop_assert_eq!(extent.first, 7);
@@ -348,6 +382,7 @@ mod tests {
             retain: false,
             dup: false,
             arrived_ms: 0,
+            clock: Clock::default(),
             route: RouteId(1),
             sender: None,
             properties: None,
@@ -366,9 +401,9 @@ mod tests {
         cbor::append(&line, &mut raw).unwrap();
         let mut sealer = Sealer::default();
         let back = ChunkReader::default().read(sealer.seal(&raw, true).unwrap(), 7, 7).unwrap();
-        let Event { topic, payload, qos, retain, dup, sender, properties, .. } = &back[0].event;
+        let Event { topic, payload, qos, retain, dup, sender, clock, properties, .. } = &back[0].event;
         assert_eq!((&**topic, &payload[..], *qos, *retain, *dup), ("a/b", &b"x"[..], Qos::AtLeastOnce, true, false));
-        assert!(sender.is_none());
+        assert!(sender.is_none() && *clock == Clock::default());
         assert_eq!(properties.as_deref().and_then(|p| p.content_type.as_deref()), Some("text/plain"));
     }
 

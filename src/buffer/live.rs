@@ -156,6 +156,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::clock::Clock;
     use crate::event::{Event, Qos, RouteId};
 
     fn events(sequences: std::ops::RangeInclusive<u64>, payload: usize) -> Vec<Stored> {
@@ -166,6 +167,7 @@ mod tests {
             retain: false,
             dup: false,
             arrived_ms: 0,
+            clock: Clock::default(),
             route: RouteId(1),
             sender: None,
             properties: None,

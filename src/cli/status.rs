@@ -14,10 +14,13 @@ use tokio::net::TcpStream;
 
 use super::out::{self, complain};
 use super::{ConfigFile, EXIT_CONFIG, EXIT_FAILED};
-use crate::observe::status::{LinkPart, Status};
+use crate::observe::status::{ClockPart, LinkPart, Status};
 
 /// The agent answers from memory; longer than this means that it does not answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A clock that is off by more is worth a line.
+const CLOCK_OFF_S: f64 = 300.0;
 
 /// A snapshot of 10,000 parked topics is below this.
 const LARGEST_ANSWER_BYTES: usize = 8 << 20;
@@ -188,6 +191,19 @@ fn write_for_people(out: &mut String, status: &Status) -> std::fmt::Result {
     }
     for parked in &kafka.parked {
         writeln!(out, "          topic {} is parked with {} events: {}", parked.topic, parked.held, parked.reason)?;
+    }
+    write_clock(out, &status.clock)
+}
+
+fn write_clock(out: &mut String, clock: &ClockPart) -> std::fmt::Result {
+    let ahead_s = clock.ahead_of_kafka_s.unwrap_or(0.0);
+    if clock.doubtful {
+        writeln!(out, "\nclock     follows no time server, as far as is known; readings say so (tidegate-clock)")?;
+    }
+    if ahead_s.abs() > CLOCK_OFF_S {
+        let word = if ahead_s > 0.0 { "ahead of" } else { "behind" };
+        let off = humantime::format_duration(Duration::from_secs_f64(ahead_s.abs().round()));
+        writeln!(out, "\nclock     {off} {word} Kafka's: records bear Kafka's time")?;
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use super::env::Env;
 use super::options;
 use super::problems::{Reported, quoted};
 use super::reading::Section;
-use super::settings::{Codec, Delivery, HeaderNames, Kafka};
+use super::settings::{Codec, Delivery, HeaderNames, Kafka, Timestamp};
 
 pub(super) fn kafka(section: &Section<'_, '_>, env: &Env, largest_record_bytes: u64) -> Result<Kafka, Reported> {
     section.refuse_unknown();
@@ -13,6 +13,7 @@ pub(super) fn kafka(section: &Section<'_, '_>, env: &Env, largest_record_bytes: 
     let delivery = section
         .choice("delivery", &[("at-least-once", Delivery::AtLeastOnce), ("exactly-once", Delivery::ExactlyOnce)]);
     let watermark_topic = watermark_topic(section);
+    let timestamp = section.choice("timestamp", &[("delivery", Timestamp::Delivery), ("arrival", Timestamp::Arrival)]);
     let linger = section.time("linger");
     let codecs = [Codec::Gzip, Codec::Lz4, Codec::Snappy, Codec::Zstd, Codec::None].map(|codec| (codec.name(), codec));
     let compression = section.choice("compression", &codecs);
@@ -26,6 +27,7 @@ pub(super) fn kafka(section: &Section<'_, '_>, env: &Env, largest_record_bytes: 
         brokers: brokers?,
         delivery: delivery?,
         watermark_topic: watermark_topic?,
+        timestamp: timestamp?,
         linger: linger?,
         compression: compression?,
         headers: headers?,

@@ -52,7 +52,7 @@ pub use problems::{Problem, Problems};
 pub use secret::Secret;
 pub use settings::{
     Agent, Broker, Buffer, Codec, Compression, Config, Delivery, HeaderNames, Http, Identity, Kafka, Listener, Log,
-    LogFormat, MqttVersion, Subscription, SyncMode, Tls, WhenFull,
+    LogFormat, MqttVersion, Subscription, SyncMode, Timestamp, Tls, WhenFull,
 };
 
 use problems::{Files, Notes, Reported, Taken};

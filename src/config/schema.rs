@@ -528,6 +528,14 @@ pub(super) const KAFKA: Table = Table {
                   says what it needs.",
         },
         Key {
+            name: "timestamp",
+            kind: Kind::Choice(&["delivery", "arrival"], &[]),
+            default: Default::Is("\"delivery\""),
+            why: "The time a record bears. delivery: when it is sent, so that Kafka keeps it for the whole retention of its \
+                  topic. arrival: when the reading came; what has waited here for longer than the retention is deleted by \
+                  Kafka as soon as it is there. When a reading came stands in tidegate-arrived in any case.",
+        },
+        Key {
             name: "linger",
             kind: Kind::Time {
                 min: Duration::ZERO,

@@ -212,6 +212,8 @@ pub struct Kafka {
     pub delivery: Delivery,
     /// The compacted topic that says how far each buffer is delivered; of use with exactly-once.
     pub watermark_topic: String,
+    /// What time records bear.
+    pub timestamp: Timestamp,
     /// A batch waits so long for company.
     pub linger: Duration,
     /// Of what goes to Kafka.
@@ -277,6 +279,15 @@ pub enum HeaderNames {
     All,
     /// As Confluent's MQTT source connector calls them.
     Confluent,
+}
+
+/// What time records bear; the other stands in a header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timestamp {
+    /// When the reading is sent: no retention is shorter than its wait in the buffer.
+    Delivery,
+    /// When it arrived at the gateway.
+    Arrival,
 }
 
 /// Delivery guarantee of the Kafka hop.

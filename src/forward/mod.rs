@@ -86,12 +86,14 @@ mod recall;
 mod record;
 mod relay;
 mod relocation;
+mod retention;
 mod session;
 mod shared;
 mod stalls;
 pub mod status;
 mod talk;
 mod targets;
+mod time;
 #[cfg(test)]
 #[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests;

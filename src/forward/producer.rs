@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
+use rdkafka::message::{DeliveryResult, Message, OwnedHeaders, Timestamp};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
@@ -22,6 +22,7 @@ use super::outstanding::{self, Outstanding, Restart};
 use super::talk::{self, Snag, Talk};
 use super::topic_state::{self, Answers};
 use super::verdict::code_of;
+use crate::clock;
 use crate::delivered::{Acked, Batch, Delivered};
 use crate::event::{RouteId, Sequence};
 use crate::planted::{Bug, planted};
@@ -91,6 +92,8 @@ struct Desk {
 struct Seals {
     in_flight: usize,
     failure: Option<Code>,
+    /// Kafka's time when it wrote one, and the time since boot when that was heard.
+    told: Option<(i64, i64)>,
 }
 
 /// What came back.
@@ -171,7 +174,9 @@ impl Producer {
     pub(super) fn poll(&self, wait: Duration) {
         self.desk().outstanding.tick(Instant::now());
         if !wait.is_zero() {
-            self.native.producer.poll(wait); // takes all of `wait`
+            // Not in librdkafka, which waits by the wall clock: set back by an hour, it would wait for an hour more. It would
+            // take all of `wait` as well.
+            std::thread::sleep(wait);
         }
         // One call takes one event of librdkafka's, which may hold the reports of many messages, or a line of its log. With
         // transactions there are 25 lines for each, and what comes behind them counts: reports that an abort waits for,
@@ -314,13 +319,41 @@ impl Producer {
     }
 
     /// A record for the watermark topic, into the open transaction. All data records' reports are there.
-    pub(super) fn seal(&self, topic: &str, partition: i32, key: &str, value: &str) -> Result<(), Code> {
+    pub(super) fn seal(
+        &self,
+        topic: &str,
+        partition: i32,
+        key: &str,
+        value: &str,
+        timestamp_ms: i64,
+    ) -> Result<(), Code> {
+        let record = BaseRecord::with_opaque_to(topic, 0).partition(partition).key(key).payload(value);
+        self.send_seal(record.timestamp(timestamp_ms.max(1)))
+    }
+
+    /// Asks for Kafka's time: a record without a value for the watermark topic, which compaction takes away again. Not in
+    /// a transaction, and with nothing in flight; [`Producer::sealed`] says when [`Producer::told`] has the answer.
+    pub(super) fn ask_the_time(&self, topic: &str, key: &str, timestamp_ms: i64) -> Result<(), Code> {
+        self.desk().seals = Seals::default();
+        let record: BaseRecord<'_, str, str, usize> = BaseRecord::with_opaque_to(topic, 0).key(key);
+        self.send_seal(record.timestamp(timestamp_ms.max(1)))
+    }
+
+    fn send_seal(&self, record: BaseRecord<'_, str, str, usize>) -> Result<(), Code> {
         {
             let mut desk = self.desk();
             desk.seals.in_flight = desk.seals.in_flight.saturating_add(1);
         }
-        let record = BaseRecord::with_opaque_to(topic, 0).partition(partition).key(key).payload(value);
-        self.native.producer.send(record).map_err(|(error, _record)| code_of(&error))
+        self.native.producer.send(record).map_err(|(error, _record)| {
+            self.desk().seals.in_flight = 0;
+            code_of(&error)
+        })
+    }
+
+    /// What Kafka's clock said when it wrote the last record of the watermark topic, and the time since boot when that was
+    /// heard; `None`: the topic's records bear the sender's time.
+    pub(super) fn told(&self) -> Option<(i64, i64)> {
+        self.desk().seals.told
     }
 
     /// Are the seals' reports there? `Err`: one of them was not taken.
@@ -426,8 +459,13 @@ impl ProducerContext for Context {
         let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
         if desk.seals.in_flight > 0 {
             desk.seals.in_flight = desk.seals.in_flight.saturating_sub(1);
-            if let Err((error, _)) = report {
-                desk.seals.failure.get_or_insert(code_of(error));
+            match report {
+                Ok(message) => {
+                    if let Timestamp::LogAppendTime(told_ms) = message.timestamp() {
+                        desk.seals.told = Some((told_ms, clock::uptime_ms()));
+                    }
+                }
+                Err((error, _)) => drop(desk.seals.failure.get_or_insert(code_of(error))),
             }
             return;
         }

@@ -8,6 +8,9 @@
 //! | `tidegate-instance` | 16 digits: the start of the agent that stored the event. With the sequence it is the reading's own, under whatever buffer id it comes |
 //! | `tidegate-was` | `<old buffer id>:<sequence>`; only on events from before this buffer took a new identity, one for each that it had since |
 //! | `mqtt-topic` | the MQTT topic |
+//! | `tidegate-arrived` | when it arrived, by the gateway's clock: milliseconds since 1970 |
+//! | `tidegate-clock` | which clock that was ([`Clock`](crate::clock::Clock)): `s` or `u` (it followed a time server or not), the boot, when that was by this clock; not on events that an older Tidegate took in |
+//! | `tidegate-sent` | when it was sent, as Kafka would say it; only with `timestamp = "arrival"` |
 //! | `mqtt-retain` | `1`; only on retained messages |
 //! | `content-type`, `correlation-data`, `response-topic`, `payload-format`, `message-expiry` | the MQTT 5 properties, if the publisher set them; the last in seconds, as they were at arrival |
 //! | any other | MQTT 5 user properties, in order, repeated names kept |
@@ -38,6 +41,7 @@ use serde::Serialize;
 
 use crate::buffer::Lives;
 use crate::cbor::{self, Blob};
+use crate::clock::Clock;
 use crate::config::HeaderNames;
 use crate::event::{Event, Properties, Qos, Sequence};
 #[cfg(feature = "planted")]
@@ -55,21 +59,27 @@ pub(super) struct Records {
     lives: Lives,
     /// Of the last record: by which start events of these sequences were stored.
     stored_by: Option<(RangeInclusive<Sequence>, String)>,
+    /// A time as text, written anew like the sequence.
+    time: String,
+    /// The last clock, which most events share, as text.
+    clock: (Clock, String),
 }
 
 impl Records {
     /// For the buffer with that identity and past.
     pub(super) fn new(buffer_id: uuid::Uuid, lives: Lives, names: HeaderNames) -> Self {
         let id = format!("{buffer_id}:");
-        Self { id_prefix: id.len(), id, value: Vec::new(), names, lives, stored_by: None }
+        let (time, clock) = (String::new(), <(Clock, String)>::default());
+        Self { id_prefix: id.len(), id, value: Vec::new(), names, lives, stored_by: None, time, clock }
     }
 
-    /// Headers and value of a record.
+    /// Headers and value of a record; `sent_ms` when its own time is that of arrival.
     pub(super) fn build<'a>(
         &'a mut self,
         sequence: Sequence,
         event: &'a Event,
         format: ValueFormat,
+        sent_ms: Option<i64>,
     ) -> (OwnedHeaders, &'a [u8]) {
         self.id.truncate(self.id_prefix);
         // Writing to a String cannot fail.
@@ -86,6 +96,7 @@ impl Records {
         for (was, _) in self.lives.former.iter().filter(|(_, last)| sequence <= *last) {
             headers = headers.insert(Header { key: "tidegate-was", value: Some(&format!("{was}:{sequence}")) });
         }
+        headers = self.time_headers(headers, event, sent_ms);
         let value = match format {
             ValueFormat::Payload => event.payload.as_ref(),
             ValueFormat::Cbor => {
@@ -100,6 +111,29 @@ impl Records {
             }
         };
         (headers, value)
+    }
+
+    fn time_headers(&mut self, headers: OwnedHeaders, event: &Event, sent_ms: Option<i64>) -> OwnedHeaders {
+        let time = &mut self.time;
+        let mut insert = |headers: OwnedHeaders, key, ms: i64| {
+            time.clear();
+            // Writing to a String cannot fail.
+            write!(time, "{ms}").unwrap_or_default();
+            headers.insert(Header { key, value: Some(time.as_str()) })
+        };
+        let mut headers = insert(headers, "tidegate-arrived", event.arrived_ms);
+        if let Some(sent_ms) = sent_ms {
+            headers = insert(headers, "tidegate-sent", sent_ms);
+        }
+        if event.clock.boot == 0 {
+            return headers;
+        }
+        let (clock, text) = &mut self.clock;
+        if *clock != event.clock {
+            *clock = event.clock;
+            *text = event.clock.to_string();
+        }
+        headers.insert(Header { key: "tidegate-clock", value: Some(text.as_str()) })
     }
 }
 
@@ -131,7 +165,7 @@ fn headers(id: &str, instance: Option<&str>, event: &Event, names: HeaderNames) 
 }
 
 /// Room for those that most records have; more is made when it is needed.
-const USUAL_HEADERS: usize = 6;
+const USUAL_HEADERS: usize = 8;
 
 fn message_headers(headers: OwnedHeaders, event: &Event, names: HeaderNames) -> OwnedHeaders {
     let with = |headers: OwnedHeaders, key, value| headers.insert(Header { key, value: Some(value) });
@@ -265,6 +299,7 @@ mod tests {
             retain: false,
             dup: false,
             arrived_ms: 1_700_000_000_123,
+            clock: Clock::default(),
             route: RouteId(1),
             sender: None,
             properties: None,
@@ -289,12 +324,12 @@ mod tests {
 
     fn built_with(event: &Event, names: HeaderNames) -> Vec<(String, Vec<u8>)> {
         let mut records = Records { names, ..records() };
-        let (headers, _) = records.build(43, event, ValueFormat::Payload);
+        let (headers, _) = records.build(43, event, ValueFormat::Payload, None);
         headers.iter().map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect()
     }
 
     fn value(event: &Event, format: ValueFormat) -> Vec<u8> {
-        records().build(43, event, format).1.to_vec()
+        records().build(43, event, format, None).1.to_vec()
     }
 
     const ID: &str = "00000000-0000-0000-0000-000000001234:43";
@@ -308,7 +343,8 @@ mod tests {
             [
                 ("tidegate-id".into(), ID.into()),
                 ("mqtt-topic".into(), topic),
-                ("tidegate-instance".into(), HERE.into())
+                ("tidegate-instance".into(), HERE.into()),
+                ("tidegate-arrived".into(), b"1700000000123".to_vec()),
             ]
         );
     }
@@ -317,7 +353,7 @@ mod tests {
     fn an_event_bears_the_start_that_stored_it_whoever_sends_it() {
         let (mut records, event) = (records(), event(b""));
         let mut instance = |sequence| {
-            let (headers, _) = records.build(sequence, &event, ValueFormat::Payload);
+            let (headers, _) = records.build(sequence, &event, ValueFormat::Payload, None);
             let found = headers.iter().find(|h| h.key == "tidegate-instance");
             found.map(|h| String::from_utf8(h.value.unwrap().to_vec()).unwrap())
         };
@@ -332,10 +368,29 @@ mod tests {
     }
 
     #[test]
+    fn the_time_of_arrival_and_its_clock_stand_beside_the_records_own_time() {
+        let mut records = records();
+        let mut times = |event: &Event, sent| -> Vec<String> {
+            let (headers, _) = records.build(43, event, ValueFormat::Payload, sent);
+            let texts = headers.iter().map(|h| format!("{}={}", h.key, String::from_utf8_lossy(h.value.unwrap())));
+            texts.skip(3).collect()
+        };
+        let clock = |synchronised| Clock { boot: 0x9f_1c22, booted_ms: -5, synchronised };
+        let early = Event { arrived_ms: -3, clock: clock(false), ..event(b"") };
+        assert_eq!(times(&early, None), ["tidegate-arrived=-3", "tidegate-clock=u:009f1c22:-5"]);
+        let late = Event { clock: clock(true), ..event(b"") };
+        assert_eq!(
+            times(&late, Some(7)),
+            ["tidegate-arrived=1700000000123", "tidegate-sent=7", "tidegate-clock=s:009f1c22:-5"]
+        );
+        assert_eq!(times(&early, None)[1], "tidegate-clock=u:009f1c22:-5");
+    }
+
+    #[test]
     fn the_sequence_of_one_record_is_not_in_the_id_of_the_next() {
         let (mut records, event) = (records(), event(b""));
         for sequence in [u64::MAX, 7, 0] {
-            let (headers, _) = records.build(sequence, &event, ValueFormat::Payload);
+            let (headers, _) = records.build(sequence, &event, ValueFormat::Payload, None);
             let id = String::from_utf8(headers.get(0).value.unwrap().to_vec()).unwrap();
             assert_eq!(id, format!("00000000-0000-0000-0000-000000001234:{sequence}"));
         }
@@ -349,7 +404,7 @@ mod tests {
         let (mut records, event) =
             (Records::new(uuid::Uuid::from_u128(0x1234), lives, HeaderNames::Tidegate), event(b""));
         let mut was = |sequence| -> Vec<String> {
-            let (headers, _) = records.build(sequence, &event, ValueFormat::Payload);
+            let (headers, _) = records.build(sequence, &event, ValueFormat::Payload, None);
             let was = headers.iter().filter(|h| h.key == "tidegate-was");
             was.map(|h| String::from_utf8(h.value.unwrap().to_vec()).unwrap()).collect()
         };
@@ -386,6 +441,7 @@ mod tests {
                 ("b", b"1"),
                 ("a", b"2"),
                 ("b", b""),
+                ("tidegate-arrived", b"1700000000123"),
             ]
         );
     }
@@ -404,9 +460,9 @@ mod tests {
         };
         let names: Vec<String> = built_headers(&event).into_iter().skip(3).map(|(name, _)| name).collect();
         assert_eq!(names[..4], ["user.tidegate-id", "user.TideGate-was", "user.mqtt-topic", "user.MQTT-Retain"]);
-        assert_eq!(names.len(), user.len() + more.len());
+        assert_eq!(names.len(), user.len() + more.len() + 1);
         assert_eq!(names[4..6], ["tidegat", "é"]);
-        assert_eq!(names[user.len()..], more.map(|name| format!("user.{name}")));
+        assert_eq!(names[user.len()..user.len() + more.len()], more.map(|name| format!("user.{name}")));
     }
 
     #[test]

@@ -22,14 +22,17 @@ use super::patience::Patience;
 use super::producer::Producer;
 use super::record::Records;
 use super::relocation::Relocation;
+use super::retention;
 use super::session::Terms;
 use super::shared::{Crowd, Shared, unix_ms};
 use super::status::{ForwardStatus, Reason, Transactions};
 use super::targets::Targets;
+use super::time::Times;
 use super::topic_state::{Answers, Found};
 use super::waiting::{self, Obstacle, Watch};
 use crate::buffer::{Hole, LaneId, Lives, OVERFLOW, Outlet, ReadError, Recovered, Settler, Stopped};
-use crate::config::{self, Delivery};
+use crate::clock;
+use crate::config::{self, Delivery, Timestamp};
 use crate::event::{RouteId, Sequence};
 use crate::observe::pulse::Pulse;
 use crate::planted::{Bug, planted};
@@ -200,11 +203,14 @@ pub fn run(
         Some(terms) => {
             main.with_transactions(Arc::clone(terms), recovery.released, lanes.asked_for, patience.timeout())
         }
-        None => main,
+        None => main.asking_the_time(&settings.watermark_topic, recovery.buffer_id),
     };
     let transactions = exactly_once.then(|| Transactions { timeout: patience.timeout(), ..Transactions::default() });
     if exactly_once {
         warn_of_an_untested_library();
+    }
+    if settings.timestamp == Timestamp::Arrival {
+        retention::watch(options::reader_config(settings, agent_id), Arc::new(routes.clone()), stop.clone());
     }
     let mut relay = Relay {
         lanes: LaneSender::new(lane_config, terms.clone()),
@@ -218,6 +224,7 @@ pub fn run(
             outcome: Outcome::default(),
             targets: Targets::new(Arc::new(routes)),
             records: Records::new(recovery.buffer_id, recovery.lives, settings.headers),
+            times: Times::new(settings.timestamp),
             status: ForwardStatus { producers: 1, transactions, ..ForwardStatus::default() },
             changed: true,
             dead_letters: Repeats::default(),
@@ -359,6 +366,7 @@ impl Relay {
                 return self.finish();
             }
             let now = Instant::now();
+            self.shared.times.tick(clock::now());
             if self.main.collect(&mut self.shared, now) {
                 self.answered(now);
             }
@@ -392,9 +400,9 @@ impl Relay {
     fn wait(&mut self, now: Instant) -> Result<(), ForwardError> {
         let moves = self.relocation.is_under_way() || !self.shared.fates_have_room();
         let busy = self.main.in_flight() > 0 || self.main.is_busy() || self.lanes.is_busy() || moves;
-        // One topic is tried at a time: while that lasts, another that is due has to wait.
-        let next_try =
-            if self.lanes.is_busy() || self.relocation.is_under_way() { None } else { self.shared.parking.next_wake() };
+        // One topic is tried at a time: while that lasts, another that is due has to wait. None before the time is known.
+        let must_wait = self.lanes.is_busy() || self.relocation.is_under_way() || self.shared.times.is_pending();
+        let next_try = if must_wait { None } else { self.shared.parking.next_wake() };
         let wakes = [self.main.next_wake(), self.shared.outcome.due(), next_try];
         let wait = wakes
             .into_iter()
@@ -563,7 +571,9 @@ impl Relay {
             }
             transactions.topic_unusable = trouble.topic_unusable;
         }
+        let clock_ahead_ms = self.shared.times.ahead_ms();
         self.shared.changed |= in_flight != status.in_flight
+            || clock_ahead_ms.is_some() != status.clock_ahead_ms.is_some()
             || connected != status.connected
             || self.link.last_error() != status.last_error;
         if !self.shared.changed || now < self.publish_after {
@@ -572,6 +582,7 @@ impl Relay {
         self.shared.changed = false;
         self.publish_after = now.checked_add(PUBLISH).unwrap_or(now);
         status.in_flight = in_flight;
+        status.clock_ahead_ms = clock_ahead_ms;
         status.connected = connected;
         status.parked = self.shared.parking.status();
         if self.link.last_error() != status.last_error {

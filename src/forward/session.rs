@@ -224,7 +224,14 @@ impl Session {
     }
 
     /// Puts the watermark, and what else is to be said, into the transaction (rule A: only now, custody rule 3).
-    pub(super) fn seal(&mut self, producer: &Producer, records: &[Record], now: Instant) -> Result<(), Code> {
+    /// `at_ms` is the time that they bear.
+    pub(super) fn seal(
+        &mut self,
+        producer: &Producer,
+        records: &[Record],
+        at_ms: i64,
+        now: Instant,
+    ) -> Result<(), Code> {
         let Terms { topic, buffer_id, .. } = &*self.terms;
         let partition = watermark::partition(*buffer_id, self.partitions.unwrap_or_default().count);
         #[cfg(feature = "planted")]
@@ -234,7 +241,7 @@ impl Session {
             return Ok(());
         }
         for record in records {
-            producer.seal(topic, partition, &record.key(*buffer_id), &record.value())?;
+            producer.seal(topic, partition, &record.key(*buffer_id), &record.value(), at_ms)?;
         }
         self.went(Move::Sealed);
         self.until = later(now, self.waits.reports);

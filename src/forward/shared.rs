@@ -19,6 +19,7 @@ use super::record::Records;
 use super::session::Terms;
 use super::status::ForwardStatus;
 use super::targets::{Generation, Targets};
+use super::time::{Refusal, Times};
 use super::verdict::park_reason;
 use super::watermark_topic::Partitions;
 use crate::buffer::{DeadLetter, OVERFLOW, Outlet, Settler, Stopped};
@@ -36,6 +37,8 @@ pub(super) struct Shared {
     pub(super) outcome: Outcome,
     pub(super) targets: Targets,
     pub(super) records: Records,
+    /// What time records bear.
+    pub(super) times: Times,
     pub(super) status: ForwardStatus,
     /// The status differs from the one that was published.
     pub(super) changed: bool,
@@ -98,14 +101,16 @@ impl Shared {
         if self.terms.is_some() {
             self.declarations.wrote(&target.topic);
         }
-        let (headers, value) = self.records.build(stored.sequence, &stored.event, target.value);
+        let sent_ms = self.times.sent_ms();
+        let timestamp_ms = self.times.stamp(&stored.event, &target.topic);
+        let (headers, value) = self.records.build(stored.sequence, &stored.event, target.value, sent_ms);
         producer.send(Outgoing {
             sequence: stored.sequence,
             route: stored.event.route,
             target,
             headers,
             value,
-            timestamp_ms: stored.event.arrived_ms,
+            timestamp_ms,
             // The MQTT topic is in a record twice: as a header and, mostly, as the key.
             cost_bytes: [stored.event.topic.len(), target.key.len(), MESSAGE_OVERHEAD_BYTES]
                 .into_iter()
@@ -173,6 +178,16 @@ impl Shared {
     /// May one more event be given a fate? Not while too many are on their way to the disk.
     pub(super) fn fates_have_room(&mut self) -> bool {
         self.fates.have_room(self.settler.applied())
+    }
+
+    /// Kafka has refused the time of that topic's records. True when it is known what to do differently; otherwise the topic
+    /// is parked.
+    pub(super) fn mistimed(&mut self, topic: &Arc<str>, now: Instant) -> bool {
+        let again = self.times.refused(topic) == Refusal::Again;
+        if !again {
+            self.park_topic(topic, Code::InvalidTimestamp, now);
+        }
+        again
     }
 
     /// Parks a Kafka topic, and says so once.

@@ -22,6 +22,8 @@ pub struct ForwardStatus {
     pub producers: u64,
     /// When Kafka last confirmed something, milliseconds since 1970.
     pub last_delivered_ms: Option<i64>,
+    /// How far the gateway's clock is ahead of Kafka's; `None` until Kafka has said its time.
+    pub clock_ahead_ms: Option<i64>,
     /// Topics that are parked now.
     pub parked: Vec<ParkedTopic>,
     /// Why readings of the main lane wait, when nothing of it flows.

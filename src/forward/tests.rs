@@ -20,7 +20,8 @@ use tokio::sync::{mpsc, watch};
 use super::status::ForwardStatus;
 use super::{ForwardError, Recovery, run};
 use crate::buffer::{Arrivals, Buffer, BufferStatus, BufferThread, Durable, Intake, LedgerLine};
-use crate::config::{self, Compression, Delivery, Secret, SyncMode, WhenFull};
+use crate::clock::Clock;
+use crate::config::{self, Compression, Delivery, Secret, SyncMode, Timestamp, WhenFull};
 use crate::event::{Event, Qos, RouteId};
 use crate::observe::pulse::Pulse;
 use crate::route::filter::Filter;
@@ -79,6 +80,7 @@ impl Rig {
             watermark_topic: "watermarks".to_owned(),
             max_topics: 1_000,
             largest_record_bytes: 1_000_000,
+            timestamp: Timestamp::Delivery,
             linger: Duration::from_millis(5),
             compression: config::Codec::Zstd,
             headers: config::HeaderNames::Tidegate,
@@ -125,6 +127,7 @@ impl Rig {
             retain: false,
             dup: false,
             arrived_ms: 1_700_000_000_000,
+            clock: Clock::default(),
             route: self.route,
             sender: None,
             properties: None,

@@ -8,6 +8,8 @@
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use crate::planted::{Bug, planted};
+
 /// What happens next with the events that got this error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -22,6 +24,8 @@ pub(super) enum Verdict {
     Alone,
     /// This very record was judged by itself and will never be accepted.
     DeadLetter,
+    /// It bears a time that Kafka does not take: send again with another (`time.rs`).
+    Retime,
     /// The Kafka topic is missing, forbidden or confirms nothing: its events wait in a lane of their own.
     ParkTopic,
 }
@@ -46,8 +50,10 @@ pub(super) fn verdict(code: Code) -> Verdict {
         | Code::MessageBatchTooLarge
         | Code::InvalidMessageSize
         | Code::InvalidRecord // no key into a compacted topic, a refused schema
-        | Code::InvalidMessage
-        | Code::InvalidTimestamp => Verdict::Alone, // a clock that was years ahead at arrival
+        | Code::InvalidMessage => Verdict::Alone,
+
+        Code::InvalidTimestamp if planted(Bug::BelieveTheClock) => Verdict::Alone,
+        Code::InvalidTimestamp => Verdict::Retime, // the gateway's clock, most of all
 
         Code::InvalidTopic => Verdict::DeadLetter, // a name that no cluster takes
 
@@ -97,9 +103,12 @@ pub(super) fn is_an_answer(code: Code) -> bool {
 pub(super) fn send_verdict(code: Code) -> Verdict {
     match verdict(code) {
         Verdict::Alone => Verdict::DeadLetter,
-        other @ (Verdict::Wait | Verdict::Resend | Verdict::NewProducer | Verdict::DeadLetter | Verdict::ParkTopic) => {
-            other
-        }
+        other @ (Verdict::Wait
+        | Verdict::Resend
+        | Verdict::NewProducer
+        | Verdict::DeadLetter
+        | Verdict::Retime
+        | Verdict::ParkTopic) => other,
     }
 }
 
@@ -109,9 +118,6 @@ pub(super) fn dead_letter_reason(code: Code) -> String {
     match code {
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => format!(
             "too large for Kafka ({code}): raise max.message.bytes of the topic, and message.max.bytes in [kafka.options]"
-        ),
-        Code::InvalidTimestamp => format!(
-            "Kafka refuses the time of arrival ({code}): the gateway's clock was wrong, or message.timestamp.*.max.ms of the topic is too strict"
         ),
         Code::InvalidTopic => format!("not a topic name that Kafka accepts ({code})"),
         other => format!("refused by Kafka, alone in its batch ({other})"),
@@ -134,6 +140,10 @@ pub(super) fn park_reason(code: Code) -> (&'static str, &'static str) {
             "not confirmed although brokers answer",
             "see that the broker that leads it can be reached from here under the address that it advertises",
         ),
+        Code::InvalidTimestamp => (
+            "takes no time that there is",
+            "look at message.timestamp.*.max.ms of the topic, and at the brokers' clocks",
+        ),
         Code::UnsupportedForMessageFormat => ("message format too old", "raise message.format.version of the topic"),
         _ => ("refused by a policy of the cluster", "look into the brokers' log"),
     }
@@ -153,7 +163,7 @@ mod tests {
             (Code::MessageSizeTooLarge, Verdict::Alone),
             (Code::MessageBatchTooLarge, Verdict::Alone),
             (Code::InvalidRecord, Verdict::Alone),
-            (Code::InvalidTimestamp, Verdict::Alone),
+            (Code::InvalidTimestamp, Verdict::Retime),
             (Code::InvalidTopic, Verdict::DeadLetter),
             (Code::UnknownTopicOrPartition, Verdict::ParkTopic),
             (Code::UnknownTopic, Verdict::ParkTopic),

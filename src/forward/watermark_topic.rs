@@ -163,7 +163,7 @@ fn administrator(config: &ClientConfig) -> Result<AdminClient<DefaultClientConte
 const SPARE_THREADS: usize = 16;
 
 /// rdkafka's admin client has a thread of its own; its answers are futures that need no reactor.
-fn block<T>(work: impl Future<Output = Result<T, KafkaError>>) -> Result<T, KafkaError> {
+pub(super) fn block<T>(work: impl Future<Output = Result<T, KafkaError>>) -> Result<T, KafkaError> {
     match tokio::runtime::Builder::new_current_thread().build() {
         Ok(runtime) => runtime.block_on(work),
         Err(_) => Err(KafkaError::Canceled),

@@ -3,6 +3,7 @@
 //! Pure: no clock, no channel. The [`Door`](super::door::Door) takes a batch to the buffer.
 
 use crate::buffer::IdChange;
+use crate::clock::Moment;
 use crate::event::{Event, Qos, RouteId};
 use crate::ingest::codec::Publish;
 use crate::ingest::receipt::{Answer, Epoch, Receipt, Receipts};
@@ -35,7 +36,7 @@ impl Batch {
         &mut self,
         epoch: Epoch,
         publish: Publish,
-        arrived_ms: i64,
+        arrived: Moment,
         topics: &mut Topics,
         unreleased: &mut Unreleased,
     ) {
@@ -61,7 +62,8 @@ impl Batch {
         let mut publish = publish;
         let (sender, properties) = (topics.sender(), publish.properties.take());
         let payload = publish.into_payload();
-        self.event(Event { topic, payload, qos, retain, dup, arrived_ms, route, sender, properties });
+        let Moment { wall_ms: arrived_ms, clock } = arrived;
+        self.event(Event { topic, payload, qos, retain, dup, arrived_ms, clock, route, sender, properties });
     }
 
     /// A PUBREL came: PUBCOMP follows when the id is durably forgotten (custody rule 3).

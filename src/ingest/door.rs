@@ -185,6 +185,7 @@ mod tests {
 
     use super::*;
     use crate::buffer::Buffer;
+    use crate::clock::Moment;
     use crate::config::{self, Compression, MqttVersion, SyncMode, WhenFull};
     use crate::ingest::acker::Acker;
     use crate::ingest::codec::{self, Packet};
@@ -210,7 +211,7 @@ mod tests {
         let mut batch = Batch::default();
         while let Some(packet) = codec::decode(MqttVersion::V311, &mut bytes, 1000).unwrap() {
             let Packet::Publish(publish) = packet else { panic!("{packet:?}") };
-            batch.publish(epoch, publish, 0, topics, &mut unreleased);
+            batch.publish(epoch, publish, Moment::default(), topics, &mut unreleased);
         }
         batch
     }

@@ -63,6 +63,7 @@ impl Collector for Agent {
         buffer(&mut page, &status)?;
         links(&mut page, &status)?;
         kafka(&mut page, &status)?;
+        clock(&mut page, &status)?;
         process(&mut page, &status)
     }
 }
@@ -201,6 +202,20 @@ fn transactions(page: &mut Page<'_>, part: &TransactionsPart) -> fmt::Result {
         "1 while something keeps everything from being sent: kafka_waiting has the reason.",
         one(!part.blocked.is_empty()),
     )
+}
+
+fn clock(page: &mut Page<'_>, status: &Status) -> fmt::Result {
+    let part = &status.clock;
+    page.gauge("clock_synchronised", "1 while the wall clock follows a time server.", one(part.synchronised))?;
+    page.counter("clock_jumps", "Times the wall clock was set, since start.", [(NONE, part.jumps)])?;
+    match part.ahead_of_kafka_s {
+        None => Ok(()),
+        Some(ahead_s) => page.gauge_f64(
+            "clock_ahead_of_kafka_seconds",
+            "How far the wall clock is ahead of Kafka's; not there until Kafka has said its time.",
+            ahead_s,
+        ),
+    }
 }
 
 fn process(page: &mut Page<'_>, status: &Status) -> fmt::Result {

@@ -1,5 +1,6 @@
 //! What the outside may see: logs, metrics, health, systemd's watchdog.
 
+pub mod clock;
 pub mod http;
 pub mod log;
 pub mod metrics;

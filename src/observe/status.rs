@@ -13,7 +13,8 @@ use uuid::Uuid;
 
 use super::pulse::Pulse;
 use crate::buffer::{BufferStatus, LedgerLine};
-use crate::event::{RouteId, wall_clock_ms};
+use crate::clock;
+use crate::event::RouteId;
 use crate::forward::status::{CommitTimes, ForwardStatus, Transactions, Waiting};
 use crate::ingest::status::LinkStatus;
 
@@ -36,6 +37,8 @@ pub struct Sources {
     pub gone: BTreeMap<RouteId, Arc<str>>,
     /// Signs of life by stage.
     pub pulses: Vec<(String, Pulse)>,
+    /// How often the wall clock was set since start.
+    pub clock_jumps: AtomicU64,
     /// Set between READY and the first sign of stopping.
     pub serving: AtomicBool,
 }
@@ -64,6 +67,24 @@ pub struct Status {
     pub links: Vec<LinkPart>,
     /// The Kafka side.
     pub kafka: KafkaPart,
+    /// The wall clock.
+    #[serde(default)]
+    pub clock: ClockPart,
+}
+
+/// The wall clock.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ClockPart {
+    /// It follows a time server.
+    pub synchronised: bool,
+    /// It does not, or it stands before this program was made.
+    pub doubtful: bool,
+    /// What it says, milliseconds since 1970.
+    pub wall_ms: i64,
+    /// How often it was set since start.
+    pub jumps: u64,
+    /// How far it is ahead of Kafka's; null until Kafka has said its time.
+    pub ahead_of_kafka_s: Option<f64>,
 }
 
 /// A line of the ledger, or their sum.
@@ -262,6 +283,7 @@ impl Sources {
             buffer: BufferPart::from(buffer.as_ref()),
             links: self.links.iter().map(|link| LinkPart::from(link.as_ref())).collect(),
             kafka: self.kafka(&buffer, total),
+            clock: self.clock(),
         }
     }
 
@@ -284,6 +306,19 @@ impl Sources {
             Some("the watermark topic cannot be used, so nothing is sent to Kafka; see the log")
         } else {
             None
+        }
+    }
+
+    fn clock(&self) -> ClockPart {
+        let now = clock::now();
+        #[expect(clippy::cast_precision_loss, reason = "shown in seconds")]
+        let seconds = |ms: i64| ms as f64 / 1000.0;
+        ClockPart {
+            synchronised: now.clock.synchronised,
+            doubtful: now.is_doubtful(),
+            wall_ms: now.wall_ms,
+            jumps: self.clock_jumps.load(Ordering::Relaxed),
+            ahead_of_kafka_s: self.forward.borrow().clock_ahead_ms.map(seconds),
         }
     }
 
@@ -379,7 +414,7 @@ impl From<&Transactions> for TransactionsPart {
 impl From<&BufferStatus> for BufferPart {
     fn from(buffer: &BufferStatus) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "an age in seconds; 2^53 ms are 285,000 years")]
-        let age_s = |arrived_ms: i64| wall_clock_ms().saturating_sub(arrived_ms).max(0) as f64 / 1000.0;
+        let age_s = |arrived_ms: i64| clock::wall_ms().saturating_sub(arrived_ms).max(0) as f64 / 1000.0;
         Self {
             used_bytes: buffer.used_bytes,
             max_bytes: buffer.max_bytes,

@@ -3,6 +3,7 @@
 //! The scenarios are those of the tests; the binary has the bug planted at the line that keeps the rule
 //! (`src/planted.rs`, built by `tests/run`). A scenario that cannot be run is no control: only the verdict counts.
 
+use crate::clocks::{waited_for_longer_than_the_retention, wrong_clock};
 use crate::custody::{kill_at_random, killed_right_after_an_acknowledgement, qos_2_across_a_kill};
 use crate::damage::{flipped_bit_in_the_books, garbage_page, misread_once};
 use crate::exactly_once::{die_in, late_end_txn};
@@ -191,4 +192,17 @@ fn a_good_reading_that_is_blamed_for_its_batch_is_seen() -> Outcome<()> {
 #[test]
 fn a_client_that_is_ended_on_the_loop_is_seen() -> Outcome<()> {
     red("end-on-the-loop", names_hang)
+}
+
+#[test]
+fn a_clock_that_is_believed_whatever_kafka_says_is_seen() -> Outcome<()> {
+    for mode in [Mode::ExactlyOnce, Mode::AtLeastOnce] {
+        red("believe-the-clock", |build| wrong_clock(build, mode, 2 * 3_600_000))?;
+    }
+    red("believe-the-clock", |build| wrong_clock(build, Mode::ExactlyOnce, -50 * 365 * 86_400_000))
+}
+
+#[test]
+fn records_that_bear_the_time_of_arrival_and_are_deleted_by_kafka_are_seen() -> Outcome<()> {
+    red("stamp-arrival", waited_for_longer_than_the_retention)
 }

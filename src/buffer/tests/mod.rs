@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::clock::Clock;
 use crate::config::{self, Compression, SyncMode, WhenFull};
 use crate::delivered::Delivered;
 use crate::event::{Event, Qos, Stored};
@@ -73,6 +74,7 @@ fn event(n: u64) -> Event {
         retain: n.is_multiple_of(5),
         dup: n.is_multiple_of(3),
         arrived_ms: 1_700_000_000_000 + i64::try_from(n).unwrap(),
+        clock: Clock { boot: 7, booted_ms: i64::try_from(n / 3).unwrap(), synchronised: n.is_multiple_of(2) },
         route: route_of(n),
         sender: None,
         properties: None,

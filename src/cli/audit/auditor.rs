@@ -47,6 +47,8 @@ pub(super) struct Seen<'a> {
     pub(super) mqtt_topic: Option<&'a [u8]>,
     /// The record's time stamp.
     pub(super) at_ms: Option<i64>,
+    /// It is the time of arrival: that of delivery stands in `tidegate-sent`.
+    pub(super) by_arrival: bool,
     /// Where it lies.
     pub(super) place: Place<'a>,
 }
@@ -118,6 +120,8 @@ pub(super) struct Counts {
     pub(super) broken: u64,
     /// Events without `mqtt-topic`.
     pub(super) without_mqtt_topic: u64,
+    /// Events whose records bear the time of arrival.
+    pub(super) by_arrival: u64,
     /// Records of the watermark topic that are nothing of Tidegate's.
     pub(super) foreign_watermarks: u64,
     /// Events of buffers beyond the limit.
@@ -179,6 +183,7 @@ impl Auditor {
         let Some(id) = record.id else { return add(&mut self.counts.foreign) };
         let Some((id, sequence)) = event_id(id) else { return add(&mut self.counts.broken) };
         let Some(instance) = record.instance.map_or(Some(0), instance) else { return add(&mut self.counts.broken) };
+        self.counts.by_arrival = self.counts.by_arrival.saturating_add(record.by_arrival.into());
         let new = self.see_event(id, sequence, instance, record);
         for was in &record.was {
             match event_id(was) {

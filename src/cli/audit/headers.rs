@@ -15,6 +15,8 @@ pub(super) struct Own<'m> {
     pub(super) was: Vec<&'m [u8]>,
     /// `mqtt-topic`
     pub(super) mqtt_topic: Option<&'m [u8]>,
+    /// `tidegate-sent`
+    pub(super) sent: Option<&'m [u8]>,
 }
 
 /// Reads them.
@@ -33,6 +35,7 @@ fn of<'m>(headers: impl Iterator<Item = raw_headers::Header<'m>>) -> Own<'m> {
                 own.was.push(value.unwrap_or_default());
                 continue;
             }
+            b"tidegate-sent" => &mut own.sent,
             _ => &mut None,
         };
         // The first counts; Tidegate writes each of these once.
@@ -59,7 +62,7 @@ mod tests {
             (b"tidegate-was", Some(b"7")),
         ];
         let was: Vec<&[u8]> = vec![b"4", b"7"];
-        let expected = Own { id: Some(b"2"), instance: Some(b"5"), was, mqtt_topic: Some(b"") };
+        let expected = Own { id: Some(b"2"), instance: Some(b"5"), was, mqtt_topic: Some(b""), sent: None };
         assert_eq!(of(headers.into_iter()), expected);
     }
 }

@@ -29,7 +29,7 @@ pub(super) struct Plan {
     pub(super) patterns: Vec<Regex>,
     /// Where the gateways say what they delivered.
     pub(super) watermark_topic: String,
-    /// Only events that arrived in this time.
+    /// Only records of this time.
     pub(super) from_ms: Option<i64>,
     pub(super) to_ms: Option<i64>,
     /// Only these buffers, if any.
@@ -95,6 +95,7 @@ pub(super) fn audit(plan: &Plan, mut far: impl FnMut(&str, Far)) -> Result<Found
     };
     let left = reader.read(&spans, see, |now| far("records", now))?;
     notes.not_read(&spans, &left);
+    notes.retention(auditor.counts().by_arrival, &spans);
     Ok(close(&auditor, notes, topics, started))
 }
 
@@ -132,6 +133,7 @@ fn seen<'m>(index: usize, message: &'m BorrowedMessage<'_>, spans: &'m [Span]) -
         was: own.was,
         mqtt_topic: own.mqtt_topic,
         at_ms: message.timestamp().to_millis(),
+        by_arrival: own.sent.is_some(),
         place: Place {
             index,
             topic: spans.get(index).map_or("", |span| &span.topic),
@@ -166,7 +168,8 @@ fn beginning(
     }
     for span in removed.iter().filter(|span| span.end <= span.earliest) {
         notes.say(format!(
-            "topic {} partition {} is empty and has held {} records: what was there may be what is missing",
+            "topic {} partition {} is empty and has held {} records: what was there, and removed by retention.ms, may be what \
+             is missing",
             span.topic, span.partition, span.end
         ));
     }
@@ -238,6 +241,19 @@ impl Notes {
                 "{} buffers wrote to topics that are not audited as well, for example {example:?}; what is missing of \
                  them may be there: audit all their topics together",
                 also.count()
+            ));
+        }
+    }
+
+    /// What is deleted by its time of arrival was perhaps never to be seen.
+    fn retention(&mut self, by_arrival: u64, spans: &[Span]) {
+        let removed: BTreeSet<&str> = spans.iter().filter(|span| span.earliest > 0).map(|span| &*span.topic).collect();
+        if by_arrival > 0 && !removed.is_empty() {
+            let topics: Vec<&str> = removed.into_iter().collect();
+            self.say(format!(
+                "{by_arrival} records bear the time of arrival (timestamp = \"arrival\"), and Kafka has removed records of {}: \
+                 a reading that had waited at its gateway for longer than retention.ms was removed as soon as it came",
+                topics.join(", ")
             ));
         }
     }

@@ -18,8 +18,8 @@
 //! | a `tidegate-id` that is none | nothing |
 //!
 //! Where the beginning is cut off, by `--from` or because Kafka has removed old records, judging begins at the lowest
-//! sequence that arrived after the cut; with `--to` it ends at the highest that arrived before. Time is when an event
-//! arrived at its gateway, by the gateway's clock. `--to` does not end the reading: a gateway that was away delivers late.
+//! sequence that arrived after the cut; with `--to` it ends at the highest that arrived before. Time is that
+//! of the record: when it was sent, or when it arrived at its gateway (`timestamp = "arrival"`). `--to` does not end the reading: a gateway that was away delivers late.
 //!
 //! The answer is for the moment of the start: first the watermarks are read, then the ends of the topics are taken, and
 //! read to. It is 0 when everything is explained, 2 when not, 1 when not everything could be looked at (Kafka away, a
@@ -73,7 +73,7 @@ use self::progress::Progress;
 use self::reader::Isolation;
 use super::out::{self, complain};
 use super::{DEFAULT_CONFIG, EXIT_CONFIG, EXIT_FAILED};
-use crate::config::{self, Codec, Delivery, HeaderNames, Kafka};
+use crate::config::{self, Codec, Delivery, HeaderNames, Kafka, Timestamp};
 use crate::watermark;
 
 /// Something is missing without a reason, came twice, or out of order.
@@ -104,10 +104,10 @@ pub struct Options {
     /// Where the gateways say what they delivered [default: that of the configuration]
     #[arg(long, value_name = "TOPIC")]
     watermark_topic: Option<String>,
-    /// Only events that arrived since: 2026-01-31T12:00:00Z, or 2h (ago)
+    /// Only records since, by their own time: 2026-01-31T12:00:00Z, or 2h (ago)
     #[arg(long, value_name = "TIME", value_parser = when::parse)]
     from: Option<i64>,
-    /// Only events that arrived before
+    /// Only records before
     #[arg(long, value_name = "TIME", value_parser = when::parse)]
     to: Option<i64>,
     /// Only this buffer; may be repeated
@@ -182,6 +182,7 @@ impl Options {
                 brokers: self.brokers.clone(),
                 delivery: Delivery::AtLeastOnce,
                 watermark_topic: watermark::TOPIC.to_owned(),
+                timestamp: Timestamp::Delivery,
                 linger: Duration::ZERO,
                 compression: Codec::None,
                 headers: HeaderNames::Tidegate,

@@ -29,6 +29,7 @@ fn see_of(auditor: &mut Auditor, instance: Option<&str>, id: &str, topic: &str, 
         was: was.into_iter().flat_map(|was| was.split(' ')).map(str::as_bytes).collect(),
         mqtt_topic: Some(topic.as_bytes()),
         at_ms: Some(at_ms),
+        by_arrival: false,
         place: Place { topic: "k", ..Place::default() },
     });
 }

@@ -1,6 +1,9 @@
 //! The watermark topic as it is against as it should be. Pure.
 
+use std::time::Duration;
+
 use super::plan::{MIN_INSYNC, TopicPlan};
+use crate::config::Timestamp;
 
 /// A topic as Kafka describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +121,44 @@ pub(super) fn judge(plan: &TopicPlan, found: &TopicFound) -> Vec<Finding> {
     findings
 }
 
+/// What the time that records bear means for a topic of readings.
+pub(super) fn judge_data(name: &str, found: &TopicFound, timestamp: Timestamp) -> Vec<String> {
+    let setting = |name| found.setting(name).unwrap_or_default();
+    let time = |name| setting(name).parse().ok().map(Duration::from_millis);
+    if setting("message.timestamp.type") == "LogAppendTime" {
+        return vec![format!(
+            "topic {name} gives records Kafka's own time, which is well: when a reading arrived stands in tidegate-arrived"
+        )];
+    }
+    let mut said = Vec::new();
+    let deletes = setting("cleanup.policy").split(',').any(|word| word.trim() == "delete");
+    if let Some(kept) = time("retention.ms").filter(|_| deletes && timestamp == Timestamp::Arrival) {
+        said.push(format!(
+            "topic {name} keeps records for {}, and they bear the time of arrival: readings that waited longer at a \
+             gateway are deleted as soon as they come. Raise retention.ms, or say timestamp = \"delivery\"",
+            humantime::format_duration(kept)
+        ));
+    }
+    if let Some(oldest) = time("message.timestamp.before.max.ms").filter(|oldest| *oldest < FOR_EVER) {
+        said.push(match timestamp {
+            Timestamp::Arrival => format!(
+                "topic {name} refuses records older than {} (message.timestamp.before.max.ms): readings that waited longer \
+                 bear the time of delivery",
+                humantime::format_duration(oldest)
+            ),
+            Timestamp::Delivery => format!(
+                "topic {name} refuses records older than {} (message.timestamp.before.max.ms): those of a gateway whose \
+                 clock is further behind wait until Kafka has told it the time",
+                humantime::format_duration(oldest)
+            ),
+        });
+    }
+    said
+}
+
+/// Kafka's word for it is 292 million years; a century is as good.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 fn at_least(is: &str, wanted: &str) -> bool {
     matches!((is.parse::<u64>(), wanted.parse::<u64>()), (Ok(is), Ok(wanted)) if is >= wanted)
 }
@@ -196,6 +237,29 @@ mod tests {
         assert_eq!(weight(log(3, 2), 3, false), None);
         assert_eq!(weight(log(3, 2), 1, true), None);
         assert_eq!(weight(None, 1, false), Some(Weight::Unknown));
+    }
+
+    #[test]
+    fn a_topic_of_readings_is_judged_by_the_time_that_they_bear() {
+        let topic = |settings: &[(&str, &str)]| {
+            let own =
+                |(name, value): &(&str, &str)| Setting { name: (*name).into(), value: (*value).into(), own: true };
+            TopicFound { partitions: 1, replicas: 1, settings: Some(settings.iter().map(own).collect()) }
+        };
+        let week = [("cleanup.policy", "delete"), ("retention.ms", "604800000")];
+        let usual = [week[0], week[1], ("message.timestamp.before.max.ms", "9223372036854775807")];
+        assert_eq!(judge_data("d", &topic(&usual), Timestamp::Delivery), Vec::<String>::new());
+        let said = judge_data("d", &topic(&usual), Timestamp::Arrival);
+        assert!(said.len() == 1 && said[0].contains("keeps records for 7days"), "{said:?}");
+        let strict = [week[0], week[1], ("message.timestamp.before.max.ms", "3600000")];
+        assert_eq!(judge_data("d", &topic(&strict), Timestamp::Arrival).len(), 2);
+        assert_eq!(judge_data("d", &topic(&strict), Timestamp::Delivery).len(), 1);
+        let kafkas = [week[0], week[1], ("message.timestamp.type", "LogAppendTime")];
+        assert!(judge_data("d", &topic(&kafkas), Timestamp::Arrival)[0].contains("which is well"));
+        assert_eq!(
+            judge_data("d", &TopicFound { settings: None, ..topic(&[]) }, Timestamp::Arrival),
+            Vec::<String>::new()
+        );
     }
 
     #[test]

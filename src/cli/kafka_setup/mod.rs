@@ -18,12 +18,13 @@ mod cluster;
 mod judge;
 mod plan;
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use self::cluster::{Cluster, ClusterError, Overview};
-use self::judge::{Finding, Weight, altered, judge, judge_transactions};
+use self::judge::{Finding, Weight, altered, judge, judge_data, judge_transactions};
 use self::plan::{Right, TopicPlan, cost, rights};
 use super::out::{self, complain};
 use super::{ConfigFile, EXIT_CONFIG, EXIT_FAILED};
@@ -100,6 +101,7 @@ fn tell(options: &Options, config: &Central, out: &mut impl Write) -> io::Result
     let trouble = match (cluster, overview) {
         (Ok(cluster), Ok(overview)) => {
             say_missing_topics(config, &overview.topics, out)?;
+            say_data_topics(config, &cluster, &overview.topics, out)?;
             let exactly_once = config.kafka.delivery == Delivery::ExactlyOnce;
             let coordinates = !exactly_once || coordinates(&cluster, &overview, out)?;
             match look(&cluster, &plan, options.apply, out) {
@@ -272,6 +274,21 @@ fn say_missing_topics(config: &Central, known: &[String], out: &mut impl Write) 
                 "topic {name} of a route is not there, or we may not see it: its readings would wait at the gateways"
             )?;
             said.push(name);
+        }
+    }
+    Ok(())
+}
+
+/// Topics of routes that are looked at: one question each.
+const MOST_DATA_TOPICS: usize = 20;
+
+/// How long they keep what they are given, and by which time. What cannot be asked is no trouble here.
+fn say_data_topics(config: &Central, cluster: &Cluster, known: &[String], out: &mut impl Write) -> io::Result<()> {
+    let whole = config.routes.topics().map(TopicTemplate::prefix).filter(|(_, whole)| *whole);
+    let names: BTreeSet<&str> = whole.map(|(name, _)| name).filter(|name| known.iter().any(|k| k == name)).collect();
+    for name in names.into_iter().take(MOST_DATA_TOPICS) {
+        if let Ok(Some(found)) = cluster.topic(name) {
+            judge_data(name, &found, config.kafka.timestamp).iter().try_for_each(|text| writeln!(out, "{text}"))?;
         }
     }
     Ok(())

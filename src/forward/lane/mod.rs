@@ -28,6 +28,7 @@ use super::session::Terms;
 use super::shared::Shared;
 use super::stalls::Stalls;
 use super::targets::{Generation, Turn};
+use super::time::Refusal;
 use super::topic_state::{Answers, Found};
 use super::verdict::{Verdict, dead_letter_reason, park_reason, send_verdict, verdict};
 use super::window::Window;
@@ -170,6 +171,10 @@ impl LaneSender {
     /// Does what can be done now without waiting.
     pub(super) fn step(&mut self, shared: &mut Shared, now: Instant) -> Result<(), ReadError> {
         if self.active.is_none() {
+            let is_due = shared.parking.next_wake().is_some_and(|due| due <= now);
+            if is_due && !shared.times.is_settled() {
+                return Ok(());
+            }
             let Some(topic) = shared.parking.next_due(now) else { return Ok(()) };
             let place = self.left_off.remove(&topic).unwrap_or_default();
             let transacting = self.terms.clone().map(Transacting::new);
@@ -471,7 +476,11 @@ impl Try {
                             self.place.dead.push(letter);
                             continue;
                         }
-                        Verdict::Resend | Verdict::NewProducer | Verdict::Alone | Verdict::ParkTopic => {
+                        Verdict::Resend
+                        | Verdict::NewProducer
+                        | Verdict::Alone
+                        | Verdict::Retime
+                        | Verdict::ParkTopic => {
                             let (sequence, route) = (stored.sequence, stored.event.route);
                             let topic = self.topic.to_string();
                             self.failures.push(Failure { sequence, route, topic, code });
@@ -580,19 +589,25 @@ impl Try {
         }
         let failures = std::mem::take(&mut self.failures);
         let mut step = Step::On;
-        let mut suspects = Vec::new();
+        let (mut suspects, mut mistimed) = (Vec::new(), None);
         for failure in failures {
             match verdict(failure.code) {
                 Verdict::Resend | Verdict::Wait => {}
                 Verdict::Alone => suspects.push(failure),
                 Verdict::DeadLetter => self.dead(&failure, shared, now),
                 Verdict::ParkTopic => step = Step::Refused(Some(park_reason(failure.code))),
+                Verdict::Retime => mistimed = Some(failure.code),
                 Verdict::NewProducer => {
                     if matches!(step, Step::On) {
                         step = Step::Refused(None);
                     }
                 }
             }
+        }
+        if let Some(code) = mistimed {
+            // Where Kafka's time is to be asked for, the main lane does it; the next try has it.
+            let again = shared.times.refused(&self.topic) == Refusal::Again;
+            step = Step::Refused((!again).then(|| park_reason(code)));
         }
         if let Some(newest) = suspects.iter().map(|suspect| suspect.sequence).max()
             && self.pace.refused(suspects.len(), newest) == Finding::Guilty

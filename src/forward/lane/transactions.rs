@@ -260,7 +260,7 @@ impl Try {
         let unsettled = self.place.done.len().saturating_add(producer.uncommitted());
         let waiting = waiting(group, self.next, unsettled, shared);
         let Some(transacting) = &mut self.transacting else { return Step::Refused(None) };
-        let at_ms = unix_ms();
+        let (at_ms, kafka_ms) = (unix_ms(), shared.times.now_ms());
         let kafka_topic = self.topic.to_string();
         let instance = transacting.terms.lives.present;
         let holes = u64::try_from(self.place.dead.len()).ok();
@@ -276,7 +276,7 @@ impl Try {
         transacting.sealed = sealed;
         // Until it is committed nobody knows where the lane stands.
         shared.lanes_delivered.remove(&self.topic);
-        let sealed = transacting.session.as_mut().map(|session| session.seal(producer, &records, now));
+        let sealed = transacting.session.as_mut().map(|session| session.seal(producer, &records, kafka_ms, now));
         if matches!(sealed, Some(Ok(()))) { Step::On } else { Step::Refused(None) }
     }
 
@@ -306,6 +306,7 @@ mod tests {
 
     use super::*;
     use crate::buffer::LaneId;
+    use crate::clock::Clock;
     use crate::event::{Event, Qos, RouteId, Stored};
     use crate::forward::lane::LeftOff;
     use crate::forward::session::tests::terms;
@@ -319,6 +320,7 @@ mod tests {
             retain: false,
             dup: false,
             arrived_ms: 1,
+            clock: Clock::default(),
             route: RouteId(1),
             sender: None,
             properties: None,

@@ -15,16 +15,18 @@
 //! With transactions, *Flowing* has states of its own (`transaction.rs`), and an abort takes the place of *Draining*:
 //! see `transactions.rs`.
 
+mod asking;
 mod transactions;
 mod unread;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use self::asking::{Answer, Asking};
 use self::transactions::Transacting;
 use super::link::Repeats;
 use super::options::{self, Names};
@@ -93,6 +95,8 @@ pub(super) struct MainLane {
     away_since: Option<Instant>,
     /// Why the last producer was ended.
     cause: String,
+    /// Without transactions: how Kafka is asked for the time.
+    asking: Option<Asking>,
     /// Why the agent cannot go on.
     fault: Option<ForwardError>,
     /// With transactions: lanes that Kafka's word is asked about together with this one's, once.
@@ -148,6 +152,7 @@ impl MainLane {
             said: Repeats::default(),
             known_topic: None,
             transacting: None,
+            asking: None,
             fault: None,
             lanes_asked_for: Vec::new(),
         }
@@ -323,11 +328,20 @@ impl MainLane {
         if !self.failures.is_empty() {
             return Phase::Draining(producer, self.longest_drain(now));
         }
-        if !self.is_ready(now) {
+        let is_ready = self.is_ready(now);
+        if !is_ready && !shared.times.is_pending() {
             return Phase::Flowing(producer);
         }
-        // The rest of a batch that did not fit into the window waits for room, not for company.
-        self.pending.gather_until = None;
+        if is_ready {
+            // The rest of a batch that did not fit into the window waits for room, not for company.
+            self.pending.gather_until = None;
+        }
+        match self.ask_the_time(&producer, shared, now) {
+            Answer::Known if is_ready => {}
+            Answer::Known | Answer::NotYet => return Phase::Flowing(producer),
+            // Its report would be taken for a reading's; nothing else is in flight.
+            Answer::Never => return self.end(producer, Renewal::AtOnce, shared, now),
+        }
         match self.send_pending(&producer, shared, now) {
             Sent::Done | Sent::GroupDone | Sent::NotBegun(_) => Phase::Flowing(producer),
             Sent::Failed => Phase::Draining(producer, self.longest_drain(now)),
@@ -459,7 +473,7 @@ impl MainLane {
                         let topic = Arc::clone(&target.topic);
                         self.put_aside(producer, shared, topic, dead_letter_reason(code), now);
                     }
-                    Verdict::Resend | Verdict::NewProducer | Verdict::Alone | Verdict::ParkTopic => {
+                    Verdict::Resend | Verdict::NewProducer | Verdict::Alone | Verdict::Retime | Verdict::ParkTopic => {
                         // Others of the topic may be in flight; they come first, so this waits for their reports.
                         self.failures.push(Failure { sequence, route, topic: target.topic.to_string(), code });
                         return Sent::Failed;
@@ -504,11 +518,16 @@ impl MainLane {
         add(&mut shared.status.retried, failures.len());
         shared.changed = true;
         let (mut suspects, mut understood, mut wait) = (Vec::new(), false, None);
+        let mut mistimed = BTreeSet::new();
         for failure in failures {
             match verdict(failure.code) {
                 Verdict::Wait | Verdict::Resend => {}
                 Verdict::NewProducer => wait = Some(failure.code),
                 Verdict::Alone => suspects.push(failure),
+                Verdict::Retime => {
+                    understood = true;
+                    mistimed.insert(Arc::<str>::from(failure.topic));
+                }
                 Verdict::ParkTopic => {
                     understood = true;
                     shared.park_topic(&failure.topic, failure.code, now);
@@ -518,6 +537,9 @@ impl MainLane {
                     bury(failure, producer, shared, now);
                 }
             }
+        }
+        for topic in mistimed {
+            shared.mistimed(&topic, now);
         }
         if let Some(newest) = suspects.iter().map(|suspect| suspect.sequence).max() {
             understood = true;
@@ -540,6 +562,7 @@ impl MainLane {
         if let Renewal::AfterWait(code, _) = &renewal {
             self.note_overdue(&producer, *code, shared);
         }
+        self.forget_the_question(shared);
         let (reports, restart) = producer.retire();
         // The failures among them are unsettled, and go again from the restart on.
         self.book(Reports { failures: Vec::new(), ..reports }, shared, now);

@@ -163,7 +163,7 @@ impl MainLane {
     /// A transaction is on its way, or a start.
     pub(in crate::forward) fn is_busy(&self) -> bool {
         let busy = |transacting: &Transacting| !matches!(transacting.session.state(), State::Idle | State::Over);
-        self.producer().is_some() && self.transacting.as_ref().is_some_and(busy)
+        self.producer().is_some() && (self.is_asking() || self.transacting.as_ref().is_some_and(busy))
     }
 
     pub(super) fn is_transactional(&self) -> bool {
@@ -312,6 +312,7 @@ impl MainLane {
             }
             Step::Seal => self.seal(producer, shared, now),
             Step::Committed(proofs, ending) => {
+                shared.times.heard(producer.told());
                 self.committed(proofs, ending, shared, now);
                 Phase::Flowing(producer)
             }
@@ -329,6 +330,11 @@ impl MainLane {
                 }
                 self.end(producer, Renewal::AtOnce, shared, now)
             }
+            // Of the watermark: those of readings are judged.
+            Step::Lost(Code::InvalidTimestamp, _) => {
+                shared.times.refused_watermark();
+                self.end(producer, Renewal::AtOnce, shared, now)
+            }
             Step::Lost(code, detail) => self.end(producer, Renewal::AfterWait(code, detail), shared, now),
         }
     }
@@ -339,7 +345,11 @@ impl MainLane {
             return self.end(producer, Renewal::AtOnce, shared, now);
         }
         let mut held_up = false;
-        if self.is_ready(now) {
+        let asks = self.asks_the_time(shared, now);
+        if asks {
+            self.pending.gather_until = None;
+        }
+        if !asks && self.is_ready(now) {
             self.pending.gather_until = None;
             match self.send_pending(&producer, shared, now) {
                 Sent::Done => {}
@@ -376,8 +386,14 @@ impl MainLane {
             {
                 transacting.session.close(now);
             }
-        } else if !in_hand && shared.declarations.any() && transacting.link_is_up && transacting.terms.may_speak() {
-            // There is something to say, and no reading that would take it along.
+        } else if (asks || !in_hand && shared.declarations.any())
+            && transacting.link_is_up
+            && transacting.terms.may_speak()
+        {
+            // There is something to say, and no reading that would take it along; or Kafka's time is to be known first.
+            if asks {
+                shared.times.asked();
+            }
             if let Err(error) = transacting.begin(&producer, None, now) {
                 let renewal = Renewal::AfterWait(code_of(&error), "begin a transaction".into());
                 return self.end(producer, renewal, shared, now);
@@ -385,6 +401,12 @@ impl MainLane {
             transacting.session.close(now);
         }
         Phase::Flowing(producer)
+    }
+
+    /// A transaction with nothing but the watermark comes first, to hear Kafka's time.
+    fn asks_the_time(&self, shared: &Shared, now: Instant) -> bool {
+        let is_idle = self.transacting.as_ref().is_some_and(|own| own.session.state() == State::Idle);
+        is_idle && shared.times.wants_to_ask() && (self.is_ready(now) || shared.times.is_urgent())
     }
 
     fn seal(&mut self, producer: Producer, shared: &mut Shared, now: Instant) -> Phase {
@@ -425,7 +447,7 @@ impl MainLane {
         let mut records = vec![Record::Main { instance, delivered, commit, unread, at_ms }];
         records.extend(shared.lane_records(instance, at_ms));
         records.extend(shared.declarations.seal());
-        match transacting.session.seal(&producer, &records, now) {
+        match transacting.session.seal(&producer, &records, shared.times.now_ms(), now) {
             Ok(()) => Phase::Flowing(producer),
             Err(code) => {
                 let why = "send the watermark".to_owned();
@@ -505,7 +527,8 @@ impl MainLane {
             add(&mut status.aborted, 1);
         }
         let cause = self.failures.first().map(|failure| failure.code);
-        let is_understood = |verdict| matches!(verdict, Verdict::Alone | Verdict::DeadLetter | Verdict::ParkTopic);
+        let is_understood =
+            |verdict| matches!(verdict, Verdict::Alone | Verdict::DeadLetter | Verdict::Retime | Verdict::ParkTopic);
         let understood = self.failures.iter().any(|failure| is_understood(verdict(failure.code)));
         match self.judge(&producer, shared, now) {
             Some(renewal) => self.end(producer, renewal, shared, now),

@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use super::{LAST_LINE, Session, Step, Terms, Waits};
 use crate::buffer::{Life, Lives};
-use crate::config::{self, Delivery};
+use crate::clock;
+use crate::config::{self, Delivery, Timestamp};
 use crate::delivered::Word;
 use crate::event::RouteId;
 use crate::forward::aside::Clients;
@@ -68,6 +69,7 @@ impl Bench {
             watermark_topic: "watermarks".to_owned(),
             max_topics: 1_000,
             largest_record_bytes: 1_000_000,
+            timestamp: Timestamp::Delivery,
             linger: Duration::ZERO,
             compression: config::Codec::Zstd,
             headers: config::HeaderNames::Tidegate,
@@ -179,7 +181,7 @@ impl Bench {
         assert!(failures.is_empty(), "{failures:?}");
         let record =
             Record::Main { instance: PRESENT, delivered: self.next - 1, commit: 0, unread: Vec::new(), at_ms: 1 };
-        self.session.seal(&self.producer, &[record], now).unwrap();
+        self.session.seal(&self.producer, &[record], clock::wall_ms(), now).unwrap();
         assert_eq!(self.session.state(), State::Sealing);
     }
 
@@ -270,7 +272,7 @@ fn a_watermark_that_is_refused_or_not_answered_is_never_committed() {
     bench.until("all reports", |step| matches!(step, Step::Seal));
     bench.mock.request_errors(Api::Produce, &[Resp::RD_KAFKA_RESP_ERR_INVALID_RECORD]);
     let record = Record::Main { instance: PRESENT, delivered: 1, commit: 0, unread: Vec::new(), at_ms: 1 };
-    bench.session.seal(&bench.producer, &[record], now).unwrap();
+    bench.session.seal(&bench.producer, &[record], clock::wall_ms(), now).unwrap();
     assert_eq!(bench.lost(), Code::InvalidRecord);
 
     let mut bench = Bench::idle();
@@ -280,7 +282,7 @@ fn a_watermark_that_is_refused_or_not_answered_is_never_committed() {
     bench.until("all reports", |step| matches!(step, Step::Seal));
     bench.mock.broker_down(-1).unwrap();
     let record = Record::Main { instance: PRESENT, delivered: 1, commit: 0, unread: Vec::new(), at_ms: 1 };
-    bench.session.seal(&bench.producer, &[record], now).unwrap();
+    bench.session.seal(&bench.producer, &[record], clock::wall_ms(), now).unwrap();
     bench.waits(State::Sealing);
     bench.ahead = Waits::of(TRANSACTION).reports + MOMENT;
     assert_eq!(bench.lost(), Code::RequestTimedOut);

@@ -11,6 +11,7 @@ use super::ended::Ended;
 use super::session::Session;
 use super::tests::{connack, publish, pubrel, settings};
 use crate::buffer::{IdChange, StoredSession};
+use crate::clock::Moment;
 use crate::config::MqttVersion;
 use crate::ingest::batch::Batch;
 use crate::ingest::codec::{self, Packet};
@@ -167,7 +168,9 @@ impl World {
 
     fn feed(&mut self, bytes: &[u8]) {
         self.inbox.extend_from_slice(bytes);
-        self.session.received(self.now, 0, &mut self.inbox).expect("a broker that keeps to the standard");
+        self.session
+            .received(self.now, Moment::default(), &mut self.inbox)
+            .expect("a broker that keeps to the standard");
         self.listen();
     }
 

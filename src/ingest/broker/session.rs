@@ -23,6 +23,7 @@ use super::ended::Ended;
 use super::subscriptions::{ASK_AGAIN, Stray, Subscriptions};
 use super::version::Version;
 use crate::buffer::{Durable, IdChange, StoredSession};
+use crate::clock::Moment;
 use crate::config::{Broker, MqttVersion};
 use crate::event::MAX_USER_PROPERTIES;
 use crate::ingest::acker::{Acker, Acknowledged};
@@ -201,13 +202,13 @@ impl Session {
 
     /// Bytes came. Takes every whole packet off the front of `inbox`; the work for the buffer is in [`Session::batch`]
     /// then, also after an error: it holds what came before the offending packet.
-    pub(super) fn received(&mut self, now: Instant, arrived_ms: i64, inbox: &mut BytesMut) -> Result<(), Ended> {
+    pub(super) fn received(&mut self, now: Instant, arrived: Moment, inbox: &mut BytesMut) -> Result<(), Ended> {
         self.heard = now;
         let version = self.version();
         let max_packet_bytes = self.settings.max_packet_bytes;
         let undecodable = |error| Ended::Undecodable { error, version };
         while let Some(packet) = codec::decode(version, inbox, max_packet_bytes).map_err(undecodable)? {
-            self.packet(now, arrived_ms, packet)?;
+            self.packet(now, arrived, packet)?;
         }
         Ok(())
     }
@@ -274,7 +275,7 @@ impl Session {
         self.go(State::Offline, now);
     }
 
-    fn packet(&mut self, now: Instant, arrived_ms: i64, packet: Packet) -> Result<(), Ended> {
+    fn packet(&mut self, now: Instant, arrived: Moment, packet: Packet) -> Result<(), Ended> {
         if self.state == State::Greeting {
             let Packet::ConnAck(ack) = packet else { return Err(self.unexpected(&packet)) };
             return self.greeted(now, ack);
@@ -283,7 +284,7 @@ impl Session {
             Packet::Publish(publish) => {
                 self.see_properties(&publish);
                 let epoch = self.acker.epoch();
-                self.batch.publish(epoch, publish, arrived_ms, &mut self.topics, &mut self.unreleased);
+                self.batch.publish(epoch, publish, arrived, &mut self.topics, &mut self.unreleased);
                 Ok(())
             }
             Packet::PubRel(Ack { packet_id, .. }) => {

@@ -11,7 +11,7 @@ use std::io::{
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use tokio::net::TcpStream;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
@@ -28,6 +28,7 @@ use super::session::Session;
 use super::stream::{Carried, Stream};
 use super::trust;
 use crate::buffer::{Durable, Room, Stopped, StoredSession};
+use crate::clock;
 use crate::config;
 use crate::ingest::door::{Door, Entrance, Replies, Submitted};
 use crate::ingest::inbox::Inbox;
@@ -245,7 +246,7 @@ impl Link {
 
     fn read(&mut self, bytes: usize, now: Instant) -> Result<(), Ended> {
         self.inbox.filled(bytes);
-        let result = self.session.received(now, wall_clock_ms(), self.inbox.bytes());
+        let result = self.session.received(now, clock::now(), self.inbox.bytes());
         self.inbox.shrink();
         self.count();
         if result.is_err() {
@@ -412,11 +413,4 @@ impl Complaint {
         self.said = Some(now);
         Some(if same { std::mem::take(&mut self.unsaid) } else { 0 })
     }
-}
-
-/// Milliseconds since 1970, for the events' time of arrival. A device without a clock battery may be wrong; nothing
-/// but the records' timestamps depends on it.
-fn wall_clock_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

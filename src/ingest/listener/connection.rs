@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
@@ -27,6 +27,7 @@ use super::session::{Last, Session};
 use super::socket::read;
 use super::terms::Terms;
 use super::users::Users;
+use crate::clock::{self, Moment};
 use crate::event::Sender;
 use crate::ingest::codec::{Will, reason};
 use crate::ingest::door::{Door, Entrance};
@@ -81,8 +82,8 @@ impl Ended {
 
 /// Both clocks, read now.
 pub(super) fn now() -> Now {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Now { instant: Instant::now(), unix_ms: i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX) }
+    let Moment { wall_ms: unix_ms, clock } = clock::now();
+    Now { instant: Instant::now(), unix_ms, clock }
 }
 
 /// A connection from accept to end.

@@ -31,6 +31,7 @@ use tokio::sync::oneshot;
 use super::limits::{EARLIEST_SANE_MS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WILL_DELAY};
 use super::memory::Memory;
 use crate::buffer::{IdChange, SessionChange, StoredSession};
+use crate::clock::{Clock, Moment};
 use crate::ingest::codec::Will;
 
 /// One connection, as long as the process lives.
@@ -42,6 +43,15 @@ pub(super) struct Now {
     pub(super) instant: Instant,
     /// Milliseconds since 1970, by the wall clock.
     pub(super) unix_ms: i64,
+    /// Which wall clock.
+    pub(super) clock: Clock,
+}
+
+impl Now {
+    /// The wall clock's part of it.
+    pub(super) fn moment(self) -> Moment {
+        Moment { wall_ms: self.unix_ms, clock: self.clock }
+    }
 }
 
 /// A client whose CONNECT was accepted wants its session.
@@ -120,21 +130,23 @@ struct Away {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Since {
-    /// Loaded from the buffer: milliseconds since 1970 by the clock of that time.
-    BeforeStart(i64),
+    /// Loaded from the buffer: milliseconds since 1970 by the clock of that time. If that is not to be believed, or that of
+    /// today, its time begins anew with this start.
+    BeforeStart(i64, Instant),
     Here(Instant),
 }
 
 impl Registry {
     /// With the sessions that the buffer has kept; those of other listeners are left aside.
     pub(super) fn new(name: &str, max_connections: usize, stored: HashMap<Arc<str>, StoredSession>) -> Self {
+        let started = Instant::now();
         let prefix = session_key(name, "");
         let mut clients = HashMap::new();
         for (key, session) in stored {
             let Some(client) = key.strip_prefix(&prefix) else { continue };
             let away = Away {
                 expiry_s: session.expiry_s,
-                since: Since::BeforeStart(session.used_ms),
+                since: Since::BeforeStart(session.used_ms, started),
                 memory: Memory::stored(session.packet_ids),
                 will: None,
             };
@@ -359,10 +371,12 @@ impl Away {
         match self.since {
             Since::Here(since) => now.instant.saturating_duration_since(since) > granted,
             // It was to end with its connection, and that has ended.
-            Since::BeforeStart(_) if self.expiry_s == 0 => true,
-            Since::BeforeStart(used_ms) => {
+            Since::BeforeStart(..) if self.expiry_s == 0 => true,
+            Since::BeforeStart(used_ms, started) => {
                 let elapsed = u64::try_from(now.unix_ms.saturating_sub(used_ms)).map(Duration::from_millis);
-                used_ms >= EARLIEST_SANE_MS && elapsed.is_ok_and(|elapsed| elapsed > granted)
+                let is_sane = used_ms >= EARLIEST_SANE_MS && now.clock.synchronised;
+                now.instant.saturating_duration_since(started) > granted
+                    || is_sane && elapsed.is_ok_and(|elapsed| elapsed > granted)
             }
         }
     }

@@ -162,7 +162,7 @@ impl Session {
                 Ok(Some(Packet::Publish(publish))) if publish.qos == Qos::AtMostOnce => {
                     if self.may_publish(&publish) {
                         let (epoch, ids) = (self.acker.epoch(), &mut self.memory.unreleased);
-                        unasked.publish(epoch, publish, now.unix_ms, &mut self.topics, ids);
+                        unasked.publish(epoch, publish, now.moment(), &mut self.topics, ids);
                     }
                 }
                 Ok(Some(Packet::Disconnect(disconnect))) => self.disconnect(&disconnect),
@@ -422,7 +422,7 @@ impl Session {
             self.unanswered = self.unanswered.saturating_add(1);
         }
         let before = self.memory.unreleased.len();
-        self.batch.publish(self.acker.epoch(), publish, now.unix_ms, &mut self.topics, &mut self.memory.unreleased);
+        self.batch.publish(self.acker.epoch(), publish, now.moment(), &mut self.topics, &mut self.memory.unreleased);
         self.half_way = self.half_way.saturating_add(self.memory.unreleased.len().saturating_sub(before));
     }
 
@@ -468,5 +468,16 @@ impl Session {
 pub(super) fn event(will: Will, topics: &mut Topics, now: Now) -> Event {
     let (topic, route) = topics.resolve(&will.topic);
     let Will { payload, qos, retain, properties, sender, .. } = will;
-    Event { topic, payload, qos, retain, dup: false, arrived_ms: now.unix_ms, route, sender, properties }
+    Event {
+        topic,
+        payload,
+        qos,
+        retain,
+        dup: false,
+        arrived_ms: now.unix_ms,
+        clock: now.clock,
+        route,
+        sender,
+        properties,
+    }
 }

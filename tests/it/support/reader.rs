@@ -340,19 +340,33 @@ impl ProducerContext for Reports {
 
 /// Puts records into a topic, as keys and payloads.
 pub fn produce(brokers: &str, topic: &str, records: &[(&[u8], &[u8])]) -> Outcome<()> {
+    produce_all(brokers, topic, records.iter().map(|(key, payload)| BaseRecord::to(topic).key(*key).payload(*payload)))
+}
+
+/// A record that bears that time.
+pub fn produce_at(brokers: &str, topic: &str, at_ms: i64) -> Outcome<()> {
+    produce_all(brokers, topic, std::iter::once(BaseRecord::to(topic).key(&b""[..]).payload(&b""[..]).timestamp(at_ms)))
+}
+
+fn produce_all<'a>(
+    brokers: &str,
+    topic: &str,
+    records: impl ExactSizeIterator<Item = BaseRecord<'a, [u8], [u8]>>,
+) -> Outcome<()> {
+    let count = records.len();
     let producer: BaseProducer<Reports> = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("message.timeout.ms", "5000")
         .set("log_level", "0")
         .create_with_context(Reports::default())?;
-    for (key, payload) in records {
-        producer.send(BaseRecord::to(topic).key(*key).payload(*payload)).map_err(|(error, _)| error)?;
+    for record in records {
+        producer.send(record).map_err(|(error, _)| error)?;
     }
     producer.flush(PATIENCE)?;
     let reports = producer.context().0.lock()?;
     match reports.iter().find_map(|report| report.as_ref().err()) {
         Some(error) => trouble!("{topic}: {error}"),
-        None if reports.len() == records.len() => Ok(()),
-        None => trouble!("{} reports for {} records", reports.len(), records.len()),
+        None if reports.len() == count => Ok(()),
+        None => trouble!("{} reports for {count} records", reports.len()),
     }
 }

@@ -17,7 +17,7 @@ use super::{Outcome, PATIENCE, Trouble, Verdict, trouble};
 /// A compacted topic of one's own with one partition: a killed transaction in it holds up nobody else.
 pub fn watermark_topic(kafka: &Kafka) -> Outcome<String> {
     let topic = unique_topic("watermarks");
-    kafka.create_topic(&topic, 1, &[("cleanup.policy", "compact")])?;
+    kafka.create_topic(&topic, 1, &[("cleanup.policy", "compact"), ("message.timestamp.type", "LogAppendTime")])?;
     Ok(topic)
 }
 

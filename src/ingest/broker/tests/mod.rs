@@ -11,6 +11,7 @@ use bytes::BytesMut;
 use super::ended::Ended;
 use super::session::{Session, State};
 use crate::buffer::{IdChange, StoredSession};
+use crate::clock::Moment;
 use crate::config::{Broker, MqttVersion, Subscription};
 use crate::event::{Event, Qos};
 use crate::ingest::codec::{self, Packet};
@@ -75,7 +76,7 @@ impl Bench {
 
     fn feed(&mut self, bytes: &[u8]) -> Result<(), Ended> {
         self.inbox.extend_from_slice(bytes);
-        self.session.received(self.now, 0, &mut self.inbox)
+        self.session.received(self.now, Moment::default(), &mut self.inbox)
     }
 
     /// Hands what was read to the buffer; it is not committed yet.

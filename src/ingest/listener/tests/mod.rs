@@ -18,6 +18,7 @@ use super::registry::{Lent, Now};
 use super::session::{Last, Session, event};
 use super::terms::Terms;
 use crate::buffer::IdChange;
+use crate::clock::Clock;
 use crate::config::MqttVersion;
 use crate::event::Event;
 use crate::ingest::codec::{Packet, Will};
@@ -61,7 +62,7 @@ impl Bench {
         let terms = terms();
         let admission = admitted(connect, &terms);
         let version = admission.version;
-        let now = Now { instant: Instant::now(), unix_ms: 1_800_000_000_000 };
+        let now = Now { instant: Instant::now(), unix_ms: 1_800_000_000_000, clock: Clock::default() };
         let disk = lent.memory.on_disk.then(BTreeSet::new);
         let session = Session::enter(admission, lent, Arc::new(terms), Topics::unrouted(), now);
         Self { session, version, now, disk, expiry_s: 0, events: Vec::new() }

@@ -11,6 +11,7 @@ use super::super::memory::Memory;
 use super::super::registry::{Answer, Claim, ConnectionId, Departure, Entry, Now, Registry};
 use super::will;
 use crate::buffer::{IdChange, PacketIds, StoredSession};
+use crate::clock::Clock;
 use crate::event::Properties;
 use crate::ingest::codec::Will;
 
@@ -30,7 +31,7 @@ impl Desk {
     }
 
     fn with(stored: HashMap<Arc<str>, StoredSession>) -> Self {
-        let now = Now { instant: Instant::now(), unix_ms: EARLIEST_SANE_MS + 1_000_000_000 };
+        let now = Now { instant: Instant::now(), unix_ms: EARLIEST_SANE_MS + 1_000_000_000, clock: Clock::default() };
         Self { registry: Registry::new("floor", 3, stored), now, connections: 0, overdue: Vec::new() }
     }
 
@@ -218,7 +219,19 @@ fn a_session_from_before_the_start_ends_only_by_a_clock_that_makes_sense() {
     ] {
         let mut desk = Desk::with(stored("press", expiry_s, used_ms));
         desk.now.unix_ms = now_ms;
+        desk.now.clock.synchronised = true;
         assert_eq!(desk.enter("press", true).1.lent.present, present, "{why}");
+    }
+}
+
+#[test]
+fn a_session_from_before_the_start_ends_by_the_time_since_the_start_where_no_time_server_is_followed() {
+    let then = EARLIEST_SANE_MS + 1_000_000;
+    for (here_s, present) in [(59, true), (65, false)] {
+        let mut desk = Desk::with(stored("press", 60, then));
+        desk.now.unix_ms = then + 1_500_000_000_000;
+        desk.now.instant += Duration::from_secs(here_s);
+        assert_eq!(desk.enter("press", true).1.lent.present, present, "50 years later by the clock, {here_s} s here");
     }
 }
 

@@ -1,0 +1,61 @@
+//! Watches the wall clock and says when somebody has set it: all readings after that bear another time.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::repeats::Repeats;
+use super::status::Sources;
+use crate::clock::{self, Moment};
+use crate::stop::Stop;
+
+/// The clock is looked at so often: two settings within it are one.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Time servers and leap seconds move a clock by less without anybody caring.
+const JUMP_MS: u64 = 2_000;
+
+/// Until told to stop.
+pub async fn watch(sources: Arc<Sources>, mut stop: Stop) {
+    let (mut before, mut repeats) = (clock::now(), Repeats::default());
+    if before.is_doubtful() {
+        info!(
+            wall_clock = %shown(before),
+            "clock: no time server is followed, as far as is known; readings say so (tidegate-clock: u)"
+        );
+    }
+    loop {
+        tokio::select! {
+            () = stop.wait() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        let now = clock::now();
+        let moved_ms = now.clock.booted_ms.saturating_sub(before.clock.booted_ms);
+        if moved_ms.unsigned_abs() > JUMP_MS {
+            sources.clock_jumps.fetch_add(1, Ordering::Relaxed);
+            // The same text each time: a clock that jumps each second is one piece of news a minute.
+            for line in repeats.saw("the wall clock was set", Instant::now()) {
+                #[expect(clippy::cast_precision_loss, reason = "shown in seconds")]
+                let by_s = moved_ms as f64 / 1000.0;
+                warn!(by_s, wall_clock = %shown(now), "clock: {line}; readings bear the new time from now on");
+            }
+        }
+        if now.clock.synchronised && !before.clock.synchronised {
+            info!(wall_clock = %shown(now), "clock: a time server is followed now");
+        }
+        before = now;
+    }
+}
+
+/// As far as it can be shown: within some thousand years.
+fn shown(at: Moment) -> String {
+    let since = u64::try_from(at.wall_ms).ok().map(Duration::from_millis);
+    let time = since.and_then(|since| std::time::UNIX_EPOCH.checked_add(since));
+    let year_9999 = Duration::from_secs(253_402_300_799);
+    match time.filter(|_| since.is_some_and(|since| since < year_9999)) {
+        Some(time) => humantime::format_rfc3339_seconds(time).to_string(),
+        None => format!("{} ms since 1970", at.wall_ms),
+    }
+}
