@@ -41,6 +41,7 @@ put_examples() { # DESTINATION
     while read -r file; do
         put 644 "systemd/$file" "$1/$file"
     done < <(cd systemd && find . -type f ! -name tidegate.service -printf '%P\n' | LC_ALL=C sort)
+    put 644 config/mosquitto.conf.example "$1/mosquitto.conf.example"
 }
 
 build_deb() {

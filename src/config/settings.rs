@@ -153,6 +153,8 @@ pub struct Listener {
     pub users_file: Option<PathBuf>,
     /// Connections at a time.
     pub max_connections: usize,
+    /// The same of one address.
+    pub max_connections_per_address: usize,
     /// Longest keepalive granted; a client that asks for more, or for none, gets this (MQTT 5: Server Keep Alive).
     pub max_keepalive: Duration,
     /// Largest packet accepted.

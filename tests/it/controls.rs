@@ -8,7 +8,7 @@ use crate::exactly_once::{die_in, late_end_txn};
 use crate::health::stuck_disk;
 use crate::hostile::{Offence, offending_broker};
 use crate::kafka_away::killed_while_kafka_is_away;
-use crate::memory::flood;
+use crate::memory::{flood, small_beside_large};
 use crate::parking::{Closed, one_of_two_topics_closed, one_record_too_large};
 use crate::refusals::{BLAMING, FINAL, Mode, Refused, refused};
 use crate::session::{broker_that_lost_everything, cut_while_a_commit_is_under_way, qos_2_resumed};
@@ -76,6 +76,11 @@ fn a_missing_back_off_is_seen() -> Outcome<()> {
 #[test]
 fn an_unbounded_intake_is_seen() -> Outcome<()> {
     red("unbounded-intake", |build| flood(build, 0))
+}
+
+#[test]
+fn reads_that_small_readings_keep_alive_are_seen() -> Outcome<()> {
+    red("pinned-reads", small_beside_large)
 }
 
 #[test]

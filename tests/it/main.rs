@@ -23,6 +23,7 @@ mod audit; // what Kafka holds is proven, and what is missing is named
 mod config; // wrong configurations
 mod consumers; // the examples of the README, run
 mod controls; // planted bugs turn the scenarios red
+mod crowds; // one host cannot keep the others out
 mod custody; // nothing acknowledged is lost when the agent is killed
 mod exactly_once; // transactions, through kills and faults
 mod flow; // what goes in comes out

@@ -10,7 +10,7 @@
 //! * The session at the broker is persistent and has a fixed client id, so what is published while we are away waits
 //!   there. We subscribe at the first connection of a process (filters may have changed; on MQTT 5 the broker does not
 //!   resend retained messages for a subscription that it has, on 3.1.1 it does), and whenever the broker has lost the
-//!   session. A filter that was taken out of the configuration stays subscribed at the broker until its session ends.
+//!   session. A filter that was taken out of the configuration is unsubscribed; what the broker had queued for it comes.
 //! * When the broker has lost the session, the packet ids we hold are forgotten, and that is durable before the first
 //!   SUBSCRIBE goes out: else a crash could leave ids that swallow new messages.
 //! * Answers go out in arrival order, on the connection that earned them, one write a commit (`acker`).
@@ -38,5 +38,5 @@ mod model_tests;
 #[expect(clippy::arithmetic_side_effects, reason = "a test may panic")]
 mod tests;
 
-pub use self::task::{run, session_key};
+pub use self::task::{Kept, run};
 pub use self::trust::{Oddity, Unusable, check as check_tls};

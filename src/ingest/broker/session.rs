@@ -14,6 +14,7 @@
 //!
 //! PUBLISH and PUBREL are taken in every state behind the greeting: the broker need not wait for anything.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -24,7 +25,7 @@ use super::subscriptions::{ASK_AGAIN, Stray, Subscriptions};
 use super::version::Version;
 use crate::buffer::{Durable, IdChange, StoredSession};
 use crate::config::{Broker, MqttVersion};
-use crate::event::MAX_USER_PROPERTIES;
+use crate::event::{MAX_USER_PROPERTIES, Qos};
 use crate::ingest::acker::{Acker, Acknowledged};
 use crate::ingest::batch::Batch;
 use crate::ingest::codec::encode::{self, Hello};
@@ -110,6 +111,8 @@ pub(super) struct Session {
     known: bool,
     /// A message had too many user properties, and it was said.
     properties_cut: bool,
+    /// Once in the life of the process.
+    said_whose_promise: bool,
     /// In force on this connection; `None` = off.
     keepalive: Option<Duration>,
     heard: Instant,
@@ -136,6 +139,7 @@ impl Session {
             must_forget: false,
             known: false,
             properties_cut: false,
+            said_whose_promise: false,
             keepalive: None,
             heard: now,
             spoke: now,
@@ -145,6 +149,17 @@ impl Session {
             out: BytesMut::new(),
             settings,
         }
+    }
+
+    /// With the filters that the buffer remembers of earlier runs.
+    pub(super) fn with_filters(mut self, filters: Vec<String>) -> Self {
+        self.subscriptions.remember(filters);
+        self
+    }
+
+    /// What the buffer shall remember or forget of filters, since the last call.
+    pub(super) fn take_notes(&mut self) -> Vec<(Arc<str>, IdChange)> {
+        self.subscriptions.take_notes()
     }
 
     pub(super) fn settings(&self) -> &Broker {
@@ -291,6 +306,9 @@ impl Session {
                 Ok(())
             }
             Packet::SubAck { packet_id, codes } => self.subscribed(now, packet_id, &codes),
+            Packet::UnsubAck { packet_id } => {
+                self.subscriptions.left(packet_id).map_err(|Stray| self.unexpected(&packet))
+            }
             Packet::PingResp => Ok(()),
             Packet::Disconnect(told) if self.version() == MqttVersion::V5 => {
                 Err(Ended::Told { code: told.reason, words: told.reason_string })
@@ -302,7 +320,6 @@ impl Session {
             | Packet::PubComp(_)
             | Packet::Subscribe(_)
             | Packet::Unsubscribe(_)
-            | Packet::UnsubAck { .. }
             | Packet::PingReq
             | Packet::Disconnect(_) => Err(self.unexpected(&packet)),
         }
@@ -403,6 +420,7 @@ impl Session {
 
     fn subscribe(&mut self, now: Instant) -> Result<(), Ended> {
         self.known = true;
+        self.subscriptions.leave(self.version.current(), &mut self.out);
         if !self.subscriptions.incomplete() {
             self.go(State::Online, now);
             return Ok(());
@@ -426,9 +444,23 @@ impl Session {
         let refused = self.subscriptions.answer(packet_id, codes).map_err(|Stray| Ended::StraySubAck)?;
         self.counts.refusals = self.counts.refusals.saturating_add(refused);
         if self.state == State::Subscribing && !self.subscriptions.waiting() {
+            self.say_whose_promise_it_is();
             self.go(State::Online, now);
         }
         Ok(())
+    }
+
+    /// While we are away, or do not read, it is the broker that holds the readings, and its settings that decide how many.
+    fn say_whose_promise_it_is(&mut self) {
+        let waits = self.settings.subscribe.iter().any(|subscription| subscription.qos != Qos::AtMostOnce);
+        if waits && !std::mem::replace(&mut self.said_whose_promise, true) {
+            info!(
+                broker = self.settings.name,
+                "while the agent is away or its buffer is full, readings wait at the broker, within the broker's own limits: \
+                 mosquitto keeps 1000 by default and throws later ones away; README, \"A broker between\", has the lines \
+                 that change it"
+            );
+        }
     }
 
     /// PINGREQ after three quarters of the keepalive, so that the broker hears us within the whole of it.

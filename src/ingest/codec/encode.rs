@@ -169,6 +169,29 @@ pub fn subscribe<'a>(
     Ok(())
 }
 
+/// UNSUBSCRIBE.
+pub fn unsubscribe<'a>(
+    out: &mut BytesMut,
+    version: MqttVersion,
+    packet_id: u16,
+    filters: impl Iterator<Item = &'a str>,
+) {
+    let mut body = BytesMut::new();
+    body.put_u16(packet_id);
+    if version == MqttVersion::V5 {
+        body.put_u8(0);
+    }
+    for filter in filters {
+        // Longer than MQTT can say is none that a broker ever granted.
+        let Ok(length) = u16::try_from(filter.len()) else { continue };
+        body.put_u16(length);
+        body.put_slice(filter.as_bytes());
+    }
+    out.put_u8(frame::UNSUBSCRIBE << 4 | 0b0010);
+    put_length(out, body.len());
+    out.extend_from_slice(&body);
+}
+
 fn v4_qos(qos: Qos) -> v4::QoS {
     match qos {
         Qos::AtMostOnce => v4::QoS::AtMostOnce,

@@ -19,7 +19,7 @@
 //! # Limits
 //!
 //! A packet above the given maximum is refused as soon as its length is known, before its bytes arrive. Decoding
-//! allocates only what the packet itself carries; topic and payload of a PUBLISH are slices of the read buffer.
+//! allocates only what the packet itself carries; a PUBLISH is a slice of the read buffer until its payload is taken.
 
 pub mod encode;
 mod frame;

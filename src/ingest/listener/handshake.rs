@@ -168,13 +168,12 @@ fn admit(mut connect: Connect, terms: &Terms) -> Result<Admission, End> {
     })
 }
 
-/// MQTT 5 clients are told when theirs is longer than granted. A 3.1.1 client cannot be told: it keeps its own, and
-/// only one without any is given ours, so that a dead connection ends at all.
+/// MQTT 5 clients are told when theirs is longer than granted. A 3.1.1 client cannot be told, and gets ours all the same:
+/// a connection that is dead for 27 hours (one and a half times the longest that MQTT can say) holds a place.
 fn keepalive(connect: &Connect, terms: &Terms) -> u16 {
-    match (connect.version, connect.keepalive_s) {
-        (_, 0) => terms.max_keepalive_s,
-        (MqttVersion::V5, asked) => asked.min(terms.max_keepalive_s),
-        (MqttVersion::V311, asked) => asked,
+    match connect.keepalive_s {
+        0 => terms.max_keepalive_s,
+        asked => asked.min(terms.max_keepalive_s),
     }
 }
 

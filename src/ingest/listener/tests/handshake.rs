@@ -146,7 +146,7 @@ fn expiry_and_keepalive_are_capped_and_mqtt_5_is_told() {
     assert_eq!((modest.expiry_s, modest.grants.session_expiry_s), (60, None));
     assert_eq!((modest.keepalive_s, modest.grants.server_keepalive_s), (30, None));
     let untold = admitted(&Connect { keepalive: 3600, ..connect(V311, "press") }, &terms());
-    assert_eq!(untold.keepalive_s, 3600, "a client of 3.1.1 cannot be told, so it keeps its own");
+    assert_eq!(untold.keepalive_s, 600, "a client of 3.1.1 cannot be told, and its dead connection ends all the same");
     assert_eq!(admitted(&Connect { keepalive: 0, ..connect(V311, "press") }, &terms()).keepalive_s, 600);
 }
 

@@ -34,6 +34,7 @@ fn settings() -> Listener {
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         users_file: None,
         max_connections: 4,
+        max_connections_per_address: 4,
         max_keepalive: Duration::from_secs(600),
         max_packet_bytes: 1024 * 1024,
         receive_maximum: 1000,
