@@ -305,6 +305,7 @@ fn listener(
     let max_keepalive = section.time("max_keepalive");
     let max_packet_bytes = section.size("max_packet_bytes");
     let receive_maximum = section.count("receive_maximum");
+    let subscriptions = section.choice("subscriptions", &[("accept", true), ("refuse", false)]);
     let max_session_expiry = section.time("max_session_expiry");
     let () = access?;
     Ok(Listener {
@@ -316,6 +317,7 @@ fn listener(
         max_keepalive: max_keepalive?,
         max_packet_bytes: max_packet_bytes?,
         receive_maximum: receive_maximum?,
+        subscriptions: subscriptions?,
         max_session_expiry: max_session_expiry?,
     })
 }

@@ -440,7 +440,14 @@ pub(super) const LISTEN: Table = Table {
             name: "receive_maximum",
             kind: RECEIVE_MAXIMUM,
             default: Default::Is("100"),
-            why: "QoS 1 and 2 messages in flight from one client; clients are told on MQTT 5.",
+            why: "QoS 1 and 2 messages in flight from one client; clients are told on MQTT 5. Those that send more are taken.",
+        },
+        Key {
+            name: "subscriptions",
+            kind: Kind::Choice(&["accept", "refuse"], &[]),
+            default: Default::Is("\"accept\""),
+            why: "What a SUBSCRIBE gets. Nothing is ever sent to clients; but many devices subscribe to a command topic, and \
+                  some of them do not go on when it is refused.",
         },
         Key {
             name: "max_session_expiry",

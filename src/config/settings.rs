@@ -161,6 +161,8 @@ pub struct Listener {
     pub max_packet_bytes: u32,
     /// QoS 1 and 2 messages in flight a client, announced on MQTT 5.
     pub receive_maximum: u16,
+    /// A SUBSCRIBE is granted, though nothing will be sent.
+    pub subscriptions: bool,
     /// Longest session expiry granted.
     pub max_session_expiry: Duration,
 }

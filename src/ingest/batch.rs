@@ -64,6 +64,16 @@ impl Batch {
         self.event(Event { topic, payload, qos, retain, dup, arrived_ms, route, sender, properties });
     }
 
+    /// A PUBLISH came that is not taken: it is answered in its turn, and nothing of it is stored.
+    pub fn refuse(&mut self, epoch: Epoch, publish: &Publish, reason: u8) {
+        self.messages = self.messages.saturating_add(1);
+        match publish.qos {
+            Qos::AtMostOnce => {}
+            Qos::AtLeastOnce => self.answer(Receipt::new(epoch, publish.packet_id, Answer::NoPubAck(reason))),
+            Qos::ExactlyOnce => self.answer(Receipt::new(epoch, publish.packet_id, Answer::NoPubRec(reason))),
+        }
+    }
+
     /// A PUBREL came: PUBCOMP follows when the id is durably forgotten (custody rule 3).
     pub fn release(&mut self, epoch: Epoch, packet_id: u16, unreleased: &mut Unreleased) {
         if unreleased.release(packet_id) {

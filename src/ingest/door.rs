@@ -243,7 +243,7 @@ mod tests {
             Entrance { intake: running.intake.clone(), routes: Arc::default(), route_ids: recovered.routes.into() };
         let status = Arc::new(LinkStatus::new("b", "broker"));
         let (mut door, mut replies) = Door::new(&entrance, "broker:b".into(), Arc::clone(&status));
-        let acker = Acker::new(Epoch::next());
+        let acker = Acker::new(Epoch::next(), MqttVersion::V311);
         let mut batch = batch(acker.epoch(), &mut entrance.topics(1000));
 
         let everything = running.intake.try_reserve(usize::MAX).expect("an empty buffer has room");

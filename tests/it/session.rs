@@ -397,7 +397,7 @@ fn the_listener_hands_a_session_over_to_the_newest_connection() -> Outcome<()> {
 #[test]
 fn the_listener_refuses_subscriptions_with_the_right_code_and_keeps_the_connection() -> Outcome<()> {
     let mut gateway = Gateway::new(Build::Real, &kafka::shared()?.brokers())?;
-    gateway.listen("").route("#", "nowhere");
+    gateway.listen("subscriptions = \"refuse\"\n").route("#", "nowhere");
     let _agent = gateway.start()?;
     for (version, code) in [(Version::V5, 0x87..=0x8f), (Version::V311, 0x80..=0x80)] {
         let (mut client, _) = Connection::open(gateway.listener(), version, clean("curious"))?;

@@ -29,7 +29,7 @@ use crate::event::{MAX_USER_PROPERTIES, Qos};
 use crate::ingest::acker::{Acker, Acknowledged};
 use crate::ingest::batch::Batch;
 use crate::ingest::codec::encode::{self, Hello};
-use crate::ingest::codec::{self, Ack, ConnAck, Packet, Publish, reason};
+use crate::ingest::codec::{self, Ack, ConnAck, DecodeError, Packet, Publish, reason};
 use crate::ingest::receipt::{Epoch, Receipts};
 use crate::ingest::topics::Topics;
 use crate::ingest::unreleased::Unreleased;
@@ -131,7 +131,7 @@ impl Session {
             state: State::Offline,
             since: now,
             version: Version::new(settings.version),
-            acker: Acker::new(Epoch::next()),
+            acker: Acker::new(Epoch::next(), settings.version),
             unreleased: Unreleased::inherited(stored.packet_ids),
             topics,
             subscriptions: Subscriptions::new(&settings.name, settings.subscribe.clone()),
@@ -192,7 +192,7 @@ impl Session {
     /// There is a connection: greets the broker.
     pub(super) fn connected(&mut self, now: Instant) -> Result<(), Ended> {
         let version = self.version.for_connection(now);
-        self.acker = Acker::new(Epoch::next());
+        self.acker = Acker::new(Epoch::next(), version);
         self.out.clear();
         self.heard = now;
         self.spoke = now;
@@ -295,6 +295,9 @@ impl Session {
             return self.greeted(now, ack);
         }
         match packet {
+            Packet::Publish(publish) if publish.alias.is_some() => {
+                Err(Ended::Undecodable { error: DecodeError::TopicAlias, version: self.version() })
+            }
             Packet::Publish(publish) => {
                 self.see_properties(&publish);
                 let epoch = self.acker.epoch();

@@ -123,14 +123,14 @@ pub enum DecodeError {
     /// A topic name with a wildcard.
     #[error("topic name with a wildcard in a PUBLISH")]
     TopicName,
-    /// We never announce topic aliases.
-    #[error("topic alias used, but none was allowed")]
+    /// Number 0, or one from a broker, to which we never grant any.
+    #[error("topic alias that was not granted")]
     TopicAlias,
     /// Only of a will: a PUBLISH says how many ([`Publish::properties_cut`]).
     #[error("a will with more than {MAX_USER_PROPERTIES} user properties")]
     TooManyProperties,
-    /// CONNECT of another version than 3.1.1 and 5.
-    #[error("CONNECT with protocol level {0}; 4 (MQTT 3.1.1) and 5 are spoken")]
+    /// CONNECT of another version than 3.1, 3.1.1 and 5.
+    #[error("CONNECT with protocol level {0}; 3 (MQTT 3.1), 4 (3.1.1) and 5 are spoken")]
     UnsupportedVersion(u8),
 }
 

@@ -1,5 +1,7 @@
 //! PUBLISH: the hot path. A packet is a reference to the read buffer while it is looked at; what is kept of it is its own.
 
+use std::sync::Arc;
+
 use bytes::{Buf, Bytes};
 
 use super::DecodeError;
@@ -26,6 +28,10 @@ pub struct Publish {
     pub packet_id: u16,
     /// What travels on, if there is any.
     pub properties: Option<Box<Properties>>,
+    /// MQTT 5: a number for the topic. The topic may be empty beside it; whoever grants aliases knows what it stands for.
+    pub alias: Option<u16>,
+    /// The topic that an alias stood for.
+    renamed: Option<Arc<str>>,
     /// User properties above [`MAX_USER_PROPERTIES`], which `properties` does not hold. What to do about it is for the
     /// session to say: a broker would only send the packet again.
     pub properties_cut: usize,
@@ -36,12 +42,20 @@ pub struct Publish {
 }
 
 impl Publish {
-    /// The topic name: not empty, no wildcards, no NUL.
+    /// The topic name: no wildcards, no NUL, and not empty unless there is an alias for it.
     #[must_use]
     pub fn topic(&self) -> &str {
+        if let Some(name) = &self.renamed {
+            return name;
+        }
         // Checked when it was decoded.
         let name = self.bytes.get(..usize::from(self.topic_len)).unwrap_or_default();
         std::str::from_utf8(name).unwrap_or_default()
+    }
+
+    /// The topic that its alias stands for.
+    pub fn rename(&mut self, topic: Arc<str>) {
+        self.renamed = Some(topic);
     }
 
     /// Length of the application message.
@@ -54,10 +68,11 @@ impl Publish {
     /// differ in a repeat (the message expiry of MQTT 5 counts down).
     #[must_use]
     pub fn digest(&self) -> u32 {
-        let topic = self.bytes.get(..usize::from(self.topic_len)).unwrap_or_default();
+        let topic = self.topic();
         let payload = self.bytes.get(self.payload_at..).unwrap_or_default();
-        let digest = crc32c::crc32c(&self.topic_len.to_be_bytes());
-        crc32c::crc32c_append(crc32c::crc32c_append(digest, topic), payload)
+        // MQTT writes the length in two bytes.
+        let digest = crc32c::crc32c(&u16::try_from(topic.len()).unwrap_or(u16::MAX).to_be_bytes());
+        crc32c::crc32c_append(crc32c::crc32c_append(digest, topic.as_bytes()), payload)
     }
 
     /// The application message. Memory is bounded by what events are charged with, so a small one must not keep a large
@@ -81,12 +96,11 @@ impl Publish {
         let from_topic = reader.remaining();
         check_topic(version, reader.take(usize::from(topic_len))?)?;
         let packet_id = if qos == Qos::AtMostOnce { 0 } else { reader.packet_id()? };
-        let (properties, properties_cut) = match version {
-            MqttVersion::V311 => (None, 0),
+        let Read { travelling: properties, cut: properties_cut, alias } = match version {
+            MqttVersion::V311 => Read::default(),
             MqttVersion::V5 => read_properties(&mut reader)?,
         };
-        if topic_len == 0 {
-            // Behind the properties, so that an alias without a name is called by its right name.
+        if topic_len == 0 && alias.is_none() {
             return Err(DecodeError::Protocol("PUBLISH without a topic"));
         }
         let payload_at = from_topic.saturating_sub(reader.remaining());
@@ -97,6 +111,8 @@ impl Publish {
             retain: flags & 1 != 0,
             packet_id,
             properties,
+            alias,
+            renamed: None,
             properties_cut,
             bytes,
             topic_len,
@@ -122,10 +138,17 @@ fn check_topic(version: MqttVersion, name: &[u8]) -> Result<(), DecodeError> {
     Ok(())
 }
 
-fn read_properties(reader: &mut Reader<'_>) -> Result<(Option<Box<Properties>>, usize), DecodeError> {
-    let mut alias = false;
-    let mut cut = 0_usize;
-    let mut travelling: Option<Box<Properties>> = None;
+/// The property block of a PUBLISH.
+#[derive(Default)]
+struct Read {
+    travelling: Option<Box<Properties>>,
+    /// User properties that are too many.
+    cut: usize,
+    alias: Option<u16>,
+}
+
+fn read_properties(reader: &mut Reader<'_>) -> Result<Read, DecodeError> {
+    let Read { mut travelling, mut cut, mut alias } = Read::default();
     properties::walk(reader, Place::Publish, |property| match property {
         Property::PayloadFormat(format) => travelling.get_or_insert_default().payload_format = Some(format),
         Property::MessageExpiry(seconds) => travelling.get_or_insert_default().expiry_s = Some(seconds),
@@ -143,7 +166,7 @@ fn read_properties(reader: &mut Reader<'_>) -> Result<(Option<Box<Properties>>, 
                 cut = cut.saturating_add(1);
             }
         }
-        Property::TopicAlias => alias = true,
+        Property::TopicAlias(number) => alias = Some(number),
         Property::SessionExpiryInterval(_)
         | Property::ServerKeepAlive(_)
         | Property::WillDelayInterval(_)
@@ -153,5 +176,5 @@ fn read_properties(reader: &mut Reader<'_>) -> Result<(Option<Box<Properties>>, 
         | Property::AuthenticationMethod
         | Property::Other => {}
     })?;
-    if alias { Err(DecodeError::TopicAlias) } else { Ok((travelling, cut)) }
+    if alias == Some(0) { Err(DecodeError::TopicAlias) } else { Ok(Read { travelling, cut, alias }) }
 }

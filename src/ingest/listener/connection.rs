@@ -23,6 +23,7 @@ use super::gate::Stage;
 use super::handshake::{Admission, Handshake, Progress, refusal};
 use super::limits::{CONNECT_TIMEOUT, FAREWELL_TIMEOUT, MAX_WAITING_WILL_BYTES, READ_BYTES, TOPIC_CACHE_BYTES};
 use super::link::{Link, told};
+use super::remarks::Remark;
 use super::registry::{Answer, Claim, ConnectionId, Departure, Entry, Now, session_key};
 use super::session::{Last, Session};
 use super::socket::read;
@@ -63,9 +64,10 @@ pub(super) enum Word {
     /// It is no stranger any more.
     In(ConnectionId),
     /// Said once a connection.
-    SubscribeRefused {
+    Remark {
         peer: SocketAddr,
         client: Arc<str>,
+        remark: Remark,
     },
 }
 

@@ -80,6 +80,16 @@ pub(super) const MAX_UNREAD_ANSWERS_BYTES: usize = 64 * 1024;
 /// Topic names that a connection remembers with their route: a sensor has a handful, 32 KiB are about 300.
 pub(super) const TOPIC_CACHE_BYTES: usize = 32 * 1024;
 
+/// Topic aliases a client may use. paho numbers as it likes below the maximum; a sensor has a handful of topics.
+pub(super) const ALIASES: u16 = 32;
+
+/// What the topics behind them may take, for each connection: 32 of 128 bytes, four times a long one.
+pub(super) const ALIAS_BYTES: usize = 4 * 1024;
+
+/// A client's will that has just been published is not published again for so long: whoever comes and goes each second is no
+/// reading each second. If the client stays away, its will goes out when the time is over.
+pub(super) const WILL_PAUSE: Duration = Duration::from_secs(60);
+
 /// How long a goodbye may take to leave, and the kernel to take the last acknowledgements.
 pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 

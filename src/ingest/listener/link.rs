@@ -27,6 +27,7 @@ use super::limits::{
     STOP_TIMEOUT, TICK,
 };
 use super::registry::Displaced;
+use super::remarks::Remark;
 use super::session::Session;
 use super::socket::{has_closed, read, try_read};
 use crate::buffer::{Durable, Room, Stopped};
@@ -52,7 +53,8 @@ pub(super) struct Link<'a> {
     look: Option<Instant>,
     room: Option<Wait<Result<Room, Stopped>>>,
     assembly: Assembly,
-    subscribe_refused: bool,
+    /// Said already on this connection.
+    remarked: Vec<Remark>,
     stopping: bool,
 }
 
@@ -104,7 +106,7 @@ impl<'a> Link<'a> {
             look: None,
             room: None,
             assembly: Assembly::NotNeeded,
-            subscribe_refused: false,
+            remarked: Vec::new(),
             stopping: false,
         }
     }
@@ -120,7 +122,7 @@ impl<'a> Link<'a> {
         loop {
             self.submit()?;
             self.write(&writer);
-            self.report_subscribe();
+            self.remark();
             if self.session.is_over() {
                 return Ok(());
             }
@@ -343,14 +345,20 @@ impl<'a> Link<'a> {
         true
     }
 
-    fn report_subscribe(&mut self) {
-        let refused = self.session.take_subscribe_refusals();
-        if refused == 0 {
-            return;
-        }
-        LinkStatus::add(&self.shared.status.refusals, refused);
-        if !std::mem::replace(&mut self.subscribe_refused, true) {
-            let word = Word::SubscribeRefused { peer: self.peer, client: Arc::clone(&self.client) };
+    fn remark(&mut self) {
+        for (remark, times) in self.session.take_remarks() {
+            let status = &self.shared.status;
+            let counter = match remark {
+                Remark::Subscribed => &status.subscriptions,
+                Remark::SubscribeRefused => &status.refusals,
+                Remark::ServerTopic => &status.set_aside,
+            };
+            LinkStatus::add(counter, times);
+            if self.remarked.contains(&remark) {
+                continue;
+            }
+            self.remarked.push(remark);
+            let word = Word::Remark { peer: self.peer, client: Arc::clone(&self.client), remark };
             if self.shared.words.try_send(word).is_err() {
                 tracing::trace!("the listener has more important things to hear");
             }

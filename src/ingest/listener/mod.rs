@@ -28,14 +28,19 @@
 //!
 //! # What they cannot
 //!
-//! * There is nothing to subscribe to: each filter of a SUBSCRIBE is refused (MQTT 5: 0x87; 3.1.1: 0x80) and the
-//!   connection goes on. Topics that begin with `$` belong to servers: a PUBLISH to one ends the connection (0x87).
-//! * No topic aliases, no enhanced authentication. More than 256 user properties in a PUBLISH end the connection (0x97).
-//! * MQTT 5: more than `receive_maximum` messages in flight end the connection. 3.1.1 has no such number: there, as
-//!   everywhere, it is memory that counts, and a client for whose messages there is no room is not read.
+//! * There is nothing to be had by a SUBSCRIBE. With `subscriptions = "accept"` it is granted, because devices that subscribe
+//!   to their command topic loop when it is not, and nothing is sent; with `"refuse"` each filter is refused (MQTT 5:
+//!   0x87; 3.1.1: 0x80). The connection goes on in both.
+//! * Topics that begin with `$` belong to servers: a PUBLISH to one is acknowledged (MQTT 5: with 0x87) and not forwarded,
+//!   and so is a will. mosquitto's bridges send both.
+//! * No enhanced authentication. More than 256 user properties in a PUBLISH end the connection (0x97).
+//! * `receive_maximum` is what MQTT 5 clients are told, and nobody is sent away for more: common clients do not keep to
+//!   it. It is memory that counts, as on 3.1.1, and a client for whose messages there is no room is not read.
+//! * The will of a client that comes and goes is published once a minute.
 //!
 //! Whoever breaks the rules is told why (MQTT 5), counted, and logged once for each cause; repeats are summed up.
 
+mod aliases;
 mod complaints;
 mod connection;
 mod end;
@@ -45,6 +50,7 @@ mod limits;
 mod link;
 mod memory;
 mod registry;
+mod remarks;
 mod session;
 mod socket;
 mod terms;
@@ -283,9 +289,9 @@ impl Listening {
                 }
                 self.count_unreleased();
             }
-            Word::SubscribeRefused { peer, client } => {
-                let about = About { peer, client: &client, detail: "there is nothing to subscribe to here" };
-                self.complaints.add(Instant::now(), Tone::Odd, "SUBSCRIBE refused", &about);
+            Word::Remark { peer, client, remark } => {
+                let (tone, cause, detail) = remark.words();
+                self.complaints.add(Instant::now(), tone, cause, &About { peer, client: &client, detail });
             }
         }
     }

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::gate::Origin;
-use super::limits::{EARLIEST_SANE_MS, GOING_SOCKETS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WILL_DELAY};
+use super::limits::{EARLIEST_SANE_MS, GOING_SOCKETS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WILL_DELAY, WILL_PAUSE};
 use super::memory::Memory;
 use crate::buffer::{IdChange, SessionChange, StoredSession};
 use crate::ingest::codec::Will;
@@ -121,6 +121,10 @@ pub(super) struct Registry {
     /// Connected, and told to go for the sake of others: their places are given out already.
     giving_way: usize,
     waiting_will_bytes: usize,
+    /// When the wills of these clients went out, as long as they may not go out again.
+    said: HashMap<Arc<str>, Instant>,
+    /// Wills that were too soon after the last one of their client, and when they are due.
+    held_back: HashMap<Arc<str>, (Will, Instant)>,
     /// Messages half way in sessions that have ended since somebody asked.
     unreleased_lost: u64,
 }
@@ -195,6 +199,8 @@ impl Registry {
             shares: HashMap::new(),
             giving_way: 0,
             waiting_will_bytes: 0,
+            said: HashMap::new(),
+            held_back: HashMap::new(),
             unreleased_lost: 0,
         }
     }
@@ -248,12 +254,15 @@ impl Registry {
             self.give_back(connected.origin);
         }
         let mut at_once = Vec::new();
+        let will = will.and_then(|(will, delay)| {
+            if !delay.is_zero() && expiry_s > 0 {
+                return Some((will, delay));
+            }
+            at_once.extend(self.not_too_often(&client, will, now.instant));
+            None
+        });
         if expiry_s > 0 || memory.stale {
             let will = will.and_then(|(will, delay)| {
-                if delay.is_zero() || expiry_s == 0 {
-                    at_once.push(will);
-                    return None;
-                }
                 let bytes = self.waiting_will_bytes.saturating_add(will.cost_bytes());
                 let delay = delay.min(MAX_WILL_DELAY);
                 match now.instant.checked_add(delay) {
@@ -271,7 +280,6 @@ impl Registry {
             self.clients.insert(Arc::clone(&client), Client::Away(Box::new(away)));
         } else {
             self.lost(&memory);
-            at_once.extend(will.map(|(will, _)| will));
         }
         if let Some(claim) = connected.next.filter(|claim| !claim.answer.is_closed()) {
             at_once.extend(self.claim(claim, now));
@@ -363,15 +371,41 @@ impl Registry {
         }
     }
 
+    /// Gives the will back if it may go out now. One that is too soon after the last one of its client waits, and is void if
+    /// the client comes back meanwhile: what it says would not be true any more.
+    fn not_too_often(&mut self, client: &Arc<str>, will: Will, now: Instant) -> Option<Will> {
+        self.said.retain(|_, then| now.saturating_duration_since(*then) < WILL_PAUSE);
+        let due = self.said.get(client).and_then(|then| then.checked_add(WILL_PAUSE));
+        let bytes = self.waiting_will_bytes.saturating_add(will.cost_bytes());
+        match due {
+            Some(due) if bytes <= MAX_WAITING_WILL_BYTES => {
+                self.waiting_will_bytes = bytes;
+                // Its client came back and went again: the one before was void by then.
+                self.held_back.insert(Arc::clone(client), (will, due));
+                None
+            }
+            Some(_) => Some(will),
+            None => {
+                if self.said.len() < MAX_SESSIONS_AWAY {
+                    self.said.insert(Arc::clone(client), now);
+                }
+                Some(will)
+            }
+        }
+    }
+
     fn enter(&mut self, claim: Claim, before: Option<Away>, now: Now) -> Option<Will> {
         let Claim { connection, origin, client, resume, answer } = claim;
+        if let Some((will, _)) = self.held_back.remove(&client) {
+            self.waiting_will_bytes = self.waiting_will_bytes.saturating_sub(will.cost_bytes());
+        }
         let (mut memory, mut present, mut overdue) = (Memory::default(), false, None);
         if let Some(mut away) = before {
             let will = self.take_will(&mut away);
             present = resume && !away.memory.stale && !away.is_over(now);
             if present {
                 // Back before the delay was over: the will is void.
-                memory = away.memory.resumed();
+                memory = away.memory;
             } else {
                 self.lost(&away.memory);
                 memory = away.memory.emptied();
@@ -446,6 +480,11 @@ impl Registry {
                 self.waiting_will_bytes = self.waiting_will_bytes.saturating_sub(will.cost_bytes());
                 taken.push(will);
             }
+        }
+        for (client, (will, _)) in self.held_back.extract_if(|_, (will, due)| which(will, *due)) {
+            self.waiting_will_bytes = self.waiting_will_bytes.saturating_sub(will.cost_bytes());
+            self.said.insert(client, Instant::now());
+            taken.push(will);
         }
         taken
     }

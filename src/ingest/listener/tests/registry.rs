@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::super::limits::{EARLIEST_SANE_MS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WILL_DELAY};
+use super::super::limits::{EARLIEST_SANE_MS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WILL_DELAY, WILL_PAUSE};
 use super::super::memory::Memory;
 use super::super::registry::{Answer, Claim, ConnectionId, Departure, Displaced, Entry, Now, Registry};
 use super::will;
@@ -33,7 +33,7 @@ impl Desk {
 
     fn with(stored: HashMap<Arc<str>, StoredSession>) -> Self {
         let now = Now { instant: Instant::now(), unix_ms: EARLIEST_SANE_MS + 1_000_000_000 };
-        Self { registry: Registry::new("floor", 3, 3, stored), now, connections: 0, host: 1, overdue: Vec::new() }
+        Self { registry: Registry::new("floor", 3, 8, stored), now, connections: 0, host: 1, overdue: Vec::new() }
     }
 
     fn claim(&mut self, client: &str, resume: bool) -> (ConnectionId, oneshot::Receiver<Answer>) {
@@ -121,6 +121,33 @@ fn what_was_half_way_when_a_session_ended_is_counted_once() {
     assert_eq!(visit(false, 60), (1, 0), "a clean start ended the one before");
     assert_eq!(visit(true, 0), (0, 1), "it went on, and ended with its connection");
     assert_eq!(visit(true, 60), (0, 0), "there was nothing left");
+}
+
+#[test]
+fn the_will_of_a_client_that_comes_and_goes_is_published_once_a_minute_and_at_last() {
+    let mut desk = Desk::new();
+    let mut flap = |desk: &mut Desk| {
+        let (id, _) = desk.enter("press", true);
+        desk.now.instant += Duration::from_secs(1);
+        desk.depart(id, "press", Memory::default(), 0, Some((will("status/press"), Duration::ZERO)));
+        std::mem::take(&mut desk.overdue).len()
+    };
+    assert_eq!(flap(&mut desk), 1);
+    for _ in 0..50 {
+        assert_eq!(flap(&mut desk), 0, "too soon after the last one");
+    }
+    let due = |desk: &mut Desk| desk.registry.due_wills(desk.now.instant, |_| true).len();
+    desk.now.instant += WILL_PAUSE - Duration::from_secs(51);
+    assert_eq!(due(&mut desk), 0);
+    desk.now.instant += Duration::from_secs(1);
+    assert_eq!(due(&mut desk), 1, "it has stayed away");
+    assert_eq!(due(&mut desk), 0);
+    desk.now.instant += WILL_PAUSE;
+    assert_eq!(flap(&mut desk), 1);
+    // Another client's is its own.
+    let (id, _) = desk.enter("drill", true);
+    desk.depart(id, "drill", Memory::default(), 0, Some((will("status/drill"), Duration::ZERO)));
+    assert_eq!(desk.overdue.len(), 1);
 }
 
 #[test]
