@@ -58,7 +58,7 @@ fn a_qos_2_message_that_comes_again_without_dup_is_the_same_message() -> Outcome
         let topic = kafka.topic("no-dup")?;
         let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
         gateway.listen("").route("#", &topic);
-        let mut agent = gateway.start()?;
+        let agent = gateway.start()?;
         let send = |id, payload: &str| -> Outcome<Connection> {
             let (mut client, _) = Connection::open(gateway.listener(), version, keep("mqttjs"))?;
             client.send(&Packet::Publish { message: message("t", payload, 2), id, dup: false })?;
@@ -68,7 +68,7 @@ fn a_qos_2_message_that_comes_again_without_dup_is_the_same_message() -> Outcome
         drop(send(7, "one")?);
         drop(send(7, "one")?); // a cut connection
         agent.kill();
-        agent = gateway.start()?;
+        let _agent = gateway.start()?;
         let mut client = send(7, "one")?; // a dead agent
         client.send(&Packet::PubRel { id: 7, reason: 0 })?;
         client.expect("PUBCOMP", |packet| *packet == Packet::PubComp { id: 7, reason: 0 })?;

@@ -134,6 +134,8 @@ fn grants() -> Grants {
         server_keepalive_s: Some(30),
         receive_maximum: 100,
         max_packet_bytes: 4096,
+        topic_aliases: 7,
+        subscriptions: false,
     }
 }
 

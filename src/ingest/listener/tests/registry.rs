@@ -126,7 +126,7 @@ fn what_was_half_way_when_a_session_ended_is_counted_once() {
 #[test]
 fn the_will_of_a_client_that_comes_and_goes_is_published_once_a_minute_and_at_last() {
     let mut desk = Desk::new();
-    let mut flap = |desk: &mut Desk| {
+    let flap = |desk: &mut Desk| {
         let (id, _) = desk.enter("press", true);
         desk.now.instant += Duration::from_secs(1);
         desk.depart(id, "press", Memory::default(), 0, Some((will("status/press"), Duration::ZERO)));
