@@ -40,6 +40,16 @@ pub struct Sender {
 }
 
 impl Event {
+    /// Why it can only be a dead letter: it is not whole.
+    #[must_use]
+    pub fn cut_short(&self) -> Option<String> {
+        let whole = self.properties.as_ref()?.whole_bytes?;
+        let kept = self.payload.len();
+        Some(format!(
+            "the message was larger than max_packet_bytes: of {whole} bytes of payload the first {kept} are kept"
+        ))
+    }
+
     /// Bytes this event is charged with wherever memory is bounded: its contents plus the structs around them.
     #[must_use]
     pub fn cost_bytes(&self) -> usize {
@@ -77,6 +87,9 @@ pub struct Properties {
     pub payload_format: Option<u8>,
     /// Seconds that the message was good for when it came here.
     pub expiry_s: Option<u32>,
+    /// Not a property of MQTT: the length of the payload, where it was larger than `max_packet_bytes` and only its first
+    /// bytes were kept.
+    pub whole_bytes: Option<u32>,
     /// User properties, in order, repeated names kept.
     pub user: Vec<(Box<str>, Box<str>)>,
 }

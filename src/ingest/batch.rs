@@ -59,7 +59,10 @@ impl Batch {
         let (topic, route) = topics.resolve(publish.topic());
         let (qos, retain, dup) = (publish.qos, publish.retain, publish.dup);
         let mut publish = publish;
-        let (sender, properties) = (topics.sender(), publish.properties.take());
+        let (sender, mut properties) = (topics.sender(), publish.properties.take());
+        if publish.whole_bytes.is_some() {
+            properties.get_or_insert_default().whole_bytes = publish.whole_bytes;
+        }
         let payload = publish.into_payload();
         self.event(Event { topic, payload, qos, retain, dup, arrived_ms, route, sender, properties });
     }

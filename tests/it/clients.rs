@@ -155,3 +155,27 @@ fn tls_and_websocket_on_the_plain_port_are_named_in_the_log() -> Outcome<()> {
     }
     Ok(())
 }
+
+/// A client that keeps its session sends it again at each connection; nothing behind it would get through.
+#[test]
+fn a_message_that_is_too_large_jams_nobody_and_is_on_the_books() -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    let topic = kafka.topic("large")?;
+    let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+    gateway.listen("max_packet_bytes = \"64KiB\"\n").route("#", &topic);
+    let agent = gateway.start()?;
+    for version in Version::ALL {
+        let (mut client, _) = Connection::open(gateway.listener(), version, keep("camera"))?;
+        let large = Message { payload: vec![b'x'; 2_000_000], ..message("t", "", 1) };
+        client.send(&Packet::Publish { message: large, id: 1, dup: false })?;
+        let reason = if version == Version::V5 { 0x97 } else { 0 };
+        client.expect("PUBACK", |packet| *packet == Packet::PubAck { id: 1, reason })?;
+        client.publish(&message("t", "behind it", 1), 2)?;
+    }
+    agent.wait_book("delivered", 2)?;
+    assert_eq!((agent.book("received")?, agent.book("dead_lettered")?), (3, 1), "MQTT 5 was told");
+    agent.wait_log(&["not taken", "raise max_packet_bytes"])?;
+    agent.wait_log(&["of 2000000 bytes of payload"])?;
+    assert_eq!(link(&agent, 0, "connects"), Some(2));
+    Ok(())
+}

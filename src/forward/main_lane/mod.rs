@@ -272,6 +272,11 @@ impl MainLane {
                 self.pass(producer, sequence);
                 continue;
             }
+            if let Some(reason) = stored.event.cut_short() {
+                shared.dead(DeadLetter { sequence, route, kafka_topic: Arc::from(""), reason }, now);
+                self.pass(producer, sequence);
+                continue;
+            }
             let known = match shared.targets.find(&stored.event.topic) {
                 Ok(known) => known,
                 Err(no_target) => {

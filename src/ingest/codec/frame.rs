@@ -73,6 +73,15 @@ fn check_publish_flags(first: u8) -> Result<(), DecodeError> {
     }
 }
 
+/// The beginning of a PUBLISH that is too large to be held: as much of it as is there, and how many bytes are missing.
+pub(super) fn beginning_of_publish(bytes: &[u8]) -> Option<(Frame, usize)> {
+    let (&first, rest) = bytes.split_first()?;
+    let (remaining, length_bytes) = remaining_length(rest).ok()??;
+    let there = rest.get(length_bytes..).filter(|_| first >> 4 == PUBLISH)?;
+    let missing = remaining.saturating_sub(there.len());
+    Some((Frame { first, body: Bytes::copy_from_slice(there) }, missing))
+}
+
 /// Length of the packet that begins these bytes, fixed header included, as far as they tell.
 pub(super) fn announced(bytes: &[u8]) -> Option<usize> {
     let (_, rest) = bytes.split_first()?;

@@ -283,6 +283,25 @@ pub fn decode(
     Ok(Some(packet))
 }
 
+/// The message of a PUBLISH that [`decode`] refuses for its length, of which the first bytes are there: with no more than
+/// `kept` bytes of its payload, and [`Publish::whole_bytes`] to say how many there would be. Nothing is taken off the buffer.
+///
+/// # Errors
+/// It is another packet, or topic and properties are not there as a whole, or not acceptable.
+pub fn decode_beginning(version: MqttVersion, buffer: &[u8], kept: usize) -> Result<Publish, DecodeError> {
+    let (frame, missing) =
+        frame::beginning_of_publish(buffer).ok_or(DecodeError::Protocol("no beginning of a PUBLISH"))?;
+    let mut publish = Publish::decode(version, frame)?;
+    publish.keep(kept, missing);
+    Ok(publish)
+}
+
+/// Is a PUBLISH coming?
+#[must_use]
+pub fn is_publish(buffer: &[u8]) -> bool {
+    buffer.first().is_some_and(|first| first >> 4 == frame::PUBLISH)
+}
+
 /// Takes the first packet of a client off the front of `buffer`; it says which version follows.
 ///
 /// # Errors

@@ -30,6 +30,8 @@ pub struct Publish {
     pub properties: Option<Box<Properties>>,
     /// MQTT 5: a number for the topic. The topic may be empty beside it; whoever grants aliases knows what it stands for.
     pub alias: Option<u16>,
+    /// The length of the whole application message, where only its first bytes are here.
+    pub whole_bytes: Option<u32>,
     /// The topic that an alias stood for.
     renamed: Option<Arc<str>>,
     /// User properties above [`MAX_USER_PROPERTIES`], which `properties` does not hold. What to do about it is for the
@@ -51,6 +53,12 @@ impl Publish {
         // Checked when it was decoded.
         let name = self.bytes.get(..usize::from(self.topic_len)).unwrap_or_default();
         std::str::from_utf8(name).unwrap_or_default()
+    }
+
+    /// Keeps the first bytes of the payload, of which `missing` are not here.
+    pub(super) fn keep(&mut self, most: usize, missing: usize) {
+        self.whole_bytes = u32::try_from(self.payload_len().saturating_add(missing)).ok();
+        self.bytes.truncate(self.payload_at.saturating_add(most));
     }
 
     /// The topic that its alias stands for.
@@ -112,6 +120,7 @@ impl Publish {
             packet_id,
             properties,
             alias,
+            whole_bytes: None,
             renamed: None,
             properties_cut,
             bytes,

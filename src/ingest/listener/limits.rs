@@ -50,6 +50,13 @@ pub(super) const SCARCE_READ_BYTES: usize = 1024;
 /// charged with 150 KB.
 pub(super) const AMPLE_ROOM_BYTES: usize = 256 * 1024;
 
+/// Of a message that is larger than `max_packet_bytes`, so much is looked at for its topic and properties; the rest is taken
+/// off the wire without being kept. Whose topic is longer has its connection ended, as before.
+pub(super) const BEGINNING_BYTES: usize = 8 * 1024;
+
+/// What its dead letter keeps of its payload: enough to see what it was.
+pub(super) const KEPT_OF_OVERSIZED_BYTES: usize = 1024;
+
 /// A packet that is still arriving may occupy this much without asking. One read may bring more of it: at worst
 /// [`READ_BYTES`] times 256 clients, 17 MB, when every client is in the middle of a large packet at once.
 pub(super) const SMALL_PACKET_BYTES: usize = 16 * 1024;

@@ -350,7 +350,7 @@ impl<'a> Link<'a> {
             let status = &self.shared.status;
             let counter = match remark {
                 Remark::Subscribed => &status.subscriptions,
-                Remark::SubscribeRefused => &status.refusals,
+                Remark::SubscribeRefused | Remark::TooLarge => &status.refusals,
                 Remark::ServerTopic => &status.set_aside,
             };
             LinkStatus::add(counter, times);

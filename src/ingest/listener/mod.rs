@@ -33,6 +33,9 @@
 //!   0x87; 3.1.1: 0x80). The connection goes on in both.
 //! * Topics that begin with `$` belong to servers: a PUBLISH to one is acknowledged (MQTT 5: with 0x87) and not forwarded,
 //!   and so is a will. mosquitto's bridges send both.
+//! * A message above `max_packet_bytes` is taken off the wire and not kept. With MQTT 5 its acknowledgement says so (0x97);
+//!   else, because 3.1.1 has no word for it and the client would send it for ever, it is acknowledged, and a dead letter
+//!   with its first bytes and its size is on the books.
 //! * No enhanced authentication. More than 256 user properties in a PUBLISH end the connection (0x97).
 //! * `receive_maximum` is what MQTT 5 clients are told, and nobody is sent away for more: common clients do not keep to
 //!   it. It is memory that counts, as on 3.1.1, and a client for whose messages there is no room is not read.

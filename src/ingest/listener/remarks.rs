@@ -11,6 +11,8 @@ pub(super) enum Remark {
     SubscribeRefused,
     /// A message or a will to a topic of the server's.
     ServerTopic,
+    /// A message above `max_packet_bytes`.
+    TooLarge,
 }
 
 impl Remark {
@@ -25,6 +27,12 @@ impl Remark {
                 Tone::Everyday,
                 "message to a topic that begins with $ not forwarded",
                 "such topics belong to the server, and Tidegate has none",
+            ),
+            Self::TooLarge => (
+                Tone::Odd,
+                "message larger than max_packet_bytes not taken",
+                "raise max_packet_bytes of this [[listen]] table; MQTT 5 clients were told, of others the beginning is a \
+                 dead letter",
             ),
         }
     }

@@ -24,12 +24,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 
 use super::aliases::Aliases;
 use super::end::End;
 use super::handshake::{Admission, write_refusal};
-use super::limits::{MAX_UNREAD_ANSWERS_BYTES, SETTLING_TIMEOUT, SIGN_OF_LIFE_BYTES};
+use super::limits::{
+    BEGINNING_BYTES, KEPT_OF_OVERSIZED_BYTES, MAX_UNREAD_ANSWERS_BYTES, SETTLING_TIMEOUT, SIGN_OF_LIFE_BYTES,
+};
 use super::memory::Memory;
 use super::registry::{Lent, Now};
 use super::remarks::{Remark, Remarks};
@@ -40,7 +42,7 @@ use crate::event::{Event, MAX_USER_PROPERTIES, Qos};
 use crate::ingest::acker::{Acker, Acknowledged};
 use crate::ingest::batch::Batch;
 use crate::ingest::codec::encode::{self, Grants};
-use crate::ingest::codec::{self, Disconnect, Packet, Publish, Subscribe, SubscribeFilter, Will, reason};
+use crate::ingest::codec::{self, DecodeError, Disconnect, Packet, Publish, Subscribe, SubscribeFilter, Will, reason};
 use crate::ingest::receipt::{Epoch, Receipts};
 use crate::ingest::topics::Topics;
 
@@ -83,6 +85,8 @@ pub(super) struct Session {
     /// The client is not read for a reason that is ours: its silence does not count.
     held: bool,
     aliases: Aliases,
+    /// A message that is too large, as much as is kept of it, and how many of its bytes are still to be passed over.
+    oversized: Option<(Publish, usize)>,
     remarks: Remarks,
     input: BytesMut,
     /// To be written to the socket.
@@ -130,6 +134,7 @@ impl Session {
             packets: 0,
             held: false,
             aliases: Aliases::default(),
+            oversized: None,
             remarks: Remarks::default(),
             input,
             output: BytesMut::new(),
@@ -159,7 +164,7 @@ impl Session {
         let mut unasked = Batch::default();
         self.input.extend_from_slice(bytes);
         while !self.is_over() {
-            match codec::decode(self.version, &mut self.input, self.terms.max_packet_bytes) {
+            match self.next_packet() {
                 Ok(Some(Packet::Publish(publish))) => {
                     // An alias that is named beside a message that cannot be stored any more is good for the next.
                     if let Some(publish) = self.acceptable(publish)
@@ -352,7 +357,7 @@ impl Session {
 
     fn decode(&mut self, now: Now) {
         while matches!(self.state, State::Open) {
-            match codec::decode(self.version, &mut self.input, self.terms.max_packet_bytes) {
+            match self.next_packet() {
                 Ok(Some(packet)) => {
                     self.packets = self.packets.wrapping_add(1);
                     self.hear(now);
@@ -369,6 +374,31 @@ impl Session {
         if self.expiry_s == 0 && !self.memory.on_disk {
             self.batch.changes.clear();
         }
+    }
+
+    /// The next packet that is there as a whole. Of a message that is too large only the beginning is kept, and it comes when
+    /// its last byte has been passed over: a client that keeps its session would send it again at each connection, and
+    /// nothing behind it would ever get through.
+    fn next_packet(&mut self) -> Result<Option<Packet>, DecodeError> {
+        if self.oversized.is_none() {
+            let bytes = match codec::decode(self.version, &mut self.input, self.terms.max_packet_bytes) {
+                Err(DecodeError::TooLarge { bytes, .. }) if codec::is_publish(&self.input) => bytes,
+                decoded => return decoded,
+            };
+            if self.input.len() < bytes.min(BEGINNING_BYTES) {
+                return Ok(None);
+            }
+            let publish = codec::decode_beginning(self.version, &self.input, KEPT_OF_OVERSIZED_BYTES)?;
+            self.oversized = Some((publish, bytes));
+        }
+        let Some((_, left)) = &mut self.oversized else { return Ok(None) };
+        let passed = (*left).min(self.input.len());
+        self.input.advance(passed);
+        *left = left.saturating_sub(passed);
+        if *left > 0 {
+            return Ok(None);
+        }
+        Ok(self.oversized.take().map(|(publish, _)| Packet::Publish(publish)))
     }
 
     fn hear(&mut self, now: Now) {
@@ -427,6 +457,13 @@ impl Session {
         if is_server_topic(&publish) {
             self.remarks.add(Remark::ServerTopic, 1);
             return self.batch.refuse(epoch, &publish, reason::NOT_AUTHORIZED);
+        }
+        if publish.whole_bytes.is_some() {
+            self.remarks.add(Remark::TooLarge, 1);
+            if self.version == MqttVersion::V5 && publish.qos != Qos::AtMostOnce {
+                // It is told that we do not have it.
+                return self.batch.refuse(epoch, &publish, reason::QUOTA_EXCEEDED);
+            }
         }
         self.batch.publish(epoch, publish, now.unix_ms, &mut self.topics, &mut self.memory.unreleased);
     }

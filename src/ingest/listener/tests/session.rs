@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::super::end::{End, Kind};
 use super::super::handshake::{Handshake, Progress};
-use super::super::limits::MAX_UNREAD_ANSWERS_BYTES;
+use super::super::limits::{BEGINNING_BYTES, KEPT_OF_OVERSIZED_BYTES, MAX_UNREAD_ANSWERS_BYTES};
 use super::super::remarks::Remark;
 use super::client::{
     Connect, V5, V311, connect, disconnect, packet, packets, pingreq, publish, publish_to, pubrel, subscribe,
@@ -298,7 +298,7 @@ fn subscriptions_are_refused_filter_by_filter_and_the_connection_goes_on() {
 #[test]
 fn whoever_breaks_the_rules_is_told_why_and_what_came_before_is_kept() {
     let alias = packet(0x32, b"\x00\x01t\x00\x01\x03\x23\x01\x00x");
-    let too_large = packet(0x30, &[0; 8000]);
+    let too_large = packet(0x82, &[0; 8000]);
     let mut properties = b"\x00\x01t\x00\x01\x85\x0a".to_vec();
     properties.extend(b"\x26\x00\x00\x00\x00".repeat(257));
     let cases: [(&str, Vec<u8>, u8); 14] = [
@@ -352,6 +352,34 @@ fn more_in_flight_than_granted_is_taken_as_it_comes() {
         bench.commit();
         assert_eq!(bench.said().len(), usize::from(many) / 2);
         assert_eq!(bench.payloads().len(), usize::from(many));
+    }
+}
+
+#[test]
+fn a_message_that_is_too_large_is_passed_over_and_what_is_behind_it_comes() {
+    let payload = vec![b'x'; 20_000];
+    for (version, qos, cut) in [(V311, 0, 1), (V311, 1, 9_000), (V311, 2, 8_191), (V5, 0, 20_000), (V5, 1, 2), (V5, 2, 5)] {
+        let mut bench = Bench::open(&connect(version, "press"));
+        let large = publish_to(version, "hall/7", qos, false, 7, &payload);
+        let bytes = [large, publish(version, 1, false, 8, "behind")].concat();
+        for piece in bytes.chunks(cut.max(700)) {
+            bench.feed(piece);
+            assert!(bench.session.unfinished_bytes() <= BEGINNING_BYTES, "it is not kept");
+        }
+        bench.commit();
+        let said: Vec<_> = bench.said();
+        let refused = version == V5 && qos > 0;
+        let answer = Ack { packet_id: 7, reason: if refused { 0x97 } else { 0 } };
+        let first = [None, Some(Packet::PubAck(answer)), Some(Packet::PubRec(answer))][usize::from(qos)].clone();
+        assert_eq!(said, first.into_iter().chain([Packet::PubAck(ack(8))]).collect::<Vec<_>>());
+        assert_eq!(bench.session.take_remarks(), [(Remark::TooLarge, 1)]);
+        let [head @ .., behind] = &bench.events[..] else { panic!("nothing came") };
+        assert_eq!((head.len(), &behind.payload[..]), (usize::from(!refused), &b"behind"[..]));
+        for head in head {
+            assert_eq!((&*head.topic, &head.payload[..]), ("hall/7", &payload[..KEPT_OF_OVERSIZED_BYTES]));
+            assert!(head.cut_short().unwrap().contains("of 20000 bytes"), "{:?}", head.cut_short());
+        }
+        assert!(behind.cut_short().is_none());
     }
 }
 
