@@ -3,7 +3,7 @@
 //! Each event is the array `[sequence, arrival ms, flags, route, topic, payload, headers, facts]`. Flags: bits 0 and 1 the
 //! QoS, bit 2 retain, bit 3 dup. Headers: null, or `[content type or null, correlation data or null, [[name, value], …]]`.
 //! Facts: null, or a map of what only some events have, each under a letter: `c` client id, `u` user, `r` response topic,
-//! `f` payload format, `e` expiry in seconds, `w` the whole length of a payload that was cut short. Before format version 3 of the database there were no facts and no bit 3.
+//! `f` payload format, `e` expiry in seconds, `x` why it can only be a dead letter. Before format version 3 of the database there were no facts and no bit 3.
 //! A chunk is read back into memory that its events share: their payloads are slices of it.
 
 use std::collections::HashSet;
@@ -49,8 +49,8 @@ struct Facts<'a> {
     payload_format: Option<u8>,
     #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
     expiry_s: Option<u32>,
-    #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
-    whole_bytes: Option<u32>,
+    #[serde(rename = "x", default, skip_serializing_if = "Option::is_none")]
+    flaw: Option<&'a str>,
 }
 
 const QOS_BITS: u8 = 0b0011;
@@ -81,7 +81,7 @@ impl<'a> Facts<'a> {
             response_topic: properties.and_then(|p| p.response_topic.as_deref()),
             payload_format: properties.and_then(|p| p.payload_format),
             expiry_s: properties.and_then(|p| p.expiry_s),
-            whole_bytes: properties.and_then(|p| p.whole_bytes),
+            flaw: properties.and_then(|p| p.flaw.as_deref()),
         };
         (facts != Self::default()).then_some(facts)
     }
@@ -178,7 +178,7 @@ impl ChunkReader {
                 response_topic: facts.response_topic.map(Box::from),
                 payload_format: facts.payload_format,
                 expiry_s: facts.expiry_s,
-                whole_bytes: facts.whole_bytes,
+                flaw: facts.flaw.map(Box::from),
                 user: user.into_iter().map(|(k, v)| (Box::from(k), Box::from(v))).collect(),
             })
         });
@@ -235,15 +235,15 @@ mod tests {
             proptest::option::of("[a-z/]{0,12}"),
             proptest::option::of(0u8..2),
             proptest::option::of(any::<u32>()),
-            proptest::option::of(any::<u32>()),
+            proptest::option::of("[a-z ]{0,12}"),
         )
-            .prop_map(|(content_type, correlation, user, response_topic, payload_format, expiry_s, whole_bytes)| Properties {
+            .prop_map(|(content_type, correlation, user, response_topic, payload_format, expiry_s, flaw)| Properties {
                 content_type: content_type.map(Into::into),
                 correlation_data: correlation.map(Into::into),
                 response_topic: response_topic.map(Into::into),
                 payload_format,
                 expiry_s,
-                whole_bytes,
+                flaw: flaw.map(Into::into),
                 user: user.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
             });
         let payload = prop_oneof![

@@ -272,7 +272,7 @@ impl MainLane {
                 self.pass(producer, sequence);
                 continue;
             }
-            if let Some(reason) = stored.event.cut_short() {
+            if let Some(reason) = stored.event.flaw().map(str::to_owned) {
                 shared.dead(DeadLetter { sequence, route, kafka_topic: Arc::from(""), reason }, now);
                 self.pass(producer, sequence);
                 continue;

@@ -19,6 +19,8 @@
 //! * Every failure waits for [`Backoff`](crate::retry::Backoff), which starts afresh only after a connection has been
 //!   well for 10 s. So a packet that we cannot take, and that the broker sends again for ever, costs a connection
 //!   every 30 s and no more. What came before it on the connection is committed and acknowledged first.
+//! * A message that cannot be read although its frame is sound, and that has ended two connections, is acknowledged at
+//!   the third and becomes a dead letter with its bytes.
 //! * A stop: no more reading, wait for the commits under way, send their acknowledgements, DISCONNECT.
 
 mod distrust;

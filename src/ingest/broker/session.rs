@@ -29,7 +29,7 @@ use crate::event::{MAX_USER_PROPERTIES, Qos};
 use crate::ingest::acker::{Acker, Acknowledged};
 use crate::ingest::batch::Batch;
 use crate::ingest::codec::encode::{self, Hello};
-use crate::ingest::codec::{self, Ack, ConnAck, DecodeError, Packet, Publish, reason};
+use crate::ingest::codec::{self, Ack, ConnAck, DecodeError, Flawed, Packet, Publish, reason};
 use crate::ingest::receipt::{Epoch, Receipts};
 use crate::ingest::topics::Topics;
 use crate::ingest::unreleased::Unreleased;
@@ -44,6 +44,10 @@ const SUBACK_TIME: Duration = Duration::from_secs(30);
 /// A connection has proven itself when it has been online for so long. By time and not by traffic: in front of a packet
 /// that ends each connection there may be others that flow well.
 const PROVEN_TIME: Duration = Duration::from_secs(10);
+
+/// A message that cannot be read ends so many connections but one; then it is put aside. Two may be noise on the line, and
+/// with the back-off three are a second apart.
+const FLAWED_TRIES: u8 = 3;
 
 /// Where the session stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +117,8 @@ pub(super) struct Session {
     properties_cut: bool,
     /// Once in the life of the process.
     said_whose_promise: bool,
+    /// A message that could not be read: its digest, and on how many connections in a row it came.
+    flawed: Option<(u32, u8)>,
     /// In force on this connection; `None` = off.
     keepalive: Option<Duration>,
     heard: Instant,
@@ -140,6 +146,7 @@ impl Session {
             known: false,
             properties_cut: false,
             said_whose_promise: false,
+            flawed: None,
             keepalive: None,
             heard: now,
             spoke: now,
@@ -220,11 +227,40 @@ impl Session {
         self.heard = now;
         let version = self.version();
         let max_packet_bytes = self.settings.max_packet_bytes;
-        let undecodable = |error| Ended::Undecodable { error, version };
-        while let Some(packet) = codec::decode(version, inbox, max_packet_bytes).map_err(undecodable)? {
-            self.packet(now, arrived_ms, packet)?;
+        loop {
+            match codec::decode_or_look(version, inbox, max_packet_bytes) {
+                Ok(Some(packet)) => self.packet(now, arrived_ms, packet)?,
+                Ok(None) => return Ok(()),
+                Err((error, Some(flawed))) if self.is_hopeless(&flawed) => self.give_up(arrived_ms, &error, flawed),
+                Err((error, _)) => return Err(Ended::Undecodable { error, version }),
+            }
         }
-        Ok(())
+    }
+
+    /// The same message that cannot be read has come on so many connections that it will come on the next one, too.
+    fn is_hopeless(&mut self, flawed: &Flawed) -> bool {
+        let digest = flawed.digest();
+        let times = match self.flawed {
+            Some((known, times)) if known == digest => times.saturating_add(1),
+            Some(_) | None => 1,
+        };
+        self.flawed = Some((digest, times));
+        times >= FLAWED_TRIES
+    }
+
+    /// Acknowledged and put aside with its bytes: else nothing behind it would ever come.
+    fn give_up(&mut self, arrived_ms: i64, error: &DecodeError, flawed: Flawed) {
+        warn!(
+            broker = self.settings.name,
+            topic = flawed.topic,
+            packet_id = flawed.packet_id,
+            tries = FLAWED_TRIES,
+            "a message that the broker sends again and again cannot be read ({error}): it is acknowledged, and its bytes \
+             are a dead letter"
+        );
+        self.flawed = None;
+        let why = format!("the broker sent what is not MQTT: {error}; these are the bytes behind the fixed header");
+        self.batch.flawed(self.acker.epoch(), flawed, &why, arrived_ms, &mut self.topics);
     }
 
     /// The buffer has committed what these receipts came with (custody rule 1).

@@ -20,7 +20,7 @@ pub(super) const PINGRESP: u8 = 13;
 pub(super) const DISCONNECT: u8 = 14;
 
 /// A complete packet, its fixed header taken off.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Frame {
     first: u8,
     pub(super) body: Bytes,

@@ -22,6 +22,7 @@
 //! allocates only what the packet itself carries; a PUBLISH is a slice of the read buffer until its payload is taken.
 
 pub mod encode;
+mod flawed;
 mod frame;
 mod packets;
 mod properties;
@@ -33,6 +34,7 @@ mod tests;
 
 use bytes::BytesMut;
 
+pub use self::flawed::Flawed;
 use self::frame::Frame;
 pub use self::packets::{Ack, ConnAck, Connect, Disconnect, Subscribe, SubscribeFilter, Unsubscribe, Will};
 pub use self::publish::Publish;
@@ -262,7 +264,27 @@ pub fn decode(
     buffer: &mut BytesMut,
     max_packet_bytes: u32,
 ) -> Result<Option<Packet>, DecodeError> {
-    let Some(frame) = Frame::take(buffer, max_packet_bytes)? else { return Ok(None) };
+    match Frame::take(buffer, max_packet_bytes)? {
+        Some(frame) => packet(version, frame).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The same, and what can be said of a PUBLISH that was taken off the buffer and is not acceptable.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_or_look(
+    version: MqttVersion,
+    buffer: &mut BytesMut,
+    max_packet_bytes: u32,
+) -> Result<Option<Packet>, (DecodeError, Option<Flawed>)> {
+    let Some(frame) = Frame::take(buffer, max_packet_bytes).map_err(|error| (error, None))? else { return Ok(None) };
+    let message = (frame.kind() == frame::PUBLISH).then(|| frame.clone());
+    packet(version, frame).map(Some).map_err(|error| (error, message.as_ref().and_then(Flawed::look)))
+}
+
+fn packet(version: MqttVersion, frame: Frame) -> Result<Packet, DecodeError> {
     let packet = match frame.kind() {
         frame::CONNECT => Packet::Connect(Box::new(Connect::decode(frame)?)),
         frame::CONNACK => Packet::ConnAck(ConnAck::decode(version, &frame)?),
@@ -280,7 +302,7 @@ pub fn decode(
         frame::DISCONNECT => Packet::Disconnect(Disconnect::decode(version, &frame)?),
         _ => return Err(DecodeError::Protocol("AUTH, but no authentication method was agreed")),
     };
-    Ok(Some(packet))
+    Ok(packet)
 }
 
 /// The message of a PUBLISH that [`decode`] refuses for its length, of which the first bytes are there: with no more than

@@ -55,6 +55,14 @@ impl Publish {
         std::str::from_utf8(name).unwrap_or_default()
     }
 
+    /// Why it can only be a dead letter, if so.
+    #[must_use]
+    pub fn flaw(&self) -> Option<Box<str>> {
+        let (whole, kept) = (self.whole_bytes?, self.payload_len());
+        let what = format!("larger than max_packet_bytes: of {whole} bytes of payload the first {kept} are kept");
+        Some(what.into())
+    }
+
     /// Keeps the first bytes of the payload, of which `missing` are not here.
     pub(super) fn keep(&mut self, most: usize, missing: usize) {
         self.whole_bytes = u32::try_from(self.payload_len().saturating_add(missing)).ok();

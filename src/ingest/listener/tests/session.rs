@@ -377,9 +377,9 @@ fn a_message_that_is_too_large_is_passed_over_and_what_is_behind_it_comes() {
         assert_eq!((head.len(), &behind.payload[..]), (usize::from(!refused), &b"behind"[..]));
         for head in head {
             assert_eq!((&*head.topic, &head.payload[..]), ("hall/7", &payload[..KEPT_OF_OVERSIZED_BYTES]));
-            assert!(head.cut_short().unwrap().contains("of 20000 bytes"), "{:?}", head.cut_short());
+            assert!(head.flaw().unwrap().contains("of 20000 bytes"), "{:?}", head.flaw());
         }
-        assert!(behind.cut_short().is_none());
+        assert!(behind.flaw().is_none());
     }
 }
 
