@@ -225,7 +225,7 @@ fn the_worst_mix_at_once_leaves_honest_sensors_served_and_memory_and_log_bounded
     let long = taken_over(&gateway, "long", (0..long).map(|n| hostile(name(n), 20)))?;
     // Kafka goes, and the buffer is filled until nobody is read any more.
     kafka_link.set(Weather::Cut)?;
-    let filled = taken_over(&gateway, "filling", (0..2_000).map(|_| hostile("made/0".into(), 60_000)))?;
+    let filled = taken_over(&gateway, "filling", (0..2_000).map(|_| hostile("long/fill".into(), 60_000)))?;
     let ready = || agent.get("/readyz").is_ok_and(|answer| answer.status == 200);
     wait_until("the full buffer", PATIENCE, || !ready())?;
     let full = agent.memory_kib("VmHWM")?;
