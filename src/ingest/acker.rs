@@ -150,7 +150,10 @@ mod tests {
             Receipt::new(before, 0, Answer::Proceed),
         ];
         let mut out = BytesMut::new();
-        assert_eq!(Acker::new(now, MqttVersion::V5).answer(receipts, &mut out), Acknowledged { packets: 1, proceed: false });
+        assert_eq!(
+            Acker::new(now, MqttVersion::V5).answer(receipts, &mut out),
+            Acknowledged { packets: 1, proceed: false }
+        );
         assert_eq!(&out[..], b"\x40\x02\x00\x02");
     }
 }

@@ -148,7 +148,9 @@ fn tls_and_websocket_on_the_plain_port_are_named_in_the_log() -> Outcome<()> {
     let mut gateway = Gateway::new(Build::Real, &kafka::shared()?.brokers())?;
     gateway.listen("").route("#", "nowhere");
     let agent = gateway.start()?;
-    for (bytes, word) in [(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], "TLS"), (b"GET /mqtt HTTP/1.1\r\n", "WebSocket")] {
+    for (bytes, word) in
+        [(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], "TLS"), (b"GET /mqtt HTTP/1.1\r\n", "WebSocket")]
+    {
         let mut lost = Connection::dial(gateway.listener(), Version::V5)?;
         lost.send_raw(bytes)?;
         lost.until_closed(PATIENCE)?;

@@ -165,7 +165,9 @@ impl Subscriptions {
             encode::subscribe(out, version, id, filters)?;
             self.open.push((id, group.to_vec()));
         }
-        for filter in missing.iter().filter_map(|index| self.wanted.get(*index)).map(|wanted| &wanted.subscription.filter) {
+        for filter in
+            missing.iter().filter_map(|index| self.wanted.get(*index)).map(|wanted| &wanted.subscription.filter)
+        {
             // Noted with the question and not with the answer: who dies in between has asked.
             if self.remembered.insert(filter.clone()) {
                 self.notes.push((filter_key(&self.broker, filter), IdChange::Keep(u32::MAX)));

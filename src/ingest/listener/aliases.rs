@@ -22,7 +22,11 @@ impl Aliases {
         let place = usize::from(alias).saturating_sub(1);
         if alias > ALIASES {
             let detail = format!("{alias}; 1 to {ALIASES} are granted");
-            return Err(End::broke(reason::TOPIC_ALIAS_INVALID, "client used a topic alias that was not granted", detail));
+            return Err(End::broke(
+                reason::TOPIC_ALIAS_INVALID,
+                "client used a topic alias that was not granted",
+                detail,
+            ));
         }
         if publish.topic().is_empty() {
             let Some(Some(name)) = self.names.get(place) else {

@@ -187,7 +187,10 @@ pub async fn run(
     let shared = Shared {
         name: Arc::clone(&name),
         terms: Arc::new((&settings).into()),
-        users: users.map(Users::ask).transpose().map_err(|cause| ListenError::Desk { name: settings.name.clone(), cause })?,
+        users: users
+            .map(Users::ask)
+            .transpose()
+            .map_err(|cause| ListenError::Desk { name: settings.name.clone(), cause })?,
         entrance,
         status,
         words,

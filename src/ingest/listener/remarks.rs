@@ -19,9 +19,11 @@ impl Remark {
     /// For the log: how, by which cause, and what it means.
     pub(super) fn words(self) -> (Tone, &'static str, &'static str) {
         match self {
-            Self::Subscribed => {
-                (Tone::Everyday, "SUBSCRIBE granted", "nothing will be sent: Tidegate has no way down to its clients yet")
-            }
+            Self::Subscribed => (
+                Tone::Everyday,
+                "SUBSCRIBE granted",
+                "nothing will be sent: Tidegate has no way down to its clients yet",
+            ),
             Self::SubscribeRefused => (Tone::Odd, "SUBSCRIBE refused", "there is nothing to subscribe to here"),
             Self::ServerTopic => (
                 Tone::Everyday,

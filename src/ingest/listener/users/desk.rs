@@ -1,25 +1,27 @@
 //! The desk where passwords are checked: one thread, one check at a time, and a line for each origin.
 //!
-//! * **A right password that was right before costs nothing.** A keyed digest of it is kept in memory, so a sensor that
-//!   comes back never waits in a line, however long the lines are. The users file decides: when it changes, all of these
-//!   are forgotten.
+//! * **A right password that was right before costs nothing.** A keyed digest of it is kept in memory ([`Known`]), so a sensor
+//!   that comes back does not even come to the desk, however long the lines are. The users file decides: when it changes,
+//!   all of these are forgotten.
 //! * **Lines take turns.** Whoever comes from a quiet address waits for one check of each busy address at most.
 //! * **A wrong password holds up the line it stood in** for [`WRONG_PAUSE`], and nobody else: that is five guesses a second
 //!   for an address, and a core that is idle between them. Right ones hold nothing up.
 //! * **Lines end.** Whoever finds [`CHECKS_AN_ORIGIN`] before him is told to come again.
 
 use std::collections::{HashMap, VecDeque};
-use std::io;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
+use std::{fmt, io};
 
 use bytes::Bytes;
 use sha2::Sha512;
 use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
-use super::UsersFile;
+use super::{Stamp, UsersFile};
 use crate::ingest::listener::gate::Origin;
 use crate::ingest::listener::limits::{CHECKS, CHECKS_AN_ORIGIN, WRONG_PAUSE};
 
@@ -27,6 +29,7 @@ use crate::ingest::listener::limits::{CHECKS, CHECKS_AN_ORIGIN, WRONG_PAUSE};
 #[derive(Debug, Clone)]
 pub(in crate::ingest::listener) struct Users {
     checks: SyncSender<Check>,
+    known: Arc<Known>,
 }
 
 /// What the desk says to a name and a password.
@@ -62,13 +65,17 @@ impl Users {
     /// When there is no thread to be had.
     pub(in crate::ingest::listener) fn ask(file: UsersFile) -> io::Result<Self> {
         let (checks, asked) = sync_channel(CHECKS);
-        let desk = Desk { file, known: Known::new(), lines: Lines::default() };
+        let known = Arc::new(Known::of(&file));
+        let desk = Desk { file, known: Arc::clone(&known), lines: Lines::default() };
         thread::Builder::new().name("passwords".to_owned()).spawn(move || desk.work(&asked))?;
-        Ok(Self { checks })
+        Ok(Self { checks, known })
     }
 
     /// May this client in?
     pub(in crate::ingest::listener) async fn admit(&self, origin: Origin, name: String, password: Bytes) -> Verdict {
+        if self.known.has(&name, &password) {
+            return Verdict::Right;
+        }
         let (answer, answered) = oneshot::channel();
         match self.checks.try_send(Check { origin, name, password, answer }) {
             // The thread is gone only when the process goes down: then nobody comes in any more.
@@ -80,7 +87,7 @@ impl Users {
 
 struct Desk {
     file: UsersFile,
-    known: Known,
+    known: Arc<Known>,
     lines: Lines,
 }
 
@@ -107,20 +114,16 @@ impl Desk {
     }
 
     fn receive(&mut self, check: Check) {
-        if self.file.refresh() {
-            self.known.forget();
-        }
-        if self.known.has(&check.name, &check.password) {
-            check.answer(Verdict::Right);
-        } else if let Err(too_many) = self.lines.join(check) {
+        if let Err(too_many) = self.lines.join(check) {
             too_many.answer(Verdict::ComeAgain);
         }
     }
 
     fn check(&mut self, check: Check) {
+        self.file.refresh();
         let right = self.file.verify(&check.name, &check.password);
         if right {
-            self.known.learn(&check.name, &check.password);
+            self.known.learn(self.file.stamp, &check.name, &check.password);
         } else {
             let until = Instant::now().checked_add(WRONG_PAUSE);
             self.lines.hold_up(check.origin, until.unwrap_or_else(Instant::now));
@@ -131,30 +134,48 @@ impl Desk {
 
 /// Passwords that were right, as digests under a key that nobody knows and that dies with the process. One for each name
 /// at most, and only names of the file: as many as it has lines.
+#[derive(Debug)]
 struct Known {
+    path: PathBuf,
     key: [u8; 32],
-    digests: HashMap<Box<str>, [u8; 64]>,
+    digests: Mutex<Digests>,
+}
+
+/// Of the passwords in the file that looks so.
+#[derive(Default)]
+struct Digests {
+    stamp: Option<Stamp>,
+    of: HashMap<Box<str>, [u8; 64]>,
+}
+
+impl fmt::Debug for Digests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} digests", self.of.len())
+    }
 }
 
 impl Known {
-    fn new() -> Self {
+    fn of(file: &UsersFile) -> Self {
         let [a, b] = [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()].map(uuid::Uuid::into_bytes);
         let mut key = [0; 32];
         key.iter_mut().zip(a.into_iter().chain(b)).for_each(|(to, from)| *to = from);
-        Self { key, digests: HashMap::new() }
+        Self { path: file.path.clone(), key, digests: Mutex::default() }
     }
 
+    /// Was it right, and is the file still the same?
     fn has(&self, name: &str, password: &[u8]) -> bool {
-        self.digests.get(name).is_some_and(|known| known.ct_eq(&self.digest(name, password)).into())
+        let Ok(digests) = self.digests.lock() else { return false };
+        let Some(known) = digests.of.get(name) else { return false };
+        digests.stamp == Stamp::now(&self.path) && bool::from(known.ct_eq(&self.digest(name, password)))
     }
 
-    fn learn(&mut self, name: &str, password: &[u8]) {
+    fn learn(&self, stamp: Option<Stamp>, name: &str, password: &[u8]) {
+        let Ok(mut digests) = self.digests.lock() else { return };
+        if digests.stamp != stamp {
+            *digests = Digests { stamp, of: HashMap::new() };
+        }
         let digest = self.digest(name, password);
-        self.digests.insert(name.into(), digest);
-    }
-
-    fn forget(&mut self) {
-        self.digests.clear();
+        digests.of.insert(name.into(), digest);
     }
 
     /// An HMAC of key and name under the password.
@@ -298,13 +319,19 @@ mod tests {
     }
 
     #[test]
-    fn what_was_right_is_known_until_it_is_forgotten_and_nothing_else_is() {
-        let mut known = Known::new();
-        known.learn("bob", b"hunter2");
+    fn what_was_right_is_known_until_the_file_changes_and_nothing_else_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("users");
+        std::fs::write(&path, "# nobody\n").unwrap();
+        let file = UsersFile::open(&path).unwrap();
+        let known = Known::of(&file);
+        known.learn(file.stamp, "bob", b"hunter2");
         assert!(known.has("bob", b"hunter2"));
         assert!(!known.has("bob", b"hunter3") && !known.has("carol", b"hunter2") && !known.has("bob", b""));
-        known.forget();
+        std::fs::write(&path, "# nobody any more\n").unwrap();
         assert!(!known.has("bob", b"hunter2"));
-        assert_ne!(Known::new().digest("bob", b"x"), Known::new().digest("bob", b"x"), "the key is drawn anew");
+        known.learn(Stamp::now(&path), "eve", b"x");
+        assert!(known.has("eve", b"x") && !known.has("bob", b"hunter2"));
+        assert_ne!(Known::of(&file).digest("bob", b"x"), known.digest("bob", b"x"), "the key is drawn anew");
     }
 }

@@ -76,6 +76,13 @@ struct Stamp {
     bytes: u64,
 }
 
+impl Stamp {
+    /// `None`: it is not there.
+    fn now(path: &Path) -> Option<Self> {
+        fs::metadata(path).ok().map(|metadata| Self::from(&metadata))
+    }
+}
+
 impl From<&Metadata> for Stamp {
     fn from(metadata: &Metadata) -> Self {
         Self { modified: metadata.modified().ok(), bytes: metadata.len() }
@@ -101,7 +108,7 @@ impl UsersFile {
 
     /// Reads it again when it has changed. True: there are other users now.
     fn refresh(&mut self) -> bool {
-        let now = fs::metadata(&self.path).ok().map(|metadata| Stamp::from(&metadata));
+        let now = Stamp::now(&self.path);
         if now == self.stamp {
             return false;
         }
