@@ -55,7 +55,6 @@ pub struct Kept {
 impl Kept {
     /// Of the broker of that name.
     #[must_use]
-    #[expect(clippy::implicit_hasher, reason = "it is the map that the buffer has made")]
     pub fn of(name: &str, sessions: &HashMap<Arc<str>, StoredSession>) -> Self {
         let prefix = filter_key(name, "");
         let filters = sessions.keys().filter_map(|key| key.strip_prefix(&*prefix)).map(str::to_owned).collect();

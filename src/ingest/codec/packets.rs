@@ -157,10 +157,9 @@ fn protocol(reader: &mut Reader<'_>) -> Result<MqttVersion, DecodeError> {
     let name = reader.binary()?;
     let level = reader.u8()?;
     match (name, level & !BRIDGE) {
-        (b"MQTT", 4) => Ok(MqttVersion::V311),
+        // MQTT 3.1 has a name and number of its own, and differs from 3.1.1 in nothing that a publisher says.
+        (b"MQTT", 4) | (b"MQIsdp", 3) => Ok(MqttVersion::V311),
         (b"MQTT", 5) => Ok(MqttVersion::V5),
-        // The name and number of MQTT 3.1, which differs from 3.1.1 in nothing that a publisher says.
-        (b"MQIsdp", 3) => Ok(MqttVersion::V311),
         (b"MQTT" | b"MQIsdp", _) => Err(DecodeError::UnsupportedVersion(level)),
         _ => Err(DecodeError::Malformed("CONNECT of another protocol than MQTT")),
     }

@@ -143,17 +143,15 @@ fn a_will_with_a_wildcard_is_refused_and_one_for_a_topic_of_the_server_is_set_as
     bridge.will.as_mut().unwrap().topic = "$SYS/broker/connection/x/state";
     let admission = admitted(&bridge, &terms());
     assert!(admission.will.is_none() && admission.will_set_aside);
-    for (version, wildcard) in [(V311, None), (V5, Some(0x90))] {
-        for (topic, wanted) in [("a/+", wildcard)] {
-            let mut bad = connect(version, "press").with_will(0);
-            bad.will.as_mut().unwrap().topic = topic;
-            let (answer, _) = refused(&bad.bytes(), &terms());
-            let told = packets(version, &answer).first().map(|packet| match packet {
-                Packet::ConnAck(ack) => ack.reason,
-                other => panic!("{other:?}"),
-            });
-            assert_eq!(told, wanted, "{topic}");
-        }
+    for (version, wanted) in [(V311, None), (V5, Some(0x90))] {
+        let mut bad = connect(version, "press").with_will(0);
+        bad.will.as_mut().unwrap().topic = "a/+";
+        let (answer, _) = refused(&bad.bytes(), &terms());
+        let told = packets(version, &answer).first().map(|packet| match packet {
+            Packet::ConnAck(ack) => ack.reason,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(told, wanted);
     }
 }
 
