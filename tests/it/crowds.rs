@@ -15,8 +15,9 @@ use crate::support::kafka;
 use crate::support::wire::{Connect, Message, Packet, Version};
 use crate::support::{Outcome, PATIENCE, Trouble, trouble, wait_until};
 
-/// Last numbers of 127.0.0.x: the one that keeps others out, and the others.
-const HOSTILE: u8 = 66;
+/// Last numbers of 127.0.0.x: those that keep others out, and the others.
+const SILENT: u8 = 66;
+const GUESSING: u8 = 67;
 const HONEST: u8 = 7;
 
 /// Goes on until it is stopped.
@@ -60,7 +61,7 @@ fn silent_sockets(gateway: &Gateway, sockets: usize) -> Nuisance {
     Nuisance::start(1, move |_, _| {
         let Ok(mut open) = open.lock() else { return };
         while open.len() < sockets {
-            match Connection::dial_as(HOSTILE, address, Version::V5) {
+            match Connection::dial_as(SILENT, address, Version::V5) {
                 Ok(silent) => open.push_back(silent),
                 Err(_refused) => break,
             }
@@ -76,7 +77,7 @@ fn wrong_passwords(gateway: &Gateway, threads: usize) -> Nuisance {
     Nuisance::start(threads, move |thread, n| {
         // It is to press on the agent, and not on whatever else runs on this machine.
         std::thread::sleep(Duration::from_millis(5));
-        let Ok(mut guess) = Connection::dial_as(HOSTILE, address, Version::V311) else { return };
+        let Ok(mut guess) = Connection::dial_as(GUESSING, address, Version::V311) else { return };
         let wrong = credentials(clean(&format!("guess-{thread}-{n}")), "bob", &format!("guess {n}"));
         if guess.send(&Packet::Connect(wrong)).is_ok() {
             drop(guess.next(Duration::from_millis(10)));
@@ -127,7 +128,7 @@ fn three_hundred_silent_sockets_of_one_host_keep_nobody_out() -> Outcome<()> {
     let refused = || super::session::link(&agent, 0, "refusals").unwrap_or_default();
     wait_until("the listener to be full", PATIENCE, || refused() > 20)?;
     // Of another host, and of the very same.
-    for (host, visits) in [(HONEST, 100), (HOSTILE, 30)] {
+    for (host, visits) in [(HONEST, 100), (SILENT, 30)] {
         let mut longest = Duration::ZERO;
         for n in 0..visits {
             longest = longest.max(visit(&gateway, host, clean(&format!("honest-{n}")))?);
@@ -158,7 +159,7 @@ fn wrong_passwords_by_the_thousand_keep_nobody_out() -> Outcome<()> {
         let (name, password) = if n % 2 == 0 { ("bob", "hunter2") } else { ("eve", "hunter3") };
         longest = longest.max(visit(&gateway, HONEST, credentials(clean(name), name, password))?);
         // And beside the flood, at its address: who was there before.
-        longest = longest.max(visit(&gateway, HOSTILE, credentials(clean(name), name, password))?);
+        longest = longest.max(visit(&gateway, GUESSING, credentials(clean(name), name, password))?);
     }
     eprintln!("100 visits through {} guesses, the longest {longest:?}", guesses.stop()?);
     few_complaints(&agent)

@@ -292,7 +292,7 @@ fn a_filter_that_is_taken_out_of_the_configuration_is_unsubscribed_at_the_next_c
         agent.stop(PATIENCE)?;
         gateway.broker_is(&more(&stays));
         let agent = gateway.start()?;
-        agent.wait_log(&["\"unsubscribed", "/goes/#"])?;
+        agent.wait_log(&["unsubscribed: the configuration", "/goes/#"])?;
         for (n, name) in ["goes", "stays"].into_iter().enumerate() {
             let plan = Plan::new(&format!("{topic}-{n}"), &format!("{topic}/{name}/x"), 1).count(5);
             publish_all(broker.address(), plan)?;
@@ -303,7 +303,7 @@ fn a_filter_that_is_taken_out_of_the_configuration_is_unsubscribed_at_the_next_c
         agent.kill();
         let agent = gateway.start()?;
         agent.wait_subscribed(4)?;
-        let said = agent.log().lines().filter(|line| line.contains("\"unsubscribed")).count();
+        let said = agent.log().lines().filter(|line| line.contains("unsubscribed: the")).count();
         assert_eq!(said, 1, "{}", agent.log());
     }
     Ok(())

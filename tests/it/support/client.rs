@@ -35,6 +35,8 @@ impl Connection {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         let stream = runtime.block_on(async {
             let socket = tokio::net::TcpSocket::new_v4()?;
+            // Many short connections leave their ports in TIME_WAIT.
+            socket.set_reuseaddr(true)?;
             socket.bind(SocketAddr::from(([127, 0, 0, host], 0)))?;
             socket.connect(address).await?.into_std()
         })?;
