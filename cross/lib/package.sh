@@ -35,7 +35,7 @@ put_gz() { # SOURCE DESTINATION
     gzip -9n <"$1" >"$2"
 }
 
-# What the unit's author wants to be found beside it: drop-ins.
+# What the unit's author wants to be found beside it: drop-ins, and the lines that mosquitto needs.
 put_examples() { # DESTINATION
     local file
     while read -r file; do
