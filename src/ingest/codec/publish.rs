@@ -55,12 +55,12 @@ impl Publish {
         std::str::from_utf8(name).unwrap_or_default()
     }
 
-    /// Why it can only be a dead letter, if so.
+    /// Why it can only be a dead letter, if so. Its size in powers of two: each reason is a line of the log, and there may be
+    /// no more of these than a person reads.
     #[must_use]
     pub fn flaw(&self) -> Option<Box<str>> {
-        let (whole, kept) = (self.whole_bytes?, self.payload_len());
-        let what = format!("larger than max_packet_bytes: of {whole} bytes of payload the first {kept} are kept");
-        Some(what.into())
+        let kib = self.whole_bytes?.div_ceil(1024).next_power_of_two();
+        Some(format!("larger than max_packet_bytes: up to {kib} KiB of payload, of which the beginning is kept").into())
     }
 
     /// Keeps the first bytes of the payload, of which `missing` are not here.

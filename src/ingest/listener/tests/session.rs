@@ -379,7 +379,7 @@ fn a_message_that_is_too_large_is_passed_over_and_what_is_behind_it_comes() {
         assert_eq!((head.len(), &behind.payload[..]), (usize::from(!refused), &b"behind"[..]));
         for head in head {
             assert_eq!((&*head.topic, &head.payload[..]), ("hall/7", &payload[..KEPT_OF_OVERSIZED_BYTES]));
-            assert!(head.flaw().unwrap().contains("of 20000 bytes"), "{:?}", head.flaw());
+            assert!(head.flaw().unwrap().contains("up to 32 KiB"), "{:?}", head.flaw());
         }
         assert!(behind.flaw().is_none());
     }
