@@ -42,6 +42,12 @@ pub struct Sender {
 }
 
 impl Event {
+    /// Why this is not what was published, and can only be a dead letter.
+    #[must_use]
+    pub fn flaw(&self) -> Option<&str> {
+        self.properties.as_ref()?.flaw.as_deref()
+    }
+
     /// Bytes this event is charged with wherever memory is bounded: its contents plus the structs around them.
     #[must_use]
     pub fn cost_bytes(&self) -> usize {
@@ -79,6 +85,8 @@ pub struct Properties {
     pub payload_format: Option<u8>,
     /// Seconds that the message was good for when it came here.
     pub expiry_s: Option<u32>,
+    /// Not a property of MQTT: why this is not what was published, and can only be a dead letter.
+    pub flaw: Option<Box<str>>,
     /// User properties, in order, repeated names kept.
     pub user: Vec<(Box<str>, Box<str>)>,
 }
@@ -96,6 +104,7 @@ impl Properties {
         let fixed = self.content_type.as_ref().map_or(0, |t| t.len());
         let fixed = fixed.saturating_add(self.correlation_data.as_ref().map_or(0, Bytes::len));
         let fixed = fixed.saturating_add(self.response_topic.as_ref().map_or(0, |t| t.len()));
+        let fixed = fixed.saturating_add(self.flaw.as_ref().map_or(0, |t| t.len()));
         self.user.iter().fold(fixed.saturating_add(size_of::<Self>()), |sum, (k, v)| {
             sum.saturating_add(k.len()).saturating_add(v.len()).saturating_add(USER_PROPERTY_OVERHEAD_BYTES)
         })

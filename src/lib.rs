@@ -39,12 +39,15 @@
 //!    `no_acknowledged_reading_is_lost_when_the_agent_behind_its_listener_is_killed` and
 //!    `a_parked_topic_that_is_overtaken_is_seen` (the control).
 //! 5. **Everything is bounded**: disk, memory, open files, reconnect rate, log rate. No bound is silent.
-//!    Kept by `buffer/limits.rs`, `ingest/door.rs`, `forward/admission.rs`, `forward/fates.rs` and `retry.rs`. Proven by
+//!    Kept by `buffer/limits.rs`, `ingest/door.rs`, `ingest/listener/gate.rs`, `forward/admission.rs`, `forward/fates.rs`
+//!    and `retry.rs`. Proven by
 //!    `sensors_that_make_25_000_topics_hold_up_nobody`, `topics_of_60_kb_do_not_pile_up_in_memory`,
 //!    `dead_letters_fit_where_their_readings_were_and_are_said_once`,
 //!    `memory_is_bounded_while_kafka_is_away_and_200_000_readings_pile_up_and_drain`,
 //!    `a_full_buffer_acknowledges_nothing_settles_on_and_opens_again`,
-//!    `an_oversized_packet_does_not_make_a_loop_and_does_not_stop_others` and `an_unbounded_intake_is_seen` (a control).
+//!    `an_oversized_packet_does_not_make_a_loop_and_does_not_stop_others`,
+//!    `small_readings_do_not_keep_the_large_reads_that_brought_them`, `three_hundred_silent_sockets_of_one_host_keep_nobody_out`
+//!    and `an_unbounded_intake_is_seen` (a control).
 //! 6. **In doubt, stop.** After a failed write or an unknown commit outcome: stop acknowledging, reopen, re-read, go on
 //!    from what the disk says. Never a crash loop on bad input, never an in-memory fallback, never a deleted buffer.
 //!    Kept by `buffer/open.rs` and `buffer/writer.rs`. Proven by `a_failing_disk_acknowledges_nothing_and_recovers_unaided`,

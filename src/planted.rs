@@ -20,6 +20,8 @@ pub enum Bug {
     NoBackoff,
     /// The intake admits everything at once.
     UnboundedIntake,
+    /// Small payloads keep the whole read that brought them in memory.
+    PinnedReads,
     /// New events of a parked topic are not put behind the parked ones.
     ParkedOutOfOrder,
     /// Events of a missing topic are released instead of parked.
@@ -92,6 +94,7 @@ impl Bug {
             Self::NoResubscribe => "no-resubscribe",
             Self::NoBackoff => "no-backoff",
             Self::UnboundedIntake => "unbounded-intake",
+            Self::PinnedReads => "pinned-reads",
             Self::ParkedOutOfOrder => "parked-out-of-order",
             Self::DropParked => "drop-parked",
             Self::CarelessStop => "careless-stop",

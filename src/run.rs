@@ -219,7 +219,7 @@ impl Stages {
         }
         let mut watched = Watched::default();
         let recovery = forward::Recovery::from(&recovered);
-        let Recovered { buffer_id, routes: route_ids, gone, mut sessions, .. } = recovered;
+        let Recovered { buffer_id, routes: route_ids, gone, sessions, .. } = recovered;
         let routes = Arc::new(config.routes);
         let running = buffer.start(watched.pulse("buffer"))?;
 
@@ -247,10 +247,10 @@ impl Stages {
         let (stop_ingest, stop) = stop::pair();
         let mut ingest = JoinSet::new();
         for settings in config.mqtt {
-            let stored = sessions.remove(&*broker::session_key(&settings.name)).unwrap_or_default();
+            let kept = broker::Kept::of(&settings.name, &sessions);
             let status = watched.link(&settings.name, "broker");
             let pulse = watched.pulse(&format!("mqtt {}", settings.name));
-            let running = broker::run(settings, entrance.clone(), stored, status, pulse, stop.clone());
+            let running = broker::run(settings, entrance.clone(), kept, status, pulse, stop.clone());
             ingest.spawn(async move {
                 running.await;
                 Ok(())

@@ -35,12 +35,13 @@ put_gz() { # SOURCE DESTINATION
     gzip -9n <"$1" >"$2"
 }
 
-# What the unit's author wants to be found beside it: drop-ins.
+# What the unit's author wants to be found beside it: drop-ins, and the lines that mosquitto needs.
 put_examples() { # DESTINATION
     local file
     while read -r file; do
         put 644 "systemd/$file" "$1/$file"
     done < <(cd systemd && find . -type f ! -name tidegate.service -printf '%P\n' | LC_ALL=C sort)
+    put 644 config/mosquitto.conf.example "$1/mosquitto.conf.example"
 }
 
 build_deb() {

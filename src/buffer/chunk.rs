@@ -4,7 +4,8 @@
 //! QoS, bit 2 retain, bit 3 dup. Headers: null, or `[content type or null, correlation data or null, [[name, value], …]]`.
 //! Facts: null, or a map of what only some events have, each under a letter: `c` client id, `u` user, `r` response topic,
 //! `f` payload format, `e` expiry in seconds, `t` the clock that told its arrival, `[boot, ms since 1970 at boot,
-//! synchronised]`, where it is another one than that of the event before. Before format version 3 of the database there were no facts and no bit 3.
+//! synchronised]`, where it is another one than that of the event before,
+//! `x` why it can only be a dead letter. Before format version 3 of the database there were no facts and no bit 3.
 //! A chunk is read back into memory that its events share: their payloads are slices of it.
 
 use std::collections::HashSet;
@@ -53,6 +54,8 @@ struct Facts<'a> {
     expiry_s: Option<u32>,
     #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
     clock: Option<ClockFact>,
+    #[serde(rename = "x", default, skip_serializing_if = "Option::is_none")]
+    flaw: Option<&'a str>,
 }
 
 /// [`Clock`], by its fields.
@@ -99,6 +102,7 @@ impl<'a> Facts<'a> {
             payload_format: properties.and_then(|p| p.payload_format),
             expiry_s: properties.and_then(|p| p.expiry_s),
             clock: (event.clock != before).then_some(ClockFact(boot, booted_ms, synchronised)),
+            flaw: properties.and_then(|p| p.flaw.as_deref()),
         };
         (facts != Self::default()).then_some(facts)
     }
@@ -212,6 +216,7 @@ impl ChunkReader {
                 response_topic: facts.response_topic.map(Box::from),
                 payload_format: facts.payload_format,
                 expiry_s: facts.expiry_s,
+                flaw: facts.flaw.map(Box::from),
                 user: user.into_iter().map(|(k, v)| (Box::from(k), Box::from(v))).collect(),
             })
         });
@@ -277,13 +282,15 @@ mod tests {
             proptest::option::of("[a-z/]{0,12}"),
             proptest::option::of(0u8..2),
             proptest::option::of(any::<u32>()),
+            proptest::option::of("[a-z ]{0,12}"),
         )
-            .prop_map(|(content_type, correlation, user, response_topic, payload_format, expiry_s)| Properties {
+            .prop_map(|(content_type, correlation, user, response_topic, payload_format, expiry_s, flaw)| Properties {
                 content_type: content_type.map(Into::into),
                 correlation_data: correlation.map(Into::into),
                 response_topic: response_topic.map(Into::into),
                 payload_format,
                 expiry_s,
+                flaw: flaw.map(Into::into),
                 user: user.into_iter().map(|(k, v)| (k.into(), v.into())).collect(),
             });
         let payload = prop_oneof![

@@ -117,6 +117,12 @@ impl<R> Intake<R> {
         Arc::clone(&self.room).try_acquire_many_owned(permits(bytes)).ok().map(Room)
     }
 
+    /// Is there room for that many bytes? Only a look: nothing is reserved.
+    #[must_use]
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.room.available_permits() >= bytes
+    }
+
     /// Waits for room; meanwhile the caller does not read its socket.
     ///
     /// # Errors

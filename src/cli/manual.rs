@@ -52,7 +52,10 @@ fn page() -> String {
     for (file, what) in [
         ("/etc/tidegate/tidegate.toml", "The configuration: tidegate.toml(5)."),
         ("/var/lib/tidegate", "The buffer. Under systemd it is a link to /var/lib/private/tidegate."),
-        ("/usr/share/doc/tidegate/examples", "Drop-ins for the service: credentials, a data folder elsewhere."),
+        (
+            "/usr/share/doc/tidegate/examples",
+            "Drop-ins for the service, and the lines that mosquitto needs to lose nothing.",
+        ),
     ] {
         item(&mut text, file, what);
     }

@@ -342,9 +342,11 @@ fn listener(
     let anonymous = section.flag("anonymous");
     let access = check_access(section, address.as_ref().ok(), users_file.as_ref().ok(), anonymous);
     let max_connections = section.count("max_connections");
+    let max_connections_per_address = section.count("max_connections_per_address");
     let max_keepalive = section.time("max_keepalive");
     let max_packet_bytes = section.size("max_packet_bytes");
     let receive_maximum = section.count("receive_maximum");
+    let subscriptions = section.choice("subscriptions", &[("accept", true), ("refuse", false)]);
     let max_session_expiry = section.time("max_session_expiry");
     let () = access?;
     Ok(Listener {
@@ -352,9 +354,11 @@ fn listener(
         address: address?,
         users_file: users_file?,
         max_connections: max_connections?,
+        max_connections_per_address: max_connections_per_address?,
         max_keepalive: max_keepalive?,
         max_packet_bytes: max_packet_bytes?,
         receive_maximum: receive_maximum?,
+        subscriptions: subscriptions?,
         max_session_expiry: max_session_expiry?,
     })
 }

@@ -296,7 +296,9 @@ pub(super) const MQTT: Table = Table {
                 reason: "without a session the broker forgets what comes while the agent is away",
             },
             default: Default::Is("\"7d\""),
-            why: "How long the broker keeps the session while the agent is away (MQTT 5; on 3.1.1 the broker decides).",
+            why: "How long the broker keeps the session while the agent is away (MQTT 5; on 3.1.1 the broker decides). How \
+                  much it keeps is for its own settings to say: mosquitto throws away what is beyond 1000 messages, unless \
+                  it has the lines of mosquitto.conf.example.",
         },
         Key {
             name: "keepalive",
@@ -407,7 +409,15 @@ pub(super) const LISTEN: Table = Table {
             name: "max_connections",
             kind: Kind::Count { min: 1, max: 10_000, reason: "each is an open file and a few KiB of memory" },
             default: Default::Is("256"),
-            why: "Connections at a time; more are refused.",
+            why: "Connections at a time. When all are taken, a client of an address that has few gets the place of one of \
+                  the address that has the most, if there is such a difference; else more are refused.",
+        },
+        Key {
+            name: "max_connections_per_address",
+            kind: Kind::Count { min: 1, max: 10_000, reason: "as max_connections" },
+            default: Default::Is("128"),
+            why: "The same of one address (IPv6: one /64), so that one host cannot take all. Sensors behind one router \
+                  with NAT, and programs on this machine, count as one address: raise it for more of them.",
         },
         Key {
             name: "max_keepalive",
@@ -418,7 +428,9 @@ pub(super) const LISTEN: Table = Table {
                 reason: "two bytes of seconds in MQTT",
             },
             default: Default::Is("\"10m\""),
-            why: "Longest keepalive granted; who asks for more, or for none, gets this, so that dead connections end.",
+            why: "Longest keepalive granted; who asks for more, or for none, gets this, so that dead connections end: after \
+                  one and a half times of it without a word. MQTT 5 clients are told. MQTT 3.1.1 clients cannot be: \
+                  raise it if such a client is silent for longer and lives.",
         },
         Key {
             name: "max_packet_bytes",
@@ -430,7 +442,14 @@ pub(super) const LISTEN: Table = Table {
             name: "receive_maximum",
             kind: RECEIVE_MAXIMUM,
             default: Default::Is("100"),
-            why: "QoS 1 and 2 messages in flight from one client; clients are told on MQTT 5.",
+            why: "QoS 1 and 2 messages in flight from one client; clients are told on MQTT 5. Those that send more are taken.",
+        },
+        Key {
+            name: "subscriptions",
+            kind: Kind::Choice(&["accept", "refuse"], &[]),
+            default: Default::Is("\"accept\""),
+            why: "What a SUBSCRIBE gets. Nothing is ever sent to clients; but many devices subscribe to a command topic, and \
+                  some of them do not go on when it is refused.",
         },
         Key {
             name: "max_session_expiry",

@@ -153,12 +153,16 @@ pub struct Listener {
     pub users_file: Option<PathBuf>,
     /// Connections at a time.
     pub max_connections: usize,
+    /// The same of one address.
+    pub max_connections_per_address: usize,
     /// Longest keepalive granted; a client that asks for more, or for none, gets this (MQTT 5: Server Keep Alive).
     pub max_keepalive: Duration,
     /// Largest packet accepted.
     pub max_packet_bytes: u32,
     /// QoS 1 and 2 messages in flight a client, announced on MQTT 5.
     pub receive_maximum: u16,
+    /// A SUBSCRIBE is granted, though nothing will be sent.
+    pub subscriptions: bool,
     /// Longest session expiry granted.
     pub max_session_expiry: Duration,
 }

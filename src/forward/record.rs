@@ -424,6 +424,7 @@ mod tests {
                 response_topic: Some("answers/7".into()),
                 payload_format: Some(1),
                 expiry_s: Some(60),
+                flaw: None,
             })),
             ..event(b"x")
         };

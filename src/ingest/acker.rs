@@ -29,14 +29,17 @@
 use bytes::BytesMut;
 
 use super::codec::encode::{self, AckKind};
+use super::codec::reason;
 use super::receipt::{Answer, Epoch, Receipts};
 use crate::buffer::Durable;
+use crate::config::MqttVersion;
 use crate::planted::{Bug, planted};
 
 /// Writes the acknowledgements of one connection.
 #[derive(Debug)]
 pub struct Acker {
     epoch: Epoch,
+    version: MqttVersion,
 }
 
 /// What one commit allowed.
@@ -52,8 +55,8 @@ pub struct Acknowledged {
 impl Acker {
     /// For that connection.
     #[must_use]
-    pub fn new(epoch: Epoch) -> Self {
-        Self { epoch }
+    pub fn new(epoch: Epoch, version: MqttVersion) -> Self {
+        Self { epoch, version }
     }
 
     /// The connection whose receipts are answered.
@@ -74,16 +77,19 @@ impl Acker {
             if receipt.epoch() != self.epoch && !planted(Bug::NoConnectionEpoch) {
                 continue;
             }
-            let kind = match receipt.answer() {
-                Answer::PubAck => AckKind::PubAck,
-                Answer::PubRec => AckKind::PubRec,
-                Answer::PubComp => AckKind::PubComp,
+            let (kind, reason) = match receipt.answer() {
+                Answer::PubAck => (AckKind::PubAck, reason::SUCCESS),
+                Answer::PubRec => (AckKind::PubRec, reason::SUCCESS),
+                Answer::PubComp => (AckKind::PubComp, reason::SUCCESS),
+                // In its turn among the others, as the standard wants it.
+                Answer::NoPubAck(reason) => (AckKind::PubAck, reason),
+                Answer::NoPubRec(reason) => (AckKind::PubRec, reason),
                 Answer::Proceed => {
                     done.proceed = true;
                     continue;
                 }
             };
-            encode::ack(out, kind, receipt.packet_id());
+            encode::ack_with_reason(out, self.version, kind, receipt.packet_id(), reason);
             done.packets = done.packets.saturating_add(1);
         }
         done
@@ -108,7 +114,7 @@ mod tests {
 
     #[test]
     fn answers_leave_in_arrival_order() {
-        let acker = Acker::new(Epoch::next());
+        let acker = Acker::new(Epoch::next(), MqttVersion::V311);
         let receipt = |id, answer| Receipt::new(acker.epoch(), id, answer);
         let receipts = vec![
             receipt(2, Answer::PubAck),
@@ -122,6 +128,20 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_has_its_place_among_the_answers_and_its_reason_on_mqtt_5() {
+        for (version, refusal) in
+            [(MqttVersion::V5, &b"\x40\x03\0\x07\x87"[..]), (MqttVersion::V311, b"\x40\x02\0\x07")]
+        {
+            let acker = Acker::new(Epoch::next(), version);
+            let receipts = [(6, Answer::PubAck), (7, Answer::NoPubAck(0x87)), (8, Answer::PubRec)];
+            let receipts = receipts.map(|(id, answer)| Receipt::new(acker.epoch(), id, answer));
+            let mut out = BytesMut::new();
+            assert_eq!(acker.answer(receipts.into(), &mut out).packets, 3);
+            assert_eq!(&out[..], [b"\x40\x02\0\x06", refusal, b"\x50\x02\0\x08"].concat());
+        }
+    }
+
+    #[test]
     fn receipts_of_another_connection_are_dropped() {
         let (before, now) = (Epoch::next(), Epoch::next());
         let receipts = vec![
@@ -130,7 +150,10 @@ mod tests {
             Receipt::new(before, 0, Answer::Proceed),
         ];
         let mut out = BytesMut::new();
-        assert_eq!(Acker::new(now).answer(receipts, &mut out), Acknowledged { packets: 1, proceed: false });
+        assert_eq!(
+            Acker::new(now, MqttVersion::V5).answer(receipts, &mut out),
+            Acknowledged { packets: 1, proceed: false }
+        );
         assert_eq!(&out[..], b"\x40\x02\x00\x02");
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! Pure: no clock, no channel. The [`Door`](super::door::Door) takes a batch to the buffer.
 
+use bytes::Bytes;
+
 use crate::buffer::IdChange;
 use crate::clock::Moment;
-use crate::event::{Event, Qos, RouteId};
-use crate::ingest::codec::Publish;
+use crate::event::{Event, Properties, Qos, RouteId};
+use crate::ingest::codec::{Flawed, Publish};
 use crate::ingest::receipt::{Answer, Epoch, Receipt, Receipts};
 use crate::ingest::topics::Topics;
 use crate::ingest::unreleased::{Delivery, Unreleased};
@@ -60,10 +62,51 @@ impl Batch {
         let (topic, route) = topics.resolve(publish.topic());
         let (qos, retain, dup) = (publish.qos, publish.retain, publish.dup);
         let mut publish = publish;
-        let (sender, properties) = (topics.sender(), publish.properties.take());
+        let (sender, mut properties) = (topics.sender(), publish.properties.take());
+        if let Some(flaw) = publish.flaw() {
+            properties.get_or_insert_default().flaw = Some(flaw);
+        }
         let payload = publish.into_payload();
         let Moment { wall_ms: arrived_ms, clock } = arrived;
         self.event(Event { topic, payload, qos, retain, dup, arrived_ms, clock, route, sender, properties });
+    }
+
+    /// A PUBLISH came that cannot be read, and would come for ever: it is answered, and its bytes are put where they can be
+    /// looked at.
+    pub fn flawed(&mut self, epoch: Epoch, flawed: Flawed, why: &str, arrived: Moment, topics: &mut Topics) {
+        self.messages = self.messages.saturating_add(1);
+        let Flawed { qos, packet_id, topic, bytes } = flawed;
+        match qos {
+            Qos::AtMostOnce => {}
+            Qos::AtLeastOnce => self.answer(Receipt::new(epoch, packet_id, Answer::PubAck)),
+            Qos::ExactlyOnce => self.answer(Receipt::new(epoch, packet_id, Answer::PubRec)),
+        }
+        let (topic, route) = topics.resolve(&topic);
+        let properties = Properties { flaw: Some(why.into()), ..Properties::default() };
+        let Moment { wall_ms: arrived_ms, clock } = arrived;
+        self.event(Event {
+            topic,
+            // Its own memory, as every payload: the read that brought it is larger.
+            payload: Bytes::copy_from_slice(&bytes),
+            qos,
+            retain: false,
+            dup: false,
+            arrived_ms,
+            clock,
+            route,
+            sender: topics.sender(),
+            properties: Some(Box::new(properties)),
+        });
+    }
+
+    /// A PUBLISH came that is not taken: it is answered in its turn, and nothing of it is stored.
+    pub fn refuse(&mut self, epoch: Epoch, publish: &Publish, reason: u8) {
+        self.messages = self.messages.saturating_add(1);
+        match publish.qos {
+            Qos::AtMostOnce => {}
+            Qos::AtLeastOnce => self.answer(Receipt::new(epoch, publish.packet_id, Answer::NoPubAck(reason))),
+            Qos::ExactlyOnce => self.answer(Receipt::new(epoch, publish.packet_id, Answer::NoPubRec(reason))),
+        }
     }
 
     /// A PUBREL came: PUBCOMP follows when the id is durably forgotten (custody rule 3).

@@ -95,6 +95,12 @@ impl Door {
         Ok(Submitted::Wait)
     }
 
+    /// Is there room for that many bytes now?
+    #[must_use]
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.intake.has_room(bytes)
+    }
+
     /// Room for that batch. The future owns what it needs: keep it beside the door and poll it with the rest.
     ///
     /// # Errors
@@ -131,6 +137,19 @@ impl Door {
         }
         let change = SessionChange { session: Arc::clone(&self.session), changes };
         self.send(Vec::new(), vec![change], Receipts::new(), None)
+    }
+
+    /// What is to be remembered beside the session, under keys of their own. Takes no room either: there is at most one
+    /// of it for each filter of a link and each connection.
+    ///
+    /// # Errors
+    /// When the buffer has stopped.
+    pub fn note(&mut self, notes: Vec<(Arc<str>, IdChange)>) -> Result<(), Stopped> {
+        if notes.is_empty() {
+            return Ok(());
+        }
+        let changes = notes.into_iter().map(|(session, change)| SessionChange { session, changes: vec![change] });
+        self.send(Vec::new(), changes.collect(), Receipts::new(), None)
     }
 
     /// The buffer has answered a batch.
@@ -225,7 +244,7 @@ mod tests {
             Entrance { intake: running.intake.clone(), routes: Arc::default(), route_ids: recovered.routes.into() };
         let status = Arc::new(LinkStatus::new("b", "broker"));
         let (mut door, mut replies) = Door::new(&entrance, "broker:b".into(), Arc::clone(&status));
-        let acker = Acker::new(Epoch::next());
+        let acker = Acker::new(Epoch::next(), MqttVersion::V311);
         let mut batch = batch(acker.epoch(), &mut entrance.topics(1000));
 
         let everything = running.intake.try_reserve(usize::MAX).expect("an empty buffer has room");

@@ -1,7 +1,7 @@
 //! The read buffer of one connection.
 //!
-//! Payloads are slices of it, so its memory lives until the last event in it is committed. Reads therefore start
-//! small and grow with the traffic: an idle sensor costs 2 KiB, a busy link reads 64 KiB at a time.
+//! Reads start small and grow with the traffic: an idle sensor costs 2 KiB, a busy link reads 64 KiB at a time. Small
+//! payloads are copied out of it (`codec::Publish::into_payload`); a large one is a slice, and keeps its read alive.
 
 use bytes::BytesMut;
 

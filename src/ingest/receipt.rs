@@ -40,6 +40,10 @@ pub enum Answer {
     PubAck,
     /// PUBREC to a QoS 2 PUBLISH.
     PubRec,
+    /// PUBACK with that MQTT 5 reason: the message was not taken.
+    NoPubAck(u8),
+    /// PUBREC with that MQTT 5 reason: the message was not taken.
+    NoPubRec(u8),
     /// PUBCOMP to a PUBREL, once the packet id is durably forgotten.
     PubComp,
     /// No packet: a change of the session itself is on disk, and the connection may take its next step

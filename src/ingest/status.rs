@@ -31,6 +31,10 @@ pub struct LinkStatus {
     pub failures: AtomicU64,
     /// Connections or subscriptions refused (credentials, limits, SUBACK).
     pub refusals: AtomicU64,
+    /// SUBSCRIBE filters that a listener granted, though nothing will be sent.
+    pub subscriptions: AtomicU64,
+    /// Messages and wills to topics of the server's (`$…`), which a listener does not forward.
+    pub set_aside: AtomicU64,
     last_error: Mutex<String>,
 }
 
@@ -51,6 +55,8 @@ impl LinkStatus {
             connects: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             refusals: AtomicU64::new(0),
+            subscriptions: AtomicU64::new(0),
+            set_aside: AtomicU64::new(0),
             last_error: Mutex::new(String::new()),
         }
     }

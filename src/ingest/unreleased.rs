@@ -40,13 +40,16 @@ pub enum Delivery {
 }
 
 impl Unreleased {
-    /// The ids that the buffer has kept, in a session that is the same for both sides beyond doubt.
+    /// The ids of a session that is ours to keep: of a listener, whose CONNACK says whether it goes on. A PUBLISH under such an
+    /// id with the same message is a repeat, with DUP or without: mqtt.js and rumqttc never set it (13 readings of 2,049
+    /// were stored twice in five kills). A sensor that has lost its memory and says under an old id what it had said
+    /// under it is taken for one that repeats itself.
     #[must_use]
     pub fn resumed(ids: PacketIds) -> Self {
         Self { ids, inherited: BTreeSet::new() }
     }
 
-    /// The ids that the buffer has kept, in a session that lives at the peer. Whether it is still the same one is not
+    /// The ids of a session that lives at the peer: at a broker. Whether it is still the same one is not
     /// quite certain: if the broker lost it and this process died between the CONNACK that said so and the commit that
     /// forgets the ids, the next CONNACK says "session present", and means the new one. So a PUBLISH under such an id
     /// counts as a repeat only
@@ -60,12 +63,6 @@ impl Unreleased {
     #[must_use]
     pub fn inherited(ids: PacketIds) -> Self {
         Self { inherited: ids.keys().copied().collect(), ids }
-    }
-
-    /// The same ids for the next connection of a session, under the rule of [`Unreleased::inherited`].
-    #[must_use]
-    pub fn carried_over(self) -> Self {
-        Self::inherited(self.ids)
     }
 
     /// A QoS 2 PUBLISH came, with that [digest](crate::ingest::codec::Publish::digest). [`Delivery::New`] asks for an
@@ -175,8 +172,6 @@ mod tests {
         let mut ids = Unreleased::inherited(known(&[5]));
         assert_eq!(ids.publish(5, true, 99), Delivery::New);
         assert_eq!(ids.publish(5, true, 99), Delivery::Repeat);
-        let mut next = ids.carried_over();
-        assert_eq!(next.publish(5, true, 99), Delivery::Repeat, "its digest goes along");
     }
 
     #[test]

@@ -135,7 +135,17 @@ fn links(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     )?;
     page.counter("mqtt_connects", "Connections made since start.", values(|l| l.connects))?;
     page.counter("mqtt_failures", "Connections ended by an error since start.", values(|l| l.failures))?;
-    page.counter("mqtt_refusals", "Connections or subscriptions refused since start.", values(|l| l.refusals))
+    page.counter("mqtt_refusals", "Connections or subscriptions refused since start.", values(|l| l.refusals))?;
+    page.counter(
+        "mqtt_subscriptions",
+        "Filters that clients of a listener subscribed to, though nothing is sent; since start.",
+        values(|l| l.subscriptions),
+    )?;
+    page.counter(
+        "mqtt_set_aside",
+        "Messages and wills to topics that begin with $, which a listener does not forward; since start.",
+        values(|l| l.set_aside),
+    )
 }
 
 fn kafka(page: &mut Page<'_>, status: &Status) -> fmt::Result {

@@ -173,6 +173,12 @@ pub struct LinkPart {
     pub failures: u64,
     /// Connections or subscriptions refused.
     pub refusals: u64,
+    /// Filters that a listener granted, though nothing will be sent.
+    #[serde(default)]
+    pub subscriptions: u64,
+    /// Messages and wills to topics that begin with `$`, which a listener does not forward.
+    #[serde(default)]
+    pub set_aside: u64,
     /// What went wrong last.
     pub last_error: String,
 }
@@ -446,6 +452,8 @@ impl From<&LinkStatus> for LinkPart {
             connects: read(&link.connects),
             failures: read(&link.failures),
             refusals: read(&link.refusals),
+            subscriptions: read(&link.subscriptions),
+            set_aside: read(&link.set_aside),
             last_error: link.last_error(),
         }
     }

@@ -11,7 +11,7 @@ use crate::health::stuck_disk;
 use crate::hostile::{Offence, offending_broker};
 use crate::identity::{self, cloned, full_disk_at_start, lost_tail};
 use crate::kafka_away::killed_while_kafka_is_away;
-use crate::memory::flood;
+use crate::memory::{flood, small_beside_large};
 use crate::nothing_final::names_hang;
 use crate::parking::{Closed, one_of_two_topics_closed, one_record_too_large};
 use crate::refusals::{BLAMING, FINAL, Mode, Refused, refused};
@@ -81,6 +81,11 @@ fn a_missing_back_off_is_seen() -> Outcome<()> {
 #[test]
 fn an_unbounded_intake_is_seen() -> Outcome<()> {
     red("unbounded-intake", |build| flood(build, 0))
+}
+
+#[test]
+fn reads_that_small_readings_keep_alive_are_seen() -> Outcome<()> {
+    red("pinned-reads", small_beside_large)
 }
 
 #[test]

@@ -4,7 +4,8 @@
 use crate::support::agent::{Build, Gateway};
 use crate::support::client::{Connection, keep};
 use crate::support::kafka;
-use crate::support::publisher::{Log, Plan, Publisher};
+use crate::support::mosquitto::Mosquitto;
+use crate::support::publisher::{Log, Plan, Publisher, publish_all};
 use crate::support::reader::{Reader, Record};
 use crate::support::stage::{Stage, no_holes, once, watermark_topic};
 use crate::support::stream::{Hand, Planted};
@@ -46,6 +47,37 @@ fn a_reading_whose_answer_is_lost_comes_twice_at_qos_1_under_two_ids_and_once_at
         (2, 2, 1) => Ok(()),
         (one, ids, two) => trouble!("{one} records of QoS 1 under {ids} ids, {two} of QoS 2"),
     }
+}
+
+/// While the agent is away it is mosquitto that holds the readings, which it has acknowledged.
+#[test]
+fn mosquitto_throws_readings_away_as_debian_ships_it_and_none_with_the_lines_of_the_example() -> Outcome<()> {
+    const READINGS: u64 = 3_000;
+    let example = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/mosquitto.conf.example"))?;
+    for (settings, expected) in [("", 1_000..1_100), (&*example, READINGS..READINGS + 1)] {
+        let kafka = kafka::shared()?;
+        let topic = kafka.topic("queue")?;
+        let broker = Mosquitto::as_debian_ships_it(settings)?;
+        let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+        gateway.subscribe("plant", &broker.url(), "t/#", 1, "").route("#", &topic);
+        let mut agent = gateway.start()?;
+        agent.wait_log(&["mosquitto keeps 1000 by default"])?;
+        agent.stop(PATIENCE)?;
+        publish_all(broker.address(), Plan::new("p", "t/1", 1).count(READINGS))?;
+        let agent = gateway.start()?;
+        agent.wait_subscribed(2)?;
+        // Behind all that waited.
+        let last = Message { topic: "t/last".into(), qos: 1, ..Message::default() };
+        Connection::open(broker.address(), Version::V5, keep("last"))?.0.publish(&last, 1)?;
+        let mut reader = Reader::open(&kafka.brokers(), &[&topic])?;
+        let is_last = |records: &[Record]| records.iter().any(|record| record.payload.is_empty());
+        let arrived = reader.read_until("the last one", PATIENCE, is_last)?.len() as u64 - 1;
+        eprintln!("{arrived} of {READINGS} arrive with {settings:?}");
+        if !expected.contains(&arrived) {
+            return trouble!("{arrived} of {READINGS} with {settings:?}");
+        }
+    }
+    Ok(())
 }
 
 /// A Kafka topic with two partitions, and a gateway that has died with a transaction open in one of them.

@@ -18,12 +18,14 @@
 #![allow(missing_docs, reason = "names of fields and variants say it")]
 #![allow(unreachable_pub, reason = "the benchmark includes support/ as well")]
 
+mod clients; // what client libraries do
 mod clocks; // the wall clock lies
 mod cluster; // leaders die
 mod audit; // what Kafka holds is proven, and what is missing is named
 mod config; // wrong configurations
 mod consumers; // the examples of the README, run
 mod controls; // planted bugs turn the scenarios red
+mod crowds; // one host cannot keep the others out
 mod custody; // nothing acknowledged is lost when the agent is killed
 mod damage; // flipped bits, garbage pages, a missing head
 mod exactly_once; // transactions, through kills and faults

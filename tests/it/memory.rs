@@ -8,7 +8,7 @@ use crate::support::kafka;
 use crate::support::proxy::Weather;
 use crate::support::publisher::{Plan, Publisher};
 use crate::support::settle::settle;
-use crate::support::wire::{Message, Version, write_publish};
+use crate::support::wire::{Message, Packet, Version, write_publish};
 use crate::support::{Outcome, PATIENCE, Trouble, Verdict, asked, trouble};
 
 /// Resident while readings pile up; measured: 18,100 to 18,800.
@@ -114,4 +114,32 @@ fn a_flood_of_qos_0_is_bounded_in_bytes_and_what_finds_no_room_is_counted() -> O
 #[test]
 fn a_flood_of_qos_1_waits_in_the_sockets() -> Outcome<()> {
     flood(Build::Real, 1)?
+}
+
+/// A small reading arrives with a large message that needs no room, because it is a repeat; a thousand times while one
+/// commit is waited for. What the readings are charged with is 300 KB.
+pub fn small_beside_large(build: Build) -> Outcome<Verdict> {
+    let kafka = kafka::shared()?;
+    let mut gateway = Gateway::new(build, &kafka.brokers())?;
+    gateway.listen("receive_maximum = 10000\n").route("#", &kafka.topic("pinned")?).buffer("commit_delay = \"5s\"\n");
+    let agent = gateway.start()?;
+    let (mut sensor, _) = Connection::open(gateway.listener(), Version::V311, clean("pinning"))?;
+    let large = Message { topic: "large".into(), payload: vec![b'x'; 60_000], qos: 2, ..Message::default() };
+    let small = Message { topic: "small".into(), payload: b"21.5".to_vec(), qos: 1, ..Message::default() };
+    let mut bytes = Vec::new();
+    for id in 2..1_002 {
+        write_publish(&large, 1, id > 2, Version::V311, &mut bytes);
+        write_publish(&small, id, false, Version::V311, &mut bytes);
+    }
+    sensor.send_raw(&bytes)?;
+    sensor.expect("the last PUBACK", |packet| *packet == Packet::PubAck { id: 1_001, reason: 0 })?;
+    let peak = agent.memory_kib("VmHWM")?;
+    eprintln!("a thousand small readings beside 60 MB of repeats: {peak} KiB resident at most");
+    agent.wait_book("received", 1_001)?;
+    Ok(if peak <= FLOOD_KIB { Ok(()) } else { Err(Trouble(format!("{peak} KiB resident for 300 KB of readings"))) })
+}
+
+#[test]
+fn small_readings_do_not_keep_the_large_reads_that_brought_them() -> Outcome<()> {
+    small_beside_large(Build::Real)?
 }

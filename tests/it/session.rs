@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::support::agent::{Agent, Build, Gateway};
 use crate::support::client::{Connection, clean, keep};
 use crate::support::kafka;
-use crate::support::mosquitto::{Mosquitto, WIDE};
+use crate::support::mosquitto::{self, Mosquitto, WIDE};
 use crate::support::publisher::{Plan, Publisher, publish_all};
 use crate::support::reader::{Reader, Record};
 use crate::support::scripted::ScriptedBroker;
@@ -276,6 +276,39 @@ fn a_refused_filter_is_named_and_the_others_flow() -> Outcome<()> {
     Ok(())
 }
 
+/// The session at the broker outlives the configuration, and so does what it is subscribed to.
+#[test]
+fn a_filter_that_is_taken_out_of_the_configuration_is_unsubscribed_at_the_next_connection() -> Outcome<()> {
+    for version in Version::ALL {
+        let kafka = kafka::shared()?;
+        let (topic, broker) = (kafka.topic("unsubscribed")?, mosquitto::shared()?);
+        let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+        let more = |filters: &str| format!("version = \"{}\"\nsubscribe = [{filters}]\n", version.name());
+        let [stays, goes] = ["stays", "goes"].map(|name| format!("{{ filter = \"{topic}/{name}/#\", qos = 1 }}"));
+        gateway.broker("plant", &broker.url(), &more(&format!("{stays}, {goes}")));
+        gateway.route(&format!("{topic}/+/x"), &topic);
+        let mut agent = gateway.start()?;
+        agent.wait_subscribed(2)?;
+        agent.stop(PATIENCE)?;
+        gateway.broker_is(&more(&stays));
+        let agent = gateway.start()?;
+        agent.wait_log(&["unsubscribed: the configuration", "/goes/#"])?;
+        for (n, name) in ["goes", "stays"].into_iter().enumerate() {
+            let plan = Plan::new(&format!("{topic}-{n}"), &format!("{topic}/{name}/x"), 1).count(5);
+            publish_all(broker.address(), plan)?;
+        }
+        agent.wait_book("received", 5)?;
+        agent.wait_book("delivered", 5)?;
+        // The broker has forgotten it, and so has the agent.
+        agent.kill();
+        let agent = gateway.start()?;
+        agent.wait_subscribed(4)?;
+        let said = agent.log().lines().filter(|line| line.contains("unsubscribed: the")).count();
+        assert_eq!(said, 1, "{}", agent.log());
+    }
+    Ok(())
+}
+
 #[test]
 fn a_broker_that_refuses_mqtt_5_is_spoken_to_in_3_1_1() -> Outcome<()> {
     // A broker that knows version 5 and does not want it answers in it; one that is older answers in its own.
@@ -364,7 +397,7 @@ fn the_listener_hands_a_session_over_to_the_newest_connection() -> Outcome<()> {
 #[test]
 fn the_listener_refuses_subscriptions_with_the_right_code_and_keeps_the_connection() -> Outcome<()> {
     let mut gateway = Gateway::new(Build::Real, &kafka::shared()?.brokers())?;
-    gateway.listen("").route("#", "nowhere");
+    gateway.listen("subscriptions = \"refuse\"\n").route("#", "nowhere");
     let _agent = gateway.start()?;
     for (version, code) in [(Version::V5, 0x87..=0x8f), (Version::V311, 0x80..=0x80)] {
         let (mut client, _) = Connection::open(gateway.listener(), version, clean("curious"))?;

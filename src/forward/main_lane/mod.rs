@@ -401,6 +401,10 @@ impl MainLane {
             if !shared.fates_have_room() || producer.remembers_too_much() {
                 return Sent::Done;
             }
+            if let Some(reason) = stored.event.flaw().map(str::to_owned) {
+                self.put_aside(producer, shared, Arc::from(""), reason, now);
+                continue;
+            }
             let known = match shared.targets.find(&stored.event.topic, route) {
                 Ok(known) => known,
                 Err(no_target) => {

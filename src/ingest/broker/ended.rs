@@ -90,8 +90,8 @@ impl Ended {
                 "raise max_packet_bytes of this [[mqtt]] table: the broker was told the limit, and does not keep it",
             ),
             Self::Undecodable { .. } => Some(
-                "the broker sends what is not MQTT; if it does so at every connection, remove the message there, or \
-                 look for a proxy between",
+                "the broker sends what is not MQTT; a message that comes so three times is put aside; if it goes on, look for \
+                 a proxy between",
             ),
             Self::Refused { code, .. } => match *code {
                 2 | reason::CLIENT_IDENTIFIER_NOT_VALID => Some("choose another client_id"),

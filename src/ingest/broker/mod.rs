@@ -10,7 +10,7 @@
 //! * The session at the broker is persistent and has a fixed client id, so what is published while we are away waits
 //!   there. We subscribe at the first connection of a process (filters may have changed; on MQTT 5 the broker does not
 //!   resend retained messages for a subscription that it has, on 3.1.1 it does), and whenever the broker has lost the
-//!   session. A filter that was taken out of the configuration stays subscribed at the broker until its session ends.
+//!   session. A filter that was taken out of the configuration is unsubscribed; what the broker had queued for it comes.
 //! * When the broker has lost the session, the packet ids we hold are forgotten, and that is durable before the first
 //!   SUBSCRIBE goes out: else a crash could leave ids that swallow new messages.
 //! * Answers go out in arrival order, on the connection that earned them, one write a commit (`acker`).
@@ -19,6 +19,8 @@
 //! * Every failure waits for [`Backoff`](crate::retry::Backoff), which starts afresh only after a connection has been
 //!   well for 10 s. So a packet that we cannot take, and that the broker sends again for ever, costs a connection
 //!   every 30 s and no more. What came before it on the connection is committed and acknowledged first.
+//! * A message that cannot be read although its frame is sound, and that has ended two connections, is acknowledged at
+//!   the third and becomes a dead letter with its bytes.
 //! * A stop: no more reading, wait for the commits under way, send their acknowledgements, DISCONNECT.
 
 mod distrust;
@@ -38,5 +40,5 @@ mod model_tests;
 #[expect(clippy::arithmetic_side_effects, reason = "a test may panic")]
 mod tests;
 
-pub use self::task::{run, session_key};
+pub use self::task::{Kept, run};
 pub use self::trust::{Oddity, Unusable, check as check_tls};

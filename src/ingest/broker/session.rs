@@ -14,6 +14,7 @@
 //!
 //! PUBLISH and PUBREL are taken in every state behind the greeting: the broker need not wait for anything.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -25,11 +26,11 @@ use super::version::Version;
 use crate::buffer::{Durable, IdChange, StoredSession};
 use crate::clock::Moment;
 use crate::config::{Broker, MqttVersion};
-use crate::event::MAX_USER_PROPERTIES;
+use crate::event::{MAX_USER_PROPERTIES, Qos};
 use crate::ingest::acker::{Acker, Acknowledged};
 use crate::ingest::batch::Batch;
 use crate::ingest::codec::encode::{self, Hello};
-use crate::ingest::codec::{self, Ack, ConnAck, Packet, Publish, reason};
+use crate::ingest::codec::{self, Ack, ConnAck, DecodeError, Flawed, Packet, Publish, reason};
 use crate::ingest::receipt::{Epoch, Receipts};
 use crate::ingest::topics::Topics;
 use crate::ingest::unreleased::Unreleased;
@@ -44,6 +45,10 @@ const SUBACK_TIME: Duration = Duration::from_secs(30);
 /// A connection has proven itself when it has been online for so long. By time and not by traffic: in front of a packet
 /// that ends each connection there may be others that flow well.
 const PROVEN_TIME: Duration = Duration::from_secs(10);
+
+/// A message that cannot be read ends so many connections but one; then it is put aside. Two may be noise on the line, and
+/// with the back-off three are a second apart.
+const FLAWED_TRIES: u8 = 3;
 
 /// Where the session stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +116,10 @@ pub(super) struct Session {
     known: bool,
     /// A message had too many user properties, and it was said.
     properties_cut: bool,
+    /// Once in the life of the process.
+    said_whose_promise: bool,
+    /// A message that could not be read: its digest, and on how many connections in a row it came.
+    flawed: Option<(u32, u8)>,
     /// In force on this connection; `None` = off.
     keepalive: Option<Duration>,
     heard: Instant,
@@ -129,7 +138,7 @@ impl Session {
             state: State::Offline,
             since: now,
             version: Version::new(settings.version),
-            acker: Acker::new(Epoch::next()),
+            acker: Acker::new(Epoch::next(), settings.version),
             unreleased: Unreleased::inherited(stored.packet_ids),
             topics,
             subscriptions: Subscriptions::new(&settings.name, settings.subscribe.clone()),
@@ -137,6 +146,8 @@ impl Session {
             must_forget: false,
             known: false,
             properties_cut: false,
+            said_whose_promise: false,
+            flawed: None,
             keepalive: None,
             heard: now,
             spoke: now,
@@ -146,6 +157,17 @@ impl Session {
             out: BytesMut::new(),
             settings,
         }
+    }
+
+    /// With the filters that the buffer remembers of earlier runs.
+    pub(super) fn with_filters(mut self, filters: Vec<String>) -> Self {
+        self.subscriptions.remember(filters);
+        self
+    }
+
+    /// What the buffer shall remember or forget of filters, since the last call.
+    pub(super) fn take_notes(&mut self) -> Vec<(Arc<str>, IdChange)> {
+        self.subscriptions.take_notes()
     }
 
     pub(super) fn settings(&self) -> &Broker {
@@ -178,7 +200,7 @@ impl Session {
     /// There is a connection: greets the broker.
     pub(super) fn connected(&mut self, now: Instant) -> Result<(), Ended> {
         let version = self.version.for_connection(now);
-        self.acker = Acker::new(Epoch::next());
+        self.acker = Acker::new(Epoch::next(), version);
         self.out.clear();
         self.heard = now;
         self.spoke = now;
@@ -206,11 +228,40 @@ impl Session {
         self.heard = now;
         let version = self.version();
         let max_packet_bytes = self.settings.max_packet_bytes;
-        let undecodable = |error| Ended::Undecodable { error, version };
-        while let Some(packet) = codec::decode(version, inbox, max_packet_bytes).map_err(undecodable)? {
-            self.packet(now, arrived, packet)?;
+        loop {
+            match codec::decode_or_look(version, inbox, max_packet_bytes) {
+                Ok(Some(packet)) => self.packet(now, arrived, packet)?,
+                Ok(None) => return Ok(()),
+                Err((error, Some(flawed))) if self.is_hopeless(&flawed) => self.give_up(arrived, &error, flawed),
+                Err((error, _)) => return Err(Ended::Undecodable { error, version }),
+            }
         }
-        Ok(())
+    }
+
+    /// The same message that cannot be read has come on so many connections that it will come on the next one, too.
+    fn is_hopeless(&mut self, flawed: &Flawed) -> bool {
+        let digest = flawed.digest();
+        let times = match self.flawed {
+            Some((known, times)) if known == digest => times.saturating_add(1),
+            Some(_) | None => 1,
+        };
+        self.flawed = Some((digest, times));
+        times >= FLAWED_TRIES
+    }
+
+    /// Acknowledged and put aside with its bytes: else nothing behind it would ever come.
+    fn give_up(&mut self, arrived: Moment, error: &DecodeError, flawed: Flawed) {
+        warn!(
+            broker = self.settings.name,
+            topic = flawed.topic,
+            packet_id = flawed.packet_id,
+            tries = FLAWED_TRIES,
+            "a message that the broker sends again and again cannot be read ({error}): it is acknowledged, and its bytes \
+             are a dead letter"
+        );
+        self.flawed = None;
+        let why = format!("the broker sent what is not MQTT: {error}; these are the bytes behind the fixed header");
+        self.batch.flawed(self.acker.epoch(), flawed, &why, arrived, &mut self.topics);
     }
 
     /// The buffer has committed what these receipts came with (custody rule 1).
@@ -281,6 +332,9 @@ impl Session {
             return self.greeted(now, ack);
         }
         match packet {
+            Packet::Publish(publish) if publish.alias.is_some() => {
+                Err(Ended::Undecodable { error: DecodeError::TopicAlias, version: self.version() })
+            }
             Packet::Publish(publish) => {
                 self.see_properties(&publish);
                 let epoch = self.acker.epoch();
@@ -292,6 +346,9 @@ impl Session {
                 Ok(())
             }
             Packet::SubAck { packet_id, codes } => self.subscribed(now, packet_id, &codes),
+            Packet::UnsubAck { packet_id } => {
+                self.subscriptions.left(packet_id).map_err(|Stray| self.unexpected(&packet))
+            }
             Packet::PingResp => Ok(()),
             Packet::Disconnect(told) if self.version() == MqttVersion::V5 => {
                 Err(Ended::Told { code: told.reason, words: told.reason_string })
@@ -303,7 +360,6 @@ impl Session {
             | Packet::PubComp(_)
             | Packet::Subscribe(_)
             | Packet::Unsubscribe(_)
-            | Packet::UnsubAck { .. }
             | Packet::PingReq
             | Packet::Disconnect(_) => Err(self.unexpected(&packet)),
         }
@@ -404,6 +460,7 @@ impl Session {
 
     fn subscribe(&mut self, now: Instant) -> Result<(), Ended> {
         self.known = true;
+        self.subscriptions.leave(self.version.current(), &mut self.out);
         if !self.subscriptions.incomplete() {
             self.go(State::Online, now);
             return Ok(());
@@ -427,9 +484,23 @@ impl Session {
         let refused = self.subscriptions.answer(packet_id, codes).map_err(|Stray| Ended::StraySubAck)?;
         self.counts.refusals = self.counts.refusals.saturating_add(refused);
         if self.state == State::Subscribing && !self.subscriptions.waiting() {
+            self.say_whose_promise_it_is();
             self.go(State::Online, now);
         }
         Ok(())
+    }
+
+    /// While we are away, or do not read, it is the broker that holds the readings, and its settings that decide how many.
+    fn say_whose_promise_it_is(&mut self) {
+        let waits = self.settings.subscribe.iter().any(|subscription| subscription.qos != Qos::AtMostOnce);
+        if waits && !std::mem::replace(&mut self.said_whose_promise, true) {
+            info!(
+                broker = self.settings.name,
+                "while the agent is away or its buffer is full, readings wait at the broker, within the broker's own limits: \
+                 mosquitto keeps 1000 by default and throws later ones away; README, \"A broker between\", has the lines \
+                 that change it"
+            );
+        }
     }
 
     /// PINGREQ after three quarters of the keepalive, so that the broker hears us within the whole of it.

@@ -3,12 +3,19 @@
 //! A filter that the broker refuses does not stop the others. It is asked for again at every connection, and on a
 //! lasting one every [`ASK_AGAIN`], so that a right granted later takes effect without a restart. Each change of the
 //! broker's mind is logged once.
+//!
+//! A session at a broker keeps its filters for as long as it lives, and no client can ask for the list. So what was asked for
+//! is remembered in the buffer (as a session of its own, [`filter_key`]), and what the configuration does not name any more
+//! is unsubscribed at the next connection: else its readings would come for ever, and no route would take them.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tracing::{info, warn};
 
+use crate::buffer::IdChange;
 use crate::config::{MqttVersion, Subscription};
 use crate::ingest::codec::encode::{self, EncodeError};
 use crate::ingest::codec::reason;
@@ -26,7 +33,18 @@ pub(super) struct Subscriptions {
     wanted: Vec<Wanted>,
     /// Packet ids of SUBSCRIBEs without an answer yet, with the filters in them.
     open: Vec<(u16, Vec<usize>)>,
+    /// What the buffer knows to have been asked for.
+    remembered: BTreeSet<String>,
+    /// Packet ids of UNSUBSCRIBEs without an answer yet, with the filters in them.
+    leaving: Vec<(u16, Vec<String>)>,
+    /// For the buffer: what it shall remember or forget.
+    notes: Vec<(Arc<str>, IdChange)>,
     last_id: u16,
+}
+
+/// Under which the buffer remembers that this broker was asked for that filter. The names of links hold no `:`.
+pub(super) fn filter_key(broker: &str, filter: &str) -> Arc<str> {
+    format!("filter:{broker}:{filter}").into()
 }
 
 #[derive(Debug)]
@@ -55,7 +73,25 @@ impl Subscriptions {
     pub(super) fn new(broker: &str, subscriptions: Vec<Subscription>) -> Self {
         let wanted = |subscription| Wanted { subscription, standing: Standing::Missing, said: None };
         let wanted = subscriptions.into_iter().map(wanted).collect();
-        Self { broker: broker.to_owned(), wanted, open: Vec::new(), last_id: 0 }
+        Self {
+            broker: broker.to_owned(),
+            wanted,
+            open: Vec::new(),
+            remembered: BTreeSet::new(),
+            leaving: Vec::new(),
+            notes: Vec::new(),
+            last_id: 0,
+        }
+    }
+
+    /// What the buffer remembers of earlier runs.
+    pub(super) fn remember(&mut self, filters: impl IntoIterator<Item = String>) {
+        self.remembered.extend(filters);
+    }
+
+    /// What the buffer shall remember or forget, since the last call.
+    pub(super) fn take_notes(&mut self) -> Vec<(Arc<str>, IdChange)> {
+        std::mem::take(&mut self.notes)
     }
 
     /// The broker has none of them any more.
@@ -63,11 +99,50 @@ impl Subscriptions {
         for wanted in &mut self.wanted {
             wanted.standing = Standing::Missing;
         }
+        for filter in self.unwanted() {
+            self.forget(&filter);
+        }
+    }
+
+    /// Writes UNSUBSCRIBEs for what the broker was asked for and the configuration does not name any more.
+    pub(super) fn leave(&mut self, version: MqttVersion, out: &mut BytesMut) {
+        for group in self.unwanted().chunks(FILTERS_A_PACKET) {
+            let id = self.next_id();
+            encode::unsubscribe(out, version, id, group.iter().map(String::as_str));
+            self.leaving.push((id, group.to_vec()));
+        }
+    }
+
+    /// Takes an UNSUBACK. Its codes do not matter: what the broker does not have, it does not send.
+    pub(super) fn left(&mut self, packet_id: u16) -> Result<(), Stray> {
+        let position = self.leaving.iter().position(|(id, _)| *id == packet_id).ok_or(Stray)?;
+        let (_, filters) = self.leaving.swap_remove(position);
+        for filter in filters {
+            info!(broker = self.broker, filter, "unsubscribed: the configuration does not name it any more");
+            self.forget(&filter);
+        }
+        Ok(())
+    }
+
+    fn unwanted(&self) -> Vec<String> {
+        let is_wanted = |filter: &str| self.wanted.iter().any(|wanted| wanted.subscription.filter == filter);
+        self.remembered.iter().filter(|filter| !is_wanted(filter)).cloned().collect()
+    }
+
+    fn forget(&mut self, filter: &str) {
+        self.remembered.remove(filter);
+        self.notes.push((filter_key(&self.broker, filter), IdChange::Forget));
+    }
+
+    fn next_id(&mut self) -> u16 {
+        self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+        self.last_id
     }
 
     /// The connection is over: what is open will not be answered.
     pub(super) fn disconnected(&mut self) {
         self.open.clear();
+        self.leaving.clear();
     }
 
     /// Some filter is not granted.
@@ -85,10 +160,18 @@ impl Subscriptions {
         let missing = self.wanted.iter().enumerate().filter(|(_, wanted)| wanted.standing != Standing::Granted);
         let missing: Vec<usize> = missing.map(|(index, _)| index).collect();
         for group in missing.chunks(FILTERS_A_PACKET) {
-            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
+            let id = self.next_id();
             let filters = group.iter().filter_map(|index| self.wanted.get(*index)).map(|wanted| &wanted.subscription);
-            encode::subscribe(out, version, self.last_id, filters)?;
-            self.open.push((self.last_id, group.to_vec()));
+            encode::subscribe(out, version, id, filters)?;
+            self.open.push((id, group.to_vec()));
+        }
+        for filter in
+            missing.iter().filter_map(|index| self.wanted.get(*index)).map(|wanted| &wanted.subscription.filter)
+        {
+            // Noted with the question and not with the answer: who dies in between has asked.
+            if self.remembered.insert(filter.clone()) {
+                self.notes.push((filter_key(&self.broker, filter), IdChange::Keep(u32::MAX)));
+            }
         }
         Ok(())
     }
@@ -164,6 +247,42 @@ mod tests {
         subscriptions.ask(MqttVersion::V5, &mut BytesMut::new()).unwrap();
         assert_eq!(subscriptions.answer(9, &[1, 1]), Err(Stray));
         assert_eq!(subscriptions.answer(1, &[1]), Err(Stray), "one code for two filters");
+    }
+
+    #[test]
+    fn what_the_configuration_does_not_name_any_more_is_left_and_then_forgotten() {
+        let mut subscriptions = Subscriptions::new("b", filters(1));
+        subscriptions.remember(["f/0", "old/#", "older/+"].map(str::to_owned));
+        let mut out = BytesMut::new();
+        subscriptions.ask(MqttVersion::V311, &mut BytesMut::new()).unwrap();
+        assert_eq!(subscriptions.take_notes(), [], "it is remembered already");
+        subscriptions.leave(MqttVersion::V311, &mut out);
+        assert_eq!(&out[..], b"\xa2\x12\0\x02\0\x05old/#\0\x07older/+");
+        // The connection breaks before the answer: the same again on the next one.
+        subscriptions.disconnected();
+        out.clear();
+        subscriptions.leave(MqttVersion::V5, &mut out);
+        assert_eq!(&out[..], b"\xa2\x13\0\x03\0\0\x05old/#\0\x07older/+");
+        assert_eq!(subscriptions.left(2), Err(Stray));
+        assert_eq!(subscriptions.left(3), Ok(()));
+        let forgotten = ["filter:b:old/#", "filter:b:older/+"].map(|key| (key.into(), IdChange::Forget));
+        assert_eq!(subscriptions.take_notes(), forgotten);
+        out.clear();
+        subscriptions.leave(MqttVersion::V5, &mut out);
+        assert!(out.is_empty());
+    }
+
+    #[test]
+    fn a_broker_that_lost_the_session_has_nothing_to_be_left() {
+        let mut subscriptions = Subscriptions::new("b", filters(1));
+        subscriptions.remember(["old/#".to_owned()]);
+        subscriptions.lost();
+        let mut out = BytesMut::new();
+        subscriptions.leave(MqttVersion::V5, &mut out);
+        assert!(out.is_empty());
+        assert_eq!(subscriptions.take_notes(), [("filter:b:old/#".into(), IdChange::Forget)]);
+        subscriptions.ask(MqttVersion::V5, &mut out).unwrap();
+        assert_eq!(subscriptions.take_notes(), [("filter:b:f/0".into(), IdChange::Keep(u32::MAX))]);
     }
 
     #[test]

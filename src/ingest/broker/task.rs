@@ -3,6 +3,7 @@
 //! `loop { what happened? apply it }`: the `select!` only names what happened, and everything it waits for is cancel
 //! safe. Reading stops while a batch waits for room and while answers pile up unsent; nothing else ever stops.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io::{
     self,
@@ -26,6 +27,7 @@ use super::limits::{
 };
 use super::session::Session;
 use super::stream::{Carried, Stream};
+use super::subscriptions::filter_key;
 use super::trust;
 use crate::buffer::{Durable, Room, Stopped, StoredSession};
 use crate::clock;
@@ -40,22 +42,39 @@ use crate::retry::Backoff;
 use crate::stop::Stop;
 
 /// Under which the buffer keeps the session at that broker.
-#[must_use]
-pub fn session_key(name: &str) -> Arc<str> {
+fn session_key(name: &str) -> Arc<str> {
     format!("broker:{name}").into()
 }
 
-/// Subscribes at one broker until `stop`. `stored` is what the buffer has kept of the session `broker:<name>`.
+/// What the buffer has kept of one broker: our session there, and the filters that it was asked for.
+#[derive(Debug, Default)]
+pub struct Kept {
+    session: StoredSession,
+    filters: Vec<String>,
+}
+
+impl Kept {
+    /// Of the broker of that name.
+    #[must_use]
+    pub fn of(name: &str, sessions: &HashMap<Arc<str>, StoredSession>) -> Self {
+        let prefix = filter_key(name, "");
+        let filters = sessions.keys().filter_map(|key| key.strip_prefix(&*prefix)).map(str::to_owned).collect();
+        Self { session: sessions.get(&session_key(name)).cloned().unwrap_or_default(), filters }
+    }
+}
+
+/// Subscribes at one broker until `stop`.
 pub async fn run(
     settings: config::Broker,
     entrance: Entrance,
-    stored: StoredSession,
+    kept: Kept,
     status: Arc<LinkStatus>,
     pulse: Pulse,
     stop: Stop,
 ) {
     let (door, replies) = Door::new(&entrance, session_key(&settings.name), Arc::clone(&status));
-    let session = Session::new(settings, stored, entrance.topics(TOPIC_CACHE_BYTES), Instant::now());
+    let topics = entrance.topics(TOPIC_CACHE_BYTES);
+    let session = Session::new(settings, kept.session, topics, Instant::now()).with_filters(kept.filters);
     let mut ticker = interval(TICK);
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let backoff = Backoff::new();
@@ -216,6 +235,9 @@ impl Link {
             let result = result.and_then(|()| self.session.tick(now));
             if let Err(ended) = result {
                 return ended;
+            }
+            if let Err(Stopped) = self.door.note(self.session.take_notes()) {
+                return Ended::BufferStopped;
             }
             if waiting.is_none() && !self.session.batch.is_empty() {
                 match self.door.submit(&mut self.session.batch) {

@@ -169,6 +169,29 @@ pub fn subscribe<'a>(
     Ok(())
 }
 
+/// UNSUBSCRIBE.
+pub fn unsubscribe<'a>(
+    out: &mut BytesMut,
+    version: MqttVersion,
+    packet_id: u16,
+    filters: impl Iterator<Item = &'a str>,
+) {
+    let mut body = BytesMut::new();
+    body.put_u16(packet_id);
+    if version == MqttVersion::V5 {
+        body.put_u8(0);
+    }
+    for filter in filters {
+        // Longer than MQTT can say is none that a broker ever granted.
+        let Ok(length) = u16::try_from(filter.len()) else { continue };
+        body.put_u16(length);
+        body.put_slice(filter.as_bytes());
+    }
+    out.put_u8(frame::UNSUBSCRIBE << 4 | 0b0010);
+    put_length(out, body.len());
+    out.extend_from_slice(&body);
+}
+
 fn v4_qos(qos: Qos) -> v4::QoS {
     match qos {
         Qos::AtMostOnce => v4::QoS::AtMostOnce,
@@ -198,9 +221,13 @@ pub struct Grants {
     pub receive_maximum: u16,
     /// Largest packet.
     pub max_packet_bytes: u32,
+    /// Topic aliases.
+    pub topic_aliases: u16,
+    /// Subscriptions of every kind; else wildcard, shared and identified ones are declared away.
+    pub subscriptions: bool,
 }
 
-/// CONNACK that accepts. Wildcard, shared and identified subscriptions are declared away, topic aliases left at 0.
+/// CONNACK that accepts.
 ///
 /// # Errors
 /// When it would be longer than MQTT can say.
@@ -213,6 +240,8 @@ pub fn accept(
     match version {
         MqttVersion::V311 => out.put_slice(&[frame::CONNACK << 4, 2, u8::from(session_present), 0]),
         MqttVersion::V5 => {
+            // Left out means available.
+            let available = if grants.subscriptions { None } else { Some(0) };
             v5packets::ConnAck {
                 session_present,
                 code: v5packets::ConnectReturnCode::Success,
@@ -223,12 +252,12 @@ pub fn accept(
                     retain_available: None,
                     max_packet_size: Some(grants.max_packet_bytes),
                     assigned_client_identifier: grants.assigned_client_id,
-                    topic_alias_max: None,
+                    topic_alias_max: Some(grants.topic_aliases),
                     reason_string: None,
                     user_properties: Vec::new(),
-                    wildcard_subscription_available: Some(0),
-                    subscription_identifiers_available: Some(0),
-                    shared_subscription_available: Some(0),
+                    wildcard_subscription_available: available,
+                    subscription_identifiers_available: available,
+                    shared_subscription_available: available,
                     server_keep_alive: grants.server_keepalive_s,
                     response_information: None,
                     server_reference: None,

@@ -20,7 +20,7 @@ pub(super) const PINGRESP: u8 = 13;
 pub(super) const DISCONNECT: u8 = 14;
 
 /// A complete packet, its fixed header taken off.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Frame {
     first: u8,
     pub(super) body: Bytes,
@@ -71,6 +71,15 @@ fn check_publish_flags(first: u8) -> Result<(), DecodeError> {
         (0, 0b1000) => Err(DecodeError::Malformed("DUP with QoS 0")),
         _ => Ok(()),
     }
+}
+
+/// The beginning of a PUBLISH that is too large to be held: as much of it as is there, and how many bytes are missing.
+pub(super) fn beginning_of_publish(bytes: &[u8]) -> Option<(Frame, usize)> {
+    let (&first, rest) = bytes.split_first()?;
+    let (remaining, length_bytes) = remaining_length(rest).ok()??;
+    let there = rest.get(length_bytes..).filter(|_| first >> 4 == PUBLISH)?;
+    let missing = remaining.saturating_sub(there.len());
+    Some((Frame { first, body: Bytes::copy_from_slice(there) }, missing))
 }
 
 /// Length of the packet that begins these bytes, fixed header included, as far as they tell.

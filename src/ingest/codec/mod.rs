@@ -19,9 +19,10 @@
 //! # Limits
 //!
 //! A packet above the given maximum is refused as soon as its length is known, before its bytes arrive. Decoding
-//! allocates only what the packet itself carries; topic and payload of a PUBLISH are slices of the read buffer.
+//! allocates only what the packet itself carries; a PUBLISH is a slice of the read buffer until its payload is taken.
 
 pub mod encode;
+mod flawed;
 mod frame;
 mod packets;
 mod properties;
@@ -33,6 +34,7 @@ mod tests;
 
 use bytes::BytesMut;
 
+pub use self::flawed::Flawed;
 use self::frame::Frame;
 pub use self::packets::{Ack, ConnAck, Connect, Disconnect, Subscribe, SubscribeFilter, Unsubscribe, Will};
 pub use self::publish::Publish;
@@ -123,14 +125,14 @@ pub enum DecodeError {
     /// A topic name with a wildcard.
     #[error("topic name with a wildcard in a PUBLISH")]
     TopicName,
-    /// We never announce topic aliases.
-    #[error("topic alias used, but none was allowed")]
+    /// Number 0, or one from a broker, to which we never grant any.
+    #[error("topic alias that was not granted")]
     TopicAlias,
     /// Only of a will: a PUBLISH says how many ([`Publish::properties_cut`]).
     #[error("a will with more than {MAX_USER_PROPERTIES} user properties")]
     TooManyProperties,
-    /// CONNECT of another version than 3.1.1 and 5.
-    #[error("CONNECT with protocol level {0}; 4 (MQTT 3.1.1) and 5 are spoken")]
+    /// CONNECT of another version than 3.1, 3.1.1 and 5.
+    #[error("CONNECT with protocol level {0}; 3 (MQTT 3.1), 4 (3.1.1) and 5 are spoken")]
     UnsupportedVersion(u8),
 }
 
@@ -262,7 +264,27 @@ pub fn decode(
     buffer: &mut BytesMut,
     max_packet_bytes: u32,
 ) -> Result<Option<Packet>, DecodeError> {
-    let Some(frame) = Frame::take(buffer, max_packet_bytes)? else { return Ok(None) };
+    match Frame::take(buffer, max_packet_bytes)? {
+        Some(frame) => packet(version, frame).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The same, and what can be said of a PUBLISH that was taken off the buffer and is not acceptable.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_or_look(
+    version: MqttVersion,
+    buffer: &mut BytesMut,
+    max_packet_bytes: u32,
+) -> Result<Option<Packet>, (DecodeError, Option<Flawed>)> {
+    let Some(frame) = Frame::take(buffer, max_packet_bytes).map_err(|error| (error, None))? else { return Ok(None) };
+    let message = (frame.kind() == frame::PUBLISH).then(|| frame.clone());
+    packet(version, frame).map(Some).map_err(|error| (error, message.as_ref().and_then(Flawed::look)))
+}
+
+fn packet(version: MqttVersion, frame: Frame) -> Result<Packet, DecodeError> {
     let packet = match frame.kind() {
         frame::CONNECT => Packet::Connect(Box::new(Connect::decode(frame)?)),
         frame::CONNACK => Packet::ConnAck(ConnAck::decode(version, &frame)?),
@@ -280,7 +302,26 @@ pub fn decode(
         frame::DISCONNECT => Packet::Disconnect(Disconnect::decode(version, &frame)?),
         _ => return Err(DecodeError::Protocol("AUTH, but no authentication method was agreed")),
     };
-    Ok(Some(packet))
+    Ok(packet)
+}
+
+/// The message of a PUBLISH that [`decode`] refuses for its length, of which the first bytes are there: with no more than
+/// `kept` bytes of its payload, and [`Publish::whole_bytes`] to say how many there would be. Nothing is taken off the buffer.
+///
+/// # Errors
+/// It is another packet, or topic and properties are not there as a whole, or not acceptable.
+pub fn decode_beginning(version: MqttVersion, buffer: &[u8], kept: usize) -> Result<Publish, DecodeError> {
+    let (frame, missing) =
+        frame::beginning_of_publish(buffer).ok_or(DecodeError::Protocol("no beginning of a PUBLISH"))?;
+    let mut publish = Publish::decode(version, frame)?;
+    publish.keep(kept, missing);
+    Ok(publish)
+}
+
+/// Is a PUBLISH coming?
+#[must_use]
+pub fn is_publish(buffer: &[u8]) -> bool {
+    buffer.first().is_some_and(|first| first >> 4 == frame::PUBLISH)
 }
 
 /// Takes the first packet of a client off the front of `buffer`; it says which version follows.

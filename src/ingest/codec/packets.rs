@@ -91,6 +91,10 @@ const WILL_RETAIN: u8 = 0b0010_0000;
 const PASSWORD: u8 = 0b0100_0000;
 const USERNAME: u8 = 0b1000_0000;
 
+/// In the protocol level: the client is a bridge, and asks for messages as another broker would. mosquitto's bridges set it
+/// by default, and try the same again for ever when they are refused. It changes nothing for one who publishes.
+const BRIDGE: u8 = 0b1000_0000;
+
 impl Connect {
     pub(super) fn decode(frame: Frame) -> Result<Self, DecodeError> {
         let body = frame.body;
@@ -142,7 +146,7 @@ impl Connect {
             | Property::ServerKeepAlive(_)
             | Property::WillDelayInterval(_)
             | Property::ReasonString(_)
-            | Property::TopicAlias
+            | Property::TopicAlias(_)
             | Property::User(..)
             | Property::Other => {}
         })
@@ -152,11 +156,11 @@ impl Connect {
 fn protocol(reader: &mut Reader<'_>) -> Result<MqttVersion, DecodeError> {
     let name = reader.binary()?;
     let level = reader.u8()?;
-    match (name, level) {
-        (b"MQTT", 4) => Ok(MqttVersion::V311),
+    match (name, level & !BRIDGE) {
+        // MQTT 3.1 has a name and number of its own, and differs from 3.1.1 in nothing that a publisher says.
+        (b"MQTT", 4) | (b"MQIsdp", 3) => Ok(MqttVersion::V311),
         (b"MQTT", 5) => Ok(MqttVersion::V5),
-        // MQIsdp is the name that MQTT 3.1 had.
-        (b"MQTT" | b"MQIsdp", other) => Err(DecodeError::UnsupportedVersion(other)),
+        (b"MQTT" | b"MQIsdp", _) => Err(DecodeError::UnsupportedVersion(level)),
         _ => Err(DecodeError::Malformed("CONNECT of another protocol than MQTT")),
     }
 }
@@ -204,7 +208,7 @@ impl Will {
                 | Property::ServerKeepAlive(_)
                 | Property::ReasonString(_)
                 | Property::ReceiveMaximum(_)
-                | Property::TopicAlias
+                | Property::TopicAlias(_)
                 | Property::MaximumPacketSize(_)
                 | Property::AuthenticationMethod
                 | Property::Other => {}
@@ -269,7 +273,7 @@ impl ConnAck {
                 | Property::CorrelationData(_)
                 | Property::WillDelayInterval(_)
                 | Property::ReceiveMaximum(_)
-                | Property::TopicAlias
+                | Property::TopicAlias(_)
                 | Property::User(..)
                 | Property::AuthenticationMethod
                 | Property::Other => {}
@@ -447,7 +451,7 @@ impl Disconnect {
                     | Property::ServerKeepAlive(_)
                     | Property::WillDelayInterval(_)
                     | Property::ReceiveMaximum(_)
-                    | Property::TopicAlias
+                    | Property::TopicAlias(_)
                     | Property::User(..)
                     | Property::MaximumPacketSize(_)
                     | Property::AuthenticationMethod

@@ -17,7 +17,7 @@ pub(super) enum Property<'a> {
     WillDelayInterval(u32),
     ReasonString(&'a str),
     ReceiveMaximum(u16),
-    TopicAlias,
+    TopicAlias(u16),
     User(&'a str, &'a str),
     MaximumPacketSize(u32),
     AuthenticationMethod,
@@ -130,7 +130,7 @@ fn one<'a>(block: &mut Reader<'a>, id: u8) -> Result<Property<'a>, DecodeError> 
             maximum => Property::ReceiveMaximum(maximum),
         },
         34 => block.u16().map(|_| Property::Other)?,
-        35 => block.u16().map(|_| Property::TopicAlias)?,
+        35 => Property::TopicAlias(block.u16()?),
         38 => Property::User(block.string()?, block.string()?),
         39 => match block.u32()? {
             0 => return Err(DecodeError::Protocol("maximum packet size 0")),

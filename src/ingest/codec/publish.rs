@@ -1,4 +1,6 @@
-//! PUBLISH: the hot path. One reference to the read buffer a packet, no copy, no allocation without properties.
+//! PUBLISH: the hot path. A packet is a reference to the read buffer while it is looked at; what is kept of it is its own.
+
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 
@@ -8,6 +10,10 @@ use super::properties::{self, Place, Property};
 use super::reader::Reader;
 use crate::config::MqttVersion;
 use crate::event::{MAX_USER_PROPERTIES, Properties, Qos};
+use crate::planted::{Bug, planted};
+
+/// Half of what the largest read brings (64 KiB, `Inbox` and the listener alike): from here on a payload is worth its buffer.
+const OWN_BUFFER_BYTES: usize = 32 * 1024;
 
 /// A message as received.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +28,12 @@ pub struct Publish {
     pub packet_id: u16,
     /// What travels on, if there is any.
     pub properties: Option<Box<Properties>>,
+    /// MQTT 5: a number for the topic. The topic may be empty beside it; whoever grants aliases knows what it stands for.
+    pub alias: Option<u16>,
+    /// The length of the whole application message, where only its first bytes are here.
+    pub whole_bytes: Option<u32>,
+    /// The topic that an alias stood for.
+    renamed: Option<Arc<str>>,
     /// User properties above [`MAX_USER_PROPERTIES`], which `properties` does not hold. What to do about it is for the
     /// session to say: a broker would only send the packet again.
     pub properties_cut: usize,
@@ -32,12 +44,34 @@ pub struct Publish {
 }
 
 impl Publish {
-    /// The topic name: not empty, no wildcards, no NUL.
+    /// The topic name: no wildcards, no NUL, and not empty unless there is an alias for it.
     #[must_use]
     pub fn topic(&self) -> &str {
+        if let Some(name) = &self.renamed {
+            return name;
+        }
         // Checked when it was decoded.
         let name = self.bytes.get(..usize::from(self.topic_len)).unwrap_or_default();
         std::str::from_utf8(name).unwrap_or_default()
+    }
+
+    /// Why it can only be a dead letter, if so. Its size in powers of two: each reason is a line of the log, and there may be
+    /// no more of these than a person reads.
+    #[must_use]
+    pub fn flaw(&self) -> Option<Box<str>> {
+        let kib = self.whole_bytes?.div_ceil(1024).next_power_of_two();
+        Some(format!("larger than max_packet_bytes: up to {kib} KiB of payload, of which the beginning is kept").into())
+    }
+
+    /// Keeps the first bytes of the payload, of which `missing` are not here.
+    pub(super) fn keep(&mut self, most: usize, missing: usize) {
+        self.whole_bytes = u32::try_from(self.payload_len().saturating_add(missing)).ok();
+        self.bytes.truncate(self.payload_at.saturating_add(most));
+    }
+
+    /// The topic that its alias stands for.
+    pub fn rename(&mut self, topic: Arc<str>) {
+        self.renamed = Some(topic);
     }
 
     /// Length of the application message.
@@ -50,16 +84,22 @@ impl Publish {
     /// differ in a repeat (the message expiry of MQTT 5 counts down).
     #[must_use]
     pub fn digest(&self) -> u32 {
-        let topic = self.bytes.get(..usize::from(self.topic_len)).unwrap_or_default();
+        let topic = self.topic();
         let payload = self.bytes.get(self.payload_at..).unwrap_or_default();
-        let digest = crc32c::crc32c(&self.topic_len.to_be_bytes());
-        crc32c::crc32c_append(crc32c::crc32c_append(digest, topic), payload)
+        // MQTT writes the length in two bytes.
+        let digest = crc32c::crc32c(&u16::try_from(topic.len()).unwrap_or(u16::MAX).to_be_bytes());
+        crc32c::crc32c_append(crc32c::crc32c_append(digest, topic.as_bytes()), payload)
     }
 
-    /// The application message, still a slice of the read buffer.
+    /// The application message. Memory is bounded by what events are charged with, so a small one must not keep a large
+    /// read buffer alive: it is copied, which for 100 bytes is nothing beside the commit that follows. A large one is most
+    /// of its buffer, and stays a slice of it (custody rule 5).
     #[must_use]
     pub fn into_payload(mut self) -> Bytes {
         self.bytes.advance(self.payload_at.min(self.bytes.len()));
+        if self.bytes.len() < OWN_BUFFER_BYTES && !planted(Bug::PinnedReads) {
+            return Bytes::copy_from_slice(&self.bytes);
+        }
         self.bytes
     }
 
@@ -72,12 +112,11 @@ impl Publish {
         let from_topic = reader.remaining();
         check_topic(version, reader.take(usize::from(topic_len))?)?;
         let packet_id = if qos == Qos::AtMostOnce { 0 } else { reader.packet_id()? };
-        let (properties, properties_cut) = match version {
-            MqttVersion::V311 => (None, 0),
+        let Read { travelling: properties, cut: properties_cut, alias } = match version {
+            MqttVersion::V311 => Read::default(),
             MqttVersion::V5 => read_properties(&mut reader)?,
         };
-        if topic_len == 0 {
-            // Behind the properties, so that an alias without a name is called by its right name.
+        if topic_len == 0 && alias.is_none() {
             return Err(DecodeError::Protocol("PUBLISH without a topic"));
         }
         let payload_at = from_topic.saturating_sub(reader.remaining());
@@ -88,6 +127,9 @@ impl Publish {
             retain: flags & 1 != 0,
             packet_id,
             properties,
+            alias,
+            whole_bytes: None,
+            renamed: None,
             properties_cut,
             bytes,
             topic_len,
@@ -113,10 +155,17 @@ fn check_topic(version: MqttVersion, name: &[u8]) -> Result<(), DecodeError> {
     Ok(())
 }
 
-fn read_properties(reader: &mut Reader<'_>) -> Result<(Option<Box<Properties>>, usize), DecodeError> {
-    let mut alias = false;
-    let mut cut = 0_usize;
-    let mut travelling: Option<Box<Properties>> = None;
+/// The property block of a PUBLISH.
+#[derive(Default)]
+struct Read {
+    travelling: Option<Box<Properties>>,
+    /// User properties that are too many.
+    cut: usize,
+    alias: Option<u16>,
+}
+
+fn read_properties(reader: &mut Reader<'_>) -> Result<Read, DecodeError> {
+    let Read { mut travelling, mut cut, mut alias } = Read::default();
     properties::walk(reader, Place::Publish, |property| match property {
         Property::PayloadFormat(format) => travelling.get_or_insert_default().payload_format = Some(format),
         Property::MessageExpiry(seconds) => travelling.get_or_insert_default().expiry_s = Some(seconds),
@@ -134,7 +183,7 @@ fn read_properties(reader: &mut Reader<'_>) -> Result<(Option<Box<Properties>>, 
                 cut = cut.saturating_add(1);
             }
         }
-        Property::TopicAlias => alias = true,
+        Property::TopicAlias(number) => alias = Some(number),
         Property::SessionExpiryInterval(_)
         | Property::ServerKeepAlive(_)
         | Property::WillDelayInterval(_)
@@ -144,5 +193,5 @@ fn read_properties(reader: &mut Reader<'_>) -> Result<(Option<Box<Properties>>, 
         | Property::AuthenticationMethod
         | Property::Other => {}
     })?;
-    if alias { Err(DecodeError::TopicAlias) } else { Ok((travelling, cut)) }
+    if alias == Some(0) { Err(DecodeError::TopicAlias) } else { Ok(Read { travelling, cut, alias }) }
 }

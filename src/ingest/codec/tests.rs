@@ -134,6 +134,8 @@ fn grants() -> Grants {
         server_keepalive_s: Some(30),
         receive_maximum: 100,
         max_packet_bytes: 4096,
+        topic_aliases: 7,
+        subscriptions: false,
     }
 }
 
@@ -352,8 +354,8 @@ fn wrong_packets_are_refused_each_for_its_own_reason() {
         (V311, &[0x80, 6, 0, 1, 0, 1, b'a', 0], 0x81, "SUBSCRIBE flags"),
         (V311, &[0x30, 2, 0, 0], 0x81, "no topic"),
         (V5, &[0x30, 3, 0, 0, 0], 0x82, "no topic, no alias"),
-        (V5, &[0x30, 6, 0, 0, 3, 35, 0, 1], 0x94, "alias instead of a topic"),
-        (V5, &[0x30, 7, 0, 1, b'a', 3, 35, 0, 1], 0x94, "alias beside a topic"),
+        (V5, &[0x30, 6, 0, 0, 3, 35, 0, 0], 0x94, "alias 0 instead of a topic"),
+        (V5, &[0x30, 7, 0, 1, b'a', 3, 35, 0, 0], 0x94, "alias 0 beside a topic"),
         (V311, &[0x30, 3, 0, 1, b'+'], 0x90, "wildcard"),
         (V311, &[0x30, 4, 0, 2, b'a', b'#'], 0x90, "wildcard"),
         (V311, &[0x30, 3, 0, 1, 0], 0x81, "NUL in a topic"),

@@ -19,14 +19,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::end::{End, Kind};
+use super::gate::Stage;
 use super::handshake::{Admission, Handshake, Progress, refusal};
-use super::limits::{CONNECT_TIMEOUT, FAREWELL_TIMEOUT, MAX_WAITING_WILL_BYTES, TOPIC_CACHE_BYTES};
-use super::link::Link;
+use super::limits::{CONNECT_TIMEOUT, FAREWELL_TIMEOUT, MAX_WAITING_WILL_BYTES, READ_BYTES, TOPIC_CACHE_BYTES};
+use super::link::{Link, told};
 use super::registry::{Answer, Claim, ConnectionId, Departure, Entry, Now, session_key};
+use super::remarks::Remark;
 use super::session::{Last, Session};
 use super::socket::read;
 use super::terms::Terms;
-use super::users::Users;
+use super::users::{Users, Verdict};
 use crate::clock::{self, Moment};
 use crate::event::Sender;
 use crate::ingest::codec::{Will, reason};
@@ -55,16 +57,25 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) enum Word {
     Claim(Claim),
+    /// A stranger has come so far.
+    Moved {
+        connection: ConnectionId,
+        to: Stage,
+    },
+    /// It is no stranger any more.
+    In(ConnectionId),
     /// Said once a connection.
-    SubscribeRefused {
+    Remark {
         peer: SocketAddr,
         client: Arc<str>,
+        remark: Remark,
     },
 }
 
 /// What a connection leaves behind.
 #[derive(Debug)]
 pub(super) struct Ended {
+    pub(super) connection: ConnectionId,
     pub(super) peer: SocketAddr,
     pub(super) client: Option<Arc<str>>,
     pub(super) end: End,
@@ -75,8 +86,9 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    fn without_session(peer: SocketAddr, client: Option<Arc<str>>, end: End) -> Self {
-        Self { peer, client, end, departure: None, will_room: None }
+    fn without_session(visitor: &Visitor, client: Option<Arc<str>>, end: End) -> Self {
+        let Visitor { connection, peer, .. } = *visitor;
+        Self { connection, peer, client, end, departure: None, will_room: None }
     }
 }
 
@@ -86,21 +98,55 @@ pub(super) fn now() -> Now {
     Now { instant: Instant::now(), unix_ms, clock }
 }
 
+/// Somebody who is not in yet.
+struct Visitor {
+    connection: ConnectionId,
+    peer: SocketAddr,
+    /// Fires when it has to make room for others.
+    go: Option<oneshot::Receiver<()>>,
+}
+
+impl Visitor {
+    /// Says how far it has come.
+    async fn moved(&self, to: Stage, shared: &Shared) {
+        if shared.words.send(Word::Moved { connection: self.connection, to }).await.is_err() {
+            tracing::trace!("the listener stops");
+        }
+    }
+}
+
 /// A connection from accept to end.
-pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, id: ConnectionId, shared: Arc<Shared>) -> Ended {
+pub(super) async fn serve(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    connection: ConnectionId,
+    go: oneshot::Receiver<()>,
+    shared: Arc<Shared>,
+) -> Ended {
+    let mut visitor = Visitor { connection, peer, go: Some(go) };
     let mut stop = shared.stop.clone();
     let let_in = tokio::select! {
         biased;
-        () = stop.wait() => return Ended::without_session(peer, None, End::stopped()),
-        let_in = let_in(&mut stream, id, &shared) => let_in,
+        () = stop.wait() => return Ended::without_session(&visitor, None, End::stopped()),
+        let_in = let_in(&mut stream, &mut visitor, &shared) => let_in,
     };
     let (mut admission, entry) = match let_in {
         Ok(let_in) => let_in,
         Err(Turned { client, answer, end }) => {
-            farewell(stream, answer).await;
-            return Ended::without_session(peer, client, end);
+            if !answer.is_empty() {
+                visitor.moved(Stage::Leaving, &shared).await;
+                tokio::select! {
+                    biased;
+                    () = told(&mut visitor.go) => {}
+                    () = farewell(stream, answer) => {}
+                }
+            }
+            return Ended::without_session(&visitor, client, end);
         }
     };
+    if shared.words.send(Word::In(connection)).await.is_err() {
+        tracing::trace!("the listener stops");
+    }
     let client = Arc::clone(&admission.client);
     let key = session_key(&shared.name, &client).into();
     let (mut door, mut replies) = Door::new(&shared.entrance, key, Arc::clone(&shared.status));
@@ -137,8 +183,8 @@ pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, id: Connectio
         }
         Some(_) | None => None,
     };
-    let departure = Departure { connection: id, client: Arc::clone(&client), memory, expiry_s, will };
-    Ended { peer, client: Some(client), end, departure: Some(departure), will_room }
+    let departure = Departure { connection, client: Arc::clone(&client), memory, expiry_s, will };
+    Ended { connection, peer, client: Some(client), end, departure: Some(departure), will_room }
 }
 
 /// custody rule 5: wills that wait for room in the buffer are bounded by bytes.
@@ -163,23 +209,37 @@ impl Turned {
         let end = End::refused(Some(code), cause, "");
         Self { client: Some(Arc::clone(&admission.client)), answer: refusal(admission.version, &end), end }
     }
+
+    /// Sockets are scarce. It gets no answer: nobody waits for it.
+    fn displaced() -> Self {
+        Self { client: None, answer: Bytes::new(), end: End::displaced_stranger() }
+    }
 }
 
 async fn let_in(
     stream: &mut TcpStream,
-    id: ConnectionId,
+    visitor: &mut Visitor,
     shared: &Shared,
 ) -> Result<(Box<Admission>, Box<Entry>), Turned> {
-    let mut admission = greet(stream, shared).await?;
+    let origin = visitor.peer.ip().into();
+    let mut admission = tokio::select! {
+        biased;
+        () = told(&mut visitor.go) => return Err(Turned::displaced()),
+        admission = greet(stream, shared) => admission?,
+    };
     if let (Some(users), Some((name, password))) = (&shared.users, admission.credentials.take()) {
-        let user: Arc<str> = name.as_str().into();
-        if !users.admit(name, password).await {
-            return Err(Turned::away(&admission, reason::BAD_USER_NAME_OR_PASSWORD, "wrong user name or password"));
+        let user = name.as_str().into();
+        visitor.moved(Stage::Asking, shared).await;
+        tokio::select! {
+            biased;
+            () = told(&mut visitor.go) => return Err(Turned::displaced()),
+            verdict = users.admit(origin, name, password) => judge(verdict, &admission)?,
         }
         admission.user = Some(user);
     }
     let (answer, answered) = oneshot::channel();
-    let claim = Claim { connection: id, client: Arc::clone(&admission.client), resume: admission.resume, answer };
+    let (client, resume) = (Arc::clone(&admission.client), admission.resume);
+    let claim = Claim { connection: visitor.connection, origin, client, resume, answer };
     if shared.words.send(Word::Claim(claim)).await.is_err() {
         return Err(Turned::away(&admission, reason::SERVER_SHUTTING_DOWN, "the agent stops"));
     }
@@ -187,9 +247,24 @@ async fn let_in(
     match answered.await {
         Ok(Answer::Enter(entry)) => Ok((admission, entry)),
         Ok(Answer::Busy) => Err(Turned::away(&admission, reason::SERVER_BUSY, "max_connections reached")),
+        Ok(Answer::Crowded) => {
+            Err(Turned::away(&admission, reason::QUOTA_EXCEEDED, "max_connections_per_address reached"))
+        }
         Err(_) => {
             let end = End::taken_over();
             Err(Turned { client: Some(admission.client), answer: refusal(admission.version, &end), end })
+        }
+    }
+}
+
+fn judge(verdict: Verdict, admission: &Admission) -> Result<(), Turned> {
+    match verdict {
+        Verdict::Right => Ok(()),
+        Verdict::Wrong => {
+            Err(Turned::away(admission, reason::BAD_USER_NAME_OR_PASSWORD, "wrong user name or password"))
+        }
+        Verdict::ComeAgain => {
+            Err(Turned::away(admission, reason::SERVER_BUSY, "too many passwords wait for their check already"))
         }
     }
 }
@@ -201,7 +276,7 @@ async fn greet(stream: &mut TcpStream, shared: &Shared) -> Result<Box<Admission>
     let (mut reader, _) = stream.split();
     loop {
         let mut progress = Progress::ReadOn;
-        let took = read(&mut reader, |bytes| progress = handshake.received(bytes, &shared.terms));
+        let took = read(&mut reader, READ_BYTES, |bytes| progress = handshake.received(bytes, &shared.terms));
         tokio::select! {
             took = took => match took {
                 Ok(0) if handshake.is_silent() => return Err(turned(Bytes::new(), End::bye())),
@@ -229,7 +304,7 @@ async fn farewell(mut stream: TcpStream, last_words: Bytes) {
         stream.write_all(&last_words).await?;
         stream.shutdown().await?;
         let (mut reader, _) = stream.split();
-        while read(&mut reader, |_| ()).await? > 0 {}
+        while read(&mut reader, READ_BYTES, |_| ()).await? > 0 {}
         Ok::<(), std::io::Error>(())
     };
     match timeout(FAREWELL_TIMEOUT, said).await {

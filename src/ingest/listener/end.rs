@@ -69,6 +69,16 @@ impl End {
         }
     }
 
+    /// Not let in yet, and all sockets are taken.
+    pub(super) fn displaced_stranger() -> Self {
+        Self::refused(None, "sockets are scarce: a connection that was not let in yet was closed for a newer one", "")
+    }
+
+    /// All places are taken, and its address has the most.
+    pub(super) fn gave_way() -> Self {
+        Self::broke(reason::SERVER_BUSY, "max_connections reached: client gave way to one of another address", "")
+    }
+
     /// CONNECT was fine, and there is no room to write the session down.
     pub(super) fn no_room() -> Self {
         Self::refused(Some(reason::SERVER_UNAVAILABLE), "the buffer has no room: the client must come again", "")

@@ -1,16 +1,16 @@
 //! From the first byte to an acceptable CONNECT. Bytes in, an [`Admission`] or an end out; no clock, no socket.
 //!
-//! Refused here, with the code of the client's own version where it can be told: other versions than 3.1.1 and 5,
+//! Refused here, with the code of the client's own version where it can be told: other versions than 3.1, 3.1.1 and 5,
 //! enhanced authentication, client ids that are too long or hold control characters, an empty client id that is to
-//! keep a session (3.1.1), a missing user name, and a will for a topic that begins with `$`. A first packet that is no
-//! CONNECT gets no answer.
+//! keep a session (3.1.1), and a missing user name. A first packet that is no CONNECT gets no answer; TLS and HTTP are
+//! called by their names in the log.
 
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
 use super::end::End;
-use super::limits::{MAX_CLIENT_ID_BYTES, MAX_CONNECT_BYTES};
+use super::limits::{ALIASES, MAX_CLIENT_ID_BYTES, MAX_CONNECT_BYTES};
 use super::terms::Terms;
 use crate::config::MqttVersion;
 use crate::ingest::codec::encode::{self, Grants};
@@ -48,6 +48,8 @@ pub(super) struct Admission {
     /// Never 0.
     pub(super) keepalive_s: u16,
     pub(super) will: Option<Will>,
+    /// Its will was for a topic of the server's: it has none.
+    pub(super) will_set_aside: bool,
     pub(super) grants: Grants,
     /// What came behind CONNECT.
     pub(super) input: BytesMut,
@@ -65,6 +67,9 @@ impl Handshake {
 
     pub(super) fn received(&mut self, bytes: &[u8], terms: &Terms) -> Progress {
         self.input.extend_from_slice(bytes);
+        if let Some(end) = another_protocol(&self.input) {
+            return Progress::Refuse(Bytes::new(), end);
+        }
         // Decoding takes the packet away, also when it is bad.
         let version = spoken_version(&self.input);
         let max_bytes = MAX_CONNECT_BYTES.min(terms.max_packet_bytes);
@@ -85,7 +90,7 @@ impl Handshake {
                 let end = End::refused(
                     Some(reason::UNSUPPORTED_PROTOCOL_VERSION),
                     "client speaks an unsupported MQTT version",
-                    format!("protocol level {level}; 4 (MQTT 3.1.1) and 5 are spoken"),
+                    format!("protocol level {level}; 3 (MQTT 3.1), 4 (3.1.1) and 5 are spoken"),
                 );
                 Progress::Refuse(refusal(version, &end), end)
             }
@@ -126,10 +131,8 @@ fn admit(mut connect: Connect, terms: &Terms) -> Result<Admission, End> {
     if let Err(detail) = check_client_id(&connect) {
         return refuse(reason::CLIENT_IDENTIFIER_NOT_VALID, "client id refused", detail);
     }
-    if connect.will.as_ref().is_some_and(|will| will.topic.starts_with('$')) {
-        let detail = "the will's topic begins with $".to_owned();
-        return refuse(reason::NOT_AUTHORIZED, "client published to a topic that begins with $", detail);
-    }
+    // mosquitto's bridges have one.
+    let will_set_aside = connect.will.take_if(|will| will.topic.starts_with('$')).is_some();
     let credentials = match (terms.credentials, connect.username.take()) {
         (false, _) => None,
         (true, Some(name)) => Some((name, connect.password.take().unwrap_or_default())),
@@ -157,24 +160,26 @@ fn admit(mut connect: Connect, terms: &Terms) -> Result<Admission, End> {
         expiry_s,
         keepalive_s,
         will: connect.will,
+        will_set_aside,
         grants: Grants {
             assigned_client_id: assigned,
             session_expiry_s: (expiry_s != asked_expiry_s).then_some(expiry_s),
             server_keepalive_s: (keepalive_s != connect.keepalive_s).then_some(keepalive_s),
             receive_maximum: terms.receive_maximum,
             max_packet_bytes: terms.max_packet_bytes,
+            topic_aliases: ALIASES,
+            subscriptions: terms.subscriptions,
         },
         input: BytesMut::new(),
     })
 }
 
-/// MQTT 5 clients are told when theirs is longer than granted. A 3.1.1 client cannot be told: it keeps its own, and
-/// only one without any is given ours, so that a dead connection ends at all.
+/// MQTT 5 clients are told when theirs is longer than granted. A 3.1.1 client cannot be told, and gets ours all the same:
+/// a connection that is dead for 27 hours (one and a half times the longest that MQTT can say) holds a place.
 fn keepalive(connect: &Connect, terms: &Terms) -> u16 {
-    match (connect.version, connect.keepalive_s) {
-        (_, 0) => terms.max_keepalive_s,
-        (MqttVersion::V5, asked) => asked.min(terms.max_keepalive_s),
-        (MqttVersion::V311, asked) => asked,
+    match connect.keepalive_s {
+        0 => terms.max_keepalive_s,
+        asked => asked.min(terms.max_keepalive_s),
     }
 }
 
@@ -192,13 +197,32 @@ fn check_client_id(connect: &Connect) -> Result<(), String> {
     Ok(())
 }
 
+/// What people send to an MQTT port by mistake.
+fn another_protocol(input: &[u8]) -> Option<End> {
+    let (cause, detail) = match input {
+        // A TLS record: handshake, and the version's first number.
+        [0x16, 3, ..] => (
+            "client speaks TLS to a port without TLS",
+            "this listener has no TLS: configure the client without it (mqtt://), or put a TLS proxy in front",
+        ),
+        [b'G', b'E', b'T', b' ', ..] => (
+            "client speaks WebSocket or HTTP to an MQTT port",
+            "this listener speaks MQTT over plain TCP: configure the client for mqtt://, not ws:// or http://",
+        ),
+        _ => return None,
+    };
+    Some(End::refused(None, cause, detail))
+}
+
 /// The version of a CONNECT that may be damaged further on, so that its client can be told. No more than a glance.
 fn spoken_version(input: &[u8]) -> Option<MqttVersion> {
     let (_, rest) = input.split_first()?;
     let length_bytes = rest.iter().take(4).take_while(|byte| **byte & 0x80 != 0).count().saturating_add(1);
     match rest.get(length_bytes..)? {
         [0, 4, b'M', b'Q', b'T', b'T', 5, ..] => Some(MqttVersion::V5),
-        [0, 4, b'M', b'Q', b'T', b'T', 4, ..] => Some(MqttVersion::V311),
+        [0, 4, b'M', b'Q', b'T', b'T', 4, ..] | [0, 6, b'M', b'Q', b'I', b's', b'd', b'p', 3, ..] => {
+            Some(MqttVersion::V311)
+        }
         _ => None,
     }
 }

@@ -7,16 +7,21 @@ use std::time::Duration;
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A CONNECT carries names, a password and a will. Until the client is known, nobody gets more memory than this (16 KiB
-/// times 272 sockets are 4 MB).
+/// times 320 sockets are 5 MB).
 pub(super) const MAX_CONNECT_BYTES: u32 = 16 * 1024;
 
 /// The standard demands 23; UUIDs, serial numbers and MAC addresses with a prefix stay below 100. Each id is part of a
 /// key in the database.
 pub(super) const MAX_CLIENT_ID_BYTES: usize = 256;
 
-/// Sockets above `max_connections`: they may say who they are, because a client that was cut off comes back while its
-/// old connection still counts, and the others get a CONNACK "server busy" instead of a mere close.
-pub(super) const SPARE_SOCKETS: usize = 16;
+/// Sockets above `max_connections`, for those who are not in: a client that was cut off comes back while its old
+/// connection still counts, and the others get a CONNACK "server busy" instead of a mere close. As many as a switch
+/// has ports, which come back all at once after a power cut, with one to spare; when they are all taken, the
+/// [`gate`](super::gate) decides.
+pub(super) const SPARE_SOCKETS: usize = 64;
+
+/// Sockets whose owner was told to go, and that are not closed yet. With as many of them nobody is accepted for a moment.
+pub(super) const GOING_SOCKETS: usize = 64;
 
 /// Sessions that are remembered while their client is away, for each listener: about 300 bytes each in memory and on
 /// disk, 1.2 MB. Sixteen times the default of `max_connections`.
@@ -37,8 +42,23 @@ pub(super) const MAX_WILL_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// 100 bytes, which brings the system call below 10 ns a reading.
 pub(super) const READ_BYTES: usize = 64 * 1024;
 
+/// What one read takes while the buffer's intake is short of room. What it brings waits outside of the intake, with each
+/// connection: 10 readings of 100 bytes, 3 KB; 256 connections with the tiniest packets there are, 8 MB.
+pub(super) const SCARCE_READ_BYTES: usize = 1024;
+
+/// The intake is short of room when it could not take what one whole read may bring: 500 readings of 100 bytes are
+/// charged with 150 KB.
+pub(super) const AMPLE_ROOM_BYTES: usize = 256 * 1024;
+
+/// Of a message that is larger than `max_packet_bytes`, so much is looked at for its topic and properties; the rest is taken
+/// off the wire without being kept. Whose topic is longer has its connection ended, as before.
+pub(super) const BEGINNING_BYTES: usize = 8 * 1024;
+
+/// What its dead letter keeps of its payload: enough to see what it was.
+pub(super) const KEPT_OF_OVERSIZED_BYTES: usize = 1024;
+
 /// A packet that is still arriving may occupy this much without asking. One read may bring more of it: at worst
-/// [`READ_BYTES`] times 272 sockets, 17 MB, when every client is in the middle of a large packet at once.
+/// [`READ_BYTES`] times 256 clients, 17 MB, when every client is in the middle of a large packet at once.
 pub(super) const SMALL_PACKET_BYTES: usize = 16 * 1024;
 
 /// Larger packets that are still arriving, of all connections of a listener together, each with its announced length;
@@ -67,6 +87,16 @@ pub(super) const MAX_UNREAD_ANSWERS_BYTES: usize = 64 * 1024;
 /// Topic names that a connection remembers with their route: a sensor has a handful, 32 KiB are about 300.
 pub(super) const TOPIC_CACHE_BYTES: usize = 32 * 1024;
 
+/// Topic aliases a client may use. paho numbers as it likes below the maximum; a sensor has a handful of topics.
+pub(super) const ALIASES: u16 = 32;
+
+/// What the topics behind them may take, for each connection: 32 of 128 bytes, four times a long one.
+pub(super) const ALIAS_BYTES: usize = 4 * 1024;
+
+/// A client's will that has just been published is not published again for so long: whoever comes and goes each second is no
+/// reading each second. If the client stays away, its will goes out when the time is over.
+pub(super) const WILL_PAUSE: Duration = Duration::from_secs(60);
+
 /// How long a goodbye may take to leave, and the kernel to take the last acknowledgements.
 pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -84,8 +114,16 @@ pub(super) const TICK: Duration = Duration::from_millis(500);
 /// What connections have to say to the listener's task. It answers at once, so more than a few never wait.
 pub(super) const WORDS: usize = 64;
 
-/// Passwords that wait for their check; the connections themselves wait for a place here.
-pub(super) const CHECKS: usize = 16;
+/// Passwords on their way to the desk while it is at a check: as many as clients that may be in by default, 4 MB at worst.
+pub(super) const CHECKS: usize = 256;
+
+/// Passwords that wait for their check, for each origin: 3 s with mosquitto's argon2 on a gateway, which is what a client
+/// waits for its CONNACK without worry.
+pub(super) const CHECKS_AN_ORIGIN: usize = 64;
+
+/// After a wrong password nobody of that origin is checked for so long: five guesses a second, a tenth of what an argon2
+/// line costs a core. A person who mistypes does not notice.
+pub(super) const WRONG_PAUSE: Duration = Duration::from_millis(200);
 
 /// A complaint that repeats is summed up this often.
 pub(super) const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);

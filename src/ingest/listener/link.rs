@@ -22,7 +22,12 @@ use tokio::time::{Sleep, sleep};
 
 use super::connection::{Shared, Word, now};
 use super::end::End;
-use super::limits::{PACKET_PAUSE, SLOWEST_BYTES_PER_S, SMALL_PACKET_BYTES, STOP_TIMEOUT, TICK};
+use super::limits::{
+    AMPLE_ROOM_BYTES, PACKET_PAUSE, READ_BYTES, SCARCE_READ_BYTES, SLOWEST_BYTES_PER_S, SMALL_PACKET_BYTES,
+    STOP_TIMEOUT, TICK,
+};
+use super::registry::Displaced;
+use super::remarks::Remark;
 use super::session::Session;
 use super::socket::{has_closed, read, try_read};
 use crate::buffer::{Durable, Room, Stopped};
@@ -38,7 +43,7 @@ pub(super) struct Link<'a> {
     session: &'a mut Session,
     door: &'a mut Door,
     replies: &'a mut Replies,
-    displaced: Option<oneshot::Receiver<()>>,
+    displaced: Option<oneshot::Receiver<Displaced>>,
     peer: SocketAddr,
     client: Arc<str>,
     shared: &'a Shared,
@@ -48,7 +53,8 @@ pub(super) struct Link<'a> {
     look: Option<Instant>,
     room: Option<Wait<Result<Room, Stopped>>>,
     assembly: Assembly,
-    subscribe_refused: bool,
+    /// Said already on this connection.
+    remarked: Vec<Remark>,
     stopping: bool,
 }
 
@@ -73,7 +79,7 @@ enum Woken {
     Assembly(Result<OwnedSemaphorePermit, AcquireError>),
     Read(io::Result<usize>),
     Writable(io::Result<()>),
-    Displaced,
+    Displaced(Displaced),
     Stop,
     Timer,
 }
@@ -83,7 +89,7 @@ impl<'a> Link<'a> {
         session: &'a mut Session,
         door: &'a mut Door,
         replies: &'a mut Replies,
-        displaced: oneshot::Receiver<()>,
+        displaced: oneshot::Receiver<Displaced>,
         peer: SocketAddr,
         client: Arc<str>,
         shared: &'a Shared,
@@ -100,7 +106,7 @@ impl<'a> Link<'a> {
             look: None,
             room: None,
             assembly: Assembly::NotNeeded,
-            subscribe_refused: false,
+            remarked: Vec::new(),
             stopping: false,
         }
     }
@@ -116,7 +122,7 @@ impl<'a> Link<'a> {
         loop {
             self.submit()?;
             self.write(&writer);
-            self.report_subscribe();
+            self.remark();
             if self.session.is_over() {
                 return Ok(());
             }
@@ -147,6 +153,7 @@ impl<'a> Link<'a> {
     ) -> Woken {
         let may_read = self.listens();
         let has_answers = !self.session.output.is_empty();
+        let most = if self.door.has_room(AMPLE_ROOM_BYTES) { READ_BYTES } else { SCARCE_READ_BYTES };
         let session = &mut *self.session;
         // In this order: what frees memory comes before what takes more.
         tokio::select! {
@@ -156,8 +163,8 @@ impl<'a> Link<'a> {
             room = until(&mut self.room) => Woken::Room(room),
             permit = self.assembly.granted() => Woken::Assembly(permit),
             ready = writer.writable(), if has_answers => Woken::Writable(ready),
-            () = until_displaced(&mut self.displaced) => Woken::Displaced,
-            took = read(reader, |bytes| session.received(bytes, now())), if may_read => Woken::Read(took),
+            why = told(&mut self.displaced) => Woken::Displaced(why),
+            took = read(reader, most, |bytes| session.received(bytes, now())), if may_read => Woken::Read(took),
             () = timer, if may_time_out => Woken::Timer,
         }
     }
@@ -184,7 +191,8 @@ impl<'a> Link<'a> {
             Woken::Read(Err(error)) | Woken::Writable(Err(error)) => {
                 self.session.finish(End::lost(error.to_string()));
             }
-            Woken::Displaced => self.session.finish(End::taken_over()),
+            Woken::Displaced(Displaced::ByItself) => self.session.finish(End::taken_over()),
+            Woken::Displaced(Displaced::ByAnother) => self.session.finish(End::gave_way()),
             Woken::Stop => {
                 self.stopping = true;
                 if planted(Bug::CarelessStop) {
@@ -337,14 +345,20 @@ impl<'a> Link<'a> {
         true
     }
 
-    fn report_subscribe(&mut self) {
-        let refused = self.session.take_subscribe_refusals();
-        if refused == 0 {
-            return;
-        }
-        LinkStatus::add(&self.shared.status.refusals, refused);
-        if !std::mem::replace(&mut self.subscribe_refused, true) {
-            let word = Word::SubscribeRefused { peer: self.peer, client: Arc::clone(&self.client) };
+    fn remark(&mut self) {
+        for (remark, times) in self.session.take_remarks() {
+            let status = &self.shared.status;
+            let counter = match remark {
+                Remark::Subscribed => &status.subscriptions,
+                Remark::SubscribeRefused | Remark::TooLarge => &status.refusals,
+                Remark::ServerTopic => &status.set_aside,
+            };
+            LinkStatus::add(counter, times);
+            if self.remarked.contains(&remark) {
+                continue;
+            }
+            self.remarked.push(remark);
+            let word = Word::Remark { peer: self.peer, client: Arc::clone(&self.client), remark };
             if self.shared.words.try_send(word).is_err() {
                 tracing::trace!("the listener has more important things to hear");
             }
@@ -370,14 +384,15 @@ async fn until<T>(wait: &mut Option<Wait<T>>) -> T {
     }
 }
 
-/// Never ready when the registry has gone: then the process stops.
-async fn until_displaced(displaced: &mut Option<oneshot::Receiver<()>>) {
-    let told = match displaced {
-        Some(displaced) => displaced.await,
+/// Never ready when nobody can tell any more; and once only.
+pub(super) async fn told<T>(by: &mut Option<oneshot::Receiver<T>>) -> T {
+    let told = match by {
+        Some(by) => by.await,
         None => future::pending().await,
     };
-    *displaced = None;
-    if told.is_err() {
-        future::pending::<()>().await;
+    *by = None;
+    match told {
+        Ok(word) => word,
+        Err(_gone) => future::pending().await,
     }
 }

@@ -22,13 +22,6 @@ impl Memory {
         Self { unreleased: Unreleased::resumed(packet_ids), on_disk: true, stale: false }
     }
 
-    /// For the next connection of its client. A sensor that has lost its own memory begins again with packet id 1 and
-    /// may still ask for its session: so from here on an id counts as a repeat only with DUP, as
-    /// [`Unreleased::inherited`] explains.
-    pub(super) fn resumed(self) -> Self {
-        Self { unreleased: self.unreleased.carried_over(), ..self }
-    }
-
     /// For a session that begins anew; what the buffer holds must be forgotten first.
     pub(super) fn emptied(self) -> Self {
         Self { on_disk: self.on_disk, ..Self::default() }
@@ -46,11 +39,11 @@ mod tests {
     use crate::ingest::unreleased::Delivery;
 
     #[test]
-    fn a_resumed_session_tells_a_repeat_from_a_client_that_lost_its_memory() {
-        let mut memory = Memory::stored(PacketIds::from([(1, Some(1)), (2, Some(2))])).resumed();
+    fn a_session_that_lives_knows_the_same_message_without_dup_and_another_one_with_it() {
+        let mut memory = Memory::stored(PacketIds::from([(1, Some(1)), (2, Some(2))]));
         assert_eq!(memory.unreleased.publish(1, true, 1), Delivery::Repeat);
-        assert_eq!(memory.unreleased.publish(2, false, 2), Delivery::New);
-        assert_eq!(memory.unreleased.publish(2, false, 2), Delivery::Repeat, "now it is an id of this connection");
+        assert_eq!(memory.unreleased.publish(2, false, 2), Delivery::Repeat);
+        assert_eq!(memory.unreleased.publish(2, true, 3), Delivery::New);
     }
 
     #[test]

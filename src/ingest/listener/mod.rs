@@ -20,28 +20,40 @@
 //! * A session is kept as long as the client asks for, up to `max_session_expiry`; on 3.1.1, which cannot ask, so long.
 //! * A clean start has forgotten the old session durably, and a kept session is on disk, before CONNACK says so.
 //! * A second connection with the same client id ends the first.
+//! * No other host takes their place: not with silent sockets ([`gate`]), not with wrong passwords
+//!   ([`users`]), not with as many clients as it likes ([`registry`]). Sensors behind one address share its share.
 //! * Wills are events like any other. With a delay (MQTT 5) they wait in memory: a will that waits when the power goes
 //!   is lost, as the standard allows. When the agent stops, connected clients' wills are not published: it was not
 //!   they who failed.
 //!
 //! # What they cannot
 //!
-//! * There is nothing to subscribe to: each filter of a SUBSCRIBE is refused (MQTT 5: 0x87; 3.1.1: 0x80) and the
-//!   connection goes on. Topics that begin with `$` belong to servers: a PUBLISH to one ends the connection (0x87).
-//! * No topic aliases, no enhanced authentication. More than 256 user properties in a PUBLISH end the connection (0x97).
-//! * MQTT 5: more than `receive_maximum` messages in flight end the connection. 3.1.1 has no such number: there, as
-//!   everywhere, it is memory that counts, and a client for whose messages there is no room is not read.
+//! * There is nothing to be had by a SUBSCRIBE. With `subscriptions = "accept"` it is granted, because devices that subscribe
+//!   to their command topic loop when it is not, and nothing is sent; with `"refuse"` each filter is refused (MQTT 5:
+//!   0x87; 3.1.1: 0x80). The connection goes on in both.
+//! * Topics that begin with `$` belong to servers: a PUBLISH to one is acknowledged (MQTT 5: with 0x87) and not forwarded,
+//!   and so is a will. mosquitto's bridges send both.
+//! * A message above `max_packet_bytes` is taken off the wire and not kept. With MQTT 5 its acknowledgement says so (0x97);
+//!   else, because 3.1.1 has no word for it and the client would send it for ever, it is acknowledged, and a dead letter
+//!   with its first bytes and its size is on the books.
+//! * No enhanced authentication. More than 256 user properties in a PUBLISH end the connection (0x97).
+//! * `receive_maximum` is what MQTT 5 clients are told, and nobody is sent away for more: common clients do not keep to
+//!   it. It is memory that counts, as on 3.1.1, and a client for whose messages there is no room is not read.
+//! * The will of a client that comes and goes is published once a minute.
 //!
 //! Whoever breaks the rules is told why (MQTT 5), counted, and logged once for each cause; repeats are summed up.
 
+mod aliases;
 mod complaints;
 mod connection;
 mod end;
+mod gate;
 mod handshake;
 mod limits;
 mod link;
 mod memory;
 mod registry;
+mod remarks;
 mod session;
 mod socket;
 mod terms;
@@ -64,8 +76,10 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use self::complaints::{About, Complaints, Tone};
 use self::connection::{Ended, Shared, Word, now, serve, will_permits};
 use self::end::Kind;
+use self::gate::{Gate, Stage};
 use self::limits::{
-    ASSEMBLY_BYTES, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, SPARE_SOCKETS, TICK, WHOLE_STOP_TIMEOUT, WORDS,
+    ASSEMBLY_BYTES, GOING_SOCKETS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, SPARE_SOCKETS, TICK, WHOLE_STOP_TIMEOUT,
+    WORDS,
 };
 use self::registry::{ConnectionId, Registry, session_key};
 use self::session::event;
@@ -91,6 +105,14 @@ pub enum ListenError {
         /// Its `address`.
         address: SocketAddr,
         /// Most often: another process has it.
+        cause: io::Error,
+    },
+    /// There is no thread for the check of passwords.
+    #[error("[[listen]] name = {name:?}: start the thread that checks passwords: {cause}")]
+    Desk {
+        /// Of the table.
+        name: String,
+        /// Of the system.
         cause: io::Error,
     },
     /// Its `users_file` cannot be used.
@@ -165,7 +187,10 @@ pub async fn run(
     let shared = Shared {
         name: Arc::clone(&name),
         terms: Arc::new((&settings).into()),
-        users: users.map(Users::ask),
+        users: users
+            .map(Users::ask)
+            .transpose()
+            .map_err(|cause| ListenError::Desk { name: settings.name.clone(), cause })?,
         entrance,
         status,
         words,
@@ -174,7 +199,8 @@ pub async fn run(
         stop: stop.clone(),
     };
     let listening = Listening {
-        registry: Registry::new(&name, settings.max_connections, sessions),
+        registry: Registry::new(&name, settings.max_connections, settings.max_connections_per_address, sessions),
+        gate: Gate::default(),
         complaints: Complaints::new(Arc::clone(&name)),
         shared: Arc::new(shared),
         connections: JoinSet::new(),
@@ -193,6 +219,7 @@ pub async fn run(
 /// The state of the listener's task.
 struct Listening {
     registry: Registry,
+    gate: Gate,
     complaints: Complaints,
     shared: Arc<Shared>,
     connections: JoinSet<Ended>,
@@ -216,7 +243,7 @@ impl Listening {
                 () = stop.wait() => break,
                 Some(ended) = self.connections.join_next() => self.ended(ended),
                 Some(word) = words.recv() => self.hear(word),
-                accepted = socket.accept(), if !self.exhausted => match accepted {
+                accepted = socket.accept(), if !self.exhausted && self.gate.going() < GOING_SOCKETS => match accepted {
                     Ok((stream, peer)) => self.accept(stream, peer),
                     Err(error) => self.exhausted = self.cannot_accept(&error),
                 },
@@ -228,7 +255,9 @@ impl Listening {
     }
 
     fn accept(&mut self, stream: TcpStream, peer: SocketAddr) {
-        if self.connections.len() >= self.max_sockets {
+        let origin = peer.ip().into();
+        let taken = self.connections.len().saturating_sub(self.gate.going());
+        if taken >= self.max_sockets && !self.gate.make_room(origin) {
             LinkStatus::add(&self.shared.status.refusals, 1);
             let about = About { peer, client: "", detail: "closed without an answer" };
             self.complaints.add(Instant::now(), Tone::Odd, "max_connections reached", &about);
@@ -239,7 +268,8 @@ impl Listening {
             tracing::trace!(%peer, %error, "TCP_NODELAY");
         }
         self.last_id = self.last_id.wrapping_add(1);
-        self.connections.spawn(serve(stream, peer, self.last_id, Arc::clone(&self.shared)));
+        let go = self.gate.arrive(self.last_id, origin);
+        self.connections.spawn(serve(stream, peer, self.last_id, go, Arc::clone(&self.shared)));
     }
 
     /// True: out of file descriptors or memory. The clients wait in the kernel's queue until some are free.
@@ -256,21 +286,24 @@ impl Listening {
 
     fn hear(&mut self, word: Word) {
         match word {
+            Word::Moved { connection, to } => self.gate.moved(connection, to),
+            Word::In(connection) => self.gate.passed(connection),
             Word::Claim(claim) => {
+                self.gate.moved(claim.connection, Stage::Claiming);
                 if let Some(will) = self.registry.claim(claim, now()) {
                     self.publish(will, None);
                 }
                 self.count_unreleased();
             }
-            Word::SubscribeRefused { peer, client } => {
-                let about = About { peer, client: &client, detail: "there is nothing to subscribe to here" };
-                self.complaints.add(Instant::now(), Tone::Odd, "SUBSCRIBE refused", &about);
+            Word::Remark { peer, client, remark } => {
+                let (tone, cause, detail) = remark.words();
+                self.complaints.add(Instant::now(), tone, cause, &About { peer, client: &client, detail });
             }
         }
     }
 
     fn ended(&mut self, ended: Result<Ended, JoinError>) {
-        let Ended { peer, client, end, departure, mut will_room } = match ended {
+        let Ended { connection, peer, client, end, departure, mut will_room } = match ended {
             Ok(ended) => ended,
             Err(error) => {
                 // A panic ends the process in a release. Elsewhere its client's session is gone until the restart.
@@ -278,6 +311,7 @@ impl Listening {
                 return;
             }
         };
+        self.gate.passed(connection);
         let client = client.as_deref().unwrap_or_default();
         let about = About { peer, client, detail: &end.detail };
         let status = &self.shared.status;

@@ -19,6 +19,9 @@
 //!   sessions left since this process started it is measured by the monotonic clock; for older ones by the wall clock,
 //!   from the last CONNECT or QoS 2 message that the buffer has written, and only when both readings make sense. In
 //!   doubt a session lives longer than granted.
+//! * **Shares.** One origin gets at most `max_connections_per_address` places. When all places are taken, whoever comes from
+//!   an origin that has clearly fewer gets the place of the newest connection of the one that has the most: so a host that
+//!   takes all it can get keeps nobody out, and clients that are spread evenly leave each other alone.
 //! * **Bound.** At most [`MAX_SESSIONS_AWAY`] are remembered; above that the one that has been away longest goes, those
 //!   without packet ids first. Its client is told "no session" when it comes back, as after an expiry.
 
@@ -28,7 +31,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::limits::{EARLIEST_SANE_MS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WILL_DELAY};
+use super::gate::Origin;
+use super::limits::{
+    EARLIEST_SANE_MS, GOING_SOCKETS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WILL_DELAY, WILL_PAUSE,
+};
 use super::memory::Memory;
 use crate::buffer::{IdChange, SessionChange, StoredSession};
 use crate::clock::{Clock, Moment};
@@ -58,6 +64,7 @@ impl Now {
 #[derive(Debug)]
 pub(super) struct Claim {
     pub(super) connection: ConnectionId,
+    pub(super) origin: Origin,
     pub(super) client: Arc<str>,
     /// Neither a clean start nor a clean session.
     pub(super) resume: bool,
@@ -72,14 +79,25 @@ pub(super) enum Answer {
     Enter(Box<Entry>),
     /// `max_connections` others are.
     Busy,
+    /// `max_connections_per_address` others of the same origin are.
+    Crowded,
+}
+
+/// Why a connection that is in has to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Displaced {
+    /// Another connection of the same client waits.
+    ByItself,
+    /// All places are taken, and its origin has the most of them.
+    ByAnother,
 }
 
 /// A place among the connected.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) lent: Lent,
-    /// Fires when another connection of the same client waits.
-    pub(super) displaced: oneshot::Receiver<()>,
+    /// Fires when it has to go.
+    pub(super) displaced: oneshot::Receiver<Displaced>,
 }
 
 /// The session, lent to a connection.
@@ -108,16 +126,45 @@ pub(super) struct Registry {
     prefix: String,
     clients: HashMap<Arc<str>, Client>,
     max_connections: usize,
+    max_per_origin: usize,
     connected: usize,
+    /// Of the connected, by where they come from; without those who give way.
+    shares: HashMap<Origin, usize>,
+    /// Connected, and told to go for the sake of others: their places are given out already.
+    giving_way: usize,
     waiting_will_bytes: usize,
+    /// When the wills of these clients went out, as long as they may not go out again.
+    said: HashMap<Arc<str>, Instant>,
+    /// Wills that were too soon after the last one of their client, and when they are due.
+    held_back: HashMap<Arc<str>, (Will, Instant)>,
     /// Messages half way in sessions that have ended since somebody asked.
     unreleased_lost: u64,
 }
 
 #[derive(Debug)]
 enum Client {
-    Connected { connection: ConnectionId, displace: Option<oneshot::Sender<()>>, next: Option<Claim> },
+    Connected(Connected),
     Away(Box<Away>),
+}
+
+#[derive(Debug)]
+struct Connected {
+    connection: ConnectionId,
+    origin: Origin,
+    /// Taken when it is told to go.
+    displace: Option<oneshot::Sender<Displaced>>,
+    gives_way: bool,
+    next: Option<Claim>,
+}
+
+impl Connected {
+    fn displace(&mut self, why: Displaced) {
+        if let Some(displace) = self.displace.take()
+            && displace.send(why).is_err()
+        {
+            tracing::trace!(connection = self.connection, "displaced connection is already going");
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -138,7 +185,12 @@ enum Since {
 
 impl Registry {
     /// With the sessions that the buffer has kept; those of other listeners are left aside.
-    pub(super) fn new(name: &str, max_connections: usize, stored: HashMap<Arc<str>, StoredSession>) -> Self {
+    pub(super) fn new(
+        name: &str,
+        max_connections: usize,
+        max_per_origin: usize,
+        stored: HashMap<Arc<str>, StoredSession>,
+    ) -> Self {
         let started = Instant::now();
         let prefix = session_key(name, "");
         let mut clients = HashMap::new();
@@ -152,44 +204,55 @@ impl Registry {
             };
             clients.insert(client.into(), Client::Away(Box::new(away)));
         }
-        Self { prefix, clients, max_connections, connected: 0, waiting_will_bytes: 0, unreleased_lost: 0 }
+        Self {
+            prefix,
+            clients,
+            max_connections,
+            max_per_origin,
+            connected: 0,
+            shares: HashMap::new(),
+            giving_way: 0,
+            waiting_will_bytes: 0,
+            said: HashMap::new(),
+            held_back: HashMap::new(),
+            unreleased_lost: 0,
+        }
     }
 
     /// Lends the session out, or tells its present holder to bring it back. Returned is the will of a session that has
     /// ended with this: it is to be published before anything of the new one, whose task does not run before we wait.
     #[must_use]
     pub(super) fn claim(&mut self, claim: Claim, now: Now) -> Option<Will> {
-        match self.clients.remove(&claim.client) {
-            Some(Client::Connected { connection, displace, next: _an_older_claim_is_dropped }) => {
-                if let Some(displace) = displace
-                    && displace.send(()).is_err()
-                {
-                    tracing::trace!(connection, "displaced connection is already going");
-                }
+        let before = match self.clients.remove(&claim.client) {
+            Some(Client::Connected(mut connected)) => {
+                connected.displace(Displaced::ByItself);
                 let client = Arc::clone(&claim.client);
-                self.clients.insert(client, Client::Connected { connection, displace: None, next: Some(claim) });
-                None
+                // An older claim is dropped.
+                connected.next = Some(claim);
+                self.clients.insert(client, Client::Connected(connected));
+                return None;
             }
-            away if self.connected >= self.max_connections => {
-                if let Some(away) = away {
-                    self.clients.insert(Arc::clone(&claim.client), away);
-                }
-                if claim.answer.send(Answer::Busy).is_err() {
-                    tracing::trace!("refused client has gone");
-                }
-                None
+            Some(Client::Away(away)) => Some(away),
+            None => None,
+        };
+        if let Some(refusal) = self.refusal(claim.origin) {
+            if let Some(away) = before {
+                self.clients.insert(Arc::clone(&claim.client), Client::Away(away));
             }
-            Some(Client::Away(away)) => self.enter(claim, Some(*away), now),
-            None => self.enter(claim, None, now),
+            if claim.answer.send(refusal).is_err() {
+                tracing::trace!("refused client has gone");
+            }
+            return None;
         }
+        self.enter(claim, before.map(|away| *away), now)
     }
 
     /// Takes the session back. What has to be forgotten to keep the bound is returned, and so are wills that do not
     /// wait, or for which there is no room to wait.
     pub(super) fn depart(&mut self, departure: Departure, now: Now) -> (Vec<SessionChange>, Vec<Will>) {
         let Departure { connection, client, memory, expiry_s, will } = departure;
-        let next = match self.clients.remove(&client) {
-            Some(Client::Connected { connection: holder, next, .. }) if holder == connection => next,
+        let connected = match self.clients.remove(&client) {
+            Some(Client::Connected(connected)) if connected.connection == connection => connected,
             other => {
                 // Not the holder: nothing was lent to it.
                 if let Some(other) = other {
@@ -199,13 +262,21 @@ impl Registry {
             }
         };
         self.connected = self.connected.saturating_sub(1);
+        if connected.gives_way {
+            self.giving_way = self.giving_way.saturating_sub(1);
+        } else {
+            self.give_back(connected.origin);
+        }
         let mut at_once = Vec::new();
+        let will = will.and_then(|(will, delay)| {
+            if !delay.is_zero() && expiry_s > 0 {
+                return Some((will, delay));
+            }
+            at_once.extend(self.not_too_often(&client, will, now.instant));
+            None
+        });
         if expiry_s > 0 || memory.stale {
             let will = will.and_then(|(will, delay)| {
-                if delay.is_zero() || expiry_s == 0 {
-                    at_once.push(will);
-                    return None;
-                }
                 let bytes = self.waiting_will_bytes.saturating_add(will.cost_bytes());
                 let delay = delay.min(MAX_WILL_DELAY);
                 match now.instant.checked_add(delay) {
@@ -223,9 +294,8 @@ impl Registry {
             self.clients.insert(Arc::clone(&client), Client::Away(Box::new(away)));
         } else {
             self.lost(&memory);
-            at_once.extend(will.map(|(will, _)| will));
         }
-        if let Some(claim) = next.filter(|claim| !claim.answer.is_closed()) {
+        if let Some(claim) = connected.next.filter(|claim| !claim.answer.is_closed()) {
             at_once.extend(self.claim(claim, now));
         }
         (self.keep_the_bound(), at_once)
@@ -266,21 +336,90 @@ impl Registry {
     /// Lets go of those who wait to come in.
     pub(super) fn drop_claims(&mut self) {
         for client in self.clients.values_mut() {
-            if let Client::Connected { next, .. } = client {
-                *next = None;
+            if let Client::Connected(connected) = client {
+                connected.next = None;
+            }
+        }
+    }
+
+    /// Why there is no place for one more of that origin, if so. One may be made by this.
+    fn refusal(&mut self, origin: Origin) -> Option<Answer> {
+        if self.share(origin) >= self.max_per_origin {
+            return Some(Answer::Crowded);
+        }
+        let full = self.connected.saturating_sub(self.giving_way) >= self.max_connections;
+        if full && !self.make_room(origin) { Some(Answer::Busy) } else { None }
+    }
+
+    /// Takes a place from the origin that has the most. Two more than the newcomer's, so that nobody is driven round in
+    /// circles: afterwards it has still as many.
+    fn make_room(&mut self, newcomer: Origin) -> bool {
+        let Some((&most, &share)) = self.shares.iter().max_by_key(|(origin, share)| (**share, **origin)) else {
+            return false;
+        };
+        if share < self.share(newcomer).saturating_add(2) || self.giving_way >= GOING_SOCKETS {
+            return false;
+        }
+        let of_most = self.clients.values_mut().filter_map(|client| match client {
+            Client::Connected(connected) if connected.origin == most && connected.displace.is_some() => Some(connected),
+            Client::Connected(_) | Client::Away(_) => None,
+        });
+        let Some(newest) = of_most.max_by_key(|connected| connected.connection) else { return false };
+        newest.displace(Displaced::ByAnother);
+        newest.gives_way = true;
+        self.giving_way = self.giving_way.saturating_add(1);
+        self.give_back(most);
+        true
+    }
+
+    fn share(&self, origin: Origin) -> usize {
+        self.shares.get(&origin).copied().unwrap_or(0)
+    }
+
+    fn give_back(&mut self, origin: Origin) {
+        let share = self.share(origin).saturating_sub(1);
+        if share == 0 {
+            self.shares.remove(&origin);
+        } else {
+            self.shares.insert(origin, share);
+        }
+    }
+
+    /// Gives the will back if it may go out now. One that is too soon after the last one of its client waits, and is void if
+    /// the client comes back meanwhile: what it says would not be true any more.
+    fn not_too_often(&mut self, client: &Arc<str>, will: Will, now: Instant) -> Option<Will> {
+        self.said.retain(|_, then| now.saturating_duration_since(*then) < WILL_PAUSE);
+        let due = self.said.get(client).and_then(|then| then.checked_add(WILL_PAUSE));
+        let bytes = self.waiting_will_bytes.saturating_add(will.cost_bytes());
+        match due {
+            Some(due) if bytes <= MAX_WAITING_WILL_BYTES => {
+                self.waiting_will_bytes = bytes;
+                // Its client came back and went again: the one before was void by then.
+                self.held_back.insert(Arc::clone(client), (will, due));
+                None
+            }
+            Some(_) => Some(will),
+            None => {
+                if self.said.len() < MAX_SESSIONS_AWAY {
+                    self.said.insert(Arc::clone(client), now);
+                }
+                Some(will)
             }
         }
     }
 
     fn enter(&mut self, claim: Claim, before: Option<Away>, now: Now) -> Option<Will> {
-        let Claim { connection, client, resume, answer } = claim;
+        let Claim { connection, origin, client, resume, answer } = claim;
+        if let Some((will, _)) = self.held_back.remove(&client) {
+            self.waiting_will_bytes = self.waiting_will_bytes.saturating_sub(will.cost_bytes());
+        }
         let (mut memory, mut present, mut overdue) = (Memory::default(), false, None);
         if let Some(mut away) = before {
             let will = self.take_will(&mut away);
             present = resume && !away.memory.stale && !away.is_over(now);
             if present {
                 // Back before the delay was over: the will is void.
-                memory = away.memory.resumed();
+                memory = away.memory;
             } else {
                 self.lost(&away.memory);
                 memory = away.memory.emptied();
@@ -291,7 +430,11 @@ impl Registry {
         match answer.send(Answer::Enter(Box::new(Entry { lent: Lent { memory, present }, displaced }))) {
             Ok(()) => {
                 self.connected = self.connected.saturating_add(1);
-                self.clients.insert(client, Client::Connected { connection, displace: Some(displace), next: None });
+                let share = self.shares.entry(origin).or_default();
+                *share = share.saturating_add(1);
+                let displace = Some(displace);
+                let connected = Connected { connection, origin, displace, gives_way: false, next: None };
+                self.clients.insert(client, Client::Connected(connected));
             }
             // A connection waits for its answer until it comes. Should it not have, the session is still here.
             Err(Answer::Enter(entry)) => {
@@ -301,7 +444,7 @@ impl Registry {
                 let away = Away { memory, expiry_s: u32::MAX, since, will: None };
                 self.clients.insert(client, Client::Away(Box::new(away)));
             }
-            Err(Answer::Busy) => {}
+            Err(Answer::Busy | Answer::Crowded) => {}
         }
         overdue
     }
@@ -317,7 +460,7 @@ impl Registry {
             .iter()
             .filter_map(|(id, client)| match client {
                 Client::Away(away) => Some((!away.memory.is_idle(), away.since, Arc::clone(id))),
-                Client::Connected { .. } => None,
+                Client::Connected(_) => None,
             })
             .collect();
         let surplus = away.len().saturating_sub(MAX_SESSIONS_AWAY);
@@ -351,6 +494,11 @@ impl Registry {
                 self.waiting_will_bytes = self.waiting_will_bytes.saturating_sub(will.cost_bytes());
                 taken.push(will);
             }
+        }
+        for (client, (will, _)) in self.held_back.extract_if(|_, (will, due)| which(will, *due)) {
+            self.waiting_will_bytes = self.waiting_will_bytes.saturating_sub(will.cost_bytes());
+            self.said.insert(client, Instant::now());
+            taken.push(will);
         }
         taken
     }

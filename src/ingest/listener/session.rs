@@ -24,13 +24,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 
+use super::aliases::Aliases;
 use super::end::End;
 use super::handshake::{Admission, write_refusal};
-use super::limits::{MAX_UNREAD_ANSWERS_BYTES, SETTLING_TIMEOUT, SIGN_OF_LIFE_BYTES};
+use super::limits::{
+    BEGINNING_BYTES, KEPT_OF_OVERSIZED_BYTES, MAX_UNREAD_ANSWERS_BYTES, SETTLING_TIMEOUT, SIGN_OF_LIFE_BYTES,
+};
 use super::memory::Memory;
 use super::registry::{Lent, Now};
+use super::remarks::{Remark, Remarks};
 use super::terms::{Terms, patience};
 use crate::buffer::{Durable, IdChange};
 use crate::config::MqttVersion;
@@ -38,7 +42,7 @@ use crate::event::{Event, MAX_USER_PROPERTIES, Qos};
 use crate::ingest::acker::{Acker, Acknowledged};
 use crate::ingest::batch::Batch;
 use crate::ingest::codec::encode::{self, Grants};
-use crate::ingest::codec::{self, Disconnect, Packet, Publish, Will, reason};
+use crate::ingest::codec::{self, DecodeError, Disconnect, Packet, Publish, Subscribe, SubscribeFilter, Will, reason};
 use crate::ingest::receipt::{Epoch, Receipts};
 use crate::ingest::topics::Topics;
 
@@ -80,11 +84,10 @@ pub(super) struct Session {
     packets: u64,
     /// The client is not read for a reason that is ours: its silence does not count.
     held: bool,
-    /// Received on this connection with QoS 1 or 2, or PUBREL, and not answered.
-    unanswered: u64,
-    /// QoS 2 ids that arrived on this connection and were not released.
-    half_way: usize,
-    subscribe_refusals: u64,
+    aliases: Aliases,
+    /// A message that is too large, as much as is kept of it, and how many of its bytes are still to be passed over.
+    oversized: Option<(Publish, usize)>,
+    remarks: Remarks,
     input: BytesMut,
     /// To be written to the socket.
     pub(super) output: BytesMut,
@@ -109,7 +112,7 @@ pub(super) struct Last {
 impl Session {
     /// The registry has let the client in. What must be durable before its CONNACK is in the batch.
     pub(super) fn enter(admission: Admission, lent: Lent, terms: Arc<Terms>, topics: Topics, now: Now) -> Self {
-        let Admission { version, expiry_s, keepalive_s, will, grants, input, .. } = admission;
+        let Admission { version, expiry_s, keepalive_s, will, will_set_aside, grants, input, .. } = admission;
         let Lent { memory, present } = lent;
         let mut session = Self {
             state: State::Settling,
@@ -117,7 +120,7 @@ impl Session {
             was_on_disk: memory.on_disk,
             version,
             terms,
-            acker: Acker::new(Epoch::next()),
+            acker: Acker::new(Epoch::next(), version),
             topics,
             memory,
             present,
@@ -130,13 +133,16 @@ impl Session {
             since_heard: 0,
             packets: 0,
             held: false,
-            unanswered: 0,
-            half_way: 0,
-            subscribe_refusals: 0,
+            aliases: Aliases::default(),
+            oversized: None,
+            remarks: Remarks::default(),
             input,
             output: BytesMut::new(),
             batch: Batch::default(),
         };
+        if will_set_aside {
+            session.remarks.add(Remark::ServerTopic, 1);
+        }
         session.settle(now);
         session
     }
@@ -158,9 +164,13 @@ impl Session {
         let mut unasked = Batch::default();
         self.input.extend_from_slice(bytes);
         while !self.is_over() {
-            match codec::decode(self.version, &mut self.input, self.terms.max_packet_bytes) {
-                Ok(Some(Packet::Publish(publish))) if publish.qos == Qos::AtMostOnce => {
-                    if self.may_publish(&publish) {
+            match self.next_packet() {
+                Ok(Some(Packet::Publish(publish))) => {
+                    // An alias that is named beside a message that cannot be stored any more is good for the next.
+                    if let Some(publish) = self.acceptable(publish)
+                        && publish.qos == Qos::AtMostOnce
+                        && !is_server_topic(&publish)
+                    {
                         let (epoch, ids) = (self.acker.epoch(), &mut self.memory.unreleased);
                         unasked.publish(epoch, publish, now.moment(), &mut self.topics, ids);
                     }
@@ -253,9 +263,9 @@ impl Session {
         codec::announced(&self.input).unwrap_or(0).max(self.input.len())
     }
 
-    /// SUBSCRIBE filters refused since the last question.
-    pub(super) fn take_subscribe_refusals(&mut self) -> u64 {
-        std::mem::take(&mut self.subscribe_refusals)
+    /// What is worth a remark since the last question.
+    pub(super) fn take_remarks(&mut self) -> Vec<(Remark, u64)> {
+        self.remarks.take()
     }
 
     /// The end: what is left to be done. A batch that was not handed to the buffer is given up: its messages are not
@@ -301,6 +311,11 @@ impl Session {
     }
 
     #[cfg(test)]
+    pub(super) fn grant_subscriptions(&mut self) {
+        self.terms = Arc::new(Terms { subscriptions: true, ..Terms::clone(&self.terms) });
+    }
+
+    #[cfg(test)]
     pub(super) fn input_capacity(&self) -> usize {
         self.input.capacity()
     }
@@ -324,7 +339,6 @@ impl Session {
     }
 
     fn acknowledged(&mut self, done: Acknowledged, now: Now) {
-        self.unanswered = self.unanswered.saturating_sub(done.packets);
         if done.proceed && matches!(self.state, State::Settling) {
             self.open(now);
         }
@@ -343,7 +357,7 @@ impl Session {
 
     fn decode(&mut self, now: Now) {
         while matches!(self.state, State::Open) {
-            match codec::decode(self.version, &mut self.input, self.terms.max_packet_bytes) {
+            match self.next_packet() {
                 Ok(Some(packet)) => {
                     self.packets = self.packets.wrapping_add(1);
                     self.hear(now);
@@ -362,6 +376,31 @@ impl Session {
         }
     }
 
+    /// The next packet that is there as a whole. Of a message that is too large only the beginning is kept, and it comes when
+    /// its last byte has been passed over: a client that keeps its session would send it again at each connection, and
+    /// nothing behind it would ever get through.
+    fn next_packet(&mut self) -> Result<Option<Packet>, DecodeError> {
+        if self.oversized.is_none() {
+            let bytes = match codec::decode(self.version, &mut self.input, self.terms.max_packet_bytes) {
+                Err(DecodeError::TooLarge { bytes, .. }) if codec::is_publish(&self.input) => bytes,
+                decoded => return decoded,
+            };
+            if self.input.len() < bytes.min(BEGINNING_BYTES) {
+                return Ok(None);
+            }
+            let publish = codec::decode_beginning(self.version, &self.input, KEPT_OF_OVERSIZED_BYTES)?;
+            self.oversized = Some((publish, bytes));
+        }
+        let Some((_, left)) = &mut self.oversized else { return Ok(None) };
+        let passed = (*left).min(self.input.len());
+        self.input.advance(passed);
+        *left = left.saturating_sub(passed);
+        if *left > 0 {
+            return Ok(None);
+        }
+        Ok(self.oversized.take().map(|(publish, _)| Packet::Publish(publish)))
+    }
+
     fn hear(&mut self, now: Now) {
         self.heard = now.instant;
         self.since_heard = 0;
@@ -371,25 +410,16 @@ impl Session {
         match packet {
             Packet::Publish(publish) => self.publish(publish, now),
             Packet::PubRel(ack) => {
-                let before = self.memory.unreleased.len();
                 self.batch.release(self.acker.epoch(), ack.packet_id, &mut self.memory.unreleased);
-                self.half_way = self.half_way.saturating_sub(before.saturating_sub(self.memory.unreleased.len()));
-                self.unanswered = self.unanswered.saturating_add(1);
             }
             Packet::PingReq => encode::pingresp(&mut self.output),
-            Packet::Subscribe(subscribe) => {
-                // Whoever subscribes waits for messages that will never come: it must be told, not left waiting.
-                let codes = vec![reason::NOT_AUTHORIZED; subscribe.filters.len()];
-                encode::suback(&mut self.output, self.version, subscribe.packet_id, &codes);
-                let refused = u64::try_from(codes.len()).unwrap_or(u64::MAX);
-                self.subscribe_refusals = self.subscribe_refusals.saturating_add(refused);
-            }
+            Packet::Subscribe(subscribe) => self.subscribe(&subscribe),
             Packet::Unsubscribe(unsubscribe) => encode::unsuback(
                 &mut self.output,
                 self.version,
                 unsubscribe.packet_id,
                 unsubscribe.filters,
-                reason::NO_SUBSCRIPTION_EXISTED,
+                if self.terms.subscriptions { reason::SUCCESS } else { reason::NO_SUBSCRIPTION_EXISTED },
             ),
             Packet::Disconnect(disconnect) => self.disconnect(&disconnect),
             Packet::Connect(_)
@@ -406,47 +436,53 @@ impl Session {
         }
     }
 
-    fn publish(&mut self, publish: Publish, now: Now) {
-        if !self.may_publish(&publish) {
-            return;
-        }
-        if publish.qos != Qos::AtMostOnce {
-            if self.version == MqttVersion::V5 && self.in_flight() >= u64::from(self.terms.receive_maximum) {
-                let detail = format!("more than {} in flight", self.terms.receive_maximum);
-                return self.finish(End::broke(
-                    reason::RECEIVE_MAXIMUM_EXCEEDED,
-                    "client exceeded the receive maximum",
-                    detail,
-                ));
-            }
-            self.unanswered = self.unanswered.saturating_add(1);
-        }
-        let before = self.memory.unreleased.len();
-        self.batch.publish(self.acker.epoch(), publish, now.moment(), &mut self.topics, &mut self.memory.unreleased);
-        self.half_way = self.half_way.saturating_add(self.memory.unreleased.len().saturating_sub(before));
+    /// Whoever subscribes waits for messages that will never come. Granted or refused, it is counted and said.
+    fn subscribe(&mut self, subscribe: &Subscribe) {
+        let filters = &subscribe.filters;
+        let (remark, codes): (_, Vec<u8>) = if self.terms.subscriptions {
+            let code = |filter: &SubscribeFilter| {
+                if is_filter(&filter.filter) { filter.qos.level() } else { reason::TOPIC_FILTER_INVALID }
+            };
+            (Remark::Subscribed, filters.iter().map(code).collect())
+        } else {
+            (Remark::SubscribeRefused, vec![reason::NOT_AUTHORIZED; filters.len()])
+        };
+        encode::suback(&mut self.output, self.version, subscribe.packet_id, &codes);
+        self.remarks.add(remark, codes.len());
     }
 
-    /// Ends the connection if not.
-    fn may_publish(&mut self, publish: &Publish) -> bool {
-        if publish.topic().starts_with('$') {
-            // Such topics belong to the server; a reading there would match no route that does not name it.
-            let detail = format!("{:?}", publish.topic());
-            self.finish(End::broke(reason::NOT_AUTHORIZED, "client published to a topic that begins with $", detail));
-            return false;
+    fn publish(&mut self, publish: Publish, now: Now) {
+        let Some(publish) = self.acceptable(publish) else { return };
+        let epoch = self.acker.epoch();
+        if is_server_topic(&publish) {
+            self.remarks.add(Remark::ServerTopic, 1);
+            return self.batch.refuse(epoch, &publish, reason::NOT_AUTHORIZED);
         }
+        if publish.whole_bytes.is_some() {
+            self.remarks.add(Remark::TooLarge, 1);
+            if self.version == MqttVersion::V5 && publish.qos != Qos::AtMostOnce {
+                // It is told that we do not have it.
+                return self.batch.refuse(epoch, &publish, reason::QUOTA_EXCEEDED);
+            }
+        }
+        self.batch.publish(epoch, publish, now.moment(), &mut self.topics, &mut self.memory.unreleased);
+    }
+
+    /// With its topic, where an alias stands for it. `None`: the connection ends.
+    fn acceptable(&mut self, mut publish: Publish) -> Option<Publish> {
         if publish.properties_cut > 0 {
             // Not stored without them: what a client sends arrives as it is or not at all.
             let detail = format!("{} more than {MAX_USER_PROPERTIES}", publish.properties_cut);
             self.finish(End::broke(reason::QUOTA_EXCEEDED, "client sent too many user properties", detail));
-            return false;
+            return None;
         }
-        true
-    }
-
-    /// At least so many messages of this connection are in flight. QoS 1 alone and QoS 2 alone are counted exactly; of
-    /// a mixture at least the half.
-    fn in_flight(&self) -> u64 {
-        self.unanswered.max(u64::try_from(self.half_way).unwrap_or(u64::MAX))
+        match self.aliases.resolve(&mut publish) {
+            Ok(()) => Some(publish),
+            Err(end) => {
+                self.finish(end);
+                None
+            }
+        }
     }
 
     fn disconnect(&mut self, disconnect: &Disconnect) {
@@ -462,6 +498,18 @@ impl Session {
             code => End::bye_with_will(code),
         });
     }
+}
+
+/// Such topics belong to the server; a reading there would match no route that does not name it.
+fn is_server_topic(publish: &Publish) -> bool {
+    publish.topic().starts_with('$')
+}
+
+/// Could it be granted? `#` and `+` stand for whole levels, `#` for the last ones.
+fn is_filter(filter: &str) -> bool {
+    let mut levels = filter.split('/').rev();
+    let is_level = |level: &str| level == "+" || !level.contains(['+', '#']);
+    !filter.is_empty() && levels.next().is_some_and(|last| last == "#" || is_level(last)) && levels.all(is_level)
 }
 
 /// A will is an event like any other.

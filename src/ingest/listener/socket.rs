@@ -27,11 +27,11 @@ pub(super) async fn has_closed(reader: &ReadHalf<'_>) -> bool {
 }
 
 /// One read into the buffer that all connections of the thread share, shown to `take`: so an idle client has no read
-/// buffer, and what its packets keep alive is as long as they are.
-pub(super) async fn read(reader: &mut ReadHalf<'_>, mut take: impl FnMut(&[u8])) -> io::Result<usize> {
+/// buffer, and what its packets keep alive is as long as they are. `most` bytes, of [`READ_BYTES`] at most.
+pub(super) async fn read(reader: &mut ReadHalf<'_>, most: usize, mut take: impl FnMut(&[u8])) -> io::Result<usize> {
     future::poll_fn(|context| {
         SCRATCH.with_borrow_mut(|scratch| {
-            let mut buffer = ReadBuf::new(scratch);
+            let mut buffer = ReadBuf::new(scratch.get_mut(..most).unwrap_or_default());
             ready!(Pin::new(&mut *reader).poll_read(context, &mut buffer))?;
             take(buffer.filled());
             Poll::Ready(Ok(buffer.filled().len()))

@@ -11,6 +11,8 @@ pub(super) struct Terms {
     pub(super) credentials: bool,
     pub(super) max_packet_bytes: u32,
     pub(super) receive_maximum: u16,
+    /// Granted, though nothing will be sent.
+    pub(super) subscriptions: bool,
     /// Never 0.
     pub(super) max_keepalive_s: u16,
     pub(super) max_session_expiry_s: u32,
@@ -22,6 +24,7 @@ impl From<&Listener> for Terms {
             credentials: settings.users_file.is_some(),
             max_packet_bytes: settings.max_packet_bytes,
             receive_maximum: settings.receive_maximum.max(1),
+            subscriptions: settings.subscriptions,
             max_keepalive_s: u16::try_from(settings.max_keepalive.as_secs()).unwrap_or(u16::MAX).max(1),
             max_session_expiry_s: u32::try_from(settings.max_session_expiry.as_secs()).unwrap_or(u32::MAX),
         }

@@ -105,6 +105,15 @@ impl Gateway {
         self
     }
 
+    /// Other keys for the last `[[mqtt]]` table from the next start on; its name, url and client id stay.
+    pub fn broker_is(&mut self, more: &str) -> &mut Self {
+        if let Some(table) = self.tables.mqtt.last_mut() {
+            let begin = |line: &&str| ["name", "url", "client_id"].iter().any(|key| line.starts_with(key));
+            *table = table.split_inclusive('\n').filter(begin).chain([more]).collect();
+        }
+        self
+    }
+
     /// A `[[route]]` table; first match wins.
     pub fn route(&mut self, from: &str, to: &str) -> &mut Self {
         self.tables.routes.push(format!("from = \"{from}\"\nto = \"{to}\"\n"));

@@ -30,6 +30,20 @@ impl Connection {
         Self::over(stream, version)
     }
 
+    /// The same from another address of this machine, 127.0.0.`host`, as from another host.
+    pub fn dial_as(host: u8, address: SocketAddr, version: Version) -> Outcome<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let stream = runtime.block_on(async {
+            let socket = tokio::net::TcpSocket::new_v4()?;
+            // Many short connections leave their ports in TIME_WAIT.
+            socket.set_reuseaddr(true)?;
+            socket.bind(SocketAddr::from(([127, 0, 0, host], 0)))?;
+            socket.connect(address).await?.into_std()
+        })?;
+        stream.set_nonblocking(false)?;
+        Self::over(stream, version)
+    }
+
     /// On a socket that exists.
     pub fn over(stream: TcpStream, version: Version) -> Outcome<Self> {
         stream.set_nodelay(true)?;
@@ -39,16 +53,20 @@ impl Connection {
 
     /// Connects, says CONNECT, waits for an accepting CONNACK; true = the session was present.
     pub fn open(address: SocketAddr, version: Version, connect: Connect) -> Outcome<(Self, bool)> {
-        let mut connection = Self::dial(address, version)?;
-        connection.send(&Packet::Connect(connect))?;
-        match connection.next(PATIENCE)? {
+        Self::dial(address, version)?.greet(connect)
+    }
+
+    /// Says CONNECT and waits for an accepting CONNACK; true = the session was present.
+    pub fn greet(mut self, connect: Connect) -> Outcome<(Self, bool)> {
+        self.send(&Packet::Connect(connect))?;
+        match self.next(PATIENCE)? {
             Some(Packet::ConnAck { session_present, code: 0, properties }) => {
                 for property in properties {
                     if let Property::Two(property::RECEIVE_MAXIMUM, value) = property {
-                        connection.receive_maximum = value;
+                        self.receive_maximum = value;
                     }
                 }
-                Ok((connection, session_present))
+                Ok((self, session_present))
             }
             other => trouble!("CONNECT was answered with {other:?}"),
         }

@@ -29,18 +29,23 @@ pub fn shared() -> Outcome<&'static Mosquitto> {
 impl Mosquitto {
     /// Keeps sessions on disk; `settings` are more lines of `mosquitto.conf`. Anyone may connect unless they say otherwise.
     pub fn start(settings: &str) -> Outcome<Self> {
-        let folder = Folder::new("mosquitto")?;
-        let port = free_port()?;
-        let mut conf = format!("listener {port} 127.0.0.1\n");
-        if !settings.contains("allow_anonymous") {
-            conf.push_str("allow_anonymous true\n");
-        }
         // Queues must hold what a killed relay leaves behind.
-        conf.push_str("max_queued_messages 0\nset_tcp_nodelay true\nuser root\n");
+        let mut conf = "max_queued_messages 0\nset_tcp_nodelay true\n".to_owned();
         // mosquitto 2.0.11 mixes up the order of one topic as soon as a subscriber's window is full (1,595 of 4,000
         // readings with the default of 20, an ordinary subscriber, no Tidegate). Without a window in MQTT 3.1.1, and
         // with WIDE in MQTT 5, the tests see what the relay does and not what mosquitto does.
         conf.push_str("max_inflight_messages 0\n");
+        Self::as_debian_ships_it(&format!("{conf}{settings}"))
+    }
+
+    /// What a sensor may expect of `apt install mosquitto`, and `settings` as in a file below `/etc/mosquitto/conf.d`.
+    pub fn as_debian_ships_it(settings: &str) -> Outcome<Self> {
+        let folder = Folder::new("mosquitto")?;
+        let port = free_port()?;
+        let mut conf = format!("listener {port} 127.0.0.1\nuser root\n");
+        if !settings.contains("allow_anonymous") {
+            conf.push_str("allow_anonymous true\n");
+        }
         writeln!(conf, "persistence true\npersistence_location {}/", folder.path().display())?;
         conf.push_str(settings);
         std::fs::write(folder.path().join("mosquitto.conf"), conf)?;

@@ -225,3 +225,34 @@ fn a_message_with_too_many_user_properties_is_kept_with_the_first_of_them() {
     assert_eq!(bench.payloads(), ["x"]);
     assert_eq!(bench.events[0].properties.as_ref().unwrap().user.len(), MAX_USER_PROPERTIES);
 }
+
+/// Topic and id are there, the property block is longer than the packet.
+fn unreadable(qos: u8, packet_id: u16) -> Vec<u8> {
+    let mut body = b"\0\x01t".to_vec();
+    if qos > 0 {
+        body.extend(packet_id.to_be_bytes());
+    }
+    body.extend(b"\x7fpoison");
+    let mut bytes = vec![0x30 | qos << 1, u8::try_from(body.len()).unwrap()];
+    bytes.extend(body);
+    bytes
+}
+
+#[test]
+fn a_message_that_cannot_be_read_is_put_aside_when_it_comes_for_the_third_time() {
+    for (qos, answer) in [(1, vec![puback(9), puback(10)]), (2, vec![pubrec(9), puback(10)])] {
+        let mut bench = Bench::online(V5);
+        for id in [7, 8] {
+            assert!(matches!(bench.feed(&unreadable(qos, id)), Err(Ended::Undecodable { .. })));
+            bench.reconnect(true);
+        }
+        bench.feed(&[unreadable(qos, 9), publish(V5, 1, false, 10, "behind")].concat()).unwrap();
+        assert_eq!(bench.commit(), answer);
+        assert_eq!(bench.payloads()[1], "behind");
+        let poison = &bench.events[0];
+        assert_eq!(&*poison.topic, "t");
+        assert!(poison.flaw().is_some_and(|flaw| flaw.contains("malformed")), "{:?}", poison.flaw());
+        assert!(poison.payload.ends_with(b"poison") && bench.events[1].flaw().is_none());
+        assert!(bench.feed(&unreadable(qos, 9)).is_err(), "the next one has its tries again");
+    }
+}

@@ -49,10 +49,29 @@ fn a_connect_cut_anywhere_is_the_same_connect() {
 
 #[test]
 fn other_versions_are_told_which_ones_are_spoken() {
-    let old = Connect { level: 3, name: "MQIsdp", ..connect(V311, "press") };
-    assert_eq!(code(V311, &old, &terms()), 1);
-    let future = Connect { level: 6, ..connect(V311, "press") };
-    assert_eq!(code(V5, &future, &terms()), 0x84);
+    for (level, name) in [(3, "MQTT"), (6, "MQTT"), (4, "MQIsdp")] {
+        let other = Connect { level, name, ..connect(V311, "press") };
+        assert_eq!(code(if level > 5 { V5 } else { V311 }, &other, &terms()), if level > 5 { 0x84 } else { 1 });
+    }
+}
+
+#[test]
+fn mqtt_3_1_and_a_bridge_are_spoken_to_as_3_1_1() {
+    for (level, name) in [(3, "MQIsdp"), (0x83, "MQIsdp"), (0x84, "MQTT")] {
+        let admission = admitted(&Connect { level, name, ..connect(V311, "press").kept() }, &terms());
+        assert_eq!((admission.version, admission.resume), (V311, true), "level {level}");
+    }
+    // The wrong password is called so, not a wrong version: Paho's Java client asks in 3.1 when 3.1.1 was refused.
+    let strict = Terms { credentials: true, ..terms() };
+    assert_eq!(code(V311, &Connect { level: 3, name: "MQIsdp", ..connect(V311, "press") }, &strict), 5);
+}
+
+#[test]
+fn tls_and_http_are_called_by_their_names() {
+    for (bytes, word) in [(&b"GET /mqtt HTTP/1.1\r\n"[..], "WebSocket"), (&[0x16, 3, 1, 2, 0, 1], "TLS")] {
+        let (answer, end) = refused(bytes, &terms());
+        assert!(answer.is_empty() && end.cause.contains(word), "{end:?}");
+    }
 }
 
 #[test]
@@ -119,18 +138,20 @@ fn an_authentication_method_is_refused() {
 }
 
 #[test]
-fn a_will_for_a_topic_of_the_server_or_with_a_wildcard_is_refused() {
-    for (version, server, wildcard) in [(V311, Some(5), None), (V5, Some(0x87), Some(0x90))] {
-        for (topic, wanted) in [("$SYS/x", server), ("a/+", wildcard)] {
-            let mut bad = connect(version, "press").with_will(0);
-            bad.will.as_mut().unwrap().topic = topic;
-            let (answer, _) = refused(&bad.bytes(), &terms());
-            let told = packets(version, &answer).first().map(|packet| match packet {
-                Packet::ConnAck(ack) => ack.reason,
-                other => panic!("{other:?}"),
-            });
-            assert_eq!(told, wanted, "{topic}");
-        }
+fn a_will_with_a_wildcard_is_refused_and_one_for_a_topic_of_the_server_is_set_aside() {
+    let mut bridge = connect(V311, "bridge").with_will(0);
+    bridge.will.as_mut().unwrap().topic = "$SYS/broker/connection/x/state";
+    let admission = admitted(&bridge, &terms());
+    assert!(admission.will.is_none() && admission.will_set_aside);
+    for (version, wanted) in [(V311, None), (V5, Some(0x90))] {
+        let mut bad = connect(version, "press").with_will(0);
+        bad.will.as_mut().unwrap().topic = "a/+";
+        let (answer, _) = refused(&bad.bytes(), &terms());
+        let told = packets(version, &answer).first().map(|packet| match packet {
+            Packet::ConnAck(ack) => ack.reason,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(told, wanted);
     }
 }
 
@@ -146,7 +167,7 @@ fn expiry_and_keepalive_are_capped_and_mqtt_5_is_told() {
     assert_eq!((modest.expiry_s, modest.grants.session_expiry_s), (60, None));
     assert_eq!((modest.keepalive_s, modest.grants.server_keepalive_s), (30, None));
     let untold = admitted(&Connect { keepalive: 3600, ..connect(V311, "press") }, &terms());
-    assert_eq!(untold.keepalive_s, 3600, "a client of 3.1.1 cannot be told, so it keeps its own");
+    assert_eq!(untold.keepalive_s, 600, "a client of 3.1.1 cannot be told, and its dead connection ends all the same");
     assert_eq!(admitted(&Connect { keepalive: 0, ..connect(V311, "press") }, &terms()).keepalive_s, 600);
 }
 

@@ -33,6 +33,7 @@ fn terms() -> Terms {
         credentials: false,
         max_packet_bytes: MAX_PACKET,
         receive_maximum: RECEIVE_MAXIMUM,
+        subscriptions: false,
         max_keepalive_s: 600,
         max_session_expiry_s: 86_400,
     }
@@ -155,7 +156,7 @@ fn nothing() -> Lent {
 }
 
 fn kept(ids: &[u16]) -> Lent {
-    let memory = Memory::stored(ids.iter().map(|id| (*id, None)).collect()).resumed();
+    let memory = Memory::stored(ids.iter().map(|id| (*id, None)).collect());
     Lent { memory, present: true }
 }
 

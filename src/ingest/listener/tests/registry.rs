@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::super::limits::{EARLIEST_SANE_MS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WILL_DELAY};
+use super::super::limits::{EARLIEST_SANE_MS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WILL_DELAY, WILL_PAUSE};
 use super::super::memory::Memory;
-use super::super::registry::{Answer, Claim, ConnectionId, Departure, Entry, Now, Registry};
+use super::super::registry::{Answer, Claim, ConnectionId, Departure, Displaced, Entry, Now, Registry};
 use super::will;
 use crate::buffer::{IdChange, PacketIds, StoredSession};
 use crate::clock::Clock;
@@ -21,6 +21,8 @@ struct Desk {
     registry: Registry,
     now: Now,
     connections: ConnectionId,
+    /// Where the next one comes from: the last number of its address.
+    host: u8,
     /// Wills of sessions that ended with a claim.
     overdue: Vec<Will>,
 }
@@ -32,13 +34,14 @@ impl Desk {
 
     fn with(stored: HashMap<Arc<str>, StoredSession>) -> Self {
         let now = Now { instant: Instant::now(), unix_ms: EARLIEST_SANE_MS + 1_000_000_000, clock: Clock::default() };
-        Self { registry: Registry::new("floor", 3, stored), now, connections: 0, overdue: Vec::new() }
+        Self { registry: Registry::new("floor", 3, 8, stored), now, connections: 0, host: 1, overdue: Vec::new() }
     }
 
     fn claim(&mut self, client: &str, resume: bool) -> (ConnectionId, oneshot::Receiver<Answer>) {
         self.connections += 1;
         let (answer, answered) = oneshot::channel();
-        let claim = Claim { connection: self.connections, client: client.into(), resume, answer };
+        let origin = std::net::IpAddr::from([192, 0, 2, self.host]).into();
+        let claim = Claim { connection: self.connections, origin, client: client.into(), resume, answer };
         self.overdue.extend(self.registry.claim(claim, self.now));
         (self.connections, answered)
     }
@@ -122,12 +125,63 @@ fn what_was_half_way_when_a_session_ended_is_counted_once() {
 }
 
 #[test]
+fn the_will_of_a_client_that_comes_and_goes_is_published_once_a_minute_and_at_last() {
+    let mut desk = Desk::new();
+    let flap = |desk: &mut Desk| {
+        let (id, _) = desk.enter("press", true);
+        desk.now.instant += Duration::from_secs(1);
+        desk.depart(id, "press", Memory::default(), 0, Some((will("status/press"), Duration::ZERO)));
+        std::mem::take(&mut desk.overdue).len()
+    };
+    assert_eq!(flap(&mut desk), 1);
+    for _ in 0..50 {
+        assert_eq!(flap(&mut desk), 0, "too soon after the last one");
+    }
+    let due = |desk: &mut Desk| desk.registry.due_wills(desk.now.instant, |_| true).len();
+    // The 50 above have taken 50 s.
+    desk.now.instant += WILL_PAUSE.saturating_sub(Duration::from_secs(51));
+    assert_eq!(due(&mut desk), 0);
+    desk.now.instant += Duration::from_secs(1);
+    assert_eq!(due(&mut desk), 1, "it has stayed away");
+    assert_eq!(due(&mut desk), 0);
+    desk.now.instant += WILL_PAUSE;
+    assert_eq!(flap(&mut desk), 1);
+    // Another client's is its own.
+    let (id, _) = desk.enter("drill", true);
+    desk.depart(id, "drill", Memory::default(), 0, Some((will("status/drill"), Duration::ZERO)));
+    assert_eq!(desk.overdue.len(), 1);
+}
+
+#[test]
+fn one_host_takes_no_more_than_its_share_and_gives_way_when_another_comes() {
+    let mut desk = Desk { registry: Registry::new("floor", 3, 3, HashMap::new()), ..Desk::new() };
+    let mut greedy: Vec<_> = (0..3).map(|n| desk.enter(&format!("greedy {n}"), false)).collect();
+    assert!(matches!(desk.claim("greedy 3", false).1.try_recv(), Ok(Answer::Crowded)));
+    desk.host = 2;
+    let (_, mut honest) = desk.enter("honest", false);
+    assert_eq!(greedy[2].1.displaced.try_recv(), Ok(Displaced::ByAnother), "the newest of those with the most");
+    // Two against one: nobody is driven round in circles.
+    assert!(matches!(desk.claim("honest 2", false).1.try_recv(), Ok(Answer::Busy)));
+    desk.depart(greedy[2].0, "greedy 2", Memory::default(), 0, None);
+    desk.host = 1;
+    assert!(matches!(desk.claim("greedy 2", false).1.try_recv(), Ok(Answer::Busy)));
+    assert!(greedy.iter_mut().take(2).all(|(_, entry)| entry.displaced.try_recv().is_err()));
+    assert!(honest.displaced.try_recv().is_err());
+    // Its own client comes back, though there is no place for a further one.
+    let (again, mut answered) = desk.claim("greedy 1", false);
+    desk.depart(greedy[1].0, "greedy 1", Memory::default(), 0, None);
+    assert!(!entry(&mut answered).lent.present);
+    desk.depart(again, "greedy 1", Memory::default(), 0, None);
+    desk.enter("greedy 3", false);
+}
+
+#[test]
 fn the_next_connection_enters_with_what_the_old_one_hands_back_and_not_before() {
     let mut desk = Desk::new();
     let (old, mut first) = desk.enter("press", true);
     let (new, mut answered) = desk.claim("press", true);
     assert!(answered.try_recv().is_err(), "two connections hold one session");
-    assert_eq!(first.displaced.try_recv(), Ok(()));
+    assert_eq!(first.displaced.try_recv(), Ok(Displaced::ByItself));
     desk.depart(old, "press", with_id(9), 60, None);
     let second = entry(&mut answered);
     assert!(second.lent.present && second.lent.memory.unreleased.contains(9));

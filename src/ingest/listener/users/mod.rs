@@ -5,10 +5,11 @@
 //! file that cannot be read then leaves the users as they were, and is reported.
 //!
 //! A check may take tens of milliseconds (that is the point of these hashes), so one thread owns the file and does the
-//! checks, **one at a time**: a crowd of wrong passwords costs one core and the memory of one check, and cannot stop
-//! the readings of those who are in. An unknown name costs the check of a real line, so that names cannot be found by
-//! measuring time.
+//! checks, **one at a time**: a crowd of wrong passwords costs the memory of one check, and cannot stop the readings of
+//! those who are in. Who is checked next is decided at the [`desk`]. An unknown name costs the check of a real line, so
+//! that names cannot be found by measuring time.
 
+mod desk;
 mod hash;
 
 use std::borrow::Cow;
@@ -20,52 +21,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task;
-
+pub(super) use self::desk::{Users, Verdict};
 use self::hash::Stored;
-use super::limits::{CHECKS, MAX_USERS_FILE_BYTES};
-
-/// Where connections ask. The thread ends when the last one of these is dropped.
-#[derive(Debug, Clone)]
-pub(super) struct Users {
-    checks: mpsc::Sender<Check>,
-}
-
-#[derive(Debug)]
-struct Check {
-    name: String,
-    password: Bytes,
-    answer: oneshot::Sender<bool>,
-}
-
-impl Users {
-    /// Starts the thread that owns the file; must be called within a runtime.
-    pub(super) fn ask(mut file: UsersFile) -> Self {
-        let (checks, mut asked) = mpsc::channel::<Check>(CHECKS);
-        task::spawn_blocking(move || {
-            while let Some(Check { name, password, answer }) = asked.blocking_recv() {
-                // Whoever does not wait any more costs nothing.
-                if answer.is_closed() {
-                    continue;
-                }
-                file.refresh();
-                if answer.send(file.verify(&name, &password)).is_err() {
-                    tracing::trace!("a client did not wait for the check of its password");
-                }
-            }
-        });
-        Self { checks }
-    }
-
-    /// May this client in?
-    pub(super) async fn admit(&self, name: String, password: Bytes) -> bool {
-        let (answer, answered) = oneshot::channel();
-        // The thread is gone only when the runtime goes down: then nobody comes in any more.
-        self.checks.send(Check { name, password, answer }).await.is_ok() && answered.await.unwrap_or(false)
-    }
-}
+use super::limits::MAX_USERS_FILE_BYTES;
 
 /// Could a listener use this file? For the check of the configuration.
 ///
@@ -118,6 +76,13 @@ struct Stamp {
     bytes: u64,
 }
 
+impl Stamp {
+    /// `None`: it is not there.
+    fn now(path: &Path) -> Option<Self> {
+        fs::metadata(path).ok().map(|metadata| Self::from(&metadata))
+    }
+}
+
 impl From<&Metadata> for Stamp {
     fn from(metadata: &Metadata) -> Self {
         Self { modified: metadata.modified().ok(), bytes: metadata.len() }
@@ -141,17 +106,22 @@ impl UsersFile {
         Ok(file)
     }
 
-    fn refresh(&mut self) {
-        let now = fs::metadata(&self.path).ok().map(|metadata| Stamp::from(&metadata));
+    /// Reads it again when it has changed. True: there are other users now.
+    fn refresh(&mut self) -> bool {
+        let now = Stamp::now(&self.path);
         if now == self.stamp {
-            return;
+            return false;
         }
         // One message a change of the file: the stamp moves also when it cannot be used.
         match self.read() {
-            Ok(()) => tracing::info!(file = %self.path.display(), users = self.users.len(), "users_file read again"),
+            Ok(()) => {
+                tracing::info!(file = %self.path.display(), users = self.users.len(), "users_file read again");
+                true
+            }
             Err(error) => {
                 self.stamp = now;
                 tracing::error!(%error, "users_file changed and cannot be used: correct it; until then the users are the old ones");
+                false
             }
         }
     }
@@ -216,6 +186,8 @@ fn parse(text: &str) -> Result<Parsed, (usize, Cow<'static, str>)> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     const BOB: &str = "bob:$7$101$qmj1CcK2y1gDHJZC$Wa0MgQxf+gBrPZKAhyiBELu3vz3I2YEmFsSIG1uTfREmXIs+/vUHpXUPx1oZtdY7R4lgoDn8j1OhmAbxrLqkAg==";
@@ -274,27 +246,33 @@ mod tests {
     fn a_changed_file_counts_from_the_next_check_and_a_broken_one_changes_nothing() {
         let (_folder, path) = file(BOB);
         let mut users = UsersFile::open(&path).unwrap();
-        users.refresh();
+        assert!(!users.refresh());
         assert!(users.verify("bob", b"hunter2") && !users.verify("carol", b""));
         fs::write(&path, format!("{BOB}\n{CAROL}\n")).unwrap();
-        users.refresh();
+        assert!(users.refresh());
         assert!(users.verify("bob", b"hunter2") && users.verify("carol", b""));
         fs::write(&path, "broken").unwrap();
-        users.refresh();
+        assert!(!users.refresh());
         assert!(users.verify("carol", b""), "a typo in the file shut everybody out");
         fs::remove_file(&path).unwrap();
-        users.refresh();
+        assert!(!users.refresh());
         assert!(users.verify("carol", b""));
         fs::write(&path, CAROL).unwrap();
-        users.refresh();
+        assert!(users.refresh());
         assert!(users.verify("carol", b"") && !users.verify("bob", b"hunter2"));
     }
 
     #[tokio::test]
     async fn connections_ask_and_are_answered() {
         let (_folder, path) = file(BOB);
-        let users = Users::ask(UsersFile::open(&path).unwrap());
-        assert!(users.admit("bob".to_owned(), Bytes::from_static(b"hunter2")).await);
-        assert!(!users.admit("bob".to_owned(), Bytes::from_static(b"hunter3")).await);
+        let users = Users::ask(UsersFile::open(&path).unwrap()).unwrap();
+        let here = std::net::IpAddr::from([192, 0, 2, 1]).into();
+        let ask = async |password| users.admit(here, "bob".to_owned(), Bytes::from_static(password)).await;
+        assert_eq!(ask(b"hunter2").await, Verdict::Right);
+        assert_eq!(ask(b"hunter3").await, Verdict::Wrong);
+        assert_eq!(ask(b"hunter2").await, Verdict::Right);
+        // It was right, and the file says otherwise now.
+        fs::write(&path, CAROL).unwrap();
+        assert_eq!(ask(b"hunter2").await, Verdict::Wrong);
     }
 }

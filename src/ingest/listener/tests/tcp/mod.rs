@@ -34,9 +34,11 @@ fn settings() -> Listener {
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         users_file: None,
         max_connections: 4,
+        max_connections_per_address: 16,
         max_keepalive: Duration::from_secs(600),
         max_packet_bytes: 1024 * 1024,
         receive_maximum: 1000,
+        subscriptions: false,
         max_session_expiry: Duration::from_secs(86_400),
     }
 }

@@ -1,0 +1,54 @@
+//! Topic aliases of one connection (MQTT 5): a number in place of a topic that was named with it before. Granted because
+//! some clients use them without asking (paho does), and a sensor on a link paid by the byte saves its topic each time.
+
+use std::sync::Arc;
+
+use super::end::End;
+use super::limits::{ALIAS_BYTES, ALIASES};
+use crate::ingest::codec::{Publish, reason};
+
+/// What the numbers stand for.
+#[derive(Debug, Default)]
+pub(super) struct Aliases {
+    /// By number, from 1.
+    names: Vec<Option<Arc<str>>>,
+    bytes: usize,
+}
+
+impl Aliases {
+    /// Remembers the topic of a message that names one beside its number, or gives a message without a topic its own.
+    pub(super) fn resolve(&mut self, publish: &mut Publish) -> Result<(), End> {
+        let Some(alias) = publish.alias else { return Ok(()) };
+        let place = usize::from(alias).saturating_sub(1);
+        if alias > ALIASES {
+            let detail = format!("{alias}; 1 to {ALIASES} are granted");
+            return Err(End::broke(
+                reason::TOPIC_ALIAS_INVALID,
+                "client used a topic alias that was not granted",
+                detail,
+            ));
+        }
+        if publish.topic().is_empty() {
+            let Some(Some(name)) = self.names.get(place) else {
+                let detail = format!("alias {alias} stands for no topic on this connection");
+                return Err(End::broke(reason::PROTOCOL_ERROR, "client broke the protocol", detail));
+            };
+            publish.rename(Arc::clone(name));
+            return Ok(());
+        }
+        if self.names.len() <= place {
+            self.names.resize(place.saturating_add(1), None);
+        }
+        let Some(slot) = self.names.get_mut(place) else { return Ok(()) };
+        let before = slot.as_ref().map_or(0, |name| name.len());
+        // custody rule 5: a client may name topics of 64 KiB.
+        let bytes = self.bytes.saturating_sub(before).saturating_add(publish.topic().len());
+        if bytes > ALIAS_BYTES {
+            let detail = format!("the topics behind them have {bytes} bytes; at most {ALIAS_BYTES} are remembered");
+            return Err(End::broke(reason::QUOTA_EXCEEDED, "client's topic aliases take too much memory", detail));
+        }
+        self.bytes = bytes;
+        *slot = Some(publish.topic().into());
+        Ok(())
+    }
+}
