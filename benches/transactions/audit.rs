@@ -27,6 +27,7 @@ pub fn run(table: &mut Table) -> Outcome<()> {
                 topic: &data,
                 partition: number as i32 % 3,
                 id: format!("{buffer}:{sequence}"),
+                instance: "00000000000000aa",
                 was: None,
                 mqtt_topic: &format!("bench/line/s{number:03}"),
                 at_ms: 1_700_000_000_000 + sequence as i64,

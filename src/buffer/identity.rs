@@ -33,6 +33,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::num::ParseIntError;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -180,22 +181,20 @@ impl Marks {
 
     fn text(&self) -> String {
         let Self { buffer_id, reserved, committed, opened, closed, place } = self;
-        let mut head = format!("{TITLE}\nbuffer {buffer_id}\nreserved {reserved}\ncommitted {committed}\n");
-        let state = if *closed { "closed" } else { "open" };
-        head.push_str(&match opened {
-            Some(Opened { instance, boot, lazy }) => {
-                let sync = if *lazy { "normal" } else { "full" };
-                format!("instance {instance}\nstate {state}\nboot {}\nsync {sync}\n", Digest(*boot))
-            }
-            None => format!("instance -\nstate {state}\nboot -\nsync full\n"),
-        });
         let Place { machine, board, file } = place;
-        head.push_str(&format!("place machine={} board={} file={}\n", Digest(*machine), Digest(*board), Digest(*file)));
-        with_sum(head)
+        let instance = opened.map_or_else(|| "-".to_owned(), |opened| opened.instance.to_string());
+        let state = if *closed { "closed" } else { "open" };
+        let boot = Digest(opened.and_then(|opened| opened.boot));
+        let sync = if opened.is_some_and(|opened| opened.lazy) { "normal" } else { "full" };
+        let (machine, board, file) = (Digest(*machine), Digest(*board), Digest(*file));
+        with_sum(&format!(
+            "{TITLE}\nbuffer {buffer_id}\nreserved {reserved}\ncommitted {committed}\ninstance {instance}\nstate {state}\n\
+             boot {boot}\nsync {sync}\nplace machine={machine} board={board} file={file}\n"
+        ))
     }
 }
 
-fn with_sum(head: String) -> String {
+fn with_sum(head: &str) -> String {
     let sum = crc32c::crc32c(head.as_bytes());
     format!("{head}crc32c {sum:08x}\n")
 }
@@ -212,8 +211,8 @@ impl fmt::Display for Digest {
     }
 }
 
-fn digest(text: &str) -> Option<Option<u32>> {
-    if text == "-" { Some(None) } else { u32::from_str_radix(text, 16).ok().map(Some) }
+fn digest(text: &str) -> Result<Option<u32>, ParseIntError> {
+    if text == "-" { Ok(None) } else { u32::from_str_radix(text, 16).map(Some) }
 }
 
 fn parse(text: &str) -> Option<Marks> {
@@ -226,18 +225,18 @@ fn parse(text: &str) -> Option<Marks> {
     if title == TITLE_1 {
         let Marks { buffer_id, reserved, committed, .. } = marks;
         let head = format!("{TITLE_1}\nbuffer {buffer_id}\nreserved {reserved}\ncommitted {committed}\n");
-        return (with_sum(head) == text).then_some(marks);
+        return (with_sum(&head) == text).then_some(marks);
     }
     let instance = match value("instance")? {
         "-" => None,
         instance => Some(Instance::parse(instance)?),
     };
     marks.closed = value("state")? == "closed";
-    let boot = digest(value("boot")?)?;
+    let boot = digest(value("boot")?).ok()?;
     let lazy = value("sync")? == "normal";
     marks.opened = instance.map(|instance| Opened { instance, boot, lazy });
     let mut place = value("place")?.split(' ');
-    let mut mark = |name: &str| digest(place.next()?.strip_prefix(name)?.strip_prefix('=')?);
+    let mut mark = |name: &str| digest(place.next()?.strip_prefix(name)?.strip_prefix('=')?).ok();
     marks.place = Place { machine: mark("machine")?, board: mark("board")?, file: mark("file")? };
     // Writing it again must give the same bytes: title, checksum and every space.
     (marks.text() == text).then_some(marks)
@@ -303,7 +302,7 @@ mod tests {
     fn the_first_version_is_read_as_a_closed_one_of_an_unknown_place() {
         let dir = tempfile::tempdir().unwrap();
         let id = Uuid::new_v4();
-        let text = with_sum(format!("{TITLE_1}\nbuffer {id}\nreserved 1000000\ncommitted 7\n"));
+        let text = with_sum(&format!("{TITLE_1}\nbuffer {id}\nreserved 1000000\ncommitted 7\n"));
         fs::write(dir.path().join(FILE_NAME), text).unwrap();
         let marks = Marks { reserved: 1_000_000, ..Marks::new(id, 7, Place::default()) };
         assert_eq!(Marks::read(dir.path()).unwrap(), Some(marks));

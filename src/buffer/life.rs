@@ -194,13 +194,13 @@ fn close(connection: &Connection, present: Instance, last: Sequence, commit: u64
     let ended = (row_id(last), row_id(commit), present.0.to_be_bytes());
     connection
         .execute("UPDATE life SET last = ?1, ended_by = ?2 WHERE last IS NULL AND instance <> ?3", ended)
-        .map(drop)
+        .map(|_rows| ())
 }
 
 /// Kafka's last watermark is that of one start, and the present one may write the next: the last words of all others are
 /// written over.
 pub(super) fn heard(connection: &Connection, of: Instance) -> rusqlite::Result<()> {
-    connection.execute("UPDATE life SET word = (instance = ?1 OR last IS NULL)", [of.0.to_be_bytes()]).map(drop)
+    connection.execute("UPDATE life SET word = (instance = ?1 OR last IS NULL)", [of.0.to_be_bytes()]).map(|_rows| ())
 }
 
 fn read_earlier(connection: &Connection, books: &Books, commit: u64) -> rusqlite::Result<Vec<Life>> {

@@ -171,7 +171,7 @@ impl Lives {
         // A start that gave out nothing shares its first sequence with the next one, which follows it.
         let behind = self.earlier.partition_point(|life| life.first <= sequence);
         let life = self.earlier.get(behind.checked_sub(1)?)?;
-        (sequence <= life.last).then(|| (life.instance, life.first..=life.last))
+        (sequence <= life.last).then_some((life.instance, life.first..=life.last))
     }
 
     /// Of a buffer that exists in a test only.

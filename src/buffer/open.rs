@@ -95,10 +95,14 @@ impl Buffer {
         let database = Database::new(data_dir, &settings);
         let marks = read_marks(data_dir)?;
         let tail = tail_of(&database, marks.as_ref())?;
+        // As it was found: a database that is made here, in place of a damaged one, is no copy.
+        let found = Place::of(database.path());
         let (connection, mut books, buffer_id) = open_or_create(&database, data_dir, marks.as_ref())?;
         let commit = books.transaction;
         let place = Place::of(database.path());
-        let (marks, moved) = reconcile(marks, buffer_id, place, &tail, &mut books, &connection, data_dir)?;
+        let known = marks.filter(|marks| marks.buffer_id == buffer_id);
+        let moved = known.and_then(|marks| found.differs_from(&marks.place));
+        let marks = reconcile(marks, buffer_id, place, &tail, &mut books, &connection, data_dir)?;
         let Assigned { ids: routes, names: route_names, gone } = assign_routes(&connection, routes, &mut books)?;
         let (admitted, in_line_with) =
             admitted(&connection, &books).map_err(OpenError::disk("read the admitted topics"))?;
@@ -408,8 +412,7 @@ fn tail_of(database: &Database, marks: Option<&Marks>) -> Result<Tail, OpenError
     tail::look(&log, &database.index_path(), &opened, identity::boot()).map_err(OpenError::files("read", &log))
 }
 
-/// Compares what the database says with what the side file remembers; the marks that hold from now on, and what tells
-/// that the buffer has moved.
+/// Compares what the database says with what the side file remembers; the marks that hold from now on.
 fn reconcile(
     marks: Option<Marks>,
     buffer_id: Uuid,
@@ -418,7 +421,7 @@ fn reconcile(
     books: &mut Books,
     connection: &Connection,
     data_dir: &Path,
-) -> Result<(Marks, Option<&'static str>), OpenError> {
+) -> Result<Marks, OpenError> {
     let side_file = data_dir.join(identity::FILE_NAME);
     let marks = match marks {
         Some(marks) if marks.buffer_id == buffer_id => Some(marks),
@@ -440,25 +443,24 @@ fn reconcile(
     let Some(marks) = marks else {
         let new = Marks::new(buffer_id, books.next.saturating_sub(1), place);
         new.write(data_dir).map_err(OpenError::files("write", &side_file))?;
-        return Ok((new, None));
+        return Ok(new);
     };
-    let moved = place.differs_from(&marks.place);
     let new = Marks { place, ..marks };
     let is_lost = marks.committed >= books.next;
     if is_lost || *tail != Tail::Whole && !planted(Bug::GiveOutTwice) {
         leave_out(&marks, tail, books, connection)?;
     } else if marks.closed {
-        return Ok((new, moved)); // the writer brings it up to date in its time
+        return Ok(new); // the writer brings it up to date in its time
     }
     // What the last start has left is looked through: whatever becomes of this one before it gives out a sequence, the
     // next one need not look again.
     let new = Marks { committed: books.next.saturating_sub(1), closed: true, ..new };
     match new.write(data_dir) {
-        Ok(()) => Ok((new, moved)),
+        Ok(()) => Ok(new),
         Err(error) if is_lost => Err(OpenError::files("write", &side_file)(error)),
         Err(error) => {
             tracing::warn!(%error, "buffer: the side file could not be brought up to date");
-            Ok((Marks { place, ..marks }, moved))
+            Ok(Marks { place, ..marks })
         }
     }
 }
@@ -468,14 +470,14 @@ fn reconcile(
 fn leave_out(marks: &Marks, tail: &Tail, books: &mut Books, connection: &Connection) -> Result<(), OpenError> {
     let (first, last) = (books.next, marks.reserved.max(marks.committed));
     let (buffer_id, left_out) = (marks.buffer_id, last.saturating_add(1).saturating_sub(first));
-    let lost = marks.committed.saturating_add(1).saturating_sub(first);
+    let missed = marks.committed.saturating_add(1).saturating_sub(first);
     let commit = books.transaction;
     let why = match tail {
         Tail::Doubtful(why) => why,
         Tail::Whole => "the database is older than it was",
     };
-    if lost > 0 {
-        tracing::error!(%buffer_id, why, lost, first_lost = first, left_out, next = last.saturating_add(1),
+    if missed > 0 {
+        tracing::error!(%buffer_id, why, lost = missed, first_lost = first, left_out, next = last.saturating_add(1),
             "buffer: the database has lost its newest events, which were committed, at least as many as lost says; those \
              that had reached Kafka are there; their sequences are left out, so that no id is given out twice");
     } else {
@@ -488,7 +490,7 @@ fn leave_out(marks: &Marks, tail: &Tail, books: &mut Books, connection: &Connect
         life::remember(connection, opened, (first, last), commit).map_err(OpenError::disk("remember a start"))?;
     }
     // What lies behind a bad frame must not be found again.
-    super::checkpoint(connection).map(drop).map_err(OpenError::disk("write the log back"))
+    super::checkpoint(connection).map(|_written| ()).map_err(OpenError::disk("write the log back"))
 }
 
 /// Leaves these out for ever: they count as settled, and are declared.

@@ -83,7 +83,7 @@ impl Log {
         let salts: [u8; 8] = head.get(16..24).and_then(|salts| salts.try_into().ok()).unwrap_or_default();
         let mut found = Self { salts: Some(salts), ..Self::default() };
         let (mut frames, mut sound) = (0_u32, true);
-        let (mut head, mut page) = ([0; FRAME_HEAD_BYTES], [0; PAGE_BYTES as usize]);
+        let (mut head, mut page) = ([0; FRAME_HEAD_BYTES], vec![0; usize::try_from(PAGE_BYTES).unwrap_or_default()]);
         while fill(&mut file, &mut head)? && fill(&mut file, &mut page)? {
             frames = frames.saturating_add(1);
             let [_, commit, _, _, sum0, sum1] = words(&head);
@@ -144,11 +144,11 @@ struct Sum {
 
 impl Sum {
     fn add(&mut self, bytes: &[u8]) {
-        let (pairs, _) = bytes.as_chunks::<8>();
-        for [a, b, c, d, e, f, g, h] in pairs {
-            let read = if self.big { u32::from_be_bytes } else { u32::from_le_bytes };
-            self.s0 = self.s0.wrapping_add(read([*a, *b, *c, *d])).wrapping_add(self.s1);
-            self.s1 = self.s1.wrapping_add(read([*e, *f, *g, *h])).wrapping_add(self.s0);
+        let read = if self.big { u32::from_be_bytes } else { u32::from_le_bytes };
+        let mut words = bytes.as_chunks::<4>().0.iter().map(|word| read(*word));
+        while let (Some(first), Some(second)) = (words.next(), words.next()) {
+            self.s0 = self.s0.wrapping_add(first).wrapping_add(self.s1);
+            self.s1 = self.s1.wrapping_add(second).wrapping_add(self.s0);
         }
     }
 }
@@ -178,7 +178,6 @@ pub(super) fn committed_frames(log: &Path) -> u32 {
 }
 
 #[cfg(test)]
-#[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests {
     use std::fs;
 

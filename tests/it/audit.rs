@@ -73,7 +73,7 @@ pub struct Audit {
     pub code: Option<i32>,
     pub said: String,
     buffers: Vec<Value>,
-    summary: Value,
+    pub summary: Value,
     peak_kib: u64,
 }
 

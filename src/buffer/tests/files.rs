@@ -138,7 +138,9 @@ fn killed_after(commits: u64) -> (tempfile::TempDir, uuid::Uuid) {
 fn holes(dir: &Path) -> Vec<(u64, u64)> {
     let connection = rusqlite::Connection::open(dir.join("buffer.db")).unwrap();
     let mut holes = connection.prepare("SELECT first, last FROM hole ORDER BY first").unwrap();
-    let rows = holes.query_map([], |row| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64))).unwrap();
+    let rows = holes
+        .query_map([], |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get::<_, i64>(1)?.cast_unsigned())))
+        .unwrap();
     rows.map(Result::unwrap).collect()
 }
 
