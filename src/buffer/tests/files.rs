@@ -308,7 +308,9 @@ type State1 = (u64, u64, u64, Vec<(u64, u64)>, Vec<(u16, u64, u64, u64, u64, u64
 /// Without what came with version 3.
 const NOT_OF_VERSION_2: &str = "DROP TABLE admitted; DROP TABLE in_line; DROP INDEX dead_letter_by_last; \
     DROP INDEX dead_letter_by_time; ALTER TABLE dead_letter DROP COLUMN last; ALTER TABLE route DROP COLUMN kafka_topic; \
-    ALTER TABLE route DROP COLUMN record_key; ALTER TABLE route DROP COLUMN value; PRAGMA user_version = 2";
+    ALTER TABLE route DROP COLUMN record_key; ALTER TABLE route DROP COLUMN value; DROP TABLE hole; \
+    ALTER TABLE life DROP COLUMN first; ALTER TABLE life DROP COLUMN ended_by; ALTER TABLE life DROP COLUMN word; \
+    PRAGMA user_version = 2";
 
 #[test]
 fn a_buffer_of_version_2_is_taken_over_with_its_dead_letters() {
@@ -371,12 +373,7 @@ fn the_starts_of_a_buffer_of_version_2_keep_what_they_stored() {
         bench.close();
     }
     let connection = rusqlite::Connection::open(dir.path().join("buffer.db")).unwrap();
-    connection
-        .execute_batch(
-            "ALTER TABLE life DROP COLUMN first; ALTER TABLE life DROP COLUMN ended_by; \
-             ALTER TABLE life DROP COLUMN word; DROP TABLE hole; PRAGMA user_version = 2",
-        )
-        .unwrap();
+    connection.execute_batch(NOT_OF_VERSION_2).unwrap();
     drop(connection);
     assert_eq!(ranges(&open(dir.path())), stored);
 }
