@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rusqlite::Connection;
+use uuid::Uuid;
 
 use super::books::{Books, Flaws, Lane, seal_packet_ids};
 use super::chunk::ChunkReader;
@@ -67,6 +68,44 @@ pub(super) fn rows(connection: &Connection, books: &mut Books, flaws: &Flaws) ->
     Ok(())
 }
 
+/// Whose it is. A bit that has flipped in the id makes no new buffer: the side file, which has a checksum, knows better.
+pub(super) fn identity(connection: &Connection, marks: Option<&Marks>) -> Result<Uuid, LoadError> {
+    /// Two buffers' ids differ in about sixty of their bits.
+    const FLIPPED_BITS: u32 = 8;
+    let id: [u8; 16] = connection.query_row("SELECT buffer_id FROM identity WHERE id = 1", [], |row| row.get(0))?;
+    let found = Uuid::from_bytes(id);
+    let Some(known) = marks.map(|marks| marks.buffer_id) else { return Ok(found) };
+    if found == known || (found.as_u128() ^ known.as_u128()).count_ones() > FLIPPED_BITS {
+        return Ok(found);
+    }
+    tracing::error!(%found, %known, "buffer: the id in the database is damaged; the side file has it");
+    connection.execute("UPDATE identity SET buffer_id = ?1", [known.as_bytes()])?;
+    Ok(known)
+}
+
+/// Does the last chunk reach beyond what was given out? A row that only says so is put right.
+pub(super) fn ends_behind(connection: &Connection, books: &Books) -> Result<bool, LoadError> {
+    let row = connection.query_row(
+        "SELECT first, last, body FROM chunk WHERE first = (SELECT max(first) FROM chunk)",
+        [],
+        |row| Ok((row.get::<_, i64>(0)?, sequence(row.get(1)?), row.get::<_, Vec<u8>>(2)?)),
+    );
+    let (first, last, body) = match row {
+        Err(rusqlite::Error::QueryReturnedNoRows) => return Ok(false),
+        row => row?,
+    };
+    if last < books.next {
+        return Ok(false);
+    }
+    let Ok((_, right)) = ChunkReader::default().extent(&body) else { return Ok(true) };
+    if right >= books.next {
+        return Ok(true);
+    }
+    tracing::error!(first, last = right, "buffer: the row of a chunk is damaged; it is put right");
+    connection.execute("UPDATE chunk SET last = ?2 WHERE first = ?1", (first, row_id(right)))?;
+    Ok(false)
+}
+
 /// The books from the chunks: for when the state row cannot be read. Nothing is given out twice: what may have been
 /// given out is passed over.
 pub(super) fn books_anew(connection: &Connection, marks: Option<&Marks>) -> Result<Books, LoadError> {
@@ -84,14 +123,21 @@ pub(super) fn books_anew(connection: &Connection, marks: Option<&Marks>) -> Resu
         }
     }
     {
-        let mut dead = connection.prepare("SELECT sequence, route FROM dead_letter")?;
-        let mut rows = dead.query([])?;
+        let mut dead = connection.prepare("SELECT sequence, last, route, body FROM dead_letter")?;
+        let (mut rows, mut reader) = (dead.query([])?, ChunkReader::default());
         while let Some(row) = rows.next()? {
-            let (sequence, route) = (sequence(row.get(0)?), RouteId(row.get(1)?));
-            books.settled.insert_span(sequence, sequence);
-            books.ledger.stored(route, 1);
-            books.ledger.dead_lettered(route);
-            last_seen = last_seen.max(sequence);
+            life_signs();
+            // A row of one event says so in its numbers alone; which several are, its body says.
+            let (first, last) = (sequence(row.get(0)?), sequence(row.get(1)?).max(sequence(row.get(0)?)));
+            let body = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
+            let events = if last == first { Vec::new() } else { reader.read(body, first, last).unwrap_or_default() };
+            let route = RouteId(row.get(2)?);
+            for letter in events.iter().map(|stored| stored.sequence).chain(events.is_empty().then_some(first)) {
+                books.settled.insert_span(letter, letter);
+                books.ledger.stored(route, 1);
+                books.ledger.dead_lettered(route);
+                last_seen = last_seen.max(letter);
+            }
         }
     }
     each_lane_chunk(connection, |_, events| {

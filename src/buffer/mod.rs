@@ -29,6 +29,7 @@ mod error;
 mod identity;
 mod inbox;
 mod intake;
+mod late;
 mod ledger;
 mod life;
 mod limits;

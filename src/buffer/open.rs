@@ -27,14 +27,13 @@ use rusqlite::{Connection, OptionalExtension};
 use uuid::Uuid;
 
 use super::books::{Books, StateRead};
-use super::chunk::ChunkReader;
 use super::envelope::Sealer;
 use super::error::{LoadError, OpenError, is_damage, is_unreadable, row_id, sequence};
 use super::identity::{self, Marks, Place, ReadFault};
 use super::limits::{LOCK_STEP, LOCK_WAIT};
 use super::schema::{APPLICATION_ID, Database, FORMAT_VERSION};
 use super::tail::{self, Tail};
-use super::{Hole, OVERFLOW, Recovered, clock, life, mend, private, salvage};
+use super::{Hole, OVERFLOW, Recovered, clock, late, life, mend, private, salvage};
 use crate::config;
 use crate::event::{RouteId, Sequence};
 use crate::planted::{Bug, planted};
@@ -93,20 +92,29 @@ impl Buffer {
     ) -> Result<(Self, Recovered), OpenError> {
         let lock = lock.map_err(OpenError::files("hold the lock of", data_dir))?;
         let database = Database::new(data_dir, &settings);
-        let marks = read_marks(data_dir)?;
+        let mut marks = read_marks(data_dir)?;
+        if let Some(kept) = salvage::finish(database.path(), marks.as_ref())? {
+            tracing::warn!(kept = %kept.display(), "buffer: a rebuilt database takes the place of the damaged one");
+            marks = read_marks(data_dir)?;
+        }
         let tail = tail_of(&database, marks.as_ref())?;
         // As it was found: a database that is made here, in place of a damaged one, is no copy.
         let found = Place::of(database.path());
         let (connection, mut books, buffer_id) = open_or_create(&database, data_dir, marks.as_ref())?;
-        let commit = books.transaction;
-        let place = Place::of(database.path());
         let known = marks.filter(|marks| marks.buffer_id == buffer_id);
         let moved = known.and_then(|marks| found.differs_from(&marks.place));
-        let marks = reconcile(marks, buffer_id, place, &tail, &mut books, &connection, data_dir)?;
+        // What a rebuild has changed in it is read again.
+        let marks = read_marks(data_dir)?;
+        let commit = books.transaction;
+        let place = Place::of(database.path());
+        let mut marks = reconcile(marks, buffer_id, place, &tail, &mut books, &connection, data_dir)?;
         let Assigned { ids: routes, names: route_names, gone } = assign_routes(&connection, routes, &mut books)?;
         let (admitted, in_line_with) =
             admitted(&connection, &books).map_err(OpenError::disk("read the admitted topics"))?;
         let (lives, life) = life::begin(&connection, &books, commit)?;
+        if life.is_written() {
+            marks = late::renumber(&connection, &mut books, marks, life.instance, &database, data_dir, &settings)?;
+        }
         let reader = database.open_reader().map_err(OpenError::disk("open the database for reading"))?;
         if !books.ledger.balanced() {
             tracing::error!("buffer: the ledger does not balance");
@@ -170,9 +178,6 @@ fn open_or_create(
     marks: Option<&Marks>,
 ) -> Result<(Connection, Books, Uuid), OpenError> {
     let path = database.path();
-    if let Some(kept) = salvage::finish(path)? {
-        tracing::warn!(kept = %kept.display(), "buffer: a rebuilt database takes the place of the damaged one");
-    }
     let bytes = match fs::metadata(path) {
         Ok(metadata) => metadata.len(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
@@ -299,7 +304,7 @@ fn unreadable(error: LoadError) -> Result<Existing, OpenError> {
 }
 
 fn load(connection: &Connection, marks: Option<&Marks>) -> Result<(Books, Uuid), LoadError> {
-    let buffer_id = load_identity(connection, marks)?;
+    let buffer_id = mend::identity(connection, marks)?;
     let mut books = match Books::read_state_row(connection)? {
         StateRead::Sound(mut books) => {
             let flaws = books.load_rows(connection)?;
@@ -314,7 +319,7 @@ fn load(connection: &Connection, marks: Option<&Marks>) -> Result<(Books, Uuid),
             mend::books_anew(connection, marks)?
         }
     };
-    if ends_behind(connection, &books)? {
+    if mend::ends_behind(connection, &books)? {
         tracing::error!(next = books.next, "buffer: the books do not reach to the last chunk");
         books = mend::books_anew(connection, marks)?;
     }
@@ -323,7 +328,7 @@ fn load(connection: &Connection, marks: Option<&Marks>) -> Result<(Books, Uuid),
     for table in ["lane_chunk", "dead_letter", "admitted", "in_line"] {
         connection.query_row(&format!("SELECT count(*) FROM (SELECT * FROM {table} LIMIT 1)"), [], |_| Ok(()))?;
     }
-    for table in ["route", "lane", "life", "former", "hole"] {
+    for table in ["route", "lane", "life", "former", "hole", "unread"] {
         let sql = format!("PRAGMA integrity_check({table})");
         let found: String = connection.query_row(&sql, [], |row| row.get(0))?;
         if found != "ok" {
@@ -331,44 +336,6 @@ fn load(connection: &Connection, marks: Option<&Marks>) -> Result<(Books, Uuid),
         }
     }
     Ok((books, buffer_id))
-}
-
-/// Whose it is. A bit that has flipped in the id makes no new buffer: the side file, which has a checksum, knows better.
-fn load_identity(connection: &Connection, marks: Option<&Marks>) -> Result<Uuid, LoadError> {
-    /// Two buffers' ids differ in about sixty of their bits.
-    const FLIPPED_BITS: u32 = 8;
-    let id: [u8; 16] = connection.query_row("SELECT buffer_id FROM identity WHERE id = 1", [], |row| row.get(0))?;
-    let found = Uuid::from_bytes(id);
-    let Some(known) = marks.map(|marks| marks.buffer_id) else { return Ok(found) };
-    if found == known || (found.as_u128() ^ known.as_u128()).count_ones() > FLIPPED_BITS {
-        return Ok(found);
-    }
-    tracing::error!(%found, %known, "buffer: the id in the database is damaged; the side file has it");
-    connection.execute("UPDATE identity SET buffer_id = ?1", [known.as_bytes()])?;
-    Ok(known)
-}
-
-/// Does the last chunk reach beyond what was given out? A row that only says so is put right.
-fn ends_behind(connection: &Connection, books: &Books) -> Result<bool, LoadError> {
-    let row = connection.query_row(
-        "SELECT first, last, body FROM chunk WHERE first = (SELECT max(first) FROM chunk)",
-        [],
-        |row| Ok((row.get::<_, i64>(0)?, sequence(row.get(1)?), row.get::<_, Vec<u8>>(2)?)),
-    );
-    let (first, last, body) = match row {
-        Err(rusqlite::Error::QueryReturnedNoRows) => return Ok(false),
-        row => row?,
-    };
-    if last < books.next {
-        return Ok(false);
-    }
-    let Ok((_, right)) = ChunkReader::default().extent(&body) else { return Ok(true) };
-    if right >= books.next {
-        return Ok(true);
-    }
-    tracing::error!(first, last = right, "buffer: the row of a chunk is damaged; it is put right");
-    connection.execute("UPDATE chunk SET last = ?2 WHERE first = ?1", (first, row_id(right)))?;
-    Ok(false)
 }
 
 fn read_holes(connection: &Connection) -> rusqlite::Result<Vec<Hole>> {

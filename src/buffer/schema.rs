@@ -13,6 +13,7 @@
 //! | `session` | one persistent MQTT session with its QoS 2 packet ids |
 //! | `route` | a line of the ledger by name; since version 4 also what its `[[route]]` says or said |
 //! | `life` | one start of the agent: the instance it drew, the first sequence it could give out and the last it can have sent, the last commit of it that is on disk, whether Kafka's last watermark may be its (since version 2) |
+//! | `unread` | events of the main lane that could not be read when their turn came (since version 4) |
 //! | `former` | an identity that this buffer had before, and the last sequence that was given out under it (since version 2) |
 //! | `hole` | sequences that will never come and that no other table speaks of, and why (since version 4) |
 //! | `admitted` | a Kafka topic that a template made and that readings may go to (since version 4) |
@@ -88,6 +89,7 @@ const TABLES_4: &str = "
     CREATE TABLE hole (
         first INTEGER PRIMARY KEY, last INTEGER NOT NULL, reason TEXT NOT NULL, at_ms INTEGER NOT NULL
     ) STRICT;
+    CREATE TABLE unread (first INTEGER PRIMARY KEY, last INTEGER NOT NULL) STRICT;
     CREATE INDEX dead_letter_by_time ON dead_letter (at_ms);
     UPDATE life SET word = 1, ended_by = 9223372036854775807,
         first = coalesce((SELECT max(before.last) FROM life AS before WHERE before.id < life.id), 0) + 1;

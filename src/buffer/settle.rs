@@ -44,6 +44,7 @@ pub(super) struct Pending {
     lane_moves: Vec<LaneMove>,
     admitted: Vec<Arc<str>>,
     in_line_with: Option<u64>,
+    unread: Vec<(Sequence, Sequence)>,
     /// QoS 0 events that found no room: not settled, for they were never held, but the books must say so.
     dropped: BTreeMap<RouteId, u64>,
     watermark: Sequence,
@@ -81,12 +82,14 @@ impl Pending {
             parked,
             lane_chunks,
             lane_unread,
+            unread,
             lane_moves,
             admitted,
             in_line_with,
             watermark,
             heard,
         } = settlement;
+        self.unread.extend(unread);
         self.lane_unread.extend(lane_unread);
         self.watermark = self.watermark.max(watermark.unwrap_or(0));
         self.heard = heard.or(self.heard);
@@ -170,6 +173,7 @@ impl Pending {
         self.lane_moves.extend(later.lane_moves);
         self.admitted.extend(later.admitted);
         self.in_line_with = later.in_line_with.or(self.in_line_with);
+        self.unread.extend(later.unread);
         self.watermark = self.watermark.max(later.watermark);
         self.heard = later.heard.or(self.heard);
     }
@@ -177,7 +181,8 @@ impl Pending {
     /// Does it put events aside? A watermark that passes these rests on it.
     pub(super) fn has_fates(&self) -> bool {
         let dead_in_lanes = self.lane_chunks.iter().any(|chunk| !chunk.dead.is_empty());
-        !self.dead.is_empty() || !self.parked.is_empty() || !self.lane_moves.is_empty() || dead_in_lanes
+        let unread = !self.unread.is_empty() || !self.lane_unread.is_empty();
+        !self.dead.is_empty() || !self.parked.is_empty() || !self.lane_moves.is_empty() || dead_in_lanes || unread
     }
 
     /// Must a power cut not take it, also where it may take others? What Kafka is told next goes from it.
@@ -221,6 +226,9 @@ impl Pending {
         }
         for moved in self.lane_moves.iter().filter(|_| part == Part::All) {
             copies::out_of_lane(moved, tx, books, tools)?;
+        }
+        for (first, last) in &self.unread {
+            tx.insert_unread.execute((row_id(*first), row_id(*last)))?;
         }
         for (lane, chunk) in self.lane_unread.iter().filter(|_| part == Part::All) {
             if tx.copy_lane_chunk.execute((*chunk, lane.0))? > 0 {

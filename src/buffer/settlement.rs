@@ -23,6 +23,9 @@ pub struct Settlement {
     /// Chunks of a parked lane that are settled as a whole: lane, chunk id, its confirmed events, its dead letters.
     /// A chunk that these do not cover exactly stays where it is.
     pub lane_chunks: Vec<(LaneId, i64, Vec<Delivered>, Vec<DeadLetter>)>,
+    /// Main lane: could not be read when their turn came, first and last of each span. They stay, and are looked at again
+    /// when the buffer is opened.
+    pub unread: Vec<(Sequence, Sequence)>,
     /// Chunks of parked lanes that could not be read: they go to the end of their lane, so that no watermark of the lane
     /// passes them.
     pub lane_unread: Vec<(LaneId, i64)>,

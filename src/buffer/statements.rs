@@ -19,6 +19,7 @@ pub(super) struct Statements<'c> {
     pub(super) delete_lane_chunk: Statement<'c>,
     pub(super) copy_lane_chunk: Statement<'c>,
     pub(super) update_lane_chunk: Statement<'c>,
+    pub(super) insert_unread: Statement<'c>,
     pub(super) upsert_session: Statement<'c>,
     pub(super) delete_session: Statement<'c>,
     pub(super) insert_topic: Statement<'c>,
@@ -54,6 +55,8 @@ impl<'c> Statements<'c> {
                 "UPDATE lane_chunk SET first = ?2, last = ?3, oldest_ms = ?4, body = ?5 WHERE id = ?1",
             )?,
             delete_lane_chunk: sql("DELETE FROM lane_chunk WHERE id = ?1")?,
+            insert_unread: sql("INSERT INTO unread (first, last) VALUES (?1, ?2) \
+                 ON CONFLICT (first) DO UPDATE SET last = max(last, ?2)")?,
             copy_lane_chunk: sql("INSERT INTO lane_chunk (lane, first, last, oldest_ms, body) \
                  SELECT lane, first, last, oldest_ms, body FROM lane_chunk WHERE id = ?1 AND lane = ?2")?,
             upsert_session: sql("INSERT INTO session (name, used_ms, expiry_s, packet_ids) VALUES (?1, ?2, ?3, ?4) \

@@ -92,6 +92,14 @@ impl Outcome {
         self.settlement.heard = Some(of);
     }
 
+    /// These cannot be read, and are passed by.
+    pub(super) fn unread(&mut self, first: Sequence, last: Sequence, now: Instant) {
+        self.note(0, now);
+        if !planted::planted(Bug::UnreadIsDelivered) {
+            self.settlement.unread.push((first, last));
+        }
+    }
+
     /// A chunk of a parked lane cannot be read: it goes to the end of the lane.
     pub(super) fn lane_unread(&mut self, lane: LaneId, chunk: i64, now: Instant) {
         self.note(0, now);
@@ -102,9 +110,10 @@ impl Outcome {
 
     /// Holds a fate that must be on disk before a watermark passes it, or the name of who wrote the one before.
     pub(super) fn has_fates(&self) -> bool {
-        let Settlement { dead, parked, lane_chunks, lane_unread, lane_moves, heard, .. } = &self.settlement;
+        let Settlement { dead, parked, lane_chunks, unread, lane_unread, lane_moves, heard, .. } = &self.settlement;
         let of_lanes = lane_chunks.iter().any(|(_, _, _, dead)| !dead.is_empty());
-        let moved = !lane_moves.is_empty() || !lane_unread.is_empty();
+        let passed_by = !unread.is_empty() || !lane_unread.is_empty();
+        let moved = !lane_moves.is_empty() || passed_by;
         !dead.is_empty() || !parked.is_empty() || of_lanes || moved || heard.is_some()
     }
 

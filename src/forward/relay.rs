@@ -421,7 +421,7 @@ impl Relay {
                 }
                 Err(error) => {
                     if let ReadError::Damaged { first, last, .. } = &error {
-                        self.main.unread(*first, *last);
+                        self.main.unread(*first, *last, &mut self.shared);
                     }
                     self.read_failed(&error, now)?;
                 }

@@ -127,9 +127,7 @@ impl Scene {
         self.same_buffer(agent)?;
         let after = publish_all(self.gateway.listener(), Plan::new("after", "t/after", 1).count(200))?;
         agent.wait_book("held", 0)?;
-        if late == 0 {
-            self.audited()?;
-        }
+        self.audited()?;
         let logs = [self.before, self.log, after];
         let seen = self.stage.settle(agent, &logs)?;
         eprintln!("{}", seen.books[1]);

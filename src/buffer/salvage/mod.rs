@@ -32,13 +32,27 @@ use self::rows::Row;
 use super::books::{Books, StateRead};
 use super::chunk::ChunkReader;
 use super::error::{LoadError, OpenError, row_id, sequence};
-use super::identity::{self, Marks};
+use super::identity::{self, Marks, Place};
 use super::schema::Database;
 use super::{clock, life_signs, mend, private};
 
 /// Every table, those first that are few rows; `chunk` and its like are the bulk.
-const TABLES: [&str; 11] =
-    ["identity", "state", "route", "lane", "session", "life", "former", "hole", "dead_letter", "lane_chunk", "chunk"];
+const TABLES: [&str; 14] = [
+    "identity",
+    "state",
+    "route",
+    "lane",
+    "session",
+    "life",
+    "former",
+    "hole",
+    "unread",
+    "admitted",
+    "in_line",
+    "dead_letter",
+    "lane_chunk",
+    "chunk",
+];
 
 /// What was found in the damaged file.
 #[derive(Debug)]
@@ -75,13 +89,19 @@ pub(super) fn asked_for(database: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Puts a complete copy into the place of the damaged file, which gets another name.
-pub(super) fn finish(database: &Path) -> Result<Option<PathBuf>, OpenError> {
+/// Puts a complete copy into the place of the damaged file, which gets another name. It is another file, but no copy that
+/// somebody has made: the side file says so before.
+pub(super) fn finish(database: &Path, marks: Option<&Marks>) -> Result<Option<PathBuf>, OpenError> {
     let salvaged = beside(database, ".salvaged");
     if !salvaged.exists() {
         return Ok(None);
     }
     let files = OpenError::files("put the rebuilt database in the place of", database);
+    if let (Some(marks), Some(dir)) = (marks, database.parent())
+        && Place::of(database).differs_from(&marks.place).is_none()
+    {
+        Marks { place: Place::of(&salvaged), ..*marks }.write(dir).map_err(&files)?;
+    }
     remove(&beside(database, ".damaged")).map_err(&files)?;
     let kept = identity::set_aside(database, clock::now_ms()).map_err(&files)?;
     fs::rename(&salvaged, database).map_err(&files)?;
@@ -113,7 +133,7 @@ pub(super) fn rebuild(database: &Database, marks: Option<&Marks>) -> Result<Opti
     File::open(&copy).and_then(|file| file.sync_all()).map_err(&files)?;
     fs::rename(&copy, beside(path, ".salvaged")).map_err(&files)?;
     path.parent().map_or(Ok(()), identity::sync_dir).map_err(&files)?;
-    let kept = finish(path)?;
+    let kept = finish(path, marks)?;
     Ok(Some(Found { kept, ..found }))
 }
 
@@ -262,7 +282,7 @@ impl Shape {
         let columns =
             info.query_map([table], |row| Ok(Column { kind: row.get(0)?, may_be_null: row.get::<_, i64>(1)? == 0 }))?;
         let columns = columns.collect::<rusqlite::Result<Vec<_>>>()?;
-        Ok(Self { table: table.to_owned(), columns, has_id: table != "session" })
+        Ok(Self { table: table.to_owned(), columns, has_id: !["session", "admitted"].contains(&table) })
     }
 
     fn fits(&self, row: &Row) -> bool {
@@ -287,11 +307,17 @@ impl Shape {
     fn is_sensible(&self, row: &Row) -> bool {
         /// In milliseconds 1973; as a sequence, more readings than a gateway sees.
         const TIME: i64 = 100_000_000_000;
+        const LONGEST_SPAN: i64 = 1 << 24;
         let is_former = matches!(row.columns.as_slice(),
             [_, Value::Blob(_), Value::Integer(last), Value::Integer(ended_ms)] if *last < TIME && *ended_ms >= TIME);
+        // A span of events is as long as a chunk; the mark of a configuration is any number.
+        let is_span = matches!((row.id, row.columns.as_slice()),
+            (Some(first), [_, Value::Integer(last)]) if (0..LONGEST_SPAN).contains(&last.saturating_sub(first)));
         match self.table.as_str() {
             "life" => !is_former,
             "former" => is_former,
+            "unread" => is_span,
+            "in_line" => !is_span,
             "chunk" | "lane_chunk" => row.columns.last().is_some_and(|body| extent(body).is_some()),
             _ => true,
         }

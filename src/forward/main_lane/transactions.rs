@@ -288,9 +288,14 @@ impl MainLane {
     }
 
     /// These cannot be read and are passed by. What a committed watermark covers was delivered, or is on its list already.
-    pub(in crate::forward) fn unread(&mut self, first: Sequence, last: Sequence) {
+    pub(in crate::forward) fn unread(&mut self, first: Sequence, last: Sequence, shared: &mut Shared) {
+        let mut first = first;
         if let Some(transacting) = &mut self.transacting {
-            transacting.unread.add(first.max(transacting.committed.saturating_add(1)), last);
+            first = first.max(transacting.committed.saturating_add(1));
+            transacting.unread.add(first, last);
+        }
+        if first <= last {
+            shared.outcome.unread(first, last, Instant::now());
         }
     }
 

@@ -1,9 +1,10 @@
 //! What the main lane has passed by because it could not be read.
 //!
 //! A chunk that cannot be read today may be readable tomorrow: the memory, the card, the version may have been to blame.
-//! So no watermark vouches for it: each one names what it leaves out, and what it leaves out is sent when it can be read,
-//! at the next start at the earliest. The list travels in the watermark itself, so that it changes in the very
-//! transaction that sends such a late reading, and a crash repeats none of them.
+//! So no watermark vouches for it: each one names what it leaves out. The buffer has it written down as well, and when it
+//! is opened again and can read it, gives it a new number behind all others; then the old one counts as settled and leaves
+//! the list. The list travels in the watermark itself, so that it changes in the very transaction that deals with such an
+//! event: also with one that could be read a moment after the buffer had tried in vain, and is sent under its old number.
 
 use std::collections::BTreeSet;
 
