@@ -174,7 +174,7 @@ mod tests {
             for round_trip in [2, 20, 300].map(Duration::from_millis) {
                 let mut window = Window::new();
                 let (share, slowest) = drain(&mut window, rate, round_trip, Duration::from_secs(120), longest);
-                let bound_by_memory = (2_u32 << 20) as f64 / rate < round_trip.as_secs_f64() * 10.0;
+                let bound_by_memory = f64::from(2_u32 << 20) / rate < round_trip.as_secs_f64() * 10.0;
                 assert!(share > 0.9 || bound_by_memory, "{rate} {round_trip:?}: {share}");
                 assert!(slowest < longest, "{rate} {round_trip:?}: {slowest:?}");
             }

@@ -88,7 +88,7 @@ fn judge(case: Case, agent: &Agent, bytes: impl Fn() -> (u64, u64), returned: In
         start.1,
         took.as_secs_f64(),
         share * 100.0,
-        (up - start.0) as f64 * 800.0 / case.bits_a_second as f64 / (took - first).as_secs_f64(),
+        (up - start.0) as f64 * 800.0 / case.bits_a_second as f64 / took.saturating_sub(first).as_secs_f64(),
     );
     if is_wasted() || share < LEAST_SHARE {
         return Ok(trouble!("{up} bytes went up for {wire} bytes of readings"));

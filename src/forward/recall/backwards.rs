@@ -258,7 +258,7 @@ mod tests {
             }
             offsets.extend(read(&mut backwards, low, |offset| Some(if words.contains(&offset) { main(offset) } else { Said::Nothing })));
             let newest = words.range(low..end).next_back().copied();
-            prop_assert_eq!(backwards.into_recalled().main.map(|word| word.through() as i64), newest);
+            prop_assert_eq!(backwards.into_recalled().main.map(|word| word.through()), newest.map(|at| at as u64));
             let count = offsets.len();
             offsets.sort_unstable();
             offsets.dedup();
