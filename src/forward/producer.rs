@@ -444,7 +444,10 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.heard.fetch_add(1, Ordering::Relaxed);
-        self.talk().remark(Instant::now());
+        // A request that is too long for the link is no sign that a broker cannot be reached.
+        if !reason.contains("request(s) timed out") {
+            self.talk().remark(Instant::now());
+        }
         self.remarks.lock().unwrap_or_else(PoisonError::into_inner).hear(code_of(&error), reason);
     }
 

@@ -29,20 +29,25 @@ const TOO_FEW: &str = "in-sync replicas";
 /// So long brokers must answer that the topic has a leader, while it confirms nothing and connections fail.
 const UNREACHABLE: Duration = Duration::from_secs(10);
 
-/// Brokers are asked so often: a request of some 100 bytes for each topic.
+/// Brokers are asked so often, twice as seldom after each answer that told nothing, and no more seldom than the second: a
+/// question is some 100 bytes a topic, and on a narrow link much is overdue.
 const ASK: Duration = Duration::from_secs(4);
+const SELDOM: Duration = Duration::from_secs(16);
 
 /// What is overdue is looked for so often.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Topics that are looked at together.
+/// Topics that are asked about together, and after an answer that told nothing.
 const MOST: usize = 64;
+const FEW: usize = 4;
 
 /// One producer's.
 #[derive(Debug, Default)]
 pub(super) struct Stalls {
     asking: Option<Call<Answers>>,
     next_ask: Option<Instant>,
+    /// The last answers told nothing.
+    told_nothing: u32,
     next_look: Option<Instant>,
     /// Since when brokers say of an overdue topic that it has a leader.
     led: HashMap<Arc<str>, Instant>,
@@ -57,7 +62,7 @@ impl Stalls {
         self.next_look = now.checked_add(LOOK);
         let overdue = producer.overdue(OVERDUE, MOST, now);
         if overdue.is_empty() {
-            *self = Self { next_look: self.next_look, ..Self::default() };
+            self.led.clear();
             return Vec::new();
         }
         self.led.retain(|topic, _| overdue.contains(topic));
@@ -67,10 +72,14 @@ impl Stalls {
         if let Some(answer) = self.asking.as_ref().and_then(Call::answer) {
             self.asking = None;
             stalled.extend(self.answered(answer, &overdue, producer, now));
+            self.told_nothing = if stalled.is_empty() { self.told_nothing.saturating_add(1) } else { 0 };
         } else if self.asking.is_none() && self.next_ask.is_none_or(|at| at <= now) {
-            self.next_ask = now.checked_add(ASK);
+            let wait = ASK.saturating_mul(1 << self.told_nothing.min(8)).min(SELDOM);
+            self.next_ask = now.checked_add(wait);
+            let mut topics = overdue;
+            topics.truncate(if self.told_nothing == 0 { MOST } else { FEW });
             // Without a thread it is asked again later.
-            self.asking = producer.look(overdue).ok();
+            self.asking = producer.look(topics).ok();
         }
         stalled
     }

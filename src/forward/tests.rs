@@ -226,6 +226,15 @@ pub(super) fn assert_whole(found: &Found, mqtt_topic: &str, count: u64) {
 }
 
 #[test]
+fn a_configuration_that_makes_no_producer_wants_a_person() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig =
+        Rig::start(dir.path(), "127.0.0.1:1", &[("security.protocol", "ssl"), ("ssl.ca.location", "/nowhere/ca")]);
+    let end = rig.thread.join().unwrap();
+    assert!(matches!(&end, Err(error @ ForwardError::Options(_)) if error.wants_a_person()), "{end:?}");
+}
+
+#[test]
 fn what_is_stored_arrives_in_order_and_is_released() {
     let (dir, mock) = (tempfile::tempdir().unwrap(), mock());
     mock.create_topic("t", 4, 1).unwrap();
