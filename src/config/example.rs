@@ -177,7 +177,8 @@ mod tests {
     fn every_documented_default_is_the_default_of_the_code() {
         let pick = |wanted: fn(&Default) -> bool| {
             let lines = settings(FILE).into_iter().filter(|(table, line)| {
-                table != "[kafka.options]"
+                // A redirect wants one of two keys, and neither has a default that would do.
+                !["[kafka.options]", "[[redirect]]"].contains(&&**table)
                     && (table == line || key_of(table, line).is_some_and(|(_, key)| wanted(&key.default)))
             });
             lines.map(|(_, line)| line + "\n").collect::<String>()
