@@ -241,7 +241,7 @@ fn a_filter_that_no_route_takes_anything_of_is_remarked() {
                 [[route]]\nfrom = \"sensors/{site}/temp\"\nto = \"t\"\n";
     let remarks = good(&completed(text)).remarks;
     assert_eq!(remarks.len(), 1, "{remarks:?}");
-    assert_eq!((remarks[0].place, &*remarks[0].key), (Some((4, 53)), "mqtt[0].subscribe[1].filter"));
+    assert_eq!((remarks[0].place, &*remarks[0].key), (Some((4, 51)), "mqtt[0].subscribe[1].filter"));
     assert!(remarks[0].what.contains("\"$share/g/plant/+\": its readings become dead letters"), "{remarks:?}");
 }
 

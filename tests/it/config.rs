@@ -130,7 +130,7 @@ fn two_agents_do_not_share_a_buffer() -> Outcome<()> {
     Ok(())
 }
 
-/// As root configures it with the drop-ins: secrets below $CREDENTIALS_DIRECTORY, and files that only root may read.
+/// As root configures it with the drop-ins: secrets below `$CREDENTIALS_DIRECTORY`, and files that only root may read.
 #[test]
 fn whoever_may_not_see_the_secrets_can_check_and_ask_all_the_same() -> Outcome<()> {
     let mut gateway = Gateway::new(Build::Real, &kafka::shared()?.brokers())?;

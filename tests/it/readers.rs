@@ -66,7 +66,7 @@ impl Reading {
         let text = |name: &str| std::fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
         wait_until("the reader's end", PATIENCE * 2, || self.process.exited().is_some())
             .map_err(|error| Trouble(format!("{}: {error:?}: {}", self.name, text("err"))))?;
-        let values: Vec<String> = text("out").lines().filter(|line| line.contains("-")).map(str::to_owned).collect();
+        let values: Vec<String> = text("out").lines().map(str::to_owned).collect();
         if values.is_empty() {
             trouble!("{}: nothing read: {}{}", self.name, text("out"), text("err"))
         } else {

@@ -23,7 +23,7 @@ for into in (topic, watermarks):
     sent = [
         producer.send(into, value=b"x", headers=[(Raw(b"\xff\xfe"), b"1")]),
         producer.send(into, value=b"x", headers=[(Raw(b"tidegate-id\xc3"), b"\x80"), (Raw(b""), b"")]),
-        producer.send(into, key=b"\xff\x00", value=b"\xff", headers=[(Raw(b"a\x00b"), None)]),
+        producer.send(into, key=b"\xff\x00", value=b"\xff", headers=[(Raw(b"a\x00b"), b"")]),
         producer.send(into, key=b"", value=b""),
         producer.send(into, key=b"11111111-1111-4111-8111-111111111111/topic/\xff", value=b"{"),
         producer.send(into, value=b"x" * 1000, headers=[(Raw(b"h" * 5000), b"v" * 5000)] * 50),
