@@ -240,7 +240,7 @@ fn declared_holes_parked_readings_and_what_is_on_its_way_are_explained() -> Outc
     assert_eq!(found.code, Some(0), "{}", found.said);
     let missing = serde_json::json!({
         "dead_lettered": 1, "dropped": 5, "purged": 2, "lost": 0, "unread": 0, "waiting": 4, "under_new_id": 2, "not_yet_delivered": 2,
-        "unexplained": 0, "unexplained_beside_waiting": 0
+        "elsewhere": 0, "unexplained": 0, "unexplained_beside_waiting": 0
     });
     assert_eq!(found.buffer(ONE)["missing"], missing, "{}", found.said);
     assert_eq!(found.buffer(ONE)["declared_repeats"], 1);

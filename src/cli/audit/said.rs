@@ -58,15 +58,16 @@ impl Said {
 
     /// Which topics the buffer has to do with.
     fn place(&mut self, record: &Record, audited: impl Fn(&str) -> bool) {
-        let topic = match record {
-            Record::Topic { kafka_topic }
-            | Record::Lane { kafka_topic, .. }
-            | Record::Hole { kafka_topic: Some(kafka_topic), .. } => kafka_topic,
+        // A dead letter is in no topic, and a lane that only waits has not written yet: neither excuses a gap.
+        let (topic, wrote) = match record {
+            Record::Topic { kafka_topic } => (kafka_topic, true),
+            Record::Lane { kafka_topic, delivered, .. } => (kafka_topic, *delivered > 0),
+            Record::Hole { kafka_topic: Some(kafka_topic), .. } => (kafka_topic, false),
             Record::Main { .. } | Record::Hole { kafka_topic: None, .. } | Record::Identity { .. } => return,
         };
         if audited(topic) {
             self.here = true;
-        } else if self.elsewhere.is_none() {
+        } else if wrote && self.elsewhere.is_none() {
             self.elsewhere = Some(topic.as_str().into());
         }
     }

@@ -483,6 +483,19 @@ fn a_fleet_shares_the_watermark_topic_and_only_those_who_write_here_are_judged()
     // Two is of no concern here. Three was to come here, and nothing is there. Four may have nine of its readings elsewhere.
     assert_eq!(judged, [(ONE, true, 0, 0), (three, false, 30, 0), (four, true, 0, 9)]);
     assert_eq!(auditor.others(), (2, 1));
+    // A dead letter meant for elsewhere, and a lane that only waits there, excuse nothing.
+    let letter = Record::Hole {
+        first: 1,
+        last: 1,
+        fate: Fate::DeadLettered,
+        reason: "r".into(),
+        kafka_topic: Some("there".into()),
+        at_ms: 0,
+    };
+    hear(&mut auditor, three, &letter);
+    hear(&mut auditor, three, &lane("there", 2, 3, 2));
+    let found = finding(&auditor, three);
+    assert_eq!((found.explained, found.missing.unexplained, found.missing.elsewhere), (false, 27, 0));
     let asked = Auditor::new(BTreeSet::from([five]), Limits::default()).of(BTreeSet::from(["here".to_owned()]));
     let mut asked = asked;
     hear(&mut asked, five, &delivered(30));
