@@ -60,7 +60,8 @@ pub enum Bug {
     BelieveTheClock,
     /// Records bear the time of arrival whatever the configuration says.
     StampArrival,
-    /// Not bugs but faults: kill -9 of itself, in that phase of a transaction, the third time it comes by. Before the
+    /// Not bugs but faults: kill -9 of itself, in that phase of a transaction with readings in it (one without asks for the
+    /// time), the third time it comes by. Before the
     /// watermark is read;
     DieRecalling,
     /// with records sent, before their reports;

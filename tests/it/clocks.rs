@@ -76,7 +76,8 @@ fn gateway(kafka: &Kafka, build: Build, mode: Mode, brokers: &str) -> Outcome<Ga
 
 /// Readings arrive by a clock that says this, and go to a Kafka as it comes.
 pub fn wrong_clock(build: Build, mode: Mode, off_ms: i64) -> Outcome<Verdict> {
-    const READINGS: u64 = 300;
+    // With the planted bug each costs a transaction, or a producer.
+    let readings = if build == Build::Real { 300 } else { 20 };
     let kafka = kafka::shared()?;
     let stage = Stage::new(kafka, "wrong-clock")?;
     let mut gateway = gateway(kafka, build, mode, &kafka.brokers())?;
@@ -86,8 +87,8 @@ pub fn wrong_clock(build: Build, mode: Mode, off_ms: i64) -> Outcome<Verdict> {
     let agent = gateway.start()?;
     let topics = (0..3).map(|n| format!("t/{n}")).collect();
     let log =
-        Publisher::start(gateway.listener(), Plan::new("p", "", 1).topics(topics).count(READINGS)).finish(PATIENCE)?;
-    let settled = || agent.book("delivered").unwrap_or(0) + agent.book("dead_lettered").unwrap_or(0) == READINGS;
+        Publisher::start(gateway.listener(), Plan::new("p", "", 1).topics(topics).count(readings)).finish(PATIENCE)?;
+    let settled = || agent.book("delivered").unwrap_or(0) + agent.book("dead_lettered").unwrap_or(0) == readings;
     wait_until("all readings to leave", PATIENCE * 2, settled)?;
     let dead = agent.book("dead_lettered")?;
     if dead > 0 {
