@@ -56,7 +56,13 @@ struct Ending {
 impl Drop for Ending {
     fn drop(&mut self) {
         let Some(native) = self.native.take() else { return };
-        if !planted(Bug::EndOnTheLoop) {
+        if planted(Bug::EndOnTheLoop) {
+            // Calls beside the loop may have a hand on it as well.
+            while Arc::strong_count(&native) > 1 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            drop(native);
+        } else {
             self.clients.end(Box::new(native));
         }
     }

@@ -225,7 +225,7 @@ pub fn names_hang(build: Build) -> Outcome<Verdict> {
     let before = producers()?;
     std::fs::write(&slow, "")?;
     link.set(Weather::Cut)?;
-    let renewed = wait_until("a new producer while the old one hangs", PATIENCE * 2, || {
+    let renewed = wait_until("a new producer while the old one hangs", PATIENCE, || {
         producers().is_ok_and(|now| now > before + 0.5)
     });
     if renewed.is_err() {
