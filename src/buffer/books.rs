@@ -2,7 +2,7 @@
 //!
 //! The state row is one envelope around `[transaction, next, released, [[gap, length], …], [[route, received,
 //! delivered, dead lettered, dropped, purged, held, lost], …], watermark]`, the watermark since format version 2 and what
-//! is lost since 3. The settled spans above the cursor are written as gap from the end of the one before and length. It changes in the same transaction as the events it speaks of, so after any
+//! is lost since 4. The settled spans above the cursor are written as gap from the end of the one before and length. It changes in the same transaction as the events it speaks of, so after any
 //! crash it fits them. `transaction` goes up by one in each commit: after a commit whose outcome is unknown it tells
 //! which side of the commit the disk is on.
 //!
@@ -46,7 +46,7 @@ pub(super) struct Lane {
 
 type StateRow = (u64, Sequence, Sequence, Vec<(u64, u64)>, Vec<LedgerRow>, Sequence);
 pub(super) type LedgerRow = (u16, u64, u64, u64, u64, u64, u64, u64);
-/// Of format versions 1 and 2.
+/// Of format versions 1 to 3.
 type StateRow1 = (u64, Sequence, Sequence, Vec<(u64, u64)>, Vec<LedgerRow2>);
 type StateRow2 = (u64, Sequence, Sequence, Vec<(u64, u64)>, Vec<LedgerRow2>, Sequence);
 type LedgerRow2 = (u16, u64, u64, u64, u64, u64, u64);
