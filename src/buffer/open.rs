@@ -28,7 +28,7 @@ use uuid::Uuid;
 
 use super::books::{Books, StateRead};
 use super::envelope::Sealer;
-use super::error::{LoadError, OpenError, is_damage, is_unreadable, row_id, sequence};
+use super::error::{LoadError, OpenError, is_damage, is_full, is_unreadable, row_id, sequence};
 use super::identity::{self, Marks, Place, ReadFault};
 use super::limits::{LOCK_STEP, LOCK_WAIT};
 use super::schema::{APPLICATION_ID, Database, FORMAT_VERSION};
@@ -561,7 +561,11 @@ fn assign_routes(connection: &Connection, wanted: &[Definition], books: &mut Boo
 /// The Kafka topics that were admitted, forgotten when nothing waits beyond them; and the lanes' mark.
 fn admitted(connection: &Connection, books: &Books) -> rusqlite::Result<(Vec<Arc<str>>, Option<u64>)> {
     if !books.lanes.values().any(|lane| &*lane.kafka_topic == OVERFLOW) {
-        connection.execute("DELETE FROM admitted", [])?;
+        match connection.execute("DELETE FROM admitted", []) {
+            // They are of no use, and cost little: a start needs no room.
+            Err(error) if is_full(&error) => {}
+            done => drop(done?),
+        }
     }
     let mut topics = connection.prepare("SELECT kafka_topic FROM admitted")?;
     let topics = topics.query_map([], |row| row.get::<_, String>(0))?;
