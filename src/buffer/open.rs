@@ -29,7 +29,7 @@ use uuid::Uuid;
 use super::books::{Books, StateRead};
 use super::chunk::ChunkReader;
 use super::envelope::Sealer;
-use super::error::{LoadError, OpenError, is_damage, is_unreadable, row_id, sequence};
+use super::error::{LoadError, OpenError, is_damage, is_full, is_unreadable, row_id, sequence};
 use super::identity::{self, Marks, Place, ReadFault};
 use super::limits::{LOCK_STEP, LOCK_WAIT};
 use super::schema::{APPLICATION_ID, Database, FORMAT_VERSION};
@@ -594,7 +594,16 @@ fn assign_routes(connection: &Connection, wanted: &[Definition], books: &mut Boo
 /// The Kafka topics that were admitted, forgotten when nothing waits beyond them; and the lanes' mark.
 fn admitted(connection: &Connection, books: &Books) -> rusqlite::Result<(Vec<Arc<str>>, Option<u64>)> {
     if !books.lanes.values().any(|lane| &*lane.kafka_topic == OVERFLOW) {
-        connection.execute("DELETE FROM admitted", [])?;
+        // Written only where there is something to write: a disk without room is not in the way of a start.
+        let any: bool = connection.query_row("SELECT EXISTS (SELECT 1 FROM admitted)", [], |row| row.get(0))?;
+        if any {
+            match connection.execute("DELETE FROM admitted", []) {
+                Err(error) if !is_full(&error) => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        let mark = connection.query_row("SELECT mark FROM in_line WHERE id = 1", [], |row| row.get(0)).optional()?;
+        return Ok((Vec::new(), mark.map(sequence)));
     }
     let mut topics = connection.prepare("SELECT kafka_topic FROM admitted")?;
     let topics = topics.query_map([], |row| row.get::<_, String>(0))?;
