@@ -561,11 +561,16 @@ fn assign_routes(connection: &Connection, wanted: &[Definition], books: &mut Boo
 /// The Kafka topics that were admitted, forgotten when nothing waits beyond them; and the lanes' mark.
 fn admitted(connection: &Connection, books: &Books) -> rusqlite::Result<(Vec<Arc<str>>, Option<u64>)> {
     if !books.lanes.values().any(|lane| &*lane.kafka_topic == OVERFLOW) {
-        match connection.execute("DELETE FROM admitted", []) {
-            // They are of no use, and cost little: a start needs no room.
-            Err(error) if is_full(&error) => {}
-            done => drop(done?),
+        // Written only where there is something to write: a disk without room is not in the way of a start.
+        let any: bool = connection.query_row("SELECT EXISTS (SELECT 1 FROM admitted)", [], |row| row.get(0))?;
+        if any {
+            match connection.execute("DELETE FROM admitted", []) {
+                Err(error) if !is_full(&error) => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
         }
+        let mark = connection.query_row("SELECT mark FROM in_line WHERE id = 1", [], |row| row.get(0)).optional()?;
+        return Ok((Vec::new(), mark.map(sequence)));
     }
     let mut topics = connection.prepare("SELECT kafka_topic FROM admitted")?;
     let topics = topics.query_map([], |row| row.get::<_, String>(0))?;

@@ -120,14 +120,12 @@ const LATE: u64 = (1 << 32) - 3;
 fn age(gateway: &Gateway) -> Outcome<()> {
     let file = gateway.data_dir().join("identity");
     let text = std::fs::read_to_string(&file)?;
-    let Some((marks, _sum)) = text.split_once("crc32c ") else { return trouble!("no checksum in {text}") };
-    let aged: String = marks
-        .lines()
-        .map(|line| match line.split_once(' ') {
-            Some((name @ ("reserved" | "committed"), _)) => format!("{name} {}\n", LATE - 1),
-            _ => format!("{line}\n"),
-        })
-        .collect();
+    let Some((marks, _sum)) = text.rsplit_once("crc32c ") else { return trouble!("no marks in {text}") };
+    let aged = |line: &str| match line.split_once(' ') {
+        Some((mark @ ("reserved" | "committed"), _)) => format!("{mark} {}\n", LATE - 1),
+        _ => format!("{line}\n"),
+    };
+    let aged: String = marks.lines().map(aged).collect();
     let sum = crc32c::crc32c(aged.as_bytes());
     Ok(std::fs::write(file, format!("{aged}crc32c {sum:08x}\n"))?)
 }
