@@ -33,8 +33,9 @@ const WORTH: u32 = 16;
 /// ... and has to be made longer when it is not even so many times.
 const NOT_WORTH: u32 = 12;
 
-/// Where nothing is connected yet, a transaction takes so many round trips.
-const COLD: u32 = 20;
+/// Where nothing is connected yet, a transaction takes up to so many of the round trips that a start measures, which are one
+/// or two each. At 300 ms the shortest times are enough, and another producer would cost two seconds of the start.
+const COLD: u32 = 10;
 
 /// The least was overdue so many times in a row: once may be a link that was gone for a while.
 const MOST_OVERDUE: u32 = 2;
