@@ -495,6 +495,10 @@ struct Assigned {
     gone: BTreeMap<RouteId, Definition>,
 }
 
+/// A ledger line with what its route says.
+const WRITE_ROUTE: &str = "INSERT INTO route (id, name, kafka_topic, record_key, value) VALUES (?1, ?2, ?3, ?4, ?5) \
+    ON CONFLICT (id) DO UPDATE SET kafka_topic = ?3, record_key = ?4, value = ?5";
+
 /// Ids for the routes: known ones keep theirs, new ones get the next. What each says is kept: when it is gone from the
 /// configuration, what was taken in under it still has a way out.
 fn assign_routes(connection: &Connection, wanted: &[Definition], books: &mut Books) -> Result<Assigned, OpenError> {
@@ -522,15 +526,13 @@ fn assign_routes(connection: &Connection, wanted: &[Definition], books: &mut Boo
                 }
             }
         }
-        const WRITE: &str = "INSERT INTO route (id, name, kafka_topic, record_key, value) VALUES (?1, ?2, ?3, ?4, ?5) \
-                             ON CONFLICT (id) DO UPDATE SET kafka_topic = ?3, record_key = ?4, value = ?5";
         if damaged > 0 {
             tracing::error!(damaged, "buffer: names of ledger lines are damaged; their routes begin new lines");
             tx.execute("DELETE FROM route", [])?;
             for (id, name) in &names {
                 let of = gone.get(id);
                 let (to, key, value) = (of.map(|of| &*of.to), of.map(|of| &*of.key), of.map(|of| &*of.value));
-                tx.execute(WRITE, (id.0, &**name, to, key, value))?;
+                tx.execute(WRITE_ROUTE, (id.0, &**name, to, key, value))?;
             }
         }
         let mut ids = Vec::with_capacity(wanted.len());
@@ -541,7 +543,7 @@ fn assign_routes(connection: &Connection, wanted: &[Definition], books: &mut Boo
             let last = names.last_key_value().map_or(0, |(id, _)| id.0).max(books.ledger.last().map_or(0, |id| id.0));
             let Some(id) = known.or_else(|| last.checked_add(1).map(RouteId)) else { return Ok(None) };
             if known.is_none() || gone.get(&id) != Some(route) {
-                tx.execute(WRITE, (id.0, &**from, &**to, &**key, &**value))?;
+                tx.execute(WRITE_ROUTE, (id.0, &**from, &**to, &**key, &**value))?;
                 names.insert(id, Arc::clone(from));
             }
             gone.remove(&id);
