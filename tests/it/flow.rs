@@ -268,7 +268,8 @@ fn a_publisher_cannot_forge_the_headers_of_the_agent() -> Outcome<()> {
     let own = |name: &String| name.starts_with("tidegate-") || name.starts_with("mqtt-");
     names.retain(own);
     names.sort();
-    assert_eq!(names, ["mqtt-topic", "tidegate-id"], "{:?}", record.headers);
+    let ours = ["mqtt-topic", "tidegate-arrived", "tidegate-clock", "tidegate-id", "tidegate-instance"];
+    assert_eq!(names, ours, "{:?}", record.headers);
     assert_eq!((record.mqtt_topic().as_str(), record.text("honest").as_str()), ("t", "yes"));
     assert_eq!(record.id().map(|(_, sequence)| sequence), Some(1));
     Ok(())
