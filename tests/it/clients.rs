@@ -77,7 +77,8 @@ fn a_qos_2_message_that_comes_again_without_dup_is_the_same_message() -> Outcome
         drop(send(7, "two")?); // another one under an id in use
         let mut reader = Reader::open(&kafka.brokers(), &[&topic])?;
         let all = |records: &[crate::support::reader::Record]| records.iter().any(|record| record.payload == b"two");
-        let mut ids: Vec<_> = reader.read_until("the last one", PATIENCE, all)?.iter().map(|r| r.id()).collect();
+        let mut ids: Vec<_> =
+            reader.read_until("the last one", PATIENCE, all)?.iter().map(crate::support::reader::Record::id).collect();
         ids.sort();
         ids.dedup(); // at least once: the kill
         if ids.len() != 3 {

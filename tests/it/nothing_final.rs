@@ -124,7 +124,7 @@ fn topics_that_cannot_be_confirmed_wait_alone_whatever_the_delivery() -> Outcome
         agent.stop(PATIENCE)?;
         id
     };
-    let own = tidegate::watermark::partition(id.parse().map_err(|_| Trouble::new(id.clone()))?, 3);
+    let own = tidegate::watermark::partition(id.parse().map_err(|_not_one| Trouble::new(id.clone()))?, 3);
     let keeper = cluster.leader_of(&watermarks, own)?;
     let dead = if keeper == 1 { 2 } else { 1 };
     let leaderless = cluster.topic_on(dead, "leaderless", 1, &[("min.insync.replicas", "1")])?;
