@@ -89,7 +89,7 @@ fn every_reader_sees_each_reading_once_as_it_is_installed() -> Outcome<()> {
     let mut java = Process::command("java");
     java.args(["-cp", &format!("{}/*", jars()?.display()), "org.apache.kafka.tools.consumer.ConsoleConsumer"]);
     java.args(["--bootstrap-server", &kafka.brokers(), "--topic", &topic, "--from-beginning"]);
-    java.args(["--isolation-level", "read_committed", "--timeout-ms", "5000"]);
+    java.args(["--isolation-level", "read_committed", "--max-messages", &count, "--timeout-ms", "60000"]);
     readers.push(Reading::start("java", java)?);
     // Node is not on every machine; tests/run brings kafkajs where it is.
     let node = kafka::cached("node")?;
