@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
@@ -23,6 +23,7 @@ use super::time::{Refusal, Times};
 use super::verdict::park_reason;
 use super::watermark_topic::Partitions;
 use crate::buffer::{DeadLetter, OVERFLOW, Outlet, Settler, Stopped};
+use crate::clock;
 use crate::delivered::Word;
 use crate::event::{RouteId, Sequence, Stored};
 use crate::route::Target;
@@ -325,8 +326,7 @@ pub(super) fn add(counter: &mut u64, n: usize) {
 
 /// Wall clock, milliseconds since 1970.
 pub(super) fn unix_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    clock::wall_ms().max(0)
 }
 
 #[cfg(test)]
