@@ -194,7 +194,8 @@ impl Session {
                     self.went(Move::Reported);
                     *producer.end_txn() = super::end_txn::EndTxn::default();
                     let batch = producer.take_batch();
-                    let carries_readings = !batch.is_empty();
+                    // The planted bug has taken them already.
+                    let carries_readings = !batch.is_empty() || planted(Bug::CursorBeforeCommit);
                     self.batch = Some(batch);
                     self.until = later(now, self.waits.commit);
                     if carries_readings {
