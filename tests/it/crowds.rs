@@ -12,8 +12,11 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use crate::support::agent::{Agent, Build, Gateway};
 use crate::support::client::{Connection, clean};
 use crate::support::kafka;
+use crate::support::proxy::Weather;
+use crate::support::publisher::{Plan, Publisher};
+use crate::support::reader::{Reader, Record};
 use crate::support::wire::{Connect, Message, Packet, Version};
-use crate::support::{Outcome, PATIENCE, Trouble, trouble, wait_until};
+use crate::support::{Outcome, PATIENCE, Trouble, asked, trouble, wait_until};
 
 /// Last numbers of 127.0.0.x: those that keep others out, and the others.
 const SILENT: u8 = 66;
@@ -86,7 +89,7 @@ fn wrong_passwords(gateway: &Gateway, threads: usize) -> Nuisance {
 }
 
 /// A CONNECT with name and password.
-fn credentials(connect: Connect, name: &str, password: &str) -> Connect {
+pub fn credentials(connect: Connect, name: &str, password: &str) -> Connect {
     Connect { username: Some(name.to_owned()), password: Some(password.to_owned()), ..connect }
 }
 
@@ -94,7 +97,7 @@ fn credentials(connect: Connect, name: &str, password: &str) -> Connect {
 const MOSQUITTO_KIB: u32 = 46 * 1024;
 
 /// A line of a users file whose check takes so much memory, and time in proportion.
-fn argon2_line(name: &str, password: &str, memory_kib: u32) -> Outcome<String> {
+pub fn argon2_line(name: &str, password: &str, memory_kib: u32) -> Outcome<String> {
     let salt = b"0123456789abcdef";
     let costs = Params::new(memory_kib, 1, 1, Some(32)).map_err(|error| Trouble::new(error.to_string()))?;
     let mut hash = [0; 32];
@@ -164,4 +167,98 @@ fn wrong_passwords_by_the_thousand_keep_nobody_out() -> Outcome<()> {
     }
     eprintln!("100 visits through {} guesses, the longest {longest:?}", guesses.stop()?);
     few_complaints(&agent)
+}
+
+/// What a gateway may take in the worst mix, in KiB.
+const WORST_KIB: u64 = 64 * 1024;
+
+/// And say, in lines, whatever the level.
+const WORST_LINES: usize = 100;
+
+/// Two users of the same password file: one whose sensors are honest, and one whose device was taken over.
+fn worst_gateway(kafka: &str, good: &str, made: &str) -> Outcome<Gateway> {
+    let mut gateway = Gateway::new(Build::Real, kafka)?;
+    let users = gateway.path().join("users");
+    // With mosquitto's 46 MiB a check would be most of what is measured.
+    std::fs::write(&users, [argon2_line("bob", "hunter2", 2048)?, argon2_line("eve", "hunter3", 2048)?].concat())?;
+    gateway.listen(&format!("users_file = \"{}\"\n", users.display()));
+    gateway.route("good/#", good).route("long/#", good).route("made/{name}", &format!("{made}.{{name}}"));
+    gateway.buffer("max_bytes = \"32MiB\"\n");
+    Ok(gateway)
+}
+
+/// Publishes from the device that was taken over, as fast as it is answered, and gives up when nothing is read any more.
+fn taken_over(gateway: &Gateway, name: &str, messages: impl Iterator<Item = Message>) -> Outcome<u64> {
+    let connect = credentials(clean(name), "eve", "hunter3");
+    let (mut device, _) = Connection::dial_as(GUESSING, gateway.listener(), Version::V311)?.greet(connect)?;
+    let (mut open, mut answered, mut id) = (0_u32, 0, 0_u16);
+    for message in messages {
+        id = id.checked_add(1).unwrap_or(1);
+        device.send(&Packet::Publish { message, id, dup: false })?;
+        open += 1;
+        while open >= 50 {
+            if device.next(Duration::from_secs(5))?.is_none() {
+                return Ok(answered);
+            }
+            (open, answered) = (open - 1, answered + 1);
+        }
+    }
+    Ok(answered)
+}
+
+fn hostile(topic: String, payload_bytes: usize) -> Message {
+    // Random, so that the buffer cannot make it smaller.
+    let payload = (0..payload_bytes).map(|_| fastrand::u8(..)).collect();
+    Message { topic, payload, qos: 1, ..Message::default() }
+}
+
+#[test]
+fn the_worst_mix_at_once_leaves_honest_sensors_served_and_memory_and_log_bounded() -> Outcome<()> {
+    let (made, long) = (asked("TIDEGATE_WORST_TOPICS", 2_500)?, asked("TIDEGATE_WORST_LONG_TOPICS", 300)?);
+    let kafka = kafka::shared()?;
+    let good = kafka.topic("good")?;
+    let kafka_link = kafka.lease()?;
+    let gateway = worst_gateway(&kafka_link.brokers()?, &good, &kafka::unique_topic("made"))?;
+    let agent = gateway.start()?;
+    let honest = [1, 2].map(|qos| {
+        let mut plan = Plan::new(&format!("honest-{qos}"), &format!("good/{qos}"), qos).rate(200);
+        plan.connect = credentials(plan.connect, "bob", "hunter2");
+        Publisher::start(gateway.listener(), plan)
+    });
+    honest.iter().try_for_each(|publisher| publisher.wait_acknowledged(50))?;
+    let (silent, guesses) = (silent_sockets(&gateway, 300), wrong_passwords(&gateway, 8));
+    let flood = taken_over(&gateway, "made", (0..made).map(|n| hostile(format!("made/{n}"), 20)))?;
+    let name = |n: u64| format!("long/{n}/{}", "x".repeat(60_000));
+    let long = taken_over(&gateway, "long", (0..long).map(|n| hostile(name(n), 20)))?;
+    // Kafka goes, and the buffer is filled until nobody is read any more.
+    kafka_link.set(Weather::Cut)?;
+    let filled = taken_over(&gateway, "filling", (0..2_000).map(|_| hostile("long/fill".into(), 60_000)))?;
+    let ready = || agent.get("/readyz").is_ok_and(|answer| answer.status == 200);
+    wait_until("the full buffer", PATIENCE, || !ready())?;
+    let full = agent.memory_kib("VmHWM")?;
+    kafka_link.set(Weather::Fair)?;
+    wait_until("room in the buffer", PATIENCE, ready)?;
+    let before: Vec<_> = honest.iter().map(Publisher::acknowledged).collect();
+    for (publisher, before) in honest.iter().zip(before) {
+        publisher.wait_acknowledged(before + 200)?;
+    }
+    let longest = visit(&gateway, HONEST, credentials(clean("late"), "bob", "hunter2"))?;
+    let (guesses, _) = (guesses.stop()?, silent.stop()?);
+    let logs = honest.into_iter().map(|publisher| publisher.stop(PATIENCE)).collect::<Outcome<Vec<_>>>()?;
+    let mut reader = Reader::open(&kafka.brokers(), &[&good])?;
+    for log in &logs {
+        let mine =
+            |record: &&Record| Plan::name_and_number(&record.payload).is_some_and(|(name, _)| name == log.plan.name);
+        let enough = |records: &[Record]| records.iter().filter(mine).count() as u64 >= log.acknowledged_count();
+        reader.read_until("what honest sensors hold a PUBACK for", PATIENCE, enough)?;
+    }
+    let (peak, lines) = (agent.memory_kib("VmHWM")?, agent.log().lines().count());
+    eprintln!(
+        "{flood} template topics, {long} of 60 kB, {filled} large ones into a full buffer, {guesses} guesses: {full} KiB \
+         resident when full, {peak} in all, {lines} lines; a late visit took {longest:?}"
+    );
+    if peak > WORST_KIB || lines > WORST_LINES {
+        return trouble!("{peak} KiB, {lines} lines:\n{}", agent.log());
+    }
+    Ok(())
 }
