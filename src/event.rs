@@ -33,7 +33,7 @@ pub struct Event {
 }
 
 /// A client of ours; shared by all that its connection brings.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Sender {
     /// Its client id, by its own word.
     pub client: Arc<str>,

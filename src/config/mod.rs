@@ -197,6 +197,7 @@ fn read(document: &Document<'_, '_>, env: &Env) -> Result<Config, Reported> {
     let (mqtt, listen) = links?;
     if let Ok(routes) = &routes {
         links::remark_unrouted(document, routes)?;
+        routes::remark_unknown_senders(document, routes, &listen)?;
     }
     Ok(Config {
         agent: agent?,

@@ -17,7 +17,8 @@ pub(super) const ROUTE: Table = Table {
             name: "to",
             kind: Kind::Text(false),
             default: Default::Required("\"sensors.{site}\""),
-            why: "Kafka topic, over the names of from, {rest} for what # matched and {topic} for the whole MQTT topic. \
+            why: "Kafka topic, over the names of from, {rest} for what # matched and {topic} for the whole MQTT topic; \
+                  {client} and {user} are the client id and the user of a sensor that publishes to a [[listen]]. \
                   Characters that Kafka forbids are written as _ and two hex digits, _ as __, / as a dot.",
         },
         Key {

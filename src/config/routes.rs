@@ -6,6 +6,7 @@ use super::problems::{Reported, quoted};
 use super::reading::{Document, Section};
 use super::route_tables::{REDIRECT, ROUTE};
 use super::schema::MAX_ROUTES;
+use super::settings::Listener;
 use crate::route::filter::Filter;
 use crate::route::template::{KeyTemplate, TopicTemplate};
 use crate::route::{KAFKAS_OWN, Redirect, Route, Routes, ValueFormat};
@@ -22,6 +23,28 @@ pub(super) fn routes(document: &Document<'_, '_>, watermark_topic: Option<&str>)
     let redirects = redirects(document, watermark_topic);
     let routes = read.into_iter().collect::<Result<Vec<_>, _>>().map(Routes::new)?;
     Ok(routes.redirecting(redirects?).keeping_clear(watermark_topic.unwrap_or_default()))
+}
+
+/// `{client}` and `{user}` where nobody can be known are always empty.
+pub(super) fn remark_unknown_senders(
+    document: &Document<'_, '_>,
+    routes: &Routes,
+    listeners: &[Listener],
+) -> Result<(), Reported> {
+    let asks_for_users = listeners.iter().any(|listener| listener.users_file.is_some());
+    for (section, (to, key)) in document.many(&ROUTE, MAX_ROUTES)?.iter().zip(routes.templates()) {
+        let sender = [("to", to.names_the_sender()), ("key", key.names_the_sender())];
+        let user = [("to", to.names_the_user()), ("key", key.names_the_user())];
+        let (named, why) = if listeners.is_empty() {
+            (sender, "{client} and {user} are known of sensors that publish to a [[listen]], and there is none: empty")
+        } else if asks_for_users {
+            continue;
+        } else {
+            (user, "{user} is the user whose password was right, and no [[listen]] has a users_file: always empty")
+        };
+        named.into_iter().filter(|(_, named)| *named).for_each(|(key, _)| section.remark(key, why.to_owned()));
+    }
+    Ok(())
 }
 
 /// Asked before the tables are read.

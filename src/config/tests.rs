@@ -231,7 +231,7 @@ fn values_arrive_as_they_were_written() {
     assert_eq!(config.buffer.commit_delay, Duration::from_millis(20));
     assert_eq!((config.kafka.delivery, config.kafka.linger), (Delivery::AtLeastOnce, Duration::ZERO));
     assert_eq!(config.kafka.options["ssl.endpoint.identification.algorithm"].reveal(), "none");
-    assert_eq!(config.routes.target("a/n/x").unwrap().topic.as_ref(), "a.n");
+    assert_eq!(config.routes.target("a/n/x", None).unwrap().topic.as_ref(), "a.n");
 }
 
 #[test]
@@ -243,6 +243,24 @@ fn a_filter_that_no_route_takes_anything_of_is_remarked() {
     assert_eq!(remarks.len(), 1, "{remarks:?}");
     assert_eq!((remarks[0].place, &*remarks[0].key), (Some((4, 51)), "mqtt[0].subscribe[1].filter"));
     assert!(remarks[0].what.contains("\"$share/g/plant/+\": its readings become dead letters"), "{remarks:?}");
+}
+
+#[test]
+fn a_client_or_a_user_whom_nobody_can_know_is_remarked() {
+    let remarks = |more: &str| {
+        let text = format!("{more}[[route]]\nfrom = \"#\"\nto = \"t.{{client}}\"\nkey = \"{{user}}/{{topic}}\"\n");
+        let remarks = good(&completed(&text)).remarks;
+        remarks.iter().map(|remark| remark.key.clone()).collect::<Vec<_>>()
+    };
+    let folder = files();
+    let users = format!("users_file = {:?}\n", folder.path().join("users"));
+    let listen = "[[listen]]\nname = \"floor\"\naddress = \"127.0.0.1:1883\"\n";
+    assert_eq!(
+        remarks("[[mqtt]]\nname = \"a\"\nurl = \"mqtt://h\"\nsubscribe = [{ filter = \"a\" }]\n"),
+        ["route[0].to", "route[0].key"]
+    );
+    assert_eq!(remarks(listen), ["route[0].key"]);
+    assert_eq!(remarks(&format!("{listen}{users}")), [""; 0]);
 }
 
 #[test]

@@ -206,7 +206,7 @@ impl Relocation {
 
 /// Where the configuration wants an event that waits for `topic`.
 fn place(topic: &Arc<str>, stored: &Stored, shared: &mut Shared) -> Place {
-    let found = match shared.targets.find(&stored.event.topic, stored.event.route) {
+    let found = match shared.targets.find(&stored.event) {
         Ok(known) => Ok((Arc::clone(&known.target.topic), known.target.is_fixed)),
         Err(given_up @ NoTarget::GivenUp(_)) => Err(given_up),
         Err(NoTarget::NoRoute | NoTarget::IllegalTopic(_) | NoTarget::Reserved) if &**topic == OVERFLOW => {

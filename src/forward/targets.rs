@@ -10,13 +10,13 @@
 //!
 //! So for each MQTT topic the first event that a producer sends must be confirmed before the second goes: then Kafka
 //! knows the producer where this topic's events are. It costs about one round trip after a start, for all topics of
-//! the first batch together; nothing after that.
+//! the first batch together; nothing after that. Where templates ask for the sender, it is so for each of its topics.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use crate::event::{RouteId, Sequence};
+use crate::event::{Event, RouteId, Sender, Sequence};
 use crate::route::{NoTarget, Routes, Target};
 
 /// Memory for topics of one age: 4 MiB are 13,000 ordinary ones. When they are used up, what is young becomes old, and
@@ -34,9 +34,11 @@ pub(super) type Generation = u64;
 #[derive(Debug)]
 pub(super) struct Targets {
     routes: Arc<Routes>,
-    present: Ages<Arc<str>>,
+    /// The templates ask who has published; otherwise one place an MQTT topic is enough.
+    by_sender: bool,
+    present: Ages<(Arc<str>, Option<Arc<Sender>>)>,
     /// What no present route matches: by the route that it was taken in under.
-    former: Ages<(Arc<str>, RouteId)>,
+    former: Ages<(Arc<str>, Option<Arc<Sender>>, RouteId)>,
 }
 
 /// What is remembered, by age.
@@ -70,7 +72,7 @@ enum Proof {
 impl Targets {
     /// Knows nothing yet.
     pub(super) fn new(routes: Arc<Routes>) -> Self {
-        Self { routes, present: Ages::new(), former: Ages::new() }
+        Self { by_sender: routes.name_the_sender(), routes, present: Ages::new(), former: Ages::new() }
     }
 
     /// What the operator has written.
@@ -78,31 +80,34 @@ impl Targets {
         &self.routes
     }
 
-    /// Where an event of that MQTT topic goes: by the present routes, else by the one that it was taken in under.
-    pub(super) fn find(&mut self, mqtt_topic: &Arc<str>, taken_under: RouteId) -> Result<&mut Known, NoTarget> {
-        if self.present.knows(mqtt_topic) {
-            return self.present.get(mqtt_topic);
+    /// Where an event goes: by the present routes, else by the one that it was taken in under.
+    pub(super) fn find(&mut self, event: &Event) -> Result<&mut Known, NoTarget> {
+        let sender = event.sender.as_ref().filter(|_| self.by_sender);
+        let place = (Arc::clone(&event.topic), sender.cloned());
+        if self.present.knows(&place) {
+            return self.present.get(&place);
         }
-        let former = (Arc::clone(mqtt_topic), taken_under);
+        let former = (Arc::clone(&event.topic), sender.cloned(), event.route);
         if self.former.knows(&former) {
             return self.former.get(&former);
         }
-        match self.routes.target(mqtt_topic) {
+        let by = sender.map(|sender| &**sender);
+        match self.routes.target(&event.topic, by) {
             Err(NoTarget::NoRoute) => {
-                let target = self.routes.former_target(mqtt_topic, taken_under)?;
-                self.former.remember(former.clone(), mqtt_topic, target);
+                let target = self.routes.former_target(&event.topic, by, event.route)?;
+                self.former.remember(former.clone(), event, target);
                 self.former.get(&former)
             }
             found => {
-                self.present.remember(Arc::clone(mqtt_topic), mqtt_topic, found?);
-                self.present.get(mqtt_topic)
+                self.present.remember(place.clone(), event, found?);
+                self.present.get(&place)
             }
         }
     }
 
-    /// That producer has sent its first event of that MQTT topic.
-    pub(super) fn sent(&mut self, mqtt_topic: &Arc<str>, taken_under: RouteId, producer: Generation, first: Sequence) {
-        if let Ok(known) = self.find(mqtt_topic, taken_under) {
+    /// That producer has sent its first event of that place.
+    pub(super) fn sent(&mut self, event: &Event, producer: Generation, first: Sequence) {
+        if let Ok(known) = self.find(event) {
             known.proof = Proof::Asked(producer, first);
         }
     }
@@ -128,11 +133,13 @@ impl<K: Eq + Hash> Ages<K> {
         self.young.get_mut(place).ok_or(NoTarget::NoRoute)
     }
 
-    fn remember(&mut self, place: K, mqtt_topic: &Arc<str>, mut target: Target) {
-        if target.key == *mqtt_topic {
-            target.key = Arc::clone(mqtt_topic); // mostly; so it is in memory once
+    fn remember(&mut self, place: K, event: &Event, mut target: Target) {
+        if target.key == event.topic {
+            target.key = Arc::clone(&event.topic); // mostly; so it is in memory once
         }
-        let names = [mqtt_topic, &target.key, &target.topic].map(|name| name.len());
+        let user = |by: &Arc<Sender>| by.user.as_ref().map_or(0, |user| user.len());
+        let sender = event.sender.as_ref().map_or(0, |by| by.client.len().saturating_add(user(by)));
+        let names = [event.topic.len(), target.key.len(), target.topic.len(), sender];
         let cost = names.into_iter().fold(OVERHEAD_BYTES, usize::saturating_add);
         self.put(place, Known { target: Arc::new(target), proof: Proof::None, cost });
     }
@@ -177,7 +184,10 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::event::{Clock, Qos};
     use crate::route::filter::Filter;
     use crate::route::template::{KeyTemplate, TopicTemplate};
     use crate::route::{Route, ValueFormat};
@@ -189,17 +199,31 @@ mod tests {
         Routes::new(vec![Route { name: "s/#".into(), from, to, key, value: ValueFormat::Payload }])
     }
 
+    fn event(topic: &str, route: u16, client: Option<&str>) -> Event {
+        Event {
+            topic: topic.into(),
+            payload: Bytes::new(),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            dup: false,
+            arrived_ms: 0,
+            clock: Clock::default(),
+            route: RouteId(route),
+            sender: client.map(|client| Arc::new(Sender { client: client.into(), user: None })),
+            properties: None,
+        }
+    }
+
     #[test]
     fn what_is_remembered_is_bounded_in_bytes_and_what_is_in_use_stays() {
         let mut targets = Targets::new(Arc::new(routes()));
-        let busy: Arc<str> = "s/busy".into();
-        targets.find(&busy, RouteId(1)).unwrap();
-        targets.sent(&busy, RouteId(1), 1, 7);
+        let busy = event("s/busy", 1, None);
+        targets.find(&busy).unwrap();
+        targets.sent(&busy, 1, 7);
         for n in 0..100_000 {
-            let topic: Arc<str> = format!("s/{n}").into();
-            targets.find(&topic, RouteId(1)).unwrap();
+            targets.find(&event(&format!("s/{n}"), 1, None)).unwrap();
             if n % 5_000 == 0 {
-                assert_eq!(targets.find(&busy, RouteId(1)).unwrap().turn(1, |_| false), Turn::NotYet, "after {n}");
+                assert_eq!(targets.find(&busy).unwrap().turn(1, |_| false), Turn::NotYet, "after {n}");
             }
         }
         let all = targets.present.young.values().chain(targets.present.old.values());
@@ -214,10 +238,29 @@ mod tests {
         let key = KeyTemplate::parse("{topic}", &from).unwrap();
         let gone = Route { name: "old/#".into(), from, to, key, value: ValueFormat::Payload };
         let mut targets = Targets::new(Arc::new(routes().with_gone([(RouteId(9), gone)].into())));
-        let (held, present): (Arc<str>, Arc<str>) = ("old/1".into(), "s/1".into());
-        assert_eq!(&*targets.find(&held, RouteId(9)).unwrap().target.topic, "old");
-        assert_eq!(targets.find(&held, RouteId(1)).map(|_| ()), Err(NoTarget::NoRoute));
-        assert_eq!(&*targets.find(&present, RouteId(9)).unwrap().target.topic, "s.1");
+        assert_eq!(&*targets.find(&event("old/1", 9, None)).unwrap().target.topic, "old");
+        assert_eq!(targets.find(&event("old/1", 1, None)).map(|_| ()), Err(NoTarget::NoRoute));
+        assert_eq!(&*targets.find(&event("s/1", 9, None)).unwrap().target.topic, "s.1");
+    }
+
+    #[test]
+    fn senders_are_told_apart_where_templates_ask_for_them() {
+        let from = Filter::parse("s/#").unwrap();
+        let to = TopicTemplate::parse("s.{client}", &from).unwrap();
+        let key = KeyTemplate::parse("{topic}", &from).unwrap();
+        let route = Route { name: "s/#".into(), from, to, key, value: ValueFormat::Payload };
+        let mut targets = Targets::new(Arc::new(Routes::new(vec![route])));
+        let (one, other) = (event("s/1", 1, Some("a")), event("s/1", 1, Some("b")));
+        assert_eq!(&*targets.find(&one).unwrap().target.topic, "s.a");
+        targets.sent(&one, 1, 7);
+        assert_eq!(&*targets.find(&other).unwrap().target.topic, "s.b");
+        assert_eq!(targets.find(&other).unwrap().turn(1, |_| false), Turn::First, "it waits for nobody else's first");
+        assert_eq!(targets.find(&one).unwrap().turn(1, |_| false), Turn::NotYet);
+        let mut targets = Targets::new(Arc::new(routes()));
+        for event in [one, other] {
+            targets.find(&event).unwrap();
+        }
+        assert_eq!(targets.present.young.len(), 1, "one place a topic where nobody asks");
     }
 
     #[test]

@@ -20,9 +20,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use filter::Filter;
-use template::{KeyTemplate, TopicTemplate};
+use template::{Filling, KeyTemplate, TopicTemplate};
 
-use crate::event::RouteId;
+use crate::event::{RouteId, Sender};
 
 /// The `[[route]]` and `[[redirect]]` tables, checked; of the routes the first match wins.
 #[derive(Debug, Clone, Default)]
@@ -151,11 +151,17 @@ impl Route {
         Ok(Self { name: Arc::clone(name), from, to, key, value: *value })
     }
 
+    /// Do different senders of one MQTT topic go different ways?
+    fn names_the_sender(&self) -> bool {
+        self.to.names_the_sender() || self.key.names_the_sender()
+    }
+
     /// `None`: it does not match.
-    fn target(&self, mqtt_topic: &str) -> Option<Result<Target, NoTarget>> {
+    fn target(&self, mqtt_topic: &str, sender: Option<&Sender>) -> Option<Result<Target, NoTarget>> {
         let captures = self.from.captures(mqtt_topic)?;
-        Some(self.to.render(mqtt_topic, &captures).map_err(NoTarget::IllegalTopic).map(|topic| {
-            let key = self.key.render(mqtt_topic, &captures);
+        let filling = Filling { topic: mqtt_topic, captures: &captures, sender };
+        Some(self.to.render(filling).map_err(NoTarget::IllegalTopic).map(|topic| {
+            let key = self.key.render(filling);
             let key = if key.is_empty() { mqtt_topic.into() } else { key.into() };
             Target { topic: topic.into(), key, value: self.value, is_fixed: self.to.is_fixed() }
         }))
@@ -206,6 +212,11 @@ impl Routes {
         self.tables.iter().map(|route| &route.to)
     }
 
+    /// What makes topic and key, in the order of the tables.
+    pub(crate) fn templates(&self) -> impl Iterator<Item = (&TopicTemplate, &KeyTemplate)> {
+        self.tables.iter().map(|route| (&route.to, &route.key))
+    }
+
     /// The Kafka topics that readings are redirected to.
     pub fn redirected_to(&self) -> impl Iterator<Item = &str> {
         self.redirects.iter().filter_map(|redirect| redirect.to.as_deref())
@@ -228,12 +239,18 @@ impl Routes {
         self.tables.iter().position(|route| route.from.matches(mqtt_topic))
     }
 
-    /// Kafka topic, key and value format for an MQTT topic.
+    /// Is an MQTT topic enough to know where a reading goes, or does it take the sender as well?
+    #[must_use]
+    pub fn name_the_sender(&self) -> bool {
+        self.tables.iter().chain(self.gone.values()).any(Route::names_the_sender)
+    }
+
+    /// Kafka topic, key and value format for an MQTT topic and who published to it.
     ///
     /// # Errors
     /// When no route matches, or the topic made is not one for readings.
-    pub fn target(&self, mqtt_topic: &str) -> Result<Target, NoTarget> {
-        let found = self.tables.iter().find_map(|route| route.target(mqtt_topic));
+    pub fn target(&self, mqtt_topic: &str, sender: Option<&Sender>) -> Result<Target, NoTarget> {
+        let found = self.tables.iter().find_map(|route| route.target(mqtt_topic, sender));
         self.for_readings(found.ok_or(NoTarget::NoRoute)??)
     }
 
@@ -242,8 +259,13 @@ impl Routes {
     ///
     /// # Errors
     /// As [`Routes::target`]; events that no route matched when they arrived have no target.
-    pub fn former_target(&self, mqtt_topic: &str, taken_under: RouteId) -> Result<Target, NoTarget> {
-        let found = self.gone.get(&taken_under).and_then(|route| route.target(mqtt_topic));
+    pub fn former_target(
+        &self,
+        mqtt_topic: &str,
+        sender: Option<&Sender>,
+        taken_under: RouteId,
+    ) -> Result<Target, NoTarget> {
+        let found = self.gone.get(&taken_under).and_then(|route| route.target(mqtt_topic, sender));
         self.for_readings(found.ok_or(NoTarget::NoRoute)??)
     }
 
@@ -294,9 +316,9 @@ mod tests {
         assert_eq!(routes.find("s/nord/alarm"), Some(0));
         assert_eq!(routes.find("s/nord/temp"), Some(1));
         assert_eq!(routes.find("x"), None);
-        let alarm = routes.target("s/nord/alarm").unwrap();
+        let alarm = routes.target("s/nord/alarm", None).unwrap();
         assert_eq!((&*alarm.topic, &*alarm.key), ("alarms", "s/nord/alarm"));
-        let temp = routes.target("s/nord/temp").unwrap();
+        let temp = routes.target("s/nord/temp", None).unwrap();
         assert_eq!((&*temp.topic, &*temp.key), ("s.nord", "nord"));
         let names: Vec<_> = routes.definitions().iter().map(|route| route.from.to_string()).collect();
         assert_eq!(names, ["s/{site}/alarm", "s/{site}/#"]);
@@ -305,8 +327,8 @@ mod tests {
     #[test]
     fn no_route_and_no_legal_topic_are_told_apart() {
         let routes = routes(&[("s/{a}", "{a}", "{topic}")]);
-        assert_eq!(routes.target("x"), Err(NoTarget::NoRoute));
-        let long = |n| routes.target(&format!("s/{}", "x".repeat(n))).unwrap_err();
+        assert_eq!(routes.target("x", None), Err(NoTarget::NoRoute));
+        let long = |n| routes.target(&format!("s/{}", "x".repeat(n)), None).unwrap_err();
         assert!(matches!(long(300), NoTarget::IllegalTopic(_)));
         assert_eq!(
             long(300).to_string(),
@@ -319,10 +341,10 @@ mod tests {
     fn no_template_makes_the_watermark_topic_or_one_of_kafkas_own() {
         let routes = routes(&[("#", "{topic}", "{topic}")]).keeping_clear("tidegate.watermarks");
         for topic in ["tidegate/watermarks", "_x", "_consumer_offsets"] {
-            assert_eq!(routes.target(topic), Err(NoTarget::Reserved), "{topic}");
+            assert_eq!(routes.target(topic, None), Err(NoTarget::Reserved), "{topic}");
         }
         for topic in ["tidegate/watermarks/x", "tidegate", "x_", " x"] {
-            assert!(routes.target(topic).is_ok(), "{topic}");
+            assert!(routes.target(topic, None).is_ok(), "{topic}");
         }
     }
 
@@ -332,10 +354,10 @@ mod tests {
         let routes = routes(&[("#", "s.{topic}", "{topic}")])
             .redirecting(vec![to("s.nroth", Some("s.north")), to("s.old", None)])
             .keeping_clear("w");
-        let target = routes.target("nroth").unwrap();
+        let target = routes.target("nroth", None).unwrap();
         assert_eq!((&*target.topic, &*target.key, target.is_fixed), ("s.north", "nroth", true));
-        assert_eq!(routes.target("old"), Err(NoTarget::GivenUp("s.old".into())));
-        assert!(!routes.target("new").unwrap().is_fixed);
+        assert_eq!(routes.target("old", None), Err(NoTarget::GivenUp("s.old".into())));
+        assert!(!routes.target("new", None).unwrap().is_fixed);
         assert_eq!(routes.redirected(&"elsewhere".into()), Ok("elsewhere".into()));
     }
 
@@ -343,18 +365,18 @@ mod tests {
     fn what_was_taken_in_under_a_route_that_is_gone_goes_where_that_one_said() {
         let gone = Route::parse(&routes(&[("a/{x}/#", "a.{x}", "{x}")]).definitions()[0]).unwrap();
         let routes = routes(&[("b/#", "b", "{topic}")]).with_gone(BTreeMap::from([(RouteId(3), gone)]));
-        let target = routes.former_target("a/1/t", RouteId(3)).unwrap();
+        let target = routes.former_target("a/1/t", None, RouteId(3)).unwrap();
         assert_eq!((&*target.topic, &*target.key), ("a.1", "1"));
-        assert_eq!(routes.former_target("a/1/t", RouteId(4)), Err(NoTarget::NoRoute));
-        assert_eq!(routes.former_target("c", RouteId(3)), Err(NoTarget::NoRoute));
-        assert_eq!(routes.target("a/1/t"), Err(NoTarget::NoRoute), "what arrives now is another matter");
+        assert_eq!(routes.former_target("a/1/t", None, RouteId(4)), Err(NoTarget::NoRoute));
+        assert_eq!(routes.former_target("c", None, RouteId(3)), Err(NoTarget::NoRoute));
+        assert_eq!(routes.target("a/1/t", None), Err(NoTarget::NoRoute), "what arrives now is another matter");
     }
 
     #[test]
     fn an_empty_key_becomes_the_mqtt_topic() {
         let routes = routes(&[("s/#", "all", "{rest}")]);
-        assert_eq!(&*routes.target("s").unwrap().key, "s");
-        assert_eq!(&*routes.target("s/").unwrap().key, "s/");
-        assert_eq!(&*routes.target("s/a").unwrap().key, "a");
+        assert_eq!(&*routes.target("s", None).unwrap().key, "s");
+        assert_eq!(&*routes.target("s/", None).unwrap().key, "s/");
+        assert_eq!(&*routes.target("s/a", None).unwrap().key, "a");
     }
 }

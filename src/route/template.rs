@@ -1,8 +1,10 @@
 //! Templates: `sensors.{site}` over the names of a filter.
 //!
 //! Besides the names of its filter a template knows `{topic}`, the whole MQTT topic, and, when the filter ends with
-//! `#`, `{rest}`, what `#` matched. In a Kafka topic both are escaped (see [`escape`](super::escape)); in a key they
-//! stand as they came.
+//! `#`, `{rest}`, what `#` matched; and of a sensor that published straight to us `{client}`, its client id, and `{user}`,
+//! whose password it gave. A filter's own name goes before these two. In a Kafka topic all are escaped (see
+//! [`escape`](super::escape)); in a key they stand as they came. Behind a broker nobody is known: `{client}` and `{user}`
+//! are empty then, as for a client that was asked for no password.
 //!
 //! Two MQTT topics share a Kafka topic only when the operator left something out of the template. What is in it keeps
 //! them apart, and for that names must not run together: between two of them stands a `.`, which no escaped level
@@ -10,6 +12,7 @@
 
 use super::escape::{escape_level, escape_topic};
 use super::filter::{Captures, Filter};
+use crate::event::Sender;
 
 /// Kafka's limit for a topic name.
 const MAX_TOPIC_CHARS: usize = 249;
@@ -40,6 +43,30 @@ enum Part {
     Topic,
     /// What `#` matched.
     Rest,
+    /// The sender's client id.
+    Client,
+    /// The sender's user.
+    User,
+}
+
+/// What the parts of a template stand for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Filling<'a> {
+    pub(super) topic: &'a str,
+    pub(super) captures: &'a Captures<'a>,
+    pub(super) sender: Option<&'a Sender>,
+}
+
+impl<'a> Filling<'a> {
+    /// Of a part that stands for one level; empty: nobody is known.
+    fn level(&self, part: &'a Part) -> Option<&'a str> {
+        match part {
+            Part::Text(_) | Part::Topic | Part::Rest => None,
+            Part::Name(index) => Some(self.captures.named.get(*index).copied().unwrap_or_default()),
+            Part::Client => Some(self.sender.map_or("", |sender| &sender.client)),
+            Part::User => Some(self.sender.and_then(|sender| sender.user.as_deref()).unwrap_or_default()),
+        }
+    }
 }
 
 impl TopicTemplate {
@@ -81,7 +108,7 @@ impl TopicTemplate {
     pub fn pattern(&self) -> String {
         let parts = self.parts.iter().map(|part| match part {
             Part::Text(text) => text.replace('.', "\\."),
-            Part::Name(_) => "[A-Za-z0-9_-]+".to_owned(),
+            Part::Name(_) | Part::Client | Part::User => "[A-Za-z0-9_-]+".to_owned(),
             Part::Topic => "[A-Za-z0-9._-]+".to_owned(),
             Part::Rest => "[A-Za-z0-9._-]*".to_owned(),
         });
@@ -93,23 +120,33 @@ impl TopicTemplate {
     pub fn prefix(&self) -> (&str, bool) {
         match self.parts.first() {
             Some(Part::Text(text)) => (text, self.parts.len() == 1),
-            Some(Part::Name(_) | Part::Topic | Part::Rest) | None => ("", false),
+            Some(Part::Name(_) | Part::Topic | Part::Rest | Part::Client | Part::User) | None => ("", false),
         }
     }
 
-    pub(super) fn render(&self, topic: &str, captures: &Captures<'_>) -> Result<String, String> {
-        let mut out = String::with_capacity(topic.len());
+    /// Different senders may make different names.
+    pub(crate) fn names_the_sender(&self) -> bool {
+        names_the_sender(&self.parts)
+    }
+
+    /// Different users may.
+    pub(crate) fn names_the_user(&self) -> bool {
+        self.parts.contains(&Part::User)
+    }
+
+    pub(super) fn render(&self, filling: Filling<'_>) -> Result<String, String> {
+        let mut out = String::with_capacity(filling.topic.len());
         for part in &self.parts {
             match part {
                 Part::Text(text) => out.push_str(text),
-                Part::Name(index) => {
-                    escape_level(captures.named.get(*index).copied().unwrap_or_default(), &mut out);
-                }
-                Part::Topic => escape_topic(topic, &mut out),
+                Part::Topic => escape_topic(filling.topic, &mut out),
                 Part::Rest => {
-                    if let Some(rest) = captures.rest {
+                    if let Some(rest) = filling.captures.rest {
                         escape_topic(rest, &mut out);
                     }
+                }
+                Part::Name(_) | Part::Client | Part::User => {
+                    escape_level(filling.level(part).unwrap_or_default(), &mut out);
                 }
             }
         }
@@ -141,25 +178,39 @@ impl KeyTemplate {
         &self.text
     }
 
-    pub(super) fn render(&self, topic: &str, captures: &Captures<'_>) -> String {
-        let mut out = String::with_capacity(topic.len());
+    /// Different senders may make different keys.
+    pub(crate) fn names_the_sender(&self) -> bool {
+        names_the_sender(&self.parts)
+    }
+
+    /// Different users may.
+    pub(crate) fn names_the_user(&self) -> bool {
+        self.parts.contains(&Part::User)
+    }
+
+    pub(super) fn render(&self, filling: Filling<'_>) -> String {
+        let mut out = String::with_capacity(filling.topic.len());
         for part in &self.parts {
             out.push_str(match part {
                 Part::Text(text) => text,
-                Part::Name(index) => captures.named.get(*index).copied().unwrap_or_default(),
-                Part::Topic => topic,
-                Part::Rest => captures.rest.unwrap_or_default(),
+                Part::Topic => filling.topic,
+                Part::Rest => filling.captures.rest.unwrap_or_default(),
+                Part::Name(_) | Part::Client | Part::User => filling.level(part).unwrap_or_default(),
             });
         }
         out
     }
 }
 
+fn names_the_sender(parts: &[Part]) -> bool {
+    parts.iter().any(|part| matches!(part, Part::Client | Part::User))
+}
+
 impl Part {
     fn fixed_len(&self) -> usize {
         match self {
             Self::Text(text) => text.len(),
-            Self::Name(_) | Self::Topic | Self::Rest => 0,
+            Self::Name(_) | Self::Topic | Self::Rest | Self::Client | Self::User => 0,
         }
     }
 }
@@ -197,11 +248,17 @@ fn find_name(name: &str, filter: &Filter) -> Result<Part, String> {
     if let Some(index) = filter.names().position(|known| known == name) {
         return Ok(Part::Name(index));
     }
+    match name {
+        "client" => return Ok(Part::Client),
+        "user" => return Ok(Part::User),
+        _ => {}
+    }
     let mut known: Vec<String> = filter.names().map(|known| format!("{{{known}}}")).collect();
     known.push("{topic}".into());
     if filter.is_open() {
         known.push("{rest}".into());
     }
+    known.extend(["{client}".into(), "{user}".into()]);
     Err(format!("{{{name}}} is not a name of \"from\"; known here: {}", known.join(", ")))
 }
 
@@ -225,7 +282,7 @@ fn check_apart(parts: &[Part]) -> Result<(), String> {
     for part in parts {
         match part {
             Part::Text(text) => separated |= text.contains('.'),
-            Part::Name(_) | Part::Rest | Part::Topic => {
+            Part::Name(_) | Part::Rest | Part::Topic | Part::Client | Part::User => {
                 if !separated {
                     return Err("two names need a \".\" between them, else two MQTT topics could run together in one \
                                 Kafka topic"
@@ -267,7 +324,11 @@ mod tests {
     fn topic(template: &str, from: &str, mqtt: &str) -> Result<String, String> {
         let filter = Filter::parse(from)?;
         let template = TopicTemplate::parse(template, &filter)?;
-        template.render(mqtt, &filter.captures(mqtt).expect("matches"))
+        template.render(by(None, mqtt, &filter.captures(mqtt).expect("matches")))
+    }
+
+    fn by<'a>(sender: Option<&'a Sender>, topic: &'a str, captures: &'a Captures<'a>) -> Filling<'a> {
+        Filling { topic, captures, sender }
     }
 
     #[test]
@@ -311,7 +372,8 @@ mod tests {
             ("", "at least one"),
             ("a{b", "not closed"),
             ("a}b", "no \"{\" before"),
-            ("a.{nord}", "known here: {site}, {dev}, {topic}"),
+            ("a.{nord}", "known here: {site}, {dev}, {topic}, {client}, {user}"),
+            ("{site}{client}", "need a \".\""),
             ("a.{rest}", "does not end with \"#\""),
             ("a/b", "'/' is not allowed"),
             ("ä", "'ä' is not allowed"),
@@ -330,10 +392,28 @@ mod tests {
     }
 
     #[test]
+    fn client_and_user_are_the_senders_unless_the_filter_has_such_names() {
+        let press = Sender { client: "press/7".into(), user: Some("ann".into()) };
+        let made = |from: &str, sender| {
+            let filter = Filter::parse(from).unwrap();
+            let (topic, key) =
+                (TopicTemplate::parse("t.{client}.{user}", &filter), KeyTemplate::parse("{user}/{client}", &filter));
+            let captures = filter.captures("s/a").unwrap();
+            let filling = by(sender, "s/a", &captures);
+            (topic.unwrap().render(filling).unwrap(), key.unwrap().render(filling))
+        };
+        assert_eq!(made("s/+", Some(&press)), ("t.press_2f7.ann".into(), "ann/press/7".into()));
+        assert_eq!(made("s/{client}", Some(&press)), ("t.a.ann".into(), "ann/a".into()));
+        let unasked = Sender { client: "x".into(), user: None };
+        assert_eq!(made("s/+", Some(&unasked)), ("t.x._-".into(), "/x".into()));
+        assert_eq!(made("s/+", None), ("t._-._-".into(), "/".into()));
+    }
+
+    #[test]
     fn keys_take_text_as_it_came() {
         let filter = Filter::parse("s/{site}/#").unwrap();
         let key = KeyTemplate::parse("{site}/{rest}?ü", &filter).unwrap();
-        assert_eq!(key.render("s/a b/c/d", &filter.captures("s/a b/c/d").unwrap()), "a b/c/d?ü");
+        assert_eq!(key.render(by(None, "s/a b/c/d", &filter.captures("s/a b/c/d").unwrap())), "a b/c/d?ü");
         assert!(KeyTemplate::parse("", &filter).unwrap_err().contains("out of order"));
     }
 
@@ -347,7 +427,7 @@ mod tests {
             let filter = Filter::parse("{x}/{y}/#").unwrap();
             let template = TopicTemplate::parse(template, &filter).unwrap();
             if let (Some(one), Some(other)) = (filter.captures(&a), filter.captures(&b)) {
-                let (one, other) = (template.render(&a, &one), template.render(&b, &other));
+                let (one, other) = (template.render(by(None, &a, &one)), template.render(by(None, &b, &other)));
                 prop_assert_eq!(one == other, a == b);
             }
         }
@@ -359,7 +439,7 @@ mod tests {
         ) {
             let filter = Filter::parse("{x}/#").unwrap();
             let template = TopicTemplate::parse(template, &filter).unwrap();
-            let made = filter.captures(&topic).and_then(|captures| template.render(&topic, &captures).ok());
+            let made = filter.captures(&topic).and_then(|captures| template.render(by(None, &topic, &captures)).ok());
             if let Some(made) = made {
                 prop_assert!(regex_lite::Regex::new(&template.pattern()).unwrap().is_match(&made), "{made}");
                 let (prefix, whole) = template.prefix();
@@ -372,7 +452,7 @@ mod tests {
         fn any_template_is_read_without_panic(text in "\\PC*|[{}a.rest]{0,12}") {
             let filter = Filter::parse("{a}/#").unwrap();
             if let Ok(template) = TopicTemplate::parse(&text, &filter) {
-                drop(template.render("a/b", &filter.captures("a/b").unwrap()));
+                drop(template.render(by(None, "a/b", &filter.captures("a/b").unwrap())));
             }
         }
     }

@@ -1,6 +1,7 @@
 //! What common client libraries do, beyond the standard or at its edges: a listener that holds it against them loops,
 //! repeats or turns them away.
 
+use crate::crowds::{argon2_line, credentials};
 use crate::session::link;
 use crate::support::agent::{Build, Gateway};
 use crate::support::client::{Connection, clean, keep};
@@ -181,5 +182,36 @@ fn a_message_that_is_too_large_jams_nobody_and_is_on_the_books() -> Outcome<()> 
     agent.wait_log(&["not taken", "raise max_packet_bytes"])?;
     agent.wait_log(&["up to 2048 KiB of payload"])?;
     assert_eq!(link(&agent, 0, "connects"), Some(2));
+    Ok(())
+}
+
+/// Two devices that publish to the same MQTT topic, each to its own Kafka topic and under its own key, over a restart.
+#[test]
+fn topic_and_key_can_name_the_client_and_its_user() -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    let clients = [kafka.topic("press-a")?, kafka.topic("press-b")?];
+    let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+    let users = gateway.path().join("users");
+    std::fs::write(&users, [argon2_line("ann", "pw", 64)?, argon2_line("bob", "pw", 64)?].concat())?;
+    gateway.listen(&format!("users_file = \"{}\"\n", users.display()));
+    gateway.route_table("from = \"#\"\nto = \"{client}\"\nkey = \"{user}/{client}/{topic}\"\n");
+    for round in 0..2 {
+        let mut agent = gateway.start()?;
+        for (client, user) in clients.iter().zip(["ann", "bob"]) {
+            let connect = credentials(clean(client), user, "pw");
+            let (mut sensor, _) = Connection::open(gateway.listener(), Version::V5, connect)?;
+            sensor.publish(&message("state", &format!("{user} {round}"), 1), 1)?;
+        }
+        agent.wait_book("delivered", 2 * (round + 1))?;
+        agent.stop(PATIENCE)?;
+    }
+    for (client, user) in clients.iter().zip(["ann", "bob"]) {
+        let mut reader = Reader::committed(&kafka.brokers(), &[client])?;
+        let found = reader.read_all()?;
+        let found: Vec<_> = found.iter().map(|record| (record.key.clone(), record.payload.clone())).collect();
+        let key = Some(format!("{user}/{client}/state").into_bytes());
+        let wanted = [0, 1].map(|round| (key.clone(), format!("{user} {round}").into_bytes()));
+        assert_eq!(found, wanted, "{client}");
+    }
     Ok(())
 }

@@ -454,8 +454,7 @@ impl Try {
             match shared.send(producer, stored, &target) {
                 Ok(()) => {
                     if turn == Turn::First {
-                        let (topic, route) = (&stored.event.topic, stored.event.route);
-                        shared.targets.sent(topic, route, self.generation, stored.sequence);
+                        shared.targets.sent(&stored.event, self.generation, stored.sequence);
                     }
                     self.pace.sent();
                     self.window.sent(stored.sequence, now);
@@ -495,7 +494,7 @@ impl Try {
     /// The lane's own topic: whatever the configuration wants elsewhere has left the lane before (`relocation.rs`).
     fn target(&self, shared: &mut Shared, producer: &Producer, stored: &Stored) -> (Arc<Target>, Turn) {
         let topic = Arc::clone(&self.topic);
-        match shared.targets.find(&stored.event.topic, stored.event.route) {
+        match shared.targets.find(&stored.event) {
             Ok(known) => {
                 let turn = known.turn(self.generation, |first| producer.has_come_back(first));
                 let target = Arc::clone(&known.target);

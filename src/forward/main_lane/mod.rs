@@ -405,7 +405,7 @@ impl MainLane {
                 self.put_aside(producer, shared, Arc::from(""), reason, now);
                 continue;
             }
-            let known = match shared.targets.find(&stored.event.topic, route) {
+            let known = match shared.targets.find(&stored.event) {
                 Ok(known) => known,
                 Err(no_target) => {
                     self.put_aside(producer, shared, Arc::from(""), no_target.to_string(), now);
@@ -455,7 +455,7 @@ impl MainLane {
                         shared.outcome.release_at_send(sequence, route, now);
                     }
                     if turn == Turn::First {
-                        shared.targets.sent(&stored.event.topic, route, self.generation, sequence);
+                        shared.targets.sent(&stored.event, self.generation, sequence);
                         shared.admission.is_direct(&target.topic);
                     }
                     self.pace.sent();
