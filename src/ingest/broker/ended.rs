@@ -127,4 +127,31 @@ impl Ended {
             | Self::StraySubAck => None,
         }
     }
+
+    /// Where to look while it goes on for minutes and there is no remedy.
+    pub(super) fn look_at(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) | Self::DialTimeout(_) => {
+                "see whether the broker runs, and whether host and port of url are right and open to this gateway"
+            }
+            Self::HandshakeTimeout(_) | Self::NoConnAck(_) | Self::NoSubAck(_) | Self::Silent => {
+                "the broker takes connections and does not answer: look at its load, its log, and what is between"
+            }
+            Self::Asked
+            | Self::BufferStopped
+            | Self::Distrust(_)
+            | Self::Files(_)
+            | Self::Closed
+            | Self::Broke(_)
+            | Self::Refused { .. }
+            | Self::OtherVersion { .. }
+            | Self::Told { .. }
+            | Self::Undecodable { .. }
+            | Self::Unexpected { .. }
+            | Self::StraySubAck
+            | Self::Unsendable(_) => {
+                "look into the broker's log: it says why it ends the connections of this client_id"
+            }
+        }
+    }
 }

@@ -33,5 +33,10 @@ pub(super) const MOST_UNSENT_BYTES: usize = 64 * 1024;
 /// Topic names known for one broker: about 10,000 of ordinary length.
 pub(super) const TOPIC_CACHE_BYTES: usize = 1024 * 1024;
 
-/// A failure that repeats is said again at most so often.
-pub(super) const SAY_AGAIN: Duration = Duration::from_secs(60);
+/// A failure that goes on is said again after so long: once a minute, with a tick (0.5 s) and the longest goodbye, during which
+/// nothing is said ([`FAULT_TIME`] and [`FAREWELL_TIME`], 3 s), still within it.
+pub(super) const SAY_AGAIN: Duration = Duration::from_secs(55);
+
+/// Different reasons of one trouble that are said at once when they first come; others wait for the line of the minute.
+/// A reason may bear a number that is another one each time.
+pub(super) const MOST_REASONS: usize = 8;

@@ -3,7 +3,8 @@
 //! [`session`] is the protocol, without sockets and clocks: bytes and time in, bytes, batches and verdicts out.
 //! [`task`] is the thin loop that feeds it, from a [`stream`] with TLS or without. [`trust`] reads certificates and keys,
 //! [`distrust`] says why TLS failed. [`subscriptions`] keeps what the broker granted, [`version`] which MQTT
-//! version to speak, [`ended`] every way in which a connection ends and what to do about it.
+//! version to speak, [`ended`] every way in which a connection ends and what to do about it, [`complaint`] how often that is
+//! said.
 //!
 //! # Rules
 //!
@@ -21,8 +22,10 @@
 //!   every 30 s and no more. What came before it on the connection is committed and acknowledged first.
 //! * A message that cannot be read although its frame is sound, and that has ended two connections, is acknowledged at
 //!   the third and becomes a dead letter with its bytes.
+//! * A link that fails is said at once, and once a minute while it goes on.
 //! * A stop: no more reading, wait for the commits under way, send their acknowledgements, DISCONNECT.
 
+mod complaint;
 mod distrust;
 mod ended;
 mod limits;

@@ -19,11 +19,11 @@ use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tracing::{debug, error, info, warn};
 
+use super::complaint::{Complaint, Line};
 use super::distrust::Distrust;
 use super::ended::Ended;
 use super::limits::{
-    DIAL_TIME, FAREWELL_TIME, FAULT_TIME, HANDSHAKE_TIME, MOST_UNSENT_BYTES, SAY_AGAIN, STOP_TIME, TICK,
-    TOPIC_CACHE_BYTES,
+    DIAL_TIME, FAREWELL_TIME, FAULT_TIME, HANDSHAKE_TIME, MOST_UNSENT_BYTES, STOP_TIME, TICK, TOPIC_CACHE_BYTES,
 };
 use super::session::Session;
 use super::stream::{Carried, Stream};
@@ -250,6 +250,7 @@ impl Link {
                 }
             }
             self.look_well(now);
+            self.sum_up(now);
         }
     }
 
@@ -350,6 +351,7 @@ impl Link {
                 _ = self.ticker.tick() => {}
             }
             self.pulse.beat();
+            self.sum_up(Instant::now());
         }
     }
 
@@ -371,16 +373,25 @@ impl Link {
             return;
         }
         LinkStatus::add(&self.status.failures, 1);
-        let text = failure.to_string();
-        self.status.failed(&text);
-        if let Some(repeats) = self.complaint.about(&text, now) {
-            let broker = self.session.settings().name.as_str();
-            let version = self.session.version();
-            if let Some(remedy) = failure.remedy() {
-                error!(broker, ?version, repeats, remedy, "broker link: {text}");
-            } else {
-                warn!(broker, ?version, repeats, "broker link: {text}; trying again");
-            }
+        self.status.failed(&failure.to_string());
+        let line = self.complaint.about(failure, now, clock::wall_ms());
+        self.complain(line);
+    }
+
+    /// What a minute has brought, if it has not been said.
+    fn sum_up(&mut self, now: Instant) {
+        let line = self.complaint.look(now, clock::wall_ms());
+        self.complain(line);
+    }
+
+    fn complain(&self, line: Option<Line>) {
+        let Some(Line { text, remedy, grave, failures }) = line else { return };
+        let broker = self.session.settings().name.as_str();
+        let version = self.session.version();
+        if grave {
+            error!(broker, ?version, failures, remedy, "broker link: {text}");
+        } else {
+            warn!(broker, ?version, failures, remedy, "broker link: {text}");
         }
     }
 
@@ -390,9 +401,9 @@ impl Link {
             return;
         }
         let proven = self.session.proven(now);
-        if !self.said && (proven || self.complaint.failures == 0) {
+        if !self.said && (proven || self.complaint.failures() == 0) {
             self.said = true;
-            let failures = self.complaint.failures;
+            let failures = self.complaint.failures();
             info!(broker = self.session.settings().name, version = ?self.session.version(), failures, "connected");
         }
         if proven {
@@ -408,31 +419,5 @@ async fn granted(waiting: &mut Option<Waiting>) -> Result<Room, Stopped> {
     match waiting {
         Some(room) => room.await,
         None => std::future::pending().await,
-    }
-}
-
-/// Says a repeating failure once, and then sums it up.
-#[derive(Debug, Default)]
-struct Complaint {
-    text: String,
-    said: Option<Instant>,
-    /// Of the same text, since it was said last.
-    unsaid: u64,
-    /// Of any text, since the link was well.
-    failures: u64,
-}
-
-impl Complaint {
-    /// Is it to be said now? Then with how many repeats that were not said.
-    fn about(&mut self, text: &str, now: Instant) -> Option<u64> {
-        self.failures = self.failures.saturating_add(1);
-        let same = self.text == text;
-        if same && self.said.is_some_and(|then| now.saturating_duration_since(then) < SAY_AGAIN) {
-            self.unsaid = self.unsaid.saturating_add(1);
-            return None;
-        }
-        text.clone_into(&mut self.text);
-        self.said = Some(now);
-        Some(if same { std::mem::take(&mut self.unsaid) } else { 0 })
     }
 }
