@@ -18,6 +18,10 @@ pub enum Bug {
     NoResubscribe,
     /// Reconnects follow each other without a pause.
     NoBackoff,
+    /// A message that cannot be read ends every connection that brings it.
+    FlawedBlocks,
+    /// A message that cannot be read is acknowledged and nothing of it is kept.
+    DropFlawed,
     /// The intake admits everything at once.
     UnboundedIntake,
     /// Small payloads keep the whole read that brought them in memory.
@@ -94,6 +98,8 @@ impl Bug {
             Self::ForgetPacketIds => "forget-packet-ids",
             Self::NoResubscribe => "no-resubscribe",
             Self::NoBackoff => "no-backoff",
+            Self::FlawedBlocks => "flawed-blocks",
+            Self::DropFlawed => "drop-flawed",
             Self::UnboundedIntake => "unbounded-intake",
             Self::PinnedReads => "pinned-reads",
             Self::ParkedOutOfOrder => "parked-out-of-order",

@@ -81,6 +81,9 @@ impl Batch {
             Qos::AtLeastOnce => self.answer(Receipt::new(epoch, packet_id, Answer::PubAck)),
             Qos::ExactlyOnce => self.answer(Receipt::new(epoch, packet_id, Answer::PubRec)),
         }
+        if planted(Bug::DropFlawed) {
+            return;
+        }
         let (topic, route) = topics.resolve(&topic);
         let properties = Properties { flaw: Some(why.into()), ..Properties::default() };
         let Moment { wall_ms: arrived_ms, clock } = arrived;

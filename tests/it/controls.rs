@@ -8,7 +8,7 @@ use crate::custody::{kill_at_random, killed_right_after_an_acknowledgement, qos_
 use crate::damage::{flipped_bit_in_the_books, garbage_page, misread_once};
 use crate::exactly_once::{die_in, late_end_txn};
 use crate::health::stuck_disk;
-use crate::hostile::{Offence, offending_broker};
+use crate::hostile::{Offence, offending_broker, poisoned_session};
 use crate::identity::{self, cloned, full_disk_at_start, lost_tail};
 use crate::kafka_away::killed_while_kafka_is_away;
 use crate::memory::{flood, small_beside_large};
@@ -76,6 +76,16 @@ fn a_missing_subscription_is_seen() -> Outcome<()> {
 #[test]
 fn a_missing_back_off_is_seen() -> Outcome<()> {
     red("no-backoff", |build| offending_broker(build, Version::V5, Offence::Malformed))
+}
+
+#[test]
+fn a_message_that_blocks_a_link_for_ever_is_seen() -> Outcome<()> {
+    red("flawed-blocks", |build| poisoned_session(build, 1))
+}
+
+#[test]
+fn a_message_that_is_acknowledged_unread_and_not_kept_is_seen() -> Outcome<()> {
+    [1, 2].into_iter().try_for_each(|qos| red("drop-flawed", |build| poisoned_session(build, qos)))
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::support::kafka;
 use crate::support::mosquitto;
 use crate::support::proxy::{Proxy, Weather};
 use crate::support::publisher::{Plan, Publisher};
+use crate::support::reader::Reader;
 use crate::support::scripted::{Peer, ScriptedBroker};
 use crate::support::settle::settle;
 use crate::support::wire::{Message, Packet, Property, Version, property, write_publish};
@@ -83,6 +84,78 @@ fn an_oversized_packet_does_not_make_a_loop_and_does_not_stop_others() -> Outcom
 fn a_malformed_packet_does_not_make_a_loop_and_does_not_stop_others() -> Outcome<()> {
     offending_broker(Build::Real, Version::V5, Offence::Malformed)??;
     offending_broker(Build::Real, Version::V311, Offence::HugeLength)?
+}
+
+/// What the Paho test broker makes of a user property "k" with the value "ünï": it gives the length in characters, three,
+/// and not in bytes.
+const USER_PROPERTY: &[u8] = b"\x26\0\x01k\0\x03\xc3\xbcn\xc3\xaf";
+
+/// A PUBLISH with that property, MQTT 5.
+fn poison(qos: u8, id: u16, dup: bool) -> Vec<u8> {
+    let property_bytes = USER_PROPERTY.len() as u8;
+    let body = [b"\0\x03t/1", &id.to_be_bytes()[..], &[property_bytes], USER_PROPERTY, b"poison"].concat();
+    [&[0x30 | u8::from(dup) << 3 | qos << 1, body.len() as u8], &body[..]].concat()
+}
+
+/// A broker holds a message that cannot be read in our session, and sends it first on every connection: it is put aside at
+/// the third, with its bytes, and what is behind it flows.
+pub fn poisoned_session(build: Build, qos: u8) -> Outcome<Verdict> {
+    let kafka = kafka::shared()?;
+    let topic = kafka.topic("poison")?;
+    let broker = ScriptedBroker::start()?;
+    let mut gateway = Gateway::new(build, &kafka.brokers())?;
+    gateway.subscribe("plant", &broker.url(), "t/#", 2, "").route("#", &topic);
+    let agent = gateway.start()?;
+    let answer = |qos, id| if qos == 1 { Packet::PubAck { id, reason: 0 } } else { Packet::PubRec { id, reason: 0 } };
+    for connection in 1..=5 {
+        let mut peer = broker.accept_and_welcome(connection > 1)?;
+        peer.link.send_raw(&poison(qos, 1, connection > 1))?;
+        // The agent may have left already, and answers nothing then.
+        let behind = peer.publish("t/1", b"behind", 1, 2, connection > 1);
+        let answered = behind.and_then(|()| peer.expect_answer(&answer(qos, 1)));
+        match (answered, connection) {
+            (Err(_left), 1 | 2) => {}
+            (Ok(()), 3) => {
+                peer.expect_answer(&answer(1, 2))?;
+                if qos == 2 {
+                    peer.release(1)?;
+                    peer.expect_answer(&Packet::PubComp { id: 1, reason: 0 })?;
+                }
+                return on_the_books(agent, &gateway, &topic);
+            }
+            (Err(_left), _) => return Ok(Err(Trouble(format!("blocked at connection {connection}: {}", agent.log())))),
+            (Ok(()), _) => return Ok(Err(Trouble(format!("acknowledged at connection {connection}")))),
+        }
+    }
+    Ok(Err(Trouble("never put aside".to_owned())))
+}
+
+/// What was behind it is in Kafka, and the message itself in the dead letters, also after a kill -9.
+fn on_the_books(agent: Agent, gateway: &Gateway, topic: &str) -> Outcome<Verdict> {
+    Reader::open(&kafka::shared()?.brokers(), &[topic])?.read_count(1, PATIENCE)?;
+    agent.wait_book("held", 0)?;
+    let books = (agent.book("received")?, agent.book("delivered")?, agent.book("dead_lettered")?);
+    let said = agent.log_lines("WARN").into_iter().filter(|line| line.contains("its bytes are a dead letter")).count();
+    if (books, said) != ((2, 1, 1), 1) {
+        return Ok(Err(Trouble(format!("received, delivered, dead {books:?}; said {said}: {}", agent.log()))));
+    }
+    agent.kill();
+    let database = rusqlite::Connection::open(gateway.data_dir().join("buffer.db"))?;
+    let letter = |row: &rusqlite::Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?));
+    let (reason, body) = database.query_row("SELECT reason, body FROM dead_letter", [], letter)?;
+    // Behind the ten bytes of its envelope a chunk is zstd's.
+    let body = zstd::bulk::decompress(body.get(10..).unwrap_or_default(), 64 * 1024)?;
+    let whole = body.windows(USER_PROPERTY.len()).any(|bytes| bytes == USER_PROPERTY);
+    Ok(if whole && reason.contains("the broker sent what is not MQTT") {
+        Ok(())
+    } else {
+        Err(Trouble(format!("the dead letter is {reason:?}, {}", body.escape_ascii())))
+    })
+}
+
+#[test]
+fn a_message_that_no_one_can_read_is_put_aside_with_its_bytes_and_what_is_behind_it_flows() -> Outcome<()> {
+    [1, 2].into_iter().try_for_each(|qos| poisoned_session(Build::Real, qos)?)
 }
 
 #[test]
