@@ -14,6 +14,8 @@ pub enum Bug {
     NoConnectionEpoch,
     /// QoS 2 packet ids are not written to the buffer.
     ForgetPacketIds,
+    /// A QoS 2 message that comes again after a reconnect counts as new without DUP, at a listener as well.
+    WantDup,
     /// No SUBSCRIBE after the broker lost the session.
     NoResubscribe,
     /// Reconnects follow each other without a pause.
@@ -96,6 +98,7 @@ impl Bug {
             Self::ReleaseBeforeDelivery => "release-before-delivery",
             Self::NoConnectionEpoch => "no-connection-epoch",
             Self::ForgetPacketIds => "forget-packet-ids",
+            Self::WantDup => "want-dup",
             Self::NoResubscribe => "no-resubscribe",
             Self::NoBackoff => "no-backoff",
             Self::FlawedBlocks => "flawed-blocks",

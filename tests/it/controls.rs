@@ -11,6 +11,7 @@ use crate::health::stuck_disk;
 use crate::hostile::{Offence, offending_broker, poisoned_session};
 use crate::identity::{self, cloned, full_disk_at_start, lost_tail};
 use crate::kafka_away::killed_while_kafka_is_away;
+use crate::libraries::go_through_rumqttc;
 use crate::memory::{flood, small_beside_large};
 use crate::nothing_final::names_hang;
 use crate::parking::{Closed, one_of_two_topics_closed, one_record_too_large};
@@ -66,6 +67,11 @@ fn forgotten_packet_ids_are_seen_at_the_listener() -> Outcome<()> {
 #[test]
 fn forgotten_packet_ids_are_seen_at_a_broker() -> Outcome<()> {
     red("forget-packet-ids", |build| qos_2_resumed(build, Version::V5))
+}
+
+#[test]
+fn a_listener_that_wants_dup_is_seen_by_a_library_that_never_sets_it() -> Outcome<()> {
+    red("want-dup", go_through_rumqttc)
 }
 
 #[test]

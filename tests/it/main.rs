@@ -36,6 +36,7 @@ mod hostile; // peers that break the rules
 mod kafka_tls; // TLS to Kafka
 mod kafka_away; // nothing is lost, and order kept, while Kafka is away
 mod nothing_final; // whatever Kafka, names or brokers do, it goes on by itself, and says what it waits for
+mod libraries; // the client libraries that sensors speak through
 mod limits; // what cannot be promised, stated
 mod links; // narrow and long ones
 mod memory; // bounds

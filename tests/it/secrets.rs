@@ -2,10 +2,10 @@
 
 use crate::support::agent::{Build, Gateway};
 use crate::support::client::{Connection, keep};
-use crate::support::mosquitto::Mosquitto;
+use crate::support::mosquitto::{Mosquitto, users_file};
 use crate::support::process::free_port;
 use crate::support::wire::{Connect, Message, Version};
-use crate::support::{Outcome, PATIENCE, trouble, wait_until};
+use crate::support::{Outcome, PATIENCE, wait_until};
 
 const MQTT_PASSWORD: &str = "s3cret-of-the-broker";
 const KAFKA_PASSWORD: &str = "s3cret-of-kafka";
@@ -13,22 +13,10 @@ const KEY_PASSWORD: &str = "s3cret-of-the-key";
 const SENSOR_PASSWORD: &str = "s3cret-of-the-sensor";
 const PAYLOAD: &str = "payload-nobody-may-log";
 
-/// `mosquitto_passwd` for the user `sensor` and [`SENSOR_PASSWORD`], by the tool itself.
-fn users_file(folder: &std::path::Path) -> Outcome<std::path::PathBuf> {
-    let file = folder.join("users");
-    let status = std::process::Command::new("mosquitto_passwd")
-        .args(["-b", "-c"])
-        .arg(&file)
-        .args(["sensor", SENSOR_PASSWORD])
-        .stderr(std::process::Stdio::null())
-        .status()?;
-    if status.success() { Ok(file) } else { trouble!("mosquitto_passwd failed") }
-}
-
 #[test]
 fn no_secret_and_no_payload_is_in_any_log_metric_or_status() -> Outcome<()> {
     let mut gateway = Gateway::new(Build::Real, &format!("127.0.0.1:{}", free_port()?))?;
-    let users = users_file(gateway.path())?;
+    let users = users_file(gateway.path(), "sensor", SENSOR_PASSWORD)?;
     let broker = Mosquitto::start(&format!("allow_anonymous false\npassword_file {}\n", users.display()))?;
     let password_file = gateway.path().join("password");
     std::fs::write(&password_file, MQTT_PASSWORD)?;

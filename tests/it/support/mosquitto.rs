@@ -26,6 +26,14 @@ pub fn shared() -> Outcome<&'static Mosquitto> {
     SHARED.as_ref().map_err(|error| Trouble::new(format!("mosquitto: {error:?}")))
 }
 
+/// A users file for a listener with one user in it, by mosquitto's own tool.
+pub fn users_file(folder: &Path, user: &str, password: &str) -> Outcome<PathBuf> {
+    let file = folder.join("users");
+    let mut command = std::process::Command::new("mosquitto_passwd");
+    command.args(["-b", "-c"]).arg(&file).args([user, password]).stderr(std::process::Stdio::null());
+    if command.status()?.success() { Ok(file) } else { trouble!("mosquitto_passwd failed") }
+}
+
 impl Mosquitto {
     /// Keeps sessions on disk; `settings` are more lines of `mosquitto.conf`. Anyone may connect unless they say otherwise.
     pub fn start(settings: &str) -> Outcome<Self> {

@@ -44,6 +44,11 @@ impl Process {
         self.child.id()
     }
 
+    /// What the child reads, if the command was given a pipe for it; once.
+    pub fn stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
     /// `TERM`, `STOP`, `CONT`, `KILL` …
     pub fn signal(&self, signal: &str) -> Outcome<()> {
         let status =
