@@ -1,4 +1,4 @@
-"""What a reading costs by compression and size of the batch: bytes on the wire and CPU. README's table.
+"""What a reading costs by compression and size of the batch: bytes on the wire and CPU. docs/kafka.md's table.
 
     benches/compression.py BROKERS      (with confluent-kafka: ~/.cache/tidegate-tests/python/bin/python)
 

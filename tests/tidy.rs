@@ -200,6 +200,51 @@ fn readme_shows_both_commands_and_the_top_level_is_whole() {
     }
 }
 
+/// GitHub's and every other renderer's: small letters, digits, hyphens.
+fn anchors(markdown: &str) -> Vec<String> {
+    let heading = |line: &str| {
+        let text = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = text.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    markdown.lines().filter(|line| line.starts_with('#')).map(heading).collect()
+}
+
+#[test]
+fn links_of_documents_lead_somewhere() {
+    let docs = fs::read_dir("docs").expect("docs/").map(|entry| entry.expect("a readable folder").path());
+    let others = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "cross/README.md"].map(PathBuf::from);
+    let mut seen = 0;
+    for document in docs.chain(others) {
+        let text = read(document.to_str().expect("UTF-8 names"));
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for link in links.filter(|link| !link.starts_with("http")) {
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match path {
+                "" => document.clone(),
+                path => document.parent().expect("a file in a folder").join(path),
+            };
+            assert!(target.exists(), "{}: {link} leads nowhere", document.display());
+            if !anchor.is_empty() {
+                let target = read(target.to_str().expect("UTF-8 names"));
+                assert!(
+                    anchors(&target).iter().any(|a| a == anchor),
+                    "{}: {link}: no such heading",
+                    document.display()
+                );
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 10, "{seen} links: is the search broken?");
+    let readme = read("README.md");
+    for entry in fs::read_dir("docs").expect("docs/") {
+        let name = entry.expect("a readable folder").file_name();
+        let name = format!("docs/{}", name.to_str().expect("UTF-8 names"));
+        assert!(readme.contains(&name), "README does not lead to {name}");
+    }
+}
+
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }

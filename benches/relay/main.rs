@@ -1,7 +1,7 @@
 //! The whole relay, all parts real: publisher → (mosquitto →) Tidegate → Apache Kafka, on one machine.
 //!
 //! ```sh
-//! cargo bench --bench relay                 # the table of README, about five minutes
+//! cargo bench --bench relay                 # the table of docs/figures.md, about five minutes
 //! cargo bench --bench relay -- listen 1 100 # one line: listen|mosquitto, QoS, payload bytes
 //! cargo bench --bench relay -- drain        # the backlog only
 //! ```

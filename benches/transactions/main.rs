@@ -1,4 +1,4 @@
-//! Exactly-once against at-least-once, in one run on one machine, all parts real: the figures of README, and a Markdown
+//! Exactly-once against at-least-once, in one run on one machine, all parts real: the figures of docs/figures.md, and a Markdown
 //! table of them at the end.
 //!
 //! ```sh

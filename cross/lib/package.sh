@@ -35,6 +35,11 @@ put_gz() { # SOURCE DESTINATION
     gzip -9n <"$1" >"$2"
 }
 
+put_docs() { # DESTINATION
+    local file
+    for file in docs/*.md; do put 644 "$file" "$1/${file#docs/}"; done
+}
+
 # What the unit's author wants to be found beside it: drop-ins, and the lines that mosquitto needs.
 put_examples() { # DESTINATION
     local file
@@ -56,6 +61,7 @@ build_deb() {
     put_gz cross/man/tidegate.1 "$root/usr/share/man/man1/tidegate.1.gz"
     put_gz cross/man/tidegate.toml.5 "$root/usr/share/man/man5/tidegate.toml.5.gz"
     put 644 README.md "$doc/README.md"
+    put_docs "$doc/docs"
     put 644 cross/deb/copyright "$doc/copyright"
     put_gz "$work/licences" "$doc/licences.txt.gz"
     deb_changelog >"$work/changelog"
@@ -128,6 +134,7 @@ build_tar() {
     for file in tidegate.bash _tidegate tidegate.fish; do put 644 "cross/completions/$file" "$root/completions/$file"; done
     for file in README.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT; do put 644 "$file" "$root/$file"; done
     put 644 "$(dirname "$root")/licences" "$root/licences.txt"
+    put_docs "$root/docs"
     put_examples "$root/examples"
     tar --sort=name --format=gnu --owner=0 --group=0 --numeric-owner --mtime="@$commit_time" --mode=go-w \
         -C "$(dirname "$root")" -cf - "$stem" | gzip -9n >"$out/$stem.tar.gz"

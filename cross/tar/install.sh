@@ -52,6 +52,7 @@ install_all() {
     install -D -m 644 "$here/tidegate.service" "$unit"
     install -m 644 "$here/README.md" "$here/CHANGELOG.md" "$here/LICENSE-MIT" "$here/LICENSE-APACHE" "$here/licences.txt" \
         /usr/share/doc/tidegate/
+    cp -R "$here/docs" /usr/share/doc/tidegate/
     if [ -d "$here/examples" ]; then cp -R "$here/examples/." /usr/share/doc/tidegate/examples/; fi
     install -D -m 644 "$here/man/tidegate.1" /usr/share/man/man1/tidegate.1
     install -D -m 644 "$here/man/tidegate.toml.5" /usr/share/man/man5/tidegate.toml.5

@@ -570,7 +570,7 @@ pub(super) const KAFKA: Table = Table {
             kind: Kind::Choice(&["gzip", "lz4", "snappy", "zstd", "none"], &[]),
             default: Default::Is("\"gzip\""),
             why: "Of what goes to Kafka. Every reader can read gzip. zstd is smaller and costs the gateway less, and \
-                  kafkajs, kafka-python and aiokafka cannot read it as they are installed; README has a table.",
+                  kafkajs, kafka-python and aiokafka cannot read it as they are installed; docs/kafka.md has a table.",
         },
         Key {
             name: "headers",

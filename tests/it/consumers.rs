@@ -1,4 +1,4 @@
-//! The examples of README's "Consumers", run: each reading once, whatever was aborted, repeated or sent again by a clone,
+//! The examples of docs/kafka.md's "Consumers", run: each reading once, whatever was aborted, repeated or sent again by a clone,
 //! and none left out. The tests of clones and restored buffers run them on what real agents sent ([`examples_print`]).
 
 use std::collections::BTreeSet;

@@ -23,7 +23,7 @@ mod clocks; // the wall clock lies
 mod cluster; // leaders die
 mod audit; // what Kafka holds is proven, and what is missing is named
 mod config; // wrong configurations
-mod consumers; // the examples of the README, run
+mod consumers; // the examples of docs/kafka.md, run
 mod controls; // planted bugs turn the scenarios red
 mod crowds; // one host cannot keep the others out
 mod custody; // nothing acknowledged is lost when the agent is killed

@@ -497,7 +497,7 @@ impl Session {
             info!(
                 broker = self.settings.name,
                 "while the agent is away or its buffer is full, readings wait at the broker, within the broker's own limits: \
-                 mosquitto keeps 1000 by default and throws later ones away; README, \"A broker between\", has the lines \
+                 mosquitto keeps 1000 by default and throws later ones away; docs/configuring.md, \"A broker between\", has the lines \
                  that change it"
             );
         }
