@@ -44,6 +44,12 @@ struct Found {
     aborted: f64,
 }
 
+/// `TIDEGATE_BENCH_LINKS=1000000x300,9600x2` measures these alone: bits a second and milliseconds of round trip.
+fn is_asked_for(bits_a_second: u64, round_trip_ms: u64) -> bool {
+    let asked = std::env::var("TIDEGATE_BENCH_LINKS").unwrap_or_default();
+    asked.is_empty() || asked.split(',').any(|link| link == format!("{bits_a_second}x{round_trip_ms}"))
+}
+
 pub fn run(table: &mut Table) -> Outcome<()> {
     let links = NARROW_CASES * 2;
     let kafka = Kafka::start(links)?;
@@ -55,7 +61,8 @@ pub fn run(table: &mut Table) -> Outcome<()> {
     table.row("wire bytes a reading of 200 noisy bytes, largest batches", &format!("{wire:.0}"), "", "");
     let cases = |mode, is_narrow: bool| {
         BITS_A_SECOND.into_iter().filter(move |bits| (*bits <= NARROW) == is_narrow).flat_map(move |bits_a_second| {
-            ROUND_TRIPS_MS.map(|round_trip_ms| {
+            let round_trips = ROUND_TRIPS_MS.into_iter().filter(move |ms| is_asked_for(bits_a_second, *ms));
+            round_trips.map(move |round_trip_ms| {
                 let seconds = if is_narrow { scaled(SECONDS) as f64 } else { 10.0 };
                 let readings = (bits_a_second as f64 / 8.0 * seconds / wire).clamp(50.0, 150_000.0) as u64;
                 Case { mode, bits_a_second, round_trip_ms, readings }
@@ -79,7 +86,7 @@ pub fn run(table: &mut Table) -> Outcome<()> {
         found.iter().find(|(case, _)| is_it(case)).map(|(case, found)| say(*case, found, wire)).unwrap_or_default()
     };
     for bits in BITS_A_SECOND {
-        for round_trip in ROUND_TRIPS_MS {
+        for round_trip in ROUND_TRIPS_MS.into_iter().filter(|ms| is_asked_for(bits, *ms)) {
             let what = format!("{} kbit/s, round trip {round_trip} ms", bits as f64 / 1000.0);
             table.row(
                 &what,

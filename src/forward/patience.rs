@@ -195,7 +195,7 @@ impl Patience {
 }
 
 fn filling(timeout: Duration) -> Duration {
-    timeout.mul_f64(0.4)
+    timeout.mul_f64(0.5)
 }
 
 #[cfg(test)]
@@ -265,7 +265,7 @@ mod tests {
         let quick = |patience: &mut Patience, at| patience.committed(SECOND / 10, SECOND, true, at);
         assert!(!quick(&mut patience, start));
         assert!(!quick(&mut patience, start + GIVE_BACK / 2));
-        assert!(!patience.committed(SECOND / 10, 7 * SECOND, true, start + GIVE_BACK / 2), "a long one");
+        assert!(!patience.committed(SECOND / 10, 8 * SECOND, true, start + GIVE_BACK / 2), "a long one");
         assert!(!quick(&mut patience, start + GIVE_BACK));
         assert!(quick(&mut patience, start + GIVE_BACK * 2));
         assert_eq!(patience.timeout(), 15 * SECOND);

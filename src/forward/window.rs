@@ -21,11 +21,15 @@ const LEAST_BYTES: usize = 4 << 10;
 const MOST_BYTES: usize = 16 << 20;
 
 /// A reading may take so many times as long as the quickest one, the queue before it included. With one request in flight
-/// a link is idle for a round trip or two in that time: for less than a tenth of it.
-const AIM_IN_QUICKEST: u32 = 20;
+/// a link is idle for a round trip in each, and a reading that is handed over sees the end of one and all of the next: in
+/// that time the link is idle for two of thirty. With several partitions, a request each, it is one more for each.
+const AIM_IN_QUICKEST: u32 = 30;
 
 /// ... but so long in any case: requests of less than a second are mostly headers where a second is a kilobyte.
 const LEAST_AIM: Duration = Duration::from_secs(3);
+
+/// It grows up to this share of the time that a reading may take: beyond, it would shrink as often as it grows.
+const NEARLY: f64 = 0.9;
 
 /// See the module's words.
 #[derive(Debug)]
@@ -78,13 +82,13 @@ impl Window {
         self.latest = took;
         self.quickest = Some(self.quickest.map_or(took, |quickest| quickest.min(took)));
         let aim = self.aim(longest);
-        if took > aim {
-            let share = aim.as_secs_f64() / took.as_secs_f64();
-            self.bytes = scaled(self.bytes, share).max(LEAST_BYTES);
-        } else if std::mem::take(&mut self.was_full) && took.saturating_mul(2) <= aim {
-            self.bytes = self.bytes.saturating_mul(2).min(MOST_BYTES);
-        }
-        self.was_full = false;
+        let (least, most) = match (took > aim, std::mem::take(&mut self.was_full)) {
+            (true, _) => (0.0, 1.0),
+            (false, true) => (1.0, 2.0),
+            (false, false) => return,
+        };
+        let factor = (aim.mul_f64(NEARLY).as_secs_f64() / took.as_secs_f64()).clamp(least, most);
+        self.bytes = times(self.bytes, factor).clamp(LEAST_BYTES, MOST_BYTES);
     }
 
     /// What was in flight is not any more, and nothing is known of it. The window stays.
@@ -115,15 +119,14 @@ impl Window {
     }
 }
 
-/// A share of it, below 1.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "at most 16 MiB, times a share between 0 and 1"
+    reason = "at most 16 MiB, times a factor between 0 and 2"
 )]
-fn scaled(bytes: usize, share: f64) -> usize {
-    (bytes as f64 * share) as usize
+fn times(bytes: usize, factor: f64) -> usize {
+    (bytes as f64 * factor) as usize
 }
 
 #[cfg(test)]
@@ -133,8 +136,8 @@ mod tests {
 
     const COST: usize = 800;
 
-    /// A link that takes `rate` bytes of cost a second after `round_trip`, one reading after the other; a backlog goes
-    /// over it for `time`. How much of the time it carried something, and the longest way of a reading.
+    /// A link that takes `rate` bytes of cost a second, and one request at a time, which is answered after `round_trip`; a
+    /// backlog goes over it for `time`. How much of the time it carried something, and the longest way of a reading.
     fn drain(
         window: &mut Window,
         rate: f64,
@@ -144,24 +147,34 @@ mod tests {
     ) -> (f64, Duration) {
         window.forget();
         let start = Instant::now();
-        let (mut now, mut free_at, mut next) = (start, start, 1);
-        let mut in_flight: std::collections::VecDeque<(Sequence, Instant, Instant)> = [].into();
+        let (mut now, mut next) = (start, 1);
+        let (mut queue, mut request): (Vec<(Sequence, Instant)>, Vec<_>) = (vec![], vec![]);
         let (mut busy, mut slowest) = (Duration::ZERO, Duration::ZERO);
         while now < start + time {
-            while in_flight.len() * COST < 2 << 20 && window.takes(in_flight.len() * COST, COST, longest, now) {
-                let sending = Duration::from_secs_f64(COST as f64 / rate);
-                free_at = free_at.max(now) + sending;
-                busy += sending;
-                in_flight.push_back((next, now, free_at + round_trip));
-                window.sent(next, now);
-                next += 1;
+            for (sequence, sent) in std::mem::take(&mut request) {
+                slowest = slowest.max(now - sent);
+                if window.watched() == Some(sequence) {
+                    window.confirmed(longest, now);
+                }
             }
-            let (sequence, sent, back) = in_flight.pop_front().unwrap();
-            now = back.max(now);
-            slowest = slowest.max(now - sent);
-            if window.watched() == Some(sequence) {
-                window.confirmed(longest, now);
+            // What waits in librdkafka goes at once; what there is room for then goes with the next one.
+            let mut hand_over = |queue: &mut Vec<_>, in_request: usize| {
+                while (queue.len() + in_request) * COST < 2 << 20
+                    && window.takes((queue.len() + in_request) * COST, COST, longest, now)
+                {
+                    queue.push((next, now));
+                    window.sent(next, now);
+                    next += 1;
+                }
+            };
+            if queue.is_empty() {
+                hand_over(&mut queue, 0);
             }
+            request = std::mem::take(&mut queue);
+            hand_over(&mut queue, request.len());
+            let sending = Duration::from_secs_f64((request.len() * COST) as f64 / rate);
+            busy += sending;
+            now += sending + round_trip;
         }
         (busy.as_secs_f64() / (now - start).as_secs_f64(), slowest)
     }

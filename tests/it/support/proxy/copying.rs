@@ -1,18 +1,28 @@
 //! The threads of a link: one for each direction of each connection.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::set_socket_recv_buffer_size;
+use rustix::net::{AddressFamily, SocketType};
+
 use super::super::kafka_wire::{Frames, Request, is};
-use super::width::{KERNEL_BYTES, MOST_BYTES};
+use super::width::{MOST_BYTES, UNBOUND_KERNEL_BYTES};
 use super::{GLANCE, GONE, Loss, State, Weather, Width};
 
 pub(super) fn accept(listener: &TcpListener, target: u16, state: &Arc<State>) {
+    let mut bound = None;
     while state.weather.load(Ordering::SeqCst) != GONE {
+        // Connections have it from their listener.
+        let wanted = state.width_up.kernel_bytes();
+        if bound != wanted {
+            bound = wanted;
+            drop(set_socket_recv_buffer_size(listener, wanted.unwrap_or(UNBOUND_KERNEL_BYTES)));
+        }
         let Ok((client, _)) = listener.accept() else {
             std::thread::sleep(Duration::from_millis(2));
             continue;
@@ -30,7 +40,7 @@ pub(super) fn accept(listener: &TcpListener, target: u16, state: &Arc<State>) {
             standing.retain(|connection: &TcpStream| connection.peer_addr().is_ok());
             standing.push(client);
         }
-        let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
+        let Ok(server) = connect(target, state.width_down.kernel_bytes()) else { continue };
         let Ok(back) = Line::new(&client, Arc::clone(state)).map(|line| Arc::new(Mutex::new(line))) else { continue };
         for (from, to, answers) in [(&client, &server, false), (&server, &client, true)] {
             if let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) {
@@ -46,6 +56,16 @@ pub(super) fn accept(listener: &TcpListener, target: u16, state: &Arc<State>) {
             }
         }
     }
+}
+
+/// To the service, through a link of that width.
+fn connect(target: u16, kernel_bytes: Option<usize>) -> std::io::Result<TcpStream> {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    if let Some(bytes) = kernel_bytes {
+        set_socket_recv_buffer_size(&socket, bytes)?;
+    }
+    rustix::net::connect(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, target))?;
+    Ok(socket.into())
 }
 
 /// Requests, to the service; what is answered in its place goes back.
@@ -122,7 +142,7 @@ fn each_reading(
         let piece = width.piece();
         if piece.is_some() && !is_narrow {
             is_narrow = true;
-            rustix::net::sockopt::set_socket_recv_buffer_size(from, KERNEL_BYTES)?;
+            set_socket_recv_buffer_size(from, width.kernel_bytes().unwrap_or(UNBOUND_KERNEL_BYTES))?;
         }
         match from.read(bytes.get_mut(..piece.unwrap_or(MOST_BYTES)).unwrap_or_default()) {
             Ok(0) => return Ok(()),

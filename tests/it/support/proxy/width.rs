@@ -4,9 +4,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// What the kernel keeps of a connection on our side of a narrow link. The rest waits with the sender, as it does in front
-/// of a modem: a queue within the proxy would make a request look sent that is not.
-pub(super) const KERNEL_BYTES: usize = 4 * 1024;
+/// What the kernel keeps of a connection on our side of a narrow link: a fifth of a second, and at least so much. The rest
+/// waits with the sender, as it does in front of a modem: a queue within the proxy would make a request look sent that is
+/// not. It has to be so from the handshake on: a sender that has once seen a large window sends nothing into less than half
+/// of it but probes, five a second.
+const LEAST_KERNEL_BYTES: usize = 4 * 1024;
+const KERNEL_A_SECOND: u64 = 5;
+
+/// As much as the kernel gives without being asked.
+pub(super) const UNBOUND_KERNEL_BYTES: usize = 208 * 1024;
 
 /// Most that is passed at once.
 pub(super) const MOST_BYTES: usize = 64 * 1024;
@@ -32,6 +38,12 @@ impl Width {
     pub(super) fn piece(&self) -> Option<usize> {
         let bytes = self.bits_a_second.load(Ordering::SeqCst) / 8;
         (bytes > 0).then(|| ((bytes / PIECES_A_SECOND) as usize).clamp(32, MOST_BYTES))
+    }
+
+    /// See [`LEAST_KERNEL_BYTES`]; `None`: no bound.
+    pub(super) fn kernel_bytes(&self) -> Option<usize> {
+        let bytes = self.bits_a_second.load(Ordering::SeqCst) / 8;
+        (bytes > 0).then(|| ((bytes / KERNEL_A_SECOND) as usize).clamp(LEAST_KERNEL_BYTES, UNBOUND_KERNEL_BYTES))
     }
 
     /// Waits until so many bytes have gone over.
