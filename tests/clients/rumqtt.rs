@@ -13,8 +13,9 @@ use tokio::task::JoinSet;
 
 use crate::support::{Outcome, trouble};
 
-/// Requests that wait in the library, and messages in flight.
-const QUEUE: usize = 1_000;
+/// Requests that wait in the library: none, as its documentation recommends. Of more than go in flight, it loses some when
+/// the connection is lost and answers are slow: it sends them all under ids in use, and keeps one that collides.
+const QUEUE: usize = 0;
 
 /// rumqttc tries again at once when it is polled; applications sleep.
 const PAUSE: Duration = Duration::from_secs(1);
