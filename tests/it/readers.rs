@@ -1,5 +1,6 @@
 //! The Kafka readers that people have, as they are installed: each reads a topic that the agent filled with its defaults,
-//! with aborted records in it, and sees each reading once. And what strangers write stops no audit.
+//! with aborted records in it, and sees each reading once. And what strangers write stops no audit. franz-go is one of
+//! them with `TIDEGATE_READERS=all`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -75,6 +76,15 @@ impl Reading {
     }
 }
 
+/// `TIDEGATE_READERS=all`: franz-go as well, which takes `go` on the PATH and its module proxy.
+fn go_is_asked_for() -> Outcome<bool> {
+    match std::env::var("TIDEGATE_READERS") {
+        Ok(word) if word == "all" => Ok(true),
+        Ok(word) => trouble!("TIDEGATE_READERS={word}: \"all\" is what it can say"),
+        Err(_unset) => Ok(false),
+    }
+}
+
 #[test]
 fn every_reader_sees_each_reading_once_as_it_is_installed() -> Outcome<()> {
     let kafka = kafka::shared()?;
@@ -87,7 +97,7 @@ fn every_reader_sees_each_reading_once_as_it_is_installed() -> Outcome<()> {
         readers.push(Reading::start(library, command)?);
     }
     let mut java = Process::command("java");
-    java.args(["-cp", &format!("{}/*", jars()?.display()), "org.apache.kafka.tools.consumer.ConsoleConsumer"]);
+    java.args(["-cp", &format!("{}/*", jars()?.display()), kafka::console_consumer()?]);
     java.args(["--bootstrap-server", &kafka.brokers(), "--topic", &topic, "--from-beginning"]);
     java.args(["--isolation-level", "read_committed", "--max-messages", &count, "--timeout-ms", "60000"]);
     readers.push(Reading::start("java", java)?);
@@ -100,6 +110,11 @@ fn every_reader_sees_each_reading_once_as_it_is_installed() -> Outcome<()> {
         readers.push(Reading::start("kafkajs", command)?);
     } else {
         eprintln!("kafkajs: not tried, there is no {}", node.display());
+    }
+    if go_is_asked_for()? {
+        let mut command = Process::command("go");
+        command.args(["run", "-C"]).arg(script("franz")).args([".", &kafka.brokers(), &topic, &count]);
+        readers.push(Reading::start("franz-go", command)?);
     }
     for reader in readers {
         let name = reader.name;

@@ -203,7 +203,7 @@ impl Kafka {
         let all = ["Read", "Describe", "DescribeConfigs"].map(|right| ["--operation", right]);
         let command = |verb, principal, rights: &[&str]| {
             let who = ["--bootstrap-server", &brokers, verb, "--force", principal, "User:*", "--topic", topic];
-            self.command("org.apache.kafka.tools.AclCommand", &[&who[..], rights].concat())
+            self.command(acl_command()?, &[&who[..], rights].concat())
         };
         if forbidden {
             // A topic with any rule at all denies what no rule allows.
@@ -221,9 +221,9 @@ impl Kafka {
         std::fs::create_dir_all(&bin)?;
         let [cp, jars, _] = class_path()?;
         for (name, class) in [
-            ("kafka-topics.sh", "org.apache.kafka.tools.TopicCommand"),
+            ("kafka-topics.sh", tool((3, 7), "org.apache.kafka.tools.TopicCommand", "kafka.admin.TopicCommand")?),
             ("kafka-configs.sh", "kafka.admin.ConfigCommand"),
-            ("kafka-acls.sh", "org.apache.kafka.tools.AclCommand"),
+            ("kafka-acls.sh", acl_command()?),
         ] {
             let script = format!("#!/bin/sh\nexec java -XX:TieredStopAtLevel=1 {cp} '{jars}' {class} \"$@\"\n");
             let file = bin.join(name);
@@ -316,6 +316,33 @@ pub fn cached(name: &str) -> Outcome<PathBuf> {
         Some(cache) => Ok(cache.join("tidegate-tests").join(name)),
         None => trouble!("neither HOME nor XDG_CACHE_HOME"),
     }
+}
+
+/// Of the jars: major and minor version, `(4, 1)`.
+fn version() -> Outcome<(u32, u32)> {
+    for file in std::fs::read_dir(jars()?)? {
+        let name = file?.file_name().to_string_lossy().into_owned();
+        let Some(version) = name.strip_prefix("kafka-clients-") else { continue };
+        let mut parts = version.split('.').map(str::parse);
+        if let (Some(Ok(major)), Some(Ok(minor))) = (parts.next(), parts.next()) {
+            return Ok((major, minor));
+        }
+    }
+    trouble!("no kafka-clients in {}", jars()?.display())
+}
+
+/// Kafka's command line tools have moved, one after the other: the class since that version, and before.
+fn tool(since: (u32, u32), class: &'static str, before: &'static str) -> Outcome<&'static str> {
+    Ok(if version()? < since { before } else { class })
+}
+
+fn acl_command() -> Outcome<&'static str> {
+    tool((4, 0), "org.apache.kafka.tools.AclCommand", "kafka.admin.AclCommand")
+}
+
+/// What `kafka-console-consumer.sh` runs.
+pub fn console_consumer() -> Outcome<&'static str> {
+    tool((3, 8), "org.apache.kafka.tools.consumer.ConsoleConsumer", "kafka.tools.ConsoleConsumer")
 }
 
 pub(super) fn class_path() -> Outcome<[String; 3]> {
