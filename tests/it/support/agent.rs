@@ -90,6 +90,12 @@ impl Gateway {
         self
     }
 
+    /// One more listener, on this port.
+    pub fn listen_at(&mut self, name: &str, port: u16, more: &str) -> &mut Self {
+        self.tables.listen.push(format!("name = \"{name}\"\naddress = \"127.0.0.1:{port}\"\n{more}"));
+        self
+    }
+
     /// Subscribes `filter` at a broker. More keys of the table in `more`.
     pub fn subscribe(&mut self, name: &str, url: &str, filter: &str, qos: u8, more: &str) -> &mut Self {
         let subscribe = format!("subscribe = [{{ filter = \"{filter}\", qos = {qos} }}]\n");
