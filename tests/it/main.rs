@@ -18,11 +18,13 @@
 #![allow(missing_docs, reason = "names of fields and variants say it")]
 #![allow(unreachable_pub, reason = "the benchmark includes support/ as well")]
 
+mod brokers; // those that are not mosquitto
 mod clients; // what client libraries do
 mod clocks; // the wall clock lies
 mod cluster; // leaders die
 mod audit; // what Kafka holds is proven, and what is missing is named
 mod config; // wrong configurations
+mod conformance; // Eclipse's own tests of the protocol
 mod consumers; // the examples of docs/kafka.md, run
 mod controls; // planted bugs turn the scenarios red
 mod crowds; // one host cannot keep the others out

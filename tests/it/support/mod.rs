@@ -6,6 +6,7 @@
 pub mod agent; // the agent as a process: configuration, life, death, what it says
 pub mod books; // what was acknowledged against what Kafka holds
 pub mod cluster; // three brokers that replicate
+pub mod brokers; // HiveMQ, Moquette, Paho's
 pub mod certificates; // an authority of our own
 pub mod client; // one MQTT connection
 pub mod http; // GET
