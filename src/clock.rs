@@ -13,14 +13,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rtime_clock::adjtime::{Timex, adjtimex};
 use rustix::time::{ClockId, clock_gettime};
 
-pub use crate::event::Clock;
+pub(crate) use crate::event::Clock;
 
 /// A wall clock before this is wrong: 2026-01-01, before the first release. It goes up now and then with a release.
-pub const EARLIEST_MS: i64 = 1_767_225_600_000;
+pub(crate) const EARLIEST_MS: i64 = 1_767_225_600_000;
 
 /// One moment, by the wall clock and by the time since boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Moment {
+pub(crate) struct Moment {
     /// Wall clock, milliseconds since 1970; below 0 before that.
     pub wall_ms: i64,
     /// Which clock said so.
@@ -30,20 +30,20 @@ pub struct Moment {
 impl Moment {
     /// Milliseconds since boot.
     #[must_use]
-    pub fn uptime_ms(&self) -> i64 {
+    pub(crate) fn uptime_ms(&self) -> i64 {
         self.wall_ms.saturating_sub(self.clock.booted_ms)
     }
 
     /// The wall clock follows no time server, or stands before this program was made.
     #[must_use]
-    pub fn is_doubtful(&self) -> bool {
+    pub(crate) fn is_doubtful(&self) -> bool {
         !self.clock.synchronised || self.wall_ms < EARLIEST_MS
     }
 }
 
 /// Both clocks, read now.
 #[must_use]
-pub fn now() -> Moment {
+pub(crate) fn now() -> Moment {
     let (wall_ms, uptime_ms) = (wall_ms(), uptime_ms());
     let booted_ms = settled(wall_ms.saturating_sub(uptime_ms));
     Moment { wall_ms, clock: Clock { boot: *BOOT, booted_ms, synchronised: synchronised(uptime_ms) } }
@@ -51,7 +51,7 @@ pub fn now() -> Moment {
 
 /// The wall clock, milliseconds since 1970.
 #[must_use]
-pub fn wall_ms() -> i64 {
+pub(crate) fn wall_ms() -> i64 {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
         Err(before) => i64::try_from(before.duration().as_millis()).map_or(i64::MIN, i64::wrapping_neg),
@@ -60,7 +60,7 @@ pub fn wall_ms() -> i64 {
 
 /// Time since boot, suspended time included, in milliseconds.
 #[must_use]
-pub fn uptime_ms() -> i64 {
+pub(crate) fn uptime_ms() -> i64 {
     let since = clock_gettime(ClockId::Boottime);
     // 32-bit systems have 32-bit seconds: 68 years since boot.
     #[allow(clippy::useless_conversion, reason = "the width of a Timespec's fields depends on the target")]

@@ -11,23 +11,23 @@
 //!
 //! ```compile_fail
 //! // A span cannot be declared delivered by hand.
-//! let forged = tidegate::delivered::Delivered { sequence: 7, route: tidegate::event::RouteId(1) };
+//! let forged = tidegate::proofs::Delivered { sequence: 7, route: tidegate::proofs::RouteId(1) };
 //! ```
 //! ```
 //! // It can only be looked at.
-//! fn look(proof: &tidegate::delivered::Delivered) -> u64 { proof.sequence() }
+//! fn look(proof: &tidegate::proofs::Delivered) -> u64 { proof.sequence() }
 //! ```
 //! ```compile_fail
 //! // What is acknowledged inside a transaction is not delivered.
-//! fn early(acked: tidegate::delivered::Acked) -> tidegate::delivered::Delivered { acked }
+//! fn early(acked: tidegate::proofs::Acked) -> tidegate::proofs::Delivered { acked }
 //! ```
 //! ```
 //! // It joins the batch, which is proven as a whole.
-//! fn in_time(acked: tidegate::delivered::Acked, batch: &mut tidegate::delivered::Batch) { batch.push(acked) }
+//! fn in_time(acked: tidegate::proofs::Acked, batch: &mut tidegate::proofs::Batch) { batch.push(acked) }
 //! ```
 //! ```compile_fail
 //! // Nor can a watermark be made up.
-//! let word = tidegate::delivered::Word { delivered: 7, instance: tidegate::watermark::Instance(1), commit: 0, at_ms: 0 };
+//! let word = tidegate::proofs::Word { delivered: 7, instance: tidegate::proofs::Instance(1), commit: 0, at_ms: 0 };
 //! ```
 
 use std::time::Duration;
@@ -150,14 +150,14 @@ impl Batch {
 }
 
 /// A consumer of the watermark topic that sees what is committed and nothing else.
-pub struct Witness(BaseConsumer);
+pub(crate) struct Witness(BaseConsumer);
 
 impl Witness {
     /// Makes one; the isolation is set here.
     ///
     /// # Errors
     /// When librdkafka does not take the configuration.
-    pub fn new(mut config: ClientConfig) -> KafkaResult<Self> {
+    pub(crate) fn new(mut config: ClientConfig) -> KafkaResult<Self> {
         #[cfg(feature = "planted")]
         let isolation = if crate::planted::planted(crate::planted::Bug::NoReadCommitted) {
             "read_uncommitted"
@@ -172,13 +172,13 @@ impl Witness {
 
     /// For placing it and for asking about offsets.
     #[must_use]
-    pub fn consumer(&self) -> &BaseConsumer {
+    pub(crate) fn consumer(&self) -> &BaseConsumer {
         &self.0
     }
 
     /// The next record, waiting for it. What it says of `buffer` as the word of this witness.
     #[must_use]
-    pub fn hear(&self, buffer: Uuid, wait: Duration) -> Option<KafkaResult<Heard>> {
+    pub(crate) fn hear(&self, buffer: Uuid, wait: Duration) -> Option<KafkaResult<Heard>> {
         let message = match self.0.poll(wait)? {
             Ok(message) => message,
             Err(error) => return Some(Err(error)),
@@ -206,7 +206,7 @@ impl Witness {
 
 /// One record of the watermark topic.
 #[derive(Debug)]
-pub struct Heard {
+pub(crate) struct Heard {
     /// Where it lies.
     pub offset: i64,
     /// What it says of the buffer that was asked for.
@@ -215,7 +215,7 @@ pub struct Heard {
 
 /// What a record of the watermark topic says of one buffer.
 #[derive(Debug)]
-pub enum Said {
+pub(crate) enum Said {
     /// About its main lane.
     Main(Word),
     /// About the lane of a Kafka topic.
@@ -237,7 +237,7 @@ pub enum Said {
 
 /// Events that were declared never to come: what is vouched for up to a watermark does not include them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeclaredHole {
+pub(crate) struct DeclaredHole {
     /// The first.
     pub first: Sequence,
     /// The last.

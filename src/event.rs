@@ -9,7 +9,7 @@ use bytes::Bytes;
 ///
 /// The payload is opaque: empty and non-UTF-8 payloads are ordinary.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
+pub(crate) struct Event {
     /// The MQTT topic it was published to; shared, because a sensor repeats its topic all day.
     pub topic: Arc<str>,
     /// The application message, byte for byte.
@@ -34,7 +34,7 @@ pub struct Event {
 
 /// A client of ours; shared by all that its connection brings.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Sender {
+pub(crate) struct Sender {
     /// Its client id, by its own word.
     pub client: Arc<str>,
     /// The user whose password it gave; `None` where nobody is asked for one.
@@ -44,13 +44,13 @@ pub struct Sender {
 impl Event {
     /// Why this is not what was published, and can only be a dead letter.
     #[must_use]
-    pub fn flaw(&self) -> Option<&str> {
+    pub(crate) fn flaw(&self) -> Option<&str> {
         self.properties.as_ref()?.flaw.as_deref()
     }
 
     /// Bytes this event is charged with wherever memory is bounded: its contents plus the structs around them.
     #[must_use]
-    pub fn cost_bytes(&self) -> usize {
+    pub(crate) fn cost_bytes(&self) -> usize {
         let properties = self.properties.as_ref().map_or(0, |p| p.cost_bytes());
         self.topic
             .len()
@@ -70,11 +70,11 @@ const USER_PROPERTY_OVERHEAD_BYTES: usize = 120;
 
 /// User properties an event may have. They say where a reading comes from and how to read it: a handful, 30 with a
 /// trace context. With the overhead of each, 256 are 30 KB; a packet of 1 MiB could carry 209,000.
-pub const MAX_USER_PROPERTIES: usize = 256;
+pub(crate) const MAX_USER_PROPERTIES: usize = 256;
 
 /// MQTT 5 properties that travel to Kafka as headers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Properties {
+pub(crate) struct Properties {
     /// MIME type of the payload, by the publisher's word.
     pub content_type: Option<Box<str>>,
     /// Correlation data, opaque.
@@ -92,15 +92,9 @@ pub struct Properties {
 }
 
 impl Properties {
-    /// True when nothing would travel.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// Memory they occupy.
     #[must_use]
-    pub fn cost_bytes(&self) -> usize {
+    pub(crate) fn cost_bytes(&self) -> usize {
         let fixed = self.content_type.as_ref().map_or(0, |t| t.len());
         let fixed = fixed.saturating_add(self.correlation_data.as_ref().map_or(0, Bytes::len));
         let fixed = fixed.saturating_add(self.response_topic.as_ref().map_or(0, |t| t.len()));
@@ -117,7 +111,7 @@ impl Properties {
 /// `u:9f1c22ab:1767225600123`. It stays the same until the clock is set, so it compresses to next to nothing, and two
 /// records of one boot tell how far the one's clock was from the other's: the difference of their last numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Clock {
+pub(crate) struct Clock {
     /// The same as long as the machine is not started anew; 0: unknown.
     pub boot: u32,
     /// When the machine was booted, by this clock, in milliseconds since 1970.
@@ -135,7 +129,7 @@ impl fmt::Display for Clock {
 
 /// MQTT quality of service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Qos {
+pub(crate) enum Qos {
     /// At most once: nobody repeats it.
     AtMostOnce,
     /// At least once: PUBACK.
@@ -147,7 +141,7 @@ pub enum Qos {
 impl Qos {
     /// The number on the wire: 0, 1 or 2.
     #[must_use]
-    pub fn level(self) -> u8 {
+    pub(crate) fn level(self) -> u8 {
         match self {
             Self::AtMostOnce => 0,
             Self::AtLeastOnce => 1,
@@ -157,7 +151,7 @@ impl Qos {
 
     /// The QoS with that number, if there is one.
     #[must_use]
-    pub fn from_level(level: u8) -> Option<Self> {
+    pub(crate) fn from_level(level: u8) -> Option<Self> {
         match level {
             0 => Some(Self::AtMostOnce),
             1 => Some(Self::AtLeastOnce),
@@ -170,7 +164,7 @@ impl Qos {
 /// Position of an event in its buffer: strictly increasing from 1, contiguous, never reused.
 ///
 /// `buffer id:sequence` is the event's id for ever, in the Kafka header `tidegate-id`.
-pub type Sequence = u64;
+pub(crate) type Sequence = u64;
 
 /// A line of the ledger. Ids are given out by the buffer and stay the same as long as the buffer lives,
 /// whatever happens to the order of `[[route]]` tables.
@@ -190,7 +184,7 @@ impl fmt::Display for RouteId {
 
 /// An event that the buffer holds, under the sequence it has for ever.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stored {
+pub(crate) struct Stored {
     /// Its place in the buffer.
     pub sequence: Sequence,
     /// What arrived.

@@ -5,7 +5,8 @@
 
 /// A bug that a test must be able to see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bug {
+#[cfg_attr(not(feature = "planted"), expect(dead_code, reason = "some places are not in the product at all"))]
+pub(crate) enum Bug {
     /// PUBACK and PUBREC leave before the commit (which then comes 300 ms late).
     AckBeforeCommit,
     /// Events count as delivered when they are handed to librdkafka.
@@ -91,8 +92,9 @@ pub enum Bug {
 
 impl Bug {
     /// The name as `TIDEGATE_PLANT` takes it.
+    #[cfg(feature = "planted")]
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::AckBeforeCommit => "ack-before-commit",
             Self::ReleaseBeforeDelivery => "release-before-delivery",
@@ -141,14 +143,14 @@ impl Bug {
 #[cfg(not(feature = "planted"))]
 #[inline]
 #[must_use]
-pub const fn planted(_bug: Bug) -> bool {
+pub(crate) const fn planted(_bug: Bug) -> bool {
     false
 }
 
 /// Is this bug planted? `TIDEGATE_PLANT` says.
 #[cfg(feature = "planted")]
 #[must_use]
-pub fn planted(bug: Bug) -> bool {
+pub(crate) fn planted(bug: Bug) -> bool {
     use std::sync::LazyLock;
     static PLANTED: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("TIDEGATE_PLANT").ok());
     PLANTED.as_deref().is_some_and(|names| names.split(',').any(|name| name == bug.name()))
@@ -157,11 +159,11 @@ pub fn planted(bug: Bug) -> bool {
 /// Dies here, as if by kill -9, if that is planted. Never in the product.
 #[cfg(not(feature = "planted"))]
 #[inline]
-pub const fn die(_bug: Bug) {}
+pub(crate) const fn die(_bug: Bug) {}
 
 /// Dies here, as if by kill -9, if `TIDEGATE_PLANT` says so: the `TIDEGATE_PLANT_AT`th time, the third by default.
 #[cfg(feature = "planted")]
-pub fn die(bug: Bug) {
+pub(crate) fn die(bug: Bug) {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU32, Ordering};
     static COUNT: AtomicU32 = AtomicU32::new(0);

@@ -3,34 +3,34 @@
 use std::time::Duration;
 
 /// First wait after a failure. Short enough that a broker restart is hardly noticed.
-pub const FIRST_WAIT: Duration = Duration::from_millis(250);
+pub(crate) const FIRST_WAIT: Duration = Duration::from_millis(250);
 
 /// Longest wait. 5,000 gateways at 30 s are 170 connection attempts a second at the centre, which a broker bears.
-pub const LONGEST_WAIT: Duration = Duration::from_secs(30);
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// Exponential back-off with jitter: each wait is drawn from the upper half of a window that doubles from
 /// [`FIRST_WAIT`] to [`LONGEST_WAIT`], so that a fleet does not come back in one wave.
 #[derive(Debug)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     window: Duration,
 }
 
 impl Backoff {
     /// Starts at [`FIRST_WAIT`].
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { window: FIRST_WAIT }
     }
 
     /// The wait before the next try; the one after it will be longer.
-    pub fn next_wait(&mut self) -> Duration {
+    pub(crate) fn next_wait(&mut self) -> Duration {
         let window = self.window;
         self.window = window.saturating_mul(2).min(LONGEST_WAIT);
         window.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
     /// The link has proven itself (not merely connected): start from the first wait again.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.window = FIRST_WAIT;
     }
 }

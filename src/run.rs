@@ -43,10 +43,10 @@ use crate::stop::{self, Stopper};
 
 /// Ingest has this long to commit and acknowledge what it has read. With [`FORWARD_TIME`] and the buffer's last commit
 /// it stays below the 10 s that are promised for SIGTERM.
-pub const INGEST_TIME: Duration = Duration::from_secs(4);
+pub(crate) const INGEST_TIME: Duration = Duration::from_secs(4);
 
 /// Forward has this long to hear from Kafka about what is in flight, and the buffer to close behind it.
-pub const FORWARD_TIME: Duration = Duration::from_secs(5);
+pub(crate) const FORWARD_TIME: Duration = Duration::from_secs(5);
 
 /// A file that is damaged again so soon after it was rebuilt lies on a card that is dying: the process ends, and whoever
 /// starts it again waits ever longer.
@@ -57,7 +57,7 @@ const JOIN_STEP: Duration = Duration::from_millis(5);
 
 /// Why the agent ended on its own.
 #[derive(Debug, thiserror::Error)]
-pub enum RunError {
+pub(crate) enum RunError {
     /// The buffer cannot be opened.
     #[error(transparent)]
     Buffer(#[from] buffer::OpenError),
@@ -91,7 +91,7 @@ pub enum RunError {
 impl RunError {
     /// Would the next start end the same way, until a person has done something?
     #[must_use]
-    pub fn wants_a_person(&self) -> bool {
+    pub(crate) fn wants_a_person(&self) -> bool {
         match self {
             Self::Buffer(error) => error.next_step() != buffer::NextStep::Retry,
             Self::Kafka(error) => error.wants_a_person(),
@@ -105,7 +105,7 @@ impl RunError {
 /// # Errors
 /// When it cannot start, or when a stage gives up; what is on disk stays there.
 #[expect(clippy::needless_pass_by_value, reason = "the agent takes its configuration; it begins anew with a copy")]
-pub fn run(config: Config) -> Result<(), RunError> {
+pub(crate) fn run(config: Config) -> Result<(), RunError> {
     let mut rebuilt: Option<Instant> = None;
     loop {
         match run_once(config.clone())? {

@@ -4,22 +4,22 @@ use tokio::sync::watch;
 
 /// The hand that stops.
 #[derive(Debug)]
-pub struct Stopper(watch::Sender<bool>);
+pub(crate) struct Stopper(watch::Sender<bool>);
 
 /// The ear that hears it.
 #[derive(Debug, Clone)]
-pub struct Stop(watch::Receiver<bool>);
+pub(crate) struct Stop(watch::Receiver<bool>);
 
 /// A connected pair.
 #[must_use]
-pub fn pair() -> (Stopper, Stop) {
+pub(crate) fn pair() -> (Stopper, Stop) {
     let (sender, receiver) = watch::channel(false);
     (Stopper(sender), Stop(receiver))
 }
 
 impl Stopper {
     /// Tells every [`Stop`] of this pair, once and for ever.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.0.send_replace(true);
     }
 }
@@ -27,12 +27,12 @@ impl Stopper {
 impl Stop {
     /// Was it said? For threads, which look in their loop.
     #[must_use]
-    pub fn requested(&self) -> bool {
+    pub(crate) fn requested(&self) -> bool {
         *self.0.borrow()
     }
 
     /// Returns when it was said, or when the [`Stopper`] is gone. Cancel safe.
-    pub async fn wait(&mut self) {
+    pub(crate) async fn wait(&mut self) {
         // An error means that the other side is gone, which is a stop as well.
         self.0.wait_for(|stop| *stop).await.map(drop).unwrap_or_default();
     }

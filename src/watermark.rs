@@ -37,11 +37,11 @@ use uuid::Uuid;
 use crate::event::Sequence;
 
 /// The topic's name, unless the operator gives it another.
-pub const TOPIC: &str = "tidegate.watermarks";
+pub(crate) const TOPIC: &str = "tidegate.watermarks";
 
 /// Its settings, each with the reason. Small segments that are compacted soon, so that who reads it after a start reads
 /// little; besides the last record of each key there is only what the last minutes have brought.
-pub const TOPIC_SETTINGS: &[(&str, &str, &str)] = &[
+pub(crate) const TOPIC_SETTINGS: &[(&str, &str, &str)] = &[
     (
         "cleanup.policy",
         "compact",
@@ -60,14 +60,14 @@ pub const TOPIC_SETTINGS: &[(&str, &str, &str)] = &[
 
 /// The key under which a gateway asks for Kafka's time, without a value.
 #[must_use]
-pub fn clock_key(buffer: Uuid) -> String {
+pub(crate) fn clock_key(buffer: Uuid) -> String {
     format!("{buffer}/clock")
 }
 
 /// Partitions for so many gateways: about one each. A gateway reads its partition after a start, in which others that
 /// share it make it wait (an open transaction) and read more; beyond 1,000 the cluster would pay more than they gain.
 #[must_use]
-pub fn partitions_for(gateways: u32) -> i32 {
+pub(crate) fn partitions_for(gateways: u32) -> i32 {
     i32::try_from(gateways.clamp(1, 1000)).unwrap_or(1000)
 }
 
@@ -75,10 +75,10 @@ pub fn partitions_for(gateways: u32) -> i32 {
 const VERSION: u64 = 1;
 
 /// In place of a Kafka topic: further ones, which are not named. No topic can be called so.
-pub const MORE_TOPICS: &str = "*";
+pub(crate) const MORE_TOPICS: &str = "*";
 
 /// The longest reason that is written: a sentence with Kafka's words in it. What is longer is cut.
-pub const MAX_REASON_BYTES: usize = 512;
+pub(crate) const MAX_REASON_BYTES: usize = 512;
 
 /// A number that a process draws at its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -111,7 +111,7 @@ impl Instance {
 /// Why events of a declared hole will never come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Fate {
+pub(crate) enum Fate {
     /// Kafka refuses them for good; they are in the gateway's dead letters.
     DeadLettered,
     /// The overflow policy dropped them.
@@ -125,7 +125,7 @@ pub enum Fate {
 impl Fate {
     /// As it is written.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::DeadLettered => "dead-lettered",
             Self::Dropped => "dropped",
@@ -137,7 +137,7 @@ impl Fate {
 
 /// Parked events that are still held for one Kafka topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub struct Waiting {
+pub(crate) struct Waiting {
     /// Lowest sequence that waits.
     pub first: Sequence,
     /// Highest sequence that waits.
@@ -148,7 +148,7 @@ pub struct Waiting {
 
 /// One record: what is said of a buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Record {
+pub(crate) enum Record {
     /// How far the main lane is delivered.
     Main {
         /// Who delivered it.
@@ -212,7 +212,7 @@ pub enum Record {
 impl Record {
     /// The record's key, when `buffer` says it.
     #[must_use]
-    pub fn key(&self, buffer: Uuid) -> String {
+    pub(crate) fn key(&self, buffer: Uuid) -> String {
         let mut key = buffer.to_string();
         // Writing to a String cannot fail.
         match self {
@@ -228,7 +228,7 @@ impl Record {
 
     /// The record's value.
     #[must_use]
-    pub fn value(&self) -> String {
+    pub(crate) fn value(&self) -> String {
         let mut value = match self {
             Self::Main { instance, delivered, commit, unread, at_ms } => json!({
                 "v": VERSION, "instance": instance.to_string(), "delivered": delivered, "at": at_ms,
@@ -261,7 +261,7 @@ fn cut(reason: &str) -> &str {
 
 /// What a record of the watermark topic turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Read {
+pub(crate) enum Read {
     /// Something said of a buffer.
     Said(Uuid, Record),
     /// Something said of a buffer by a newer Tidegate, in words not known here.
@@ -274,7 +274,7 @@ pub enum Read {
 
 /// Reads a record.
 #[must_use]
-pub fn read(key: &[u8], value: Option<&[u8]>) -> Read {
+pub(crate) fn read(key: &[u8], value: Option<&[u8]>) -> Read {
     let Some((buffer, kind)) = read_key(key) else { return Read::Foreign };
     let Some(value) = value else { return Read::Deleted(buffer) };
     let Some(version) = serde_json::from_slice::<Versioned>(value).ok().map(|value| value.v) else {
@@ -371,7 +371,7 @@ struct Fields {
 
 /// A buffer id in its one spelling: lower case, with hyphens.
 #[must_use]
-pub fn buffer_id(text: &str) -> Option<Uuid> {
+pub(crate) fn buffer_id(text: &str) -> Option<Uuid> {
     let id = Uuid::try_parse(text).ok()?;
     (id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text).then_some(id)
 }
@@ -379,7 +379,7 @@ pub fn buffer_id(text: &str) -> Option<Uuid> {
 /// The partition of the watermark topic that holds everything of this buffer: where a Java client sends the buffer id as
 /// a key (murmur2, made positive, modulo).
 #[must_use]
-pub fn partition(buffer: Uuid, partitions: u32) -> i32 {
+pub(crate) fn partition(buffer: Uuid, partitions: u32) -> i32 {
     let mut text = Uuid::encode_buffer();
     let hash = murmur2(buffer.hyphenated().encode_lower(&mut text).as_bytes()) & 0x7fff_ffff;
     // A topic without partitions does not exist; a remainder below 2^31 is an i32.

@@ -10,15 +10,15 @@
 //!
 //! ```compile_fail
 //! // An early acknowledgement does not compile: the proof cannot be made outside of the commit.
-//! fn forge(receipt: u32) -> tidegate::buffer::Durable<u32> { tidegate::buffer::Durable(receipt) }
+//! fn forge(receipt: u32) -> tidegate::proofs::Durable<u32> { tidegate::proofs::Durable(receipt) }
 //! ```
 //! ```
 //! // It can only be received, and used up.
-//! fn answer(proof: tidegate::buffer::Durable<u32>) -> u32 { proof.into_receipt() }
+//! fn answer(proof: tidegate::proofs::Durable<u32>) -> u32 { proof.into_receipt() }
 //! ```
 //! ```compile_fail
 //! // Nor can one proof answer twice.
-//! fn twice(proof: &tidegate::buffer::Durable<u32>) -> tidegate::buffer::Durable<u32> { proof.clone() }
+//! fn twice(proof: &tidegate::proofs::Durable<u32>) -> tidegate::proofs::Durable<u32> { proof.clone() }
 //! ```
 
 use std::time::Duration;

@@ -10,7 +10,7 @@ use crate::event::Sequence;
 
 /// What the caller of a failed [`Buffer::open`](super::Buffer::open) does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NextStep {
+pub(crate) enum NextStep {
     /// The configuration or the installation is wrong: exit 78, a restart does not help.
     Usage,
     /// It may be different in a moment: back off and try again. Nothing was deleted.
@@ -21,7 +21,7 @@ pub enum NextStep {
 
 /// The buffer could not be opened. Nothing was deleted.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub(crate) enum OpenError {
     /// The data directory is not usable.
     #[error("buffer: {operation} {}: {source}", path.display())]
     Files {
@@ -77,7 +77,7 @@ pub enum OpenError {
 impl OpenError {
     /// What to do about it.
     #[must_use]
-    pub fn next_step(&self) -> NextStep {
+    pub(crate) fn next_step(&self) -> NextStep {
         match self {
             Self::Files { source, .. } if is_misplaced(source) => NextStep::Usage,
             Self::TooManyRoutes { .. } => NextStep::Usage,
@@ -104,7 +104,7 @@ fn is_misplaced(error: &io::Error) -> bool {
 
 /// The buffer thread ended with less than it should have done. What was not committed was never acknowledged.
 #[derive(Debug, thiserror::Error)]
-pub enum CloseError {
+pub(crate) enum CloseError {
     /// The disk failed until the end.
     #[error("buffer: closed with {events} received events not stored and not acknowledged: {cause}")]
     Unwritten {

@@ -15,7 +15,7 @@ use crate::planted::{Bug, planted};
 ///
 /// `R` is the right to answer, which the buffer does not look at: it comes back inside a [`Durable`].
 #[derive(Debug)]
-pub struct Arrivals<R> {
+pub(crate) struct Arrivals<R> {
     /// In arrival order.
     pub events: Vec<Event>,
     /// QoS 2 packet ids, in the same transaction as the events.
@@ -30,7 +30,7 @@ pub struct Arrivals<R> {
 
 /// Changes to one persistent MQTT session.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SessionChange {
+pub(crate) struct SessionChange {
     /// `broker:<name>` or `listen:<name>:<client id>`.
     pub session: Arc<str>,
     /// In order.
@@ -39,7 +39,7 @@ pub struct SessionChange {
 
 /// One change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IdChange {
+pub(crate) enum IdChange {
     /// A QoS 2 packet id arrived, with a message of this digest. Replaces what is known of the id.
     Add(u16, u32),
     /// It was released (PUBREL); PUBCOMP follows when this is durable.
@@ -52,16 +52,16 @@ pub enum IdChange {
 
 /// Memory that was granted; dropping it gives it back.
 #[derive(Debug)]
-pub struct Room(#[expect(dead_code, reason = "held for its Drop")] OwnedSemaphorePermit);
+pub(crate) struct Room(#[expect(dead_code, reason = "held for its Drop")] OwnedSemaphorePermit);
 
 /// The buffer has stopped; nothing is accepted any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the buffer has stopped")]
-pub struct Stopped;
+pub(crate) struct Stopped;
 
 /// Ingest's end of the queue to the buffer thread. Cheap to clone.
 #[derive(Debug)]
-pub struct Intake<R> {
+pub(crate) struct Intake<R> {
     queue: mpsc::Sender<Arrivals<R>>,
     room: Arc<Semaphore>,
     /// Counts the doors that are open.
@@ -113,13 +113,13 @@ impl<R> Intake<R> {
 
     /// Room for that many bytes, if there is some now. More than the whole bound asks for the whole bound.
     #[must_use]
-    pub fn try_reserve(&self, bytes: usize) -> Option<Room> {
+    pub(crate) fn try_reserve(&self, bytes: usize) -> Option<Room> {
         Arc::clone(&self.room).try_acquire_many_owned(permits(bytes)).ok().map(Room)
     }
 
     /// Is there room for that many bytes? Only a look: nothing is reserved.
     #[must_use]
-    pub fn has_room(&self, bytes: usize) -> bool {
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
         self.room.available_permits() >= bytes
     }
 
@@ -127,7 +127,7 @@ impl<R> Intake<R> {
     ///
     /// # Errors
     /// When the buffer has stopped.
-    pub async fn reserve(&self, bytes: usize) -> Result<Room, Stopped> {
+    pub(crate) async fn reserve(&self, bytes: usize) -> Result<Room, Stopped> {
         // The only error there is: closed.
         let permit = Arc::clone(&self.room).acquire_many_owned(permits(bytes)).await;
         permit.map(Room).map_err(|AcquireError { .. }| Stopped)
@@ -135,7 +135,7 @@ impl<R> Intake<R> {
 
     /// QoS 0 events of that ledger line found no room: the books will say received and dropped (custody rule 7),
     /// also while the buffer is full.
-    pub fn dropped(&self, route: RouteId, events: u64) {
+    pub(crate) fn dropped(&self, route: RouteId, events: u64) {
         // Ids beyond the known lines are not given out; such a count would be better in the wrong line than nowhere.
         let line = self.drops.0.get(usize::from(route.0)).or_else(|| self.drops.0.first());
         if let Some(count) = line {
@@ -147,7 +147,7 @@ impl<R> Intake<R> {
     ///
     /// # Errors
     /// When the buffer has stopped; nothing of it will be acknowledged.
-    pub fn store(&self, arrivals: Arrivals<R>) -> Result<(), Stopped> {
+    pub(crate) fn store(&self, arrivals: Arrivals<R>) -> Result<(), Stopped> {
         self.queue.send(arrivals).map_err(|mpsc::SendError(_)| Stopped)
     }
 }

@@ -125,7 +125,7 @@ pub(super) fn remember(
 ///
 /// # Errors
 /// When the buffer cannot be opened or written; then nothing has changed.
-pub fn take_new_identity(settings: &config::Buffer, data_dir: &Path) -> Result<(Uuid, usize), OpenError> {
+pub(crate) fn take_new_identity(settings: &config::Buffer, data_dir: &Path) -> Result<(Uuid, usize), OpenError> {
     let _lock = super::open::lock(data_dir)?;
     let database = Database::new(data_dir, settings);
     let connection = database.open_existing().map_err(OpenError::disk("open the database"))?;

@@ -58,13 +58,13 @@ mod trouble;
 mod writer;
 
 pub use commit::Durable;
-pub use error::{CloseError, NextStep, OpenError};
-pub use intake::{Arrivals, IdChange, Intake, Room, SessionChange, Stopped};
-pub use life::take_new_identity;
-pub use open::Buffer;
-pub use outlet::{LaneChunk, Outlet, ReadError};
-pub use settlement::{DeadLetter, LaneMove, Parked, Settlement, Settler, Ticket};
-pub use start::{BufferThread, Running};
+pub(crate) use error::{CloseError, NextStep, OpenError};
+pub(crate) use intake::{Arrivals, IdChange, Intake, Room, SessionChange, Stopped};
+pub(crate) use life::take_new_identity;
+pub(crate) use open::Buffer;
+pub(crate) use outlet::{LaneChunk, Outlet, ReadError};
+pub(crate) use settlement::{DeadLetter, LaneMove, Parked, Settlement, Settler, Ticket};
+pub(crate) use start::BufferThread;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
@@ -77,14 +77,14 @@ use crate::watermark::Instance;
 
 /// A Kafka topic that is parked: its events wait in a lane of their own, in order, while all others flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LaneId(pub i64);
+pub(crate) struct LaneId(pub i64);
 
 /// The lane of events whose Kafka topic was not admitted. No Kafka topic has such a name.
-pub const OVERFLOW: &str = "(beyond max_topics)";
+pub(crate) const OVERFLOW: &str = "(beyond max_topics)";
 
 /// What was on the disk when the buffer was opened.
 #[derive(Debug)]
-pub struct Recovered {
+pub(crate) struct Recovered {
     /// Identity of this buffer.
     pub buffer_id: uuid::Uuid,
     /// The ledger line of each route given to `open`, in the same order.
@@ -115,7 +115,7 @@ pub struct Recovered {
 
 /// Sequences that will never come.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hole {
+pub(crate) struct Hole {
     /// The first.
     pub first: Sequence,
     /// The last.
@@ -128,7 +128,7 @@ pub struct Hole {
 
 /// The starts of the agent on this buffer, as far as readings and watermarks tell of them.
 #[derive(Debug, Clone)]
-pub struct Lives {
+pub(crate) struct Lives {
     /// This start's number.
     pub present: Instance,
     /// The first sequence that this start can give out.
@@ -144,7 +144,7 @@ pub struct Lives {
 
 /// An earlier start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Life {
+pub(crate) struct Life {
     /// Its number.
     pub instance: Instance,
     /// The first sequence that it could give out.
@@ -158,14 +158,14 @@ pub struct Life {
 impl Lives {
     /// This start's number is on disk: a watermark may bear it.
     #[must_use]
-    pub fn is_written(&self) -> bool {
+    pub(crate) fn is_written(&self) -> bool {
         self.is_written.load(Ordering::Acquire)
     }
 
     /// The start that stored the event with that sequence, and the sequences that it has given out; `None` where a version
     /// stored it that did not write that down.
     #[must_use]
-    pub fn of(&self, sequence: Sequence) -> Option<(Instance, RangeInclusive<Sequence>)> {
+    pub(crate) fn of(&self, sequence: Sequence) -> Option<(Instance, RangeInclusive<Sequence>)> {
         if sequence >= self.first {
             return Some((self.present, self.first..=Sequence::MAX));
         }
@@ -184,11 +184,11 @@ impl Lives {
 }
 
 /// QoS 2 packet ids, each with a digest of the message that came under it; `None` where an older version wrote it.
-pub type PacketIds = BTreeMap<u16, Option<u32>>;
+pub(crate) type PacketIds = BTreeMap<u16, Option<u32>>;
 
 /// A persistent MQTT session as the buffer keeps it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct StoredSession {
+pub(crate) struct StoredSession {
     /// QoS 2 packet ids that arrived and were not released yet.
     pub packet_ids: PacketIds,
     /// When it was last used, milliseconds since 1970.
@@ -200,7 +200,7 @@ pub struct StoredSession {
 /// The books of one route. `received = delivered + dead_lettered + dropped + purged + lost + held`,
 /// always.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LedgerLine {
+pub(crate) struct LedgerLine {
     /// The route's `from`, or `""` for events without one.
     pub route: Arc<str>,
     /// Events taken in (QoS 0 dropped at the memory bound included).
@@ -221,7 +221,7 @@ pub struct LedgerLine {
 
 /// What the buffer looks like from outside; published after commits, at most ten times a second, and when idle.
 #[derive(Debug, Clone, Default)]
-pub struct BufferStatus {
+pub(crate) struct BufferStatus {
     /// The books, by route, `RouteId` order.
     pub ledger: Vec<(RouteId, LedgerLine)>,
     /// The next sequence to be given out.
@@ -240,8 +240,6 @@ pub struct BufferStatus {
     pub lanes: Vec<(LaneId, Arc<str>, u64)>,
     /// Commits since start.
     pub commits: u64,
-    /// Events stored since start.
-    pub stored: u64,
     /// The last write failed and none has succeeded since: nothing is acknowledged.
     pub failing: bool,
     /// Failed writes since start, each followed by a reopen.

@@ -46,7 +46,7 @@ const SPANS_SAID: usize = 8;
 const HOLES_SAID: u32 = 1_000;
 
 /// An open buffer whose thread does not run yet.
-pub struct Buffer {
+pub(crate) struct Buffer {
     pub(super) settings: config::Buffer,
     pub(super) data_dir: PathBuf,
     pub(super) database: Database,
@@ -65,7 +65,7 @@ impl Buffer {
     ///
     /// # Errors
     /// See [`OpenError::next_step`]. Nothing was deleted.
-    pub fn open(
+    pub(crate) fn open(
         settings: config::Buffer,
         data_dir: &Path,
         routes: &[Definition],

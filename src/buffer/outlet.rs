@@ -21,7 +21,7 @@ use super::{DeadLetter, LaneId};
 use crate::event::{RouteId, Sequence, Stored};
 
 /// Reads held events in order.
-pub struct Outlet {
+pub(crate) struct Outlet {
     connection: Connection,
     live: Arc<Live>,
     position: Sequence,
@@ -35,7 +35,7 @@ pub struct Outlet {
 
 /// One chunk of a parked lane: it is settled as a whole.
 #[derive(Debug)]
-pub struct LaneChunk {
+pub(crate) struct LaneChunk {
     /// Row id, rising in a lane.
     pub id: i64,
     /// In order.
@@ -44,7 +44,7 @@ pub struct LaneChunk {
 
 /// Reading what is held failed.
 #[derive(Debug, thiserror::Error)]
-pub enum ReadError {
+pub(crate) enum ReadError {
     /// A chunk is damaged: these sequences cannot be read. They stay in the file; the next call goes on behind them.
     #[error("buffer: chunk with events {first} to {last} is damaged: {cause}")]
     Damaged {
@@ -84,7 +84,7 @@ impl Outlet {
     ///
     /// # Errors
     /// A damaged chunk or a failing disk; the error says what to do next.
-    pub fn next(&mut self, wait: Duration) -> Result<Vec<Stored>, ReadError> {
+    pub(crate) fn next(&mut self, wait: Duration) -> Result<Vec<Stored>, ReadError> {
         if let Some(damaged) = self.damaged.take() {
             return self.pass(damaged);
         }
@@ -109,14 +109,14 @@ impl Outlet {
     }
 
     /// Continues after that sequence, from disk.
-    pub fn rewind(&mut self, after: Sequence) {
+    pub(crate) fn rewind(&mut self, after: Sequence) {
         self.position = after;
         self.damaged = None;
     }
 
     /// Is anything committed behind the position?
     #[must_use]
-    pub fn has_more(&self) -> bool {
+    pub(crate) fn has_more(&self) -> bool {
         self.live.committed() > self.position
     }
 
@@ -125,7 +125,7 @@ impl Outlet {
     ///
     /// # Errors
     /// As [`Outlet::next`].
-    pub fn parked(&mut self, lane: LaneId, after: i64) -> Result<Option<LaneChunk>, ReadError> {
+    pub(crate) fn parked(&mut self, lane: LaneId, after: i64) -> Result<Option<LaneChunk>, ReadError> {
         self.noted(|outlet| outlet.find_parked(lane, after))
     }
 
@@ -157,7 +157,7 @@ impl Outlet {
     ///
     /// # Errors
     /// As [`Outlet::next`]; a damaged chunk holds nothing.
-    pub fn parked_at(&mut self, lane: LaneId, wanted: Sequence) -> Result<Option<i64>, ReadError> {
+    pub(crate) fn parked_at(&mut self, lane: LaneId, wanted: Sequence) -> Result<Option<i64>, ReadError> {
         self.noted(|outlet| outlet.find_parked_at(lane, wanted))
     }
 
@@ -182,7 +182,7 @@ impl Outlet {
     ///
     /// # Errors
     /// As [`Outlet::next`]; what is damaged is left out.
-    pub fn dead_letters(
+    pub(crate) fn dead_letters(
         &mut self,
         after: Sequence,
         since_ms: i64,
@@ -219,7 +219,7 @@ impl Outlet {
     ///
     /// # Errors
     /// As [`Outlet::next`].
-    pub fn waiting(&self, lane: LaneId, after: i64) -> Result<Option<(Sequence, Sequence, u64)>, ReadError> {
+    pub(crate) fn waiting(&self, lane: LaneId, after: i64) -> Result<Option<(Sequence, Sequence, u64)>, ReadError> {
         let mut find = self.connection.prepare(
             "SELECT min(first), max(last), (SELECT held FROM lane WHERE id = ?1) \
              FROM lane_chunk WHERE lane = ?1 AND id > ?2",

@@ -13,7 +13,7 @@ use crate::watermark::Instance;
 ///
 /// A sequence that is settled already is ignored: after a rewind the same event may be reported twice.
 #[derive(Debug, Default)]
-pub struct Settlement {
+pub(crate) struct Settlement {
     /// Main lane: confirmed by Kafka.
     pub delivered: Vec<Delivered>,
     /// Main lane: to the dead letters. The buffer itself copies the event out of its chunk.
@@ -43,7 +43,7 @@ pub struct Settlement {
 
 /// An event that Kafka will never take.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeadLetter {
+pub(crate) struct DeadLetter {
     /// Which.
     pub sequence: Sequence,
     /// Its ledger line.
@@ -56,7 +56,7 @@ pub struct DeadLetter {
 
 /// An event whose Kafka topic is missing or forbidden.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parked {
+pub(crate) struct Parked {
     /// Which.
     pub sequence: Sequence,
     /// Where it waits for.
@@ -66,7 +66,7 @@ pub struct Parked {
 /// Events that leave a chunk of a parked lane, because what the configuration says of them has changed. The others in it
 /// stay where they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LaneMove {
+pub(crate) struct LaneMove {
     /// Which lane.
     pub lane: LaneId,
     /// Which chunk.
@@ -78,11 +78,11 @@ pub struct LaneMove {
 }
 
 /// Number of a settlement: it is on disk when [`Settler::applied`] has reached it.
-pub type Ticket = u64;
+pub(crate) type Ticket = u64;
 
 /// Forward's end of the queue to the buffer thread.
 #[derive(Debug)]
-pub struct Settler {
+pub(crate) struct Settler {
     queue: Mutex<Queue>,
     applied: Arc<Applied>,
 }
@@ -115,7 +115,7 @@ impl Settler {
     ///
     /// # Errors
     /// When the buffer has stopped; what was not applied will be sent again.
-    pub fn settle(&self, settlement: Settlement) -> Result<Ticket, Stopped> {
+    pub(crate) fn settle(&self, settlement: Settlement) -> Result<Ticket, Stopped> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let ticket = queue.last.saturating_add(1);
         queue.sender.send((ticket, settlement)).map_err(|mpsc::SendError(_)| Stopped)?;
@@ -125,26 +125,26 @@ impl Settler {
 
     /// The newest ticket that is on disk, all older ones included.
     #[must_use]
-    pub fn applied(&self) -> Ticket {
+    pub(crate) fn applied(&self) -> Ticket {
         self.applied.ticket.load(Ordering::Acquire)
     }
 
     /// The last commit of this start that put events aside, to the dead letters or into a lane: a watermark rests on it.
     #[must_use]
-    pub fn rests_on(&self) -> u64 {
+    pub(crate) fn rests_on(&self) -> u64 {
         self.applied.fates.load(Ordering::Acquire)
     }
 
     /// Dead letters and parked events of applied settlements that could not be read when they were to be moved, first and
     /// last of each span, since the last question: they are held as they were.
     #[must_use]
-    pub fn take_unread(&self) -> Vec<(Sequence, Sequence)> {
+    pub(crate) fn take_unread(&self) -> Vec<(Sequence, Sequence)> {
         std::mem::take(&mut self.applied.unread.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The lane of that Kafka topic, once a settlement that parks to it was applied.
     #[must_use]
-    pub fn lane(&self, kafka_topic: &str) -> Option<LaneId> {
+    pub(crate) fn lane(&self, kafka_topic: &str) -> Option<LaneId> {
         self.applied.lanes.lock().unwrap_or_else(PoisonError::into_inner).get(kafka_topic).copied()
     }
 }

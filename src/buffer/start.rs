@@ -24,7 +24,7 @@ use crate::observe::pulse::Pulse;
 
 /// The doors of a buffer whose thread runs.
 #[derive(Debug)]
-pub struct Running<R> {
+pub(crate) struct Running<R> {
     /// For ingest.
     pub intake: Intake<R>,
     /// For forward: reading.
@@ -40,12 +40,12 @@ pub struct Running<R> {
 /// The thread that owns the write connection. It ends by itself when all intakes and the settler are dropped and
 /// everything queued is committed.
 #[derive(Debug)]
-pub struct BufferThread(thread::JoinHandle<Result<(), CloseError>>);
+pub(crate) struct BufferThread(thread::JoinHandle<Result<(), CloseError>>);
 
 impl BufferThread {
     /// Has it ended?
     #[must_use]
-    pub fn is_finished(&self) -> bool {
+    pub(crate) fn is_finished(&self) -> bool {
         self.0.is_finished()
     }
 
@@ -54,7 +54,7 @@ impl BufferThread {
     /// # Errors
     /// When something that was received could not be stored, or the file could not be closed tidily. Nothing that was
     /// acknowledged is lost by either.
-    pub fn join(self) -> Result<(), CloseError> {
+    pub(crate) fn join(self) -> Result<(), CloseError> {
         self.0.join().unwrap_or(Err(CloseError::Panicked))
     }
 }
@@ -64,7 +64,7 @@ impl Buffer {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start<R: Send + 'static>(self, pulse: Pulse) -> Result<Running<R>, OpenError> {
+    pub(crate) fn start<R: Send + 'static>(self, pulse: Pulse) -> Result<Running<R>, OpenError> {
         let data_dir = self.data_dir.clone();
         let (writer, connection, doors) = self.assemble(pulse);
         let thread = thread::Builder::new()

@@ -39,7 +39,6 @@ impl<R> Writer<R> {
             full: self.space.is_full(),
             lanes: books.lanes.iter().map(|(id, lane)| (*id, Arc::clone(&lane.kafka_topic), lane.held)).collect(),
             commits: self.counts.commits,
-            stored: self.counts.stored,
             failing: false,
             write_failures: self.counts.write_failures,
             commit_seconds: self.counts.commit_time.as_secs_f64(),

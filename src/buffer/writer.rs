@@ -94,7 +94,6 @@ pub(super) struct Counts {
     pub(super) backoff: Backoff,
     pub(super) trouble: Trouble,
     pub(super) commits: u64,
-    pub(super) stored: u64,
     pub(super) write_failures: u64,
     pub(super) commit_time: Duration,
     pub(super) published: Option<Instant>,
@@ -112,7 +111,6 @@ impl Counts {
             backoff: Backoff::new(),
             trouble: Trouble::default(),
             commits: 0,
-            stored: 0,
             write_failures: 0,
             commit_time: Duration::ZERO,
             published: None,
@@ -298,7 +296,6 @@ impl<R> Writer<R> {
     pub(super) fn committed(&mut self, events: Vec<Stored>, pending: &Pending) {
         self.durable = self.books.transaction;
         self.counts.commits = self.counts.commits.saturating_add(1);
-        self.counts.stored = self.counts.stored.saturating_add(u64::try_from(events.len()).unwrap_or(u64::MAX));
         self.counts.publish_due = true;
         self.counts.stuck_since = None;
         self.counts.backoff.reset();

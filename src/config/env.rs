@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 /// What defaults and paths depend on.
 #[derive(Debug, Clone)]
-pub struct Env {
+pub(crate) struct Env {
     /// Default of `[agent] id`.
     pub host_name: String,
     /// `$STATE_DIRECTORY`, which systemd sets for `StateDirectory=`.
@@ -18,7 +18,7 @@ pub struct Env {
 impl Env {
     /// Of this process.
     #[must_use]
-    pub fn of_process() -> Self {
+    pub(crate) fn of_process() -> Self {
         // systemd lists several folders with ":" between them; the first is the one to use.
         let first = |list: String| list.split(':').next().map(PathBuf::from);
         Self {

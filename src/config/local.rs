@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::env::Env;
 use super::problems::{Reported, quoted};
 use super::reading::{Section, is_name};
-use super::settings::{Agent, Buffer, Compression, Http, Log, LogFormat, SyncMode, WhenFull};
+use super::settings::{Agent, Buffer, Compression, Http, Log, LogFormat, SyncMode};
 use super::units;
 use crate::observe::log;
 
@@ -67,18 +67,12 @@ pub(super) fn buffer(section: &Section<'_, '_>) -> Result<Buffer, Reported> {
     section.refuse_unknown();
     let max_bytes = section.size("max_bytes");
     let max_age = section.text("max_age").and_then(|text| refuse_max_age(section, &text));
-    let when_full = section.choice("when_full", &[("stop-reading", WhenFull::StopReading)]);
+    let when_full = section.choice("when_full", &[("stop-reading", ())]);
     let sync = section.choice("sync", &[("full", SyncMode::Full), ("normal", SyncMode::Normal)]);
     let commit_delay = section.time("commit_delay");
     let compression = section.choice("compression", &[("zstd", Compression::Zstd), ("none", Compression::None)]);
-    let () = max_age?;
-    Ok(Buffer {
-        max_bytes: max_bytes?,
-        when_full: when_full?,
-        sync: sync?,
-        commit_delay: commit_delay?,
-        compression: compression?,
-    })
+    let ((), ()) = (max_age?, when_full?);
+    Ok(Buffer { max_bytes: max_bytes?, sync: sync?, commit_delay: commit_delay?, compression: compression? })
 }
 
 fn refuse_max_age(section: &Section<'_, '_>, text: &str) -> Result<(), Reported> {

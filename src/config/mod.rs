@@ -47,12 +47,12 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
-pub use env::Env;
-pub use problems::{Problem, Problems};
-pub use secret::Secret;
-pub use settings::{
-    Agent, Broker, Buffer, Codec, Compression, Config, Delivery, HeaderNames, Http, Identity, Kafka, Listener, Log,
-    LogFormat, MqttVersion, Subscription, SyncMode, Timestamp, Tls, WhenFull,
+pub(crate) use env::Env;
+pub(crate) use problems::{Problem, Problems};
+pub(crate) use secret::Secret;
+pub(crate) use settings::{
+    Broker, Buffer, Codec, Compression, Config, Delivery, HeaderNames, Http, Identity, Kafka, Listener, Log, LogFormat,
+    MqttVersion, Subscription, SyncMode, Timestamp, Tls,
 };
 
 use problems::{Files, Notes, Reported, Taken};
@@ -67,13 +67,13 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 ///
 /// # Errors
 /// All problems, or that the file cannot be read.
-pub fn load(path: &Path) -> Result<Config, Problems> {
+pub(crate) fn load(path: &Path) -> Result<Config, Problems> {
     with_file(path, |text, file| parse(text, file, &Env::of_process()))
 }
 
 /// A configuration as far as whoever asks may see it. It is to be looked at, not to be run.
 #[derive(Debug)]
-pub struct Inspected {
+pub(crate) struct Inspected {
     config: Config,
     /// What could not be looked at: credentials that systemd shows only to the service, files that only others may read.
     pub unseen: Vec<Problem>,
@@ -82,7 +82,7 @@ pub struct Inspected {
 impl Inspected {
     /// Without the secrets that could not be seen.
     #[must_use]
-    pub fn config(&self) -> &Config {
+    pub(crate) fn config(&self) -> &Config {
         &self.config
     }
 }
@@ -91,7 +91,7 @@ impl Inspected {
 ///
 /// # Errors
 /// All problems, or that the file cannot be read.
-pub fn inspect(path: &Path) -> Result<Inspected, Problems> {
+pub(crate) fn inspect(path: &Path) -> Result<Inspected, Problems> {
     let env = Env { outside_service: true, ..Env::of_process() };
     with_file(path, |text, file| inspect_text(text, file, &env))
 }
@@ -100,7 +100,7 @@ pub fn inspect(path: &Path) -> Result<Inspected, Problems> {
 ///
 /// # Errors
 /// All problems.
-pub fn inspect_text(text: &str, file: &str, env: &Env) -> Result<Inspected, Problems> {
+pub(crate) fn inspect_text(text: &str, file: &str, env: &Env) -> Result<Inspected, Problems> {
     // In the service everything must be there.
     let files = if env.credentials_directory.is_some() { Files::Needed } else { Files::IfWeMay };
     let (config, Taken { remarks, unseen, .. }) = read_text(text, file, files, |document| read(document, env))?;
@@ -109,7 +109,7 @@ pub fn inspect_text(text: &str, file: &str, env: &Env) -> Result<Inspected, Prob
 
 /// What the centre's tools need to know of a gateway.
 #[derive(Debug)]
-pub struct Central {
+pub(crate) struct Central {
     /// `[kafka]`
     pub kafka: Kafka,
     /// `[[route]]`
@@ -120,7 +120,7 @@ pub struct Central {
 ///
 /// # Errors
 /// All problems of these tables, or that the file cannot be read.
-pub fn load_central(path: &Path) -> Result<Central, Problems> {
+pub(crate) fn load_central(path: &Path) -> Result<Central, Problems> {
     let env = Env { outside_service: true, ..Env::of_process() };
     with_file(path, |text, file| {
         let central = |document: &Document<'_, '_>| {
@@ -137,7 +137,7 @@ pub fn load_central(path: &Path) -> Result<Central, Problems> {
 ///
 /// # Errors
 /// All problems of this table, or that the file cannot be read.
-pub fn load_http(path: &Path) -> Result<Http, Problems> {
+pub(crate) fn load_http(path: &Path) -> Result<Http, Problems> {
     with_file(path, |text, file| {
         let (root, _) = DeTable::parse_recoverable(text);
         let notes = Notes::new(text, Files::IfWeMay);
@@ -157,7 +157,7 @@ fn with_file<T>(path: &Path, use_it: impl FnOnce(&str, &str) -> Result<T, Proble
 ///
 /// # Errors
 /// All problems.
-pub fn parse(text: &str, file: &str, env: &Env) -> Result<Config, Problems> {
+pub(crate) fn parse(text: &str, file: &str, env: &Env) -> Result<Config, Problems> {
     let (config, Taken { remarks, .. }) = read_text(text, file, Files::Needed, |document| read(document, env))?;
     Ok(Config { remarks, ..config })
 }

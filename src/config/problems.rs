@@ -8,7 +8,7 @@ use super::files::Unusable;
 
 /// One thing to mend.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// Line and column in the file, from 1; `None` when there is no file to point into.
     pub place: Option<(usize, usize)>,
     /// The key, as `mqtt[0].subscribe[1].qos`; empty when the TOML itself cannot be read.
@@ -19,7 +19,7 @@ pub struct Problem {
 
 /// All of them, in the order of the file. Shown as one `file:line:column: key: what` a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problems {
+pub(crate) struct Problems {
     file: String,
     list: Vec<Problem>,
 }
@@ -57,7 +57,7 @@ pub(super) struct Taken {
 impl Problem {
     /// With the name of its file.
     #[must_use]
-    pub fn in_file(&self, file: &str) -> String {
+    pub(crate) fn in_file(&self, file: &str) -> String {
         let place = self.place.map_or(String::new(), |(line, column)| format!(":{line}:{column}"));
         let key = if self.key.is_empty() { String::new() } else { format!(" {}:", self.key) };
         format!("{file}{place}:{key} {}", self.what)
@@ -78,7 +78,7 @@ impl Problems {
 
     /// In the order of the file.
     #[must_use]
-    pub fn list(&self) -> &[Problem] {
+    pub(crate) fn list(&self) -> &[Problem] {
         &self.list
     }
 }

@@ -14,7 +14,7 @@ use crate::route::Routes;
 
 /// Everything the agent is told, checked. Each stage takes its own part by value.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub(crate) struct Config {
     /// `[agent]`
     pub agent: Agent,
     /// `[log]`
@@ -37,7 +37,7 @@ pub struct Config {
 
 /// `[agent]`
 #[derive(Debug, Clone)]
-pub struct Agent {
+pub(crate) struct Agent {
     /// Name of this gateway.
     pub id: String,
     /// Where the buffer lives.
@@ -46,7 +46,7 @@ pub struct Agent {
 
 /// `[log]`
 #[derive(Debug, Clone)]
-pub struct Log {
+pub(crate) struct Log {
     /// error, warn, info, debug, trace, or a tracing filter like `info,tidegate::ingest=debug`.
     pub level: String,
     /// How lines look.
@@ -55,7 +55,7 @@ pub struct Log {
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// journald when started by systemd with a journal, else text.
     Auto,
     /// For people.
@@ -68,14 +68,14 @@ pub enum LogFormat {
 
 /// `[http]`
 #[derive(Debug, Clone)]
-pub struct Http {
+pub(crate) struct Http {
     /// `None` = off.
     pub listen: Option<SocketAddr>,
 }
 
 /// `[[mqtt]]`: a broker to subscribe to.
 #[derive(Debug, Clone)]
-pub struct Broker {
+pub(crate) struct Broker {
     /// Unique name.
     pub name: String,
     /// Host name or address.
@@ -106,7 +106,7 @@ pub struct Broker {
 
 /// `tls.*` of a broker. The files are read anew at each connection.
 #[derive(Debug, Clone)]
-pub struct Tls {
+pub(crate) struct Tls {
     /// What the broker's certificate must be made out to: the host of the URL.
     pub server_name: ServerName<'static>,
     /// Whom we trust; `None` = whom the system trusts.
@@ -117,7 +117,7 @@ pub struct Tls {
 
 /// A client certificate.
 #[derive(Debug, Clone)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// It, and those between it and the authority.
     pub cert_file: PathBuf,
     /// Its private key.
@@ -126,7 +126,7 @@ pub struct Identity {
 
 /// One filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subscription {
+pub(crate) struct Subscription {
     /// MQTT topic filter, `$share/group/filter` included.
     pub filter: String,
     /// Asked for; the broker may grant less.
@@ -144,7 +144,7 @@ pub enum MqttVersion {
 
 /// `[[listen]]`: sensors publish straight to Tidegate.
 #[derive(Debug, Clone)]
-pub struct Listener {
+pub(crate) struct Listener {
     /// Unique name.
     pub name: String,
     /// Where to listen.
@@ -169,11 +169,9 @@ pub struct Listener {
 
 /// `[buffer]`
 #[derive(Debug, Clone)]
-pub struct Buffer {
+pub(crate) struct Buffer {
     /// Disk the buffer may use.
     pub max_bytes: u64,
-    /// What happens at the limit.
-    pub when_full: WhenFull,
     /// SQLite's `synchronous`.
     pub sync: SyncMode,
     /// A commit waits so long for company.
@@ -182,16 +180,9 @@ pub struct Buffer {
     pub compression: Compression,
 }
 
-/// What happens when the buffer is full.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhenFull {
-    /// Nothing is read from the sockets until there is room.
-    StopReading,
-}
-
 /// SQLite's `synchronous`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SyncMode {
+pub(crate) enum SyncMode {
     /// Every commit is synced: the promise holds through power loss.
     Full,
     /// Acknowledged events of the last seconds may go in a power cut.
@@ -200,7 +191,7 @@ pub enum SyncMode {
 
 /// Of chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
+pub(crate) enum Compression {
     /// zstd, level 1.
     Zstd,
     /// As they are.
@@ -209,7 +200,7 @@ pub enum Compression {
 
 /// `[kafka]`
 #[derive(Debug, Clone)]
-pub struct Kafka {
+pub(crate) struct Kafka {
     /// `host:port`, at least one.
     pub brokers: Vec<String>,
     /// How.
@@ -234,7 +225,7 @@ pub struct Kafka {
 
 /// Compression of what goes to Kafka: not every client reads each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Codec {
+pub(crate) enum Codec {
     /// Read by all.
     Gzip,
     /// The least work.
@@ -250,7 +241,7 @@ pub enum Codec {
 impl Codec {
     /// As librdkafka calls it.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Gzip => "gzip",
             Self::Lz4 => "lz4",
@@ -262,7 +253,7 @@ impl Codec {
 
     /// As librdkafka counts it, where its own choice is not the best for readings.
     #[must_use]
-    pub fn level(self) -> Option<&'static str> {
+    pub(crate) fn level(self) -> Option<&'static str> {
         match self {
             // Measured with 100-byte readings: 10.1 bytes each in the log, against 10.8 with librdkafka's choice (3), and
             // faster.
@@ -276,7 +267,7 @@ impl Codec {
 
 /// What of a message travels as headers besides its id and topic, and under which names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HeaderNames {
+pub(crate) enum HeaderNames {
     /// What only some messages have.
     Tidegate,
     /// Also QoS, DUP, client id and user.
@@ -287,7 +278,7 @@ pub enum HeaderNames {
 
 /// What time records bear; the other stands in a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Timestamp {
+pub(crate) enum Timestamp {
     /// When the reading is sent: no retention is shorter than its wait in the buffer.
     Delivery,
     /// When it arrived at the gateway.
@@ -296,7 +287,7 @@ pub enum Timestamp {
 
 /// Delivery guarantee of the Kafka hop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delivery {
+pub(crate) enum Delivery {
     /// Idempotent producer, acks=all.
     AtLeastOnce,
     /// A transaction a batch, and in it the watermark of this buffer.

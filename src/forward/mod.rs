@@ -105,5 +105,5 @@ mod watermark_topic;
 mod window;
 
 pub(crate) use options::way_to_kafka;
-pub use options::{REFUSED, check_each_option, check_options};
+pub use options::{check_each_option, check_options};
 pub use relay::{ForwardError, Recovery, run};

@@ -21,7 +21,7 @@ use super::status::ForwardStatus;
 use super::{ForwardError, Recovery, run};
 use crate::buffer::{Arrivals, Buffer, BufferStatus, BufferThread, Durable, Intake, LedgerLine};
 use crate::clock::Clock;
-use crate::config::{self, Compression, Delivery, Secret, SyncMode, Timestamp, WhenFull};
+use crate::config::{self, Compression, Delivery, Secret, SyncMode, Timestamp};
 use crate::event::{Event, Qos, RouteId};
 use crate::observe::pulse::Pulse;
 use crate::route::filter::Filter;
@@ -65,7 +65,6 @@ impl Rig {
     pub(super) fn start(dir: &Path, brokers: &str, options: &[(&str, &str)]) -> Self {
         let settings = config::Buffer {
             max_bytes: 1 << 30,
-            when_full: WhenFull::StopReading,
             sync: SyncMode::Normal,
             commit_delay: Duration::ZERO,
             compression: Compression::Zstd,

@@ -6,21 +6,21 @@
 //!
 //! ```compile_fail
 //! // What is not durable cannot be acknowledged.
-//! use tidegate::ingest::{acker::Acker, receipt::Receipts};
+//! use tidegate::proofs::{Acker, Receipts};
 //! fn early(acker: &Acker, receipts: Receipts, out: &mut bytes::BytesMut) {
 //!     acker.acknowledge(receipts, out);
 //! }
 //! ```
 //! ```compile_fail
 //! // And it cannot be declared durable by hand.
-//! use tidegate::{buffer::Durable, ingest::receipt::Receipts};
+//! use tidegate::proofs::{Durable, Receipts};
 //! fn forge(receipts: Receipts) -> Durable<Receipts> {
 //!     Durable(receipts)
 //! }
 //! ```
 //! ```
 //! // The buffer's proof is what it takes.
-//! use tidegate::{buffer::Durable, ingest::{acker::Acker, receipt::Receipts}};
+//! use tidegate::proofs::{Acker, Durable, Receipts};
 //! fn in_time(acker: &Acker, receipts: Durable<Receipts>, out: &mut bytes::BytesMut) {
 //!     acker.acknowledge(receipts, out);
 //! }

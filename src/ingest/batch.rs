@@ -21,7 +21,7 @@ const BATCH_COST_BYTES: usize = 512;
 
 /// Work of one socket read, in arrival order.
 #[derive(Debug, Default)]
-pub struct Batch {
+pub(crate) struct Batch {
     pub(super) events: Vec<Event>,
     pub(super) changes: Vec<IdChange>,
     pub(super) receipts: Receipts,
@@ -34,7 +34,7 @@ pub struct Batch {
 
 impl Batch {
     /// A PUBLISH came on that connection.
-    pub fn publish(
+    pub(crate) fn publish(
         &mut self,
         epoch: Epoch,
         publish: Publish,
@@ -73,7 +73,7 @@ impl Batch {
 
     /// A PUBLISH came that cannot be read, and would come for ever: it is answered, and its bytes are put where they can be
     /// looked at.
-    pub fn flawed(&mut self, epoch: Epoch, flawed: Flawed, why: &str, arrived: Moment, topics: &mut Topics) {
+    pub(crate) fn flawed(&mut self, epoch: Epoch, flawed: Flawed, why: &str, arrived: Moment, topics: &mut Topics) {
         self.messages = self.messages.saturating_add(1);
         let Flawed { qos, packet_id, topic, bytes } = flawed;
         match qos {
@@ -103,7 +103,7 @@ impl Batch {
     }
 
     /// A PUBLISH came that is not taken: it is answered in its turn, and nothing of it is stored.
-    pub fn refuse(&mut self, epoch: Epoch, publish: &Publish, reason: u8) {
+    pub(crate) fn refuse(&mut self, epoch: Epoch, publish: &Publish, reason: u8) {
         self.messages = self.messages.saturating_add(1);
         match publish.qos {
             Qos::AtMostOnce => {}
@@ -113,7 +113,7 @@ impl Batch {
     }
 
     /// A PUBREL came: PUBCOMP follows when the id is durably forgotten (custody rule 3).
-    pub fn release(&mut self, epoch: Epoch, packet_id: u16, unreleased: &mut Unreleased) {
+    pub(crate) fn release(&mut self, epoch: Epoch, packet_id: u16, unreleased: &mut Unreleased) {
         if unreleased.release(packet_id) {
             self.id_change(IdChange::Remove(packet_id));
         }
@@ -121,37 +121,31 @@ impl Batch {
     }
 
     /// An event that no PUBLISH brought: a will.
-    pub fn event(&mut self, event: Event) {
+    pub(crate) fn event(&mut self, event: Event) {
         self.cost_bytes = self.cost_bytes.saturating_add(event.cost_bytes());
         self.events.push(event);
     }
 
     /// A change of the whole session; [`Answer::Proceed`] comes back when it is durable.
-    pub fn session(&mut self, epoch: Epoch, changes: impl IntoIterator<Item = IdChange>) {
+    pub(crate) fn session(&mut self, epoch: Epoch, changes: impl IntoIterator<Item = IdChange>) {
         self.changes.extend(changes);
         self.answer(Receipt::new(epoch, 0, Answer::Proceed));
     }
 
     /// Nothing in it.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.events.is_empty() && self.changes.is_empty() && self.receipts.is_empty()
-    }
-
-    /// More than answers and changes of the session.
-    #[must_use]
-    pub fn holds_events(&self) -> bool {
-        !self.events.is_empty()
     }
 
     /// Memory it will occupy until it is committed.
     #[must_use]
-    pub fn cost_bytes(&self) -> usize {
+    pub(crate) fn cost_bytes(&self) -> usize {
         self.cost_bytes.saturating_add(BATCH_COST_BYTES)
     }
 
     /// Takes the events out that nobody waits for an answer to, and says how many there were of each route.
-    pub fn drop_unanswered(&mut self) -> Vec<(RouteId, u64)> {
+    pub(crate) fn drop_unanswered(&mut self) -> Vec<(RouteId, u64)> {
         let mut dropped = Vec::new();
         let mut freed = 0_usize;
         self.events.retain(|event| {
@@ -167,7 +161,7 @@ impl Batch {
     }
 
     /// The connection has ended and this was not handed to the buffer: the peer will send it again.
-    pub fn abandon(&mut self, unreleased: &mut Unreleased) {
+    pub(crate) fn abandon(&mut self, unreleased: &mut Unreleased) {
         unreleased.revert(&self.changes);
         *self = Self::default();
     }

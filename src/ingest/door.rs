@@ -23,7 +23,7 @@ use crate::route::Routes;
 
 /// What all connections are given to make their doors of.
 #[derive(Debug, Clone)]
-pub struct Entrance {
+pub(crate) struct Entrance {
     /// To the buffer.
     pub intake: Intake<Receipts>,
     /// The `[[route]]` tables.
@@ -35,14 +35,14 @@ pub struct Entrance {
 impl Entrance {
     /// A topic cache for one connection.
     #[must_use]
-    pub fn topics(&self, max_bytes: usize) -> Topics {
+    pub(crate) fn topics(&self, max_bytes: usize) -> Topics {
         Topics::new(Arc::clone(&self.routes), Arc::clone(&self.route_ids), max_bytes)
     }
 }
 
 /// One session's way into the buffer.
 #[derive(Debug)]
-pub struct Door {
+pub(crate) struct Door {
     intake: Intake<Receipts>,
     session: Arc<str>,
     status: Arc<LinkStatus>,
@@ -51,12 +51,12 @@ pub struct Door {
 }
 
 /// Where the answers of the buffer arrive. Tell the door of each one ([`Door::answered`]).
-pub type Replies = mpsc::UnboundedReceiver<Durable<Receipts>>;
+pub(crate) type Replies = mpsc::UnboundedReceiver<Durable<Receipts>>;
 
 /// What became of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
-pub enum Submitted {
+pub(crate) enum Submitted {
     /// It is queued; the batch is empty now.
     Stored,
     /// No room. Wait for [`Door::room`], and do not read the socket until then.
@@ -66,7 +66,7 @@ pub enum Submitted {
 impl Door {
     /// `session` is the key of the persistent session: `broker:<name>` or `listen:<name>:<client id>`.
     #[must_use]
-    pub fn new(entrance: &Entrance, session: Arc<str>, status: Arc<LinkStatus>) -> (Self, Replies) {
+    pub(crate) fn new(entrance: &Entrance, session: Arc<str>, status: Arc<LinkStatus>) -> (Self, Replies) {
         let (reply, replies) = mpsc::unbounded_channel();
         let intake = entrance.intake.clone();
         (Self { intake, session, status, reply, outstanding: 0 }, replies)
@@ -76,7 +76,7 @@ impl Door {
     ///
     /// # Errors
     /// When the buffer has stopped.
-    pub fn submit(&mut self, batch: &mut Batch) -> Result<Submitted, Stopped> {
+    pub(crate) fn submit(&mut self, batch: &mut Batch) -> Result<Submitted, Stopped> {
         if batch.is_empty() {
             self.count(batch);
             return Ok(Submitted::Stored);
@@ -97,7 +97,7 @@ impl Door {
 
     /// Is there room for that many bytes now?
     #[must_use]
-    pub fn has_room(&self, bytes: usize) -> bool {
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
         self.intake.has_room(bytes)
     }
 
@@ -105,7 +105,7 @@ impl Door {
     ///
     /// # Errors
     /// When the buffer has stopped.
-    pub fn room(&self, batch: &Batch) -> impl Future<Output = Result<Room, Stopped>> + Send + use<> {
+    pub(crate) fn room(&self, batch: &Batch) -> impl Future<Output = Result<Room, Stopped>> + Send + use<> {
         let intake = self.intake.clone();
         let bytes = batch.cost_bytes();
         async move { intake.reserve(bytes).await }
@@ -115,7 +115,7 @@ impl Door {
     ///
     /// # Errors
     /// When the buffer has stopped.
-    pub fn store(&mut self, batch: &mut Batch, room: Room) -> Result<(), Stopped> {
+    pub(crate) fn store(&mut self, batch: &mut Batch, room: Room) -> Result<(), Stopped> {
         self.count(batch);
         let Batch { events, changes, receipts, .. } = std::mem::take(batch);
         let sessions = if changes.is_empty() {
@@ -131,7 +131,7 @@ impl Door {
     ///
     /// # Errors
     /// When the buffer has stopped.
-    pub fn announce(&mut self, changes: Vec<IdChange>) -> Result<(), Stopped> {
+    pub(crate) fn announce(&mut self, changes: Vec<IdChange>) -> Result<(), Stopped> {
         if changes.is_empty() {
             return Ok(());
         }
@@ -144,7 +144,7 @@ impl Door {
     ///
     /// # Errors
     /// When the buffer has stopped.
-    pub fn note(&mut self, notes: Vec<(Arc<str>, IdChange)>) -> Result<(), Stopped> {
+    pub(crate) fn note(&mut self, notes: Vec<(Arc<str>, IdChange)>) -> Result<(), Stopped> {
         if notes.is_empty() {
             return Ok(());
         }
@@ -153,20 +153,14 @@ impl Door {
     }
 
     /// The buffer has answered a batch.
-    pub fn answered(&mut self) {
+    pub(crate) fn answered(&mut self) {
         self.outstanding = self.outstanding.saturating_sub(1);
     }
 
     /// Batches that the buffer has not answered yet.
     #[must_use]
-    pub fn outstanding(&self) -> usize {
+    pub(crate) fn outstanding(&self) -> usize {
         self.outstanding
-    }
-
-    /// Counters of this link.
-    #[must_use]
-    pub fn status(&self) -> &Arc<LinkStatus> {
-        &self.status
     }
 
     fn send(
@@ -205,7 +199,7 @@ mod tests {
     use super::*;
     use crate::buffer::Buffer;
     use crate::clock::Moment;
-    use crate::config::{self, Compression, MqttVersion, SyncMode, WhenFull};
+    use crate::config::{self, Compression, MqttVersion, SyncMode};
     use crate::ingest::acker::Acker;
     use crate::ingest::codec::{self, Packet};
     use crate::ingest::receipt::Epoch;
@@ -215,7 +209,6 @@ mod tests {
     fn settings() -> config::Buffer {
         config::Buffer {
             max_bytes: 64 << 20,
-            when_full: WhenFull::StopReading,
             sync: SyncMode::Full,
             commit_delay: Duration::ZERO,
             compression: Compression::Zstd,

@@ -14,7 +14,7 @@ const LARGEST_READ_BYTES: usize = 64 * 1024;
 
 /// Bytes received and not yet decoded.
 #[derive(Debug)]
-pub struct Inbox {
+pub(crate) struct Inbox {
     buffer: BytesMut,
     read_bytes: usize,
 }
@@ -22,12 +22,12 @@ pub struct Inbox {
 impl Inbox {
     /// Empty, without memory.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { buffer: BytesMut::new(), read_bytes: SMALLEST_READ_BYTES }
     }
 
     /// The buffer with space for the next read (`read_buf` fills it; call [`Inbox::filled`] after).
-    pub fn space(&mut self) -> &mut BytesMut {
+    pub(crate) fn space(&mut self) -> &mut BytesMut {
         let spare = self.buffer.capacity().saturating_sub(self.buffer.len());
         // A rest of a quarter is used up first: a new buffer a read would pin more memory than it saves calls.
         if spare < self.read_bytes / 4 {
@@ -37,7 +37,7 @@ impl Inbox {
     }
 
     /// A read brought that many bytes.
-    pub fn filled(&mut self, bytes: usize) {
+    pub(crate) fn filled(&mut self, bytes: usize) {
         let full = self.buffer.capacity() == self.buffer.len();
         if full {
             self.read_bytes = self.read_bytes.saturating_mul(2).min(LARGEST_READ_BYTES);
@@ -47,19 +47,19 @@ impl Inbox {
     }
 
     /// What is to be decoded.
-    pub fn bytes(&mut self) -> &mut BytesMut {
+    pub(crate) fn bytes(&mut self) -> &mut BytesMut {
         &mut self.buffer
     }
 
     /// Gives back the memory that a large packet needed. Call it when a read has been decoded.
-    pub fn shrink(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         if self.buffer.is_empty() && self.buffer.capacity() > LARGEST_READ_BYTES.saturating_mul(2) {
             self.buffer = BytesMut::new();
         }
     }
 
     /// The connection is over: nothing of it may be read as the next one's.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.buffer = BytesMut::new();
         self.read_bytes = SMALLEST_READ_BYTES;
     }

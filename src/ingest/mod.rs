@@ -4,14 +4,14 @@
 //! QoS 2) → [`batch`] → [`door`] → buffer. The way of its answer: buffer → [`receipt`] inside
 //! [`Durable`](crate::buffer::Durable) → [`acker`] → socket.
 
-pub mod acker;
-pub mod batch;
-pub mod broker;
-pub mod codec;
-pub mod door;
-pub mod inbox;
-pub mod listener;
-pub mod receipt;
-pub mod status;
-pub mod topics;
-pub mod unreleased;
+pub(crate) mod acker;
+pub(crate) mod batch;
+pub(crate) mod broker;
+pub(crate) mod codec;
+pub(crate) mod door;
+pub(crate) mod inbox;
+pub(crate) mod listener;
+pub(crate) mod receipt;
+pub(crate) mod status;
+pub(crate) mod topics;
+pub(crate) mod unreleased;

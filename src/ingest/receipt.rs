@@ -6,16 +6,16 @@
 //!
 //! ```compile_fail
 //! // No one else can make one, so none can be made early or twice.
-//! use tidegate::ingest::receipt::{Answer, Epoch, Receipt};
+//! use tidegate::proofs::{Answer, Epoch, Receipt};
 //! let forged = Receipt::new(Epoch::next(), 7, Answer::PubAck);
 //! ```
 //! ```compile_fail
 //! // It cannot be copied.
-//! fn twice(receipt: &tidegate::ingest::receipt::Receipt) -> tidegate::ingest::receipt::Receipt { receipt.clone() }
+//! fn twice(receipt: &tidegate::proofs::Receipt) -> tidegate::proofs::Receipt { receipt.clone() }
 //! ```
 //! ```
 //! // It can be looked at and moved.
-//! fn once(receipt: tidegate::ingest::receipt::Receipt) -> tidegate::ingest::receipt::Receipt { receipt }
+//! fn once(receipt: tidegate::proofs::Receipt) -> tidegate::proofs::Receipt { receipt }
 //! ```
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counters of one `[[mqtt]]` or `[[listen]]` table. Written by its tasks, read by anyone.
 #[derive(Debug)]
-pub struct LinkStatus {
+pub(crate) struct LinkStatus {
     /// The table's `name`.
     pub name: String,
     /// `broker` or `listener`.
@@ -41,7 +41,7 @@ pub struct LinkStatus {
 impl LinkStatus {
     /// All zero.
     #[must_use]
-    pub fn new(name: &str, kind: &'static str) -> Self {
+    pub(crate) fn new(name: &str, kind: &'static str) -> Self {
         Self {
             name: name.to_owned(),
             kind,
@@ -62,12 +62,12 @@ impl LinkStatus {
     }
 
     /// Adds to one of the counters above.
-    pub fn add(counter: &AtomicU64, n: u64) {
+    pub(crate) fn add(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
     }
 
     /// Remembers what went wrong last, for `status`. Counted by the caller.
-    pub fn failed(&self, error: &str) {
+    pub(crate) fn failed(&self, error: &str) {
         if let Ok(mut last) = self.last_error.lock() {
             error.clone_into(&mut last);
         }
@@ -75,7 +75,7 @@ impl LinkStatus {
 
     /// What went wrong last; empty when nothing did.
     #[must_use]
-    pub fn last_error(&self) -> String {
+    pub(crate) fn last_error(&self) -> String {
         self.last_error.lock().map(|last| last.clone()).unwrap_or_default()
     }
 }

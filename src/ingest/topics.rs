@@ -15,7 +15,7 @@ const LONGEST_KEPT_BYTES: usize = 512;
 
 /// Known topics with their ledger line. Bounded: when full, it starts afresh.
 #[derive(Debug)]
-pub struct Topics {
+pub(crate) struct Topics {
     routes: Arc<Routes>,
     route_ids: Arc<[RouteId]>,
     known: HashMap<Name, RouteId>,
@@ -36,24 +36,24 @@ impl Borrow<str> for Name {
 impl Topics {
     /// Nothing known. `route_ids` has the ledger line of each route, in the order of the tables.
     #[must_use]
-    pub fn new(routes: Arc<Routes>, route_ids: Arc<[RouteId]>, max_bytes: usize) -> Self {
+    pub(crate) fn new(routes: Arc<Routes>, route_ids: Arc<[RouteId]>, max_bytes: usize) -> Self {
         Self { routes, route_ids, known: HashMap::new(), bytes: 0, max_bytes, sender: None }
     }
 
     /// All that comes on this connection is of that client.
     #[must_use]
-    pub fn of(self, sender: Arc<Sender>) -> Self {
+    pub(crate) fn of(self, sender: Arc<Sender>) -> Self {
         Self { sender: Some(sender), ..self }
     }
 
     /// Who publishes on this connection, where that is known.
     #[must_use]
-    pub fn sender(&self) -> Option<Arc<Sender>> {
+    pub(crate) fn sender(&self) -> Option<Arc<Sender>> {
         self.sender.clone()
     }
 
     /// The shared name and the ledger line.
-    pub fn resolve(&mut self, topic: &str) -> (Arc<str>, RouteId) {
+    pub(crate) fn resolve(&mut self, topic: &str) -> (Arc<str>, RouteId) {
         if let Some((name, route)) = self.known.get_key_value(topic) {
             return (Arc::clone(&name.0), *route);
         }

@@ -25,7 +25,7 @@ use crate::planted::{Bug, planted};
 
 /// Packet ids of one session.
 #[derive(Debug, Default)]
-pub struct Unreleased {
+pub(crate) struct Unreleased {
     ids: PacketIds,
     /// Ids of an earlier connection or process that the peer has not mentioned yet.
     inherited: BTreeSet<u16>,
@@ -33,7 +33,7 @@ pub struct Unreleased {
 
 /// What a QoS 2 PUBLISH is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delivery {
+pub(crate) enum Delivery {
     /// Not seen: store it.
     New,
     /// Seen: answer, and store nothing.
@@ -46,7 +46,7 @@ impl Unreleased {
     /// were stored twice in five kills). A sensor that has lost its memory and says under an old id what it had said
     /// under it is taken for one that repeats itself.
     #[must_use]
-    pub fn resumed(ids: PacketIds) -> Self {
+    pub(crate) fn resumed(ids: PacketIds) -> Self {
         if planted(Bug::WantDup) {
             return Self::inherited(ids);
         }
@@ -65,13 +65,13 @@ impl Unreleased {
     /// Left is a new message that says the same as the old one on the same topic, and all of the above; or whose digest
     /// happens to be the same, one in 4,294,967,296.
     #[must_use]
-    pub fn inherited(ids: PacketIds) -> Self {
+    pub(crate) fn inherited(ids: PacketIds) -> Self {
         Self { inherited: ids.keys().copied().collect(), ids }
     }
 
     /// A QoS 2 PUBLISH came, with that [digest](crate::ingest::codec::Publish::digest). [`Delivery::New`] asks for an
     /// [`IdChange::Add`] in the event's own transaction.
-    pub fn publish(&mut self, packet_id: u16, dup: bool, digest: u32) -> Delivery {
+    pub(crate) fn publish(&mut self, packet_id: u16, dup: bool, digest: u32) -> Delivery {
         let inherited = !self.inherited.is_empty() && self.inherited.remove(&packet_id);
         if let Some(known) = self.ids.get(&packet_id) {
             let other = known.is_some_and(|known| known != digest);
@@ -85,19 +85,19 @@ impl Unreleased {
 
     /// A PUBREL came. True asks for an [`IdChange::Remove`]; false: it is forgotten already, and PUBCOMP is the answer
     /// all the same (a lost PUBCOMP, or an id of a session that we lost): anything else would make the peer ask for ever.
-    pub fn release(&mut self, packet_id: u16) -> bool {
+    pub(crate) fn release(&mut self, packet_id: u16) -> bool {
         self.inherited.remove(&packet_id);
         self.ids.remove(&packet_id).is_some()
     }
 
     /// The peer has a new session.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.ids.clear();
         self.inherited.clear();
     }
 
     /// Takes back changes that were never handed to the buffer.
-    pub fn revert(&mut self, changes: &[IdChange]) {
+    pub(crate) fn revert(&mut self, changes: &[IdChange]) {
         for change in changes.iter().rev() {
             match *change {
                 IdChange::Add(id, _) => {
@@ -112,21 +112,20 @@ impl Unreleased {
         }
     }
 
-    /// Is that id unreleased?
-    #[must_use]
-    pub fn contains(&self, packet_id: u16) -> bool {
+    #[cfg(test)]
+    pub(super) fn contains(&self, packet_id: u16) -> bool {
         self.ids.contains_key(&packet_id)
     }
 
     /// How many.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.ids.len()
     }
 
     /// None.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 }

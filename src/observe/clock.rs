@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const JUMP_MS: u64 = 2_000;
 
 /// Until told to stop.
-pub async fn watch(sources: Arc<Sources>, mut stop: Stop) {
+pub(crate) async fn watch(sources: Arc<Sources>, mut stop: Stop) {
     let (mut before, mut repeats) = (clock::now(), Repeats::default());
     if before.is_doubtful() {
         info!(

@@ -3,7 +3,6 @@
 //! Read-only and small on purpose: no request changes anything, bodies are not read, connections are few and short.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,18 +28,10 @@ const MAX_CONNECTIONS: usize = 16;
 const CONNECTION_TIME: Duration = Duration::from_secs(30);
 
 /// A stage that is silent for longer is stuck. SD cards stall for seconds while they erase, hence not less.
-pub const STUCK_AFTER: Duration = Duration::from_secs(20);
-
-/// Binds the address.
-///
-/// # Errors
-/// With the address and the key to change.
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, std::io::Error> {
-    TcpListener::bind(address).await
-}
+pub(crate) const STUCK_AFTER: Duration = Duration::from_secs(20);
 
 /// Serves until stopped.
-pub async fn serve(listener: TcpListener, sources: Arc<Sources>, mut stop: Stop) {
+pub(crate) async fn serve(listener: TcpListener, sources: Arc<Sources>, mut stop: Stop) {
     let pages = Arc::new(Pages { metrics: Metrics::new(Arc::clone(&sources)), sources });
     let mut connections = JoinSet::new();
     loop {

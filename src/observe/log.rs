@@ -24,7 +24,7 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// Why no log could be started.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub(crate) enum StartError {
     /// `level` is not a filter; `config` refuses it before.
     #[error("cannot start the log: level: {0}")]
     Level(String),
@@ -40,7 +40,7 @@ pub enum StartError {
 ///
 /// # Errors
 /// When the journal is wanted and not there, or the log was started before.
-pub fn start(log: &Log) -> Result<(), StartError> {
+pub(crate) fn start(log: &Log) -> Result<(), StartError> {
     let filter = filter(&log.level).map_err(StartError::Level)?;
     let subscriber = Registry::default().with(filter).with(lines(log.format)?);
     tracing::subscriber::set_global_default(subscriber).map_err(|_started: _| StartError::Twice)
@@ -50,7 +50,7 @@ pub fn start(log: &Log) -> Result<(), StartError> {
 ///
 /// # Errors
 /// What is wrong, in words for the person who wrote it.
-pub fn check_level(text: &str) -> Result<(), String> {
+pub(crate) fn check_level(text: &str) -> Result<(), String> {
     filter(text).map(|_| ())
 }
 

@@ -17,18 +17,18 @@ use super::status::{Books, LinkPart, Sources, Status, TransactionsPart};
 use crate::forward::status::{COMMIT_BOUNDS_S, CommitTimes, Reason};
 
 /// Content type of what [`Metrics::text`] makes.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The registry with its one collector.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
 }
 
 impl Metrics {
     /// Over these sources.
     #[must_use]
-    pub fn new(sources: Arc<Sources>) -> Self {
+    pub(crate) fn new(sources: Arc<Sources>) -> Self {
         let mut registry = Registry::with_prefix("tidegate");
         registry.register_collector(Box::new(Agent { sources }));
         Self { registry }
@@ -38,7 +38,7 @@ impl Metrics {
     ///
     /// # Errors
     /// When the library refuses to format, which it has no reason to.
-    pub fn text(&self) -> Result<String, fmt::Error> {
+    pub(crate) fn text(&self) -> Result<String, fmt::Error> {
         let mut out = String::with_capacity(8 * 1024);
         text::encode(&mut out, &self.registry)?;
         Ok(out)

@@ -1,10 +1,10 @@
 //! What the outside may see: logs, metrics, health, systemd's watchdog.
 
-pub mod clock;
-pub mod http;
-pub mod log;
-pub mod metrics;
-pub mod pulse;
-pub mod repeats;
-pub mod status;
-pub mod systemd;
+pub(crate) mod clock;
+pub(crate) mod http;
+pub(crate) mod log;
+pub(crate) mod metrics;
+pub(crate) mod pulse;
+pub(crate) mod repeats;
+pub(crate) mod status;
+pub(crate) mod systemd;

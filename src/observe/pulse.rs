@@ -4,12 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A stage that is well beats at least this often, also when it has nothing to do.
-pub const BEAT: Duration = Duration::from_secs(1);
-
 /// Held by a stage.
 #[derive(Debug, Clone)]
-pub struct Pulse {
+pub(crate) struct Pulse {
     start: Instant,
     last_ms: Arc<AtomicU64>,
 }
@@ -17,18 +14,18 @@ pub struct Pulse {
 impl Pulse {
     /// Counts as beating from now.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { start: Instant::now(), last_ms: Arc::new(AtomicU64::new(0)) }
     }
 
     /// "My loop went round."
-    pub fn beat(&self) {
+    pub(crate) fn beat(&self) {
         self.last_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 
     /// Time since the last beat.
     #[must_use]
-    pub fn silence(&self) -> Duration {
+    pub(crate) fn silence(&self) -> Duration {
         Duration::from_millis(self.now_ms().saturating_sub(self.last_ms.load(Ordering::Relaxed)))
     }
 

@@ -21,15 +21,15 @@
 use std::time::{Duration, Instant};
 
 /// A text that goes on is said again, with its count, no more often than this.
-pub const SAY_AGAIN: Duration = Duration::from_secs(60);
+pub(crate) const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Different texts remembered: trouble that alternates between a few causes is still one trouble. The one that was
 /// seen longest ago makes room.
-pub const REMEMBERED: usize = 8;
+pub(crate) const REMEMBERED: usize = 8;
 
 /// What one link or stage has said. Owned by it.
 #[derive(Debug, Default)]
-pub struct Repeats {
+pub(crate) struct Repeats {
     causes: Vec<Cause>,
 }
 
@@ -47,7 +47,7 @@ impl Repeats {
     /// Takes down that this happened; gives what to log now: nothing, or this text, or its count, or also the count of
     /// one that is forgotten.
     #[must_use = "these lines belong into the log"]
-    pub fn saw(&mut self, text: &str, now: Instant) -> Vec<String> {
+    pub(crate) fn saw(&mut self, text: &str, now: Instant) -> Vec<String> {
         if let Some(cause) = self.causes.iter_mut().find(|cause| cause.text == text) {
             cause.seen_at = now;
             cause.unsaid = cause.unsaid.saturating_add(1);
@@ -63,12 +63,6 @@ impl Repeats {
         lines.push(text.to_owned());
         self.causes.push(Cause { text: text.to_owned(), said_at: now, seen_at: now, unsaid: 0 });
         lines
-    }
-
-    /// The trouble is over: gives the counts that were not said, and forgets everything.
-    #[must_use = "these lines belong into the log"]
-    pub fn ended(&mut self, now: Instant) -> Vec<String> {
-        self.causes.drain(..).filter_map(|mut cause| cause.sum_up(now)).collect()
     }
 }
 
@@ -97,16 +91,7 @@ mod tests {
         let minute = start + SAY_AGAIN;
         assert_eq!(repeats.saw("refused", minute), ["refused (repeated 60 times in 60 s)"]);
         assert_eq!(repeats.saw("refused", minute + Duration::from_secs(5)), NOTHING);
-        assert_eq!(repeats.ended(minute + Duration::from_secs(7)), ["refused (repeated 1 times in 7 s)"]);
-        assert_eq!(repeats.ended(minute), NOTHING);
-    }
-
-    #[test]
-    fn after_the_end_it_is_news_again() {
-        let (mut repeats, now) = (Repeats::default(), Instant::now());
-        assert_eq!(repeats.saw("refused", now), ["refused"]);
-        assert_eq!(repeats.ended(now), NOTHING);
-        assert_eq!(repeats.saw("refused", now), ["refused"]);
+        assert_eq!(repeats.saw("refused", minute + SAY_AGAIN), ["refused (repeated 2 times in 60 s)"]);
     }
 
     #[test]
@@ -114,7 +99,6 @@ mod tests {
         let (mut repeats, now) = (Repeats::default(), Instant::now());
         let lines: Vec<String> = (0..100).flat_map(|i| repeats.saw(["a", "b", "c"][i % 3], now)).collect();
         assert_eq!(lines, ["a", "b", "c"]);
-        assert_eq!(repeats.ended(now).len(), 3);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::ingest::status::LinkStatus;
 
 /// Where the snapshot is taken from. Every stage publishes; nobody is asked, so that looking never disturbs.
 #[derive(Debug)]
-pub struct Sources {
+pub(crate) struct Sources {
     /// `[agent] id`.
     pub agent: String,
     /// Identity of the buffer.
@@ -45,7 +45,7 @@ pub struct Sources {
 
 /// The snapshot. Keys are part of the interface; they are only ever added to.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// Version of the agent.
     pub version: String,
     /// `[agent] id`.
@@ -74,7 +74,7 @@ pub struct Status {
 
 /// The wall clock.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct ClockPart {
+pub(crate) struct ClockPart {
     /// It follows a time server.
     pub synchronised: bool,
     /// It does not, or it stands before this program was made.
@@ -89,7 +89,7 @@ pub struct ClockPart {
 
 /// A line of the ledger, or their sum.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Books {
+pub(crate) struct Books {
     /// Events taken in.
     pub received: u64,
     /// Confirmed by Kafka.
@@ -109,7 +109,7 @@ pub struct Books {
 
 /// The books of one route.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct RouteBooks {
+pub(crate) struct RouteBooks {
     /// Its `from`; empty for events that no route matched.
     pub route: String,
     /// The configuration has it no more; what it holds, and no present route matches, goes to its `to` all the same.
@@ -122,7 +122,7 @@ pub struct RouteBooks {
 
 /// The buffer's part.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct BufferPart {
+pub(crate) struct BufferPart {
     /// Disk in use.
     pub used_bytes: u64,
     /// The limit, `[buffer] max_bytes`.
@@ -147,7 +147,7 @@ pub struct BufferPart {
 
 /// A broker or a listener.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct LinkPart {
+pub(crate) struct LinkPart {
     /// The table's name.
     pub name: String,
     /// `broker` or `listener`.
@@ -185,7 +185,7 @@ pub struct LinkPart {
 
 /// The Kafka side.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct KafkaPart {
+pub(crate) struct KafkaPart {
     /// A broker answers.
     pub connected: bool,
     /// Sent and not yet reported.
@@ -218,7 +218,7 @@ pub struct KafkaPart {
 
 /// Readings wait, and nothing flows.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct WaitingPart {
+pub(crate) struct WaitingPart {
     /// The kind of cause, as `tidegate_kafka_waiting` has it.
     pub reason: String,
     /// The cause, in words.
@@ -231,7 +231,7 @@ pub struct WaitingPart {
 
 /// What exactly-once delivery has done since start.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct TransactionsPart {
+pub(crate) struct TransactionsPart {
     /// Every sequence up to here is delivered or otherwise settled, by a committed watermark.
     pub watermark: u64,
     /// Transactions committed.
@@ -253,7 +253,7 @@ pub struct TransactionsPart {
 
 /// A parked Kafka topic.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ParkedPart {
+pub(crate) struct ParkedPart {
     /// Kafka topic.
     pub topic: String,
     /// Why.
@@ -267,7 +267,7 @@ pub struct ParkedPart {
 impl Sources {
     /// Takes the snapshot.
     #[must_use]
-    pub fn snapshot(&self) -> Status {
+    pub(crate) fn snapshot(&self) -> Status {
         let buffer = self.buffer.borrow().clone();
         let routes: Vec<RouteBooks> = buffer
             .ledger
@@ -295,13 +295,13 @@ impl Sources {
 
     /// The first stage that has been silent for longer than that, if any.
     #[must_use]
-    pub fn stuck(&self, limit: std::time::Duration) -> Option<&str> {
+    pub(crate) fn stuck(&self, limit: std::time::Duration) -> Option<&str> {
         self.pulses.iter().find(|(_, pulse)| pulse.silence() > limit).map(|(stage, _)| stage.as_str())
     }
 
     /// Why the agent cannot take readings right now; `None` when it can. Kafka being away is no reason.
     #[must_use]
-    pub fn not_ready(&self) -> Option<&'static str> {
+    pub(crate) fn not_ready(&self) -> Option<&'static str> {
         if !self.serving.load(Ordering::Relaxed) {
             Some("starting or stopping")
         } else if self.buffer.borrow().full {
@@ -372,7 +372,7 @@ impl Books {
 
     /// Custody rule 7 for this line.
     #[must_use]
-    pub fn balanced(self) -> bool {
+    pub(crate) fn balanced(self) -> bool {
         let accounted = [self.delivered, self.dead_lettered, self.dropped, self.purged, self.lost, self.held];
         self.received == accounted.into_iter().fold(0_u64, u64::saturating_add)
     }
@@ -462,7 +462,7 @@ impl From<&LinkStatus> for LinkPart {
 impl Status {
     /// One line for `systemctl status`.
     #[must_use]
-    pub fn one_line(&self) -> String {
+    pub(crate) fn one_line(&self) -> String {
         let up = self.links.iter().filter(|link| link.kind == "listener" || link.connected > 0).count();
         let kafka = if self.kafka.connected { "connected" } else { "away" };
         let mut line = format!(

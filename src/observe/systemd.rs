@@ -19,13 +19,13 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 const EXTENSION_US: u32 = 60_000_000;
 
 /// The agent takes readings.
-pub fn ready() {
+pub(crate) fn ready() {
     tell(&NotifyState::Ready);
 }
 
 /// A start that takes longer than usual goes on: a damaged buffer of a gigabyte is rebuilt in a minute or two, on a slow
 /// card in ten. May be called as often as one likes.
-pub fn still_starting() {
+pub(crate) fn still_starting() {
     static SAID: Mutex<Option<Instant>> = Mutex::new(None);
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     if said.is_none_or(|said| said.elapsed() >= SIGN_OF_LIFE) {
@@ -36,13 +36,13 @@ pub fn still_starting() {
 }
 
 /// The agent is on its way out.
-pub fn stopping() {
+pub(crate) fn stopping() {
     tell(&NotifyState::Stopping);
 }
 
 /// Feeds the watchdog while every stage beats, and renews the status line. A stage that is stuck stops the feeding,
 /// and systemd then kills and restarts the agent: what is on disk is on disk.
-pub async fn attend(sources: Arc<Sources>, mut stop: Stop) {
+pub(crate) async fn attend(sources: Arc<Sources>, mut stop: Stop) {
     let watchdog = sd_notify::watchdog_enabled();
     // systemd asks for a sign of life within the interval; three tries fit into it.
     let pause = watchdog.map_or(STATUS_EVERY, |interval| part(interval, 3).min(STATUS_EVERY));

@@ -11,14 +11,14 @@
 //! | the `/` between two levels of `{rest}` and `{topic}` | `.` |
 //!
 //! An escaped level is never empty and holds no `.`, so a `.` in a template always separates, and two different levels
-//! never look alike: [`unescape_topic`] gives back what [`escape_topic`] was given, byte for byte.
+//! never look alike: what the tests read back is what [`escape_topic`] was given, byte for byte.
 //!
 //! Kafka itself refuses to create a topic that differs from an existing one only in `.` against `_` (their metric names
 //! would be the same). Escaped names can meet that only when a level begins or ends with `_`; the second topic is then
 //! parked with Kafka's own words, and never mixed with the first.
 
 /// Puts one level behind what `out` holds.
-pub fn escape_level(level: &str, out: &mut String) {
+pub(crate) fn escape_level(level: &str, out: &mut String) {
     if level.is_empty() {
         out.push_str("_-");
     }
@@ -36,7 +36,7 @@ pub fn escape_level(level: &str, out: &mut String) {
 }
 
 /// Puts a whole MQTT topic, or a tail of one, behind what `out` holds.
-pub fn escape_topic(topic: &str, out: &mut String) {
+pub(crate) fn escape_topic(topic: &str, out: &mut String) {
     for (index, level) in topic.split('/').enumerate() {
         if index > 0 {
             out.push('.');
@@ -45,50 +45,8 @@ pub fn escape_topic(topic: &str, out: &mut String) {
     }
 }
 
-/// The level that [`escape_level`] wrote so; `None` when it never writes this.
-#[must_use]
-pub fn unescape_level(escaped: &str) -> Option<String> {
-    if escaped == "_-" {
-        return Some(String::new());
-    }
-    if escaped.is_empty() {
-        return None;
-    }
-    let mut bytes = escaped.bytes();
-    let mut level = Vec::with_capacity(escaped.len());
-    while let Some(byte) = bytes.next() {
-        level.push(match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' => byte,
-            b'_' => match bytes.next()? {
-                b'_' => b'_',
-                high => escaped_byte(high, bytes.next()?)?,
-            },
-            _ => return None,
-        });
-    }
-    String::from_utf8(level).ok()
-}
-
-/// The MQTT topic that [`escape_topic`] wrote so; `None` when it never writes this.
-#[must_use]
-pub fn unescape_topic(escaped: &str) -> Option<String> {
-    let levels: Option<Vec<String>> = escaped.split('.').map(unescape_level).collect();
-    levels.map(|levels| levels.join("/"))
-}
-
 fn hex_digit(nibble: u8) -> char {
     char::from_digit(u32::from(nibble), 16).unwrap_or('0')
-}
-
-/// The byte of two digits, unless it is one that is written otherwise.
-fn escaped_byte(high: u8, low: u8) -> Option<u8> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => byte.checked_sub(b'0'),
-        b'a'..=b'f' => byte.checked_sub(b'a').and_then(|b| b.checked_add(10)),
-        _ => None,
-    };
-    let byte = (digit(high)? << 4) | digit(low)?;
-    (!byte.is_ascii_alphanumeric() && !b"-_/".contains(&byte)).then_some(byte)
 }
 
 #[cfg(test)]
@@ -96,6 +54,46 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// The level that `escape_level` wrote so; `None` when it never writes this.
+    fn unescape_level(escaped: &str) -> Option<String> {
+        if escaped == "_-" {
+            return Some(String::new());
+        }
+        if escaped.is_empty() {
+            return None;
+        }
+        let mut bytes = escaped.bytes();
+        let mut level = Vec::with_capacity(escaped.len());
+        while let Some(byte) = bytes.next() {
+            level.push(match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' => byte,
+                b'_' => match bytes.next()? {
+                    b'_' => b'_',
+                    high => escaped_byte(high, bytes.next()?)?,
+                },
+                _ => return None,
+            });
+        }
+        String::from_utf8(level).ok()
+    }
+
+    /// The MQTT topic that `escape_topic` wrote so; `None` when it never writes this.
+    fn unescape_topic(escaped: &str) -> Option<String> {
+        let levels: Option<Vec<String>> = escaped.split('.').map(unescape_level).collect();
+        levels.map(|levels| levels.join("/"))
+    }
+
+    /// The byte of two digits, unless it is one that is written otherwise.
+    fn escaped_byte(high: u8, low: u8) -> Option<u8> {
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => byte.checked_sub(b'0'),
+            b'a'..=b'f' => byte.checked_sub(b'a').and_then(|b| b.checked_add(10)),
+            _ => None,
+        };
+        let byte = (digit(high)? << 4) | digit(low)?;
+        (!byte.is_ascii_alphanumeric() && !b"-_/".contains(&byte)).then_some(byte)
+    }
 
     fn escaped(topic: &str) -> String {
         let mut out = String::new();

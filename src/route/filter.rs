@@ -5,7 +5,7 @@
 
 /// A checked filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Filter {
+pub(crate) struct Filter {
     levels: Vec<Level>,
     /// Ends with `#`.
     open: bool,
@@ -43,7 +43,7 @@ impl Filter {
     ///
     /// # Errors
     /// What is wrong with it, in words for the person who wrote it.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Err("an MQTT topic filter has at least one character".into());
         }
@@ -75,7 +75,7 @@ impl Filter {
     }
 
     /// The names, in order.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.levels.iter().filter_map(|level| match level {
             Level::Any(Some(name)) => Some(&**name),
             Level::Any(None) | Level::Exactly(_) => None,
@@ -84,19 +84,19 @@ impl Filter {
 
     /// Does it end with `#`?
     #[must_use]
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.open
     }
 
     /// Does it match this topic?
     #[must_use]
-    pub fn matches(&self, topic: &str) -> bool {
+    pub(crate) fn matches(&self, topic: &str) -> bool {
         self.walk(topic, |_| ()).is_some()
     }
 
     /// Does it match every topic that `other` matches?
     #[must_use]
-    pub fn covers(&self, other: &Self) -> bool {
+    pub(crate) fn covers(&self, other: &Self) -> bool {
         let wild_first = |filter: &Self| !matches!(filter.levels.first(), Some(Level::Exactly(_)));
         if let Some(Level::Exactly(first)) = other.levels.first()
             && first.starts_with('$')
@@ -120,7 +120,7 @@ impl Filter {
 
     /// Is there a topic that both match?
     #[must_use]
-    pub fn meets(&self, other: &Self) -> bool {
+    pub(crate) fn meets(&self, other: &Self) -> bool {
         let first_is_dollar = |filter: &Self| match filter.levels.first() {
             Some(Level::Exactly(first)) => Some(first.starts_with('$')),
             Some(Level::Any(_)) | None => None,

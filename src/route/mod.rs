@@ -12,9 +12,9 @@
 //!   readings would be lost (custody rule 4). A template that comes out empty gives the MQTT topic instead.
 //! * Looking up is a walk over the tables; callers keep the answer for each MQTT topic they know.
 
-pub mod escape;
-pub mod filter;
-pub mod template;
+pub(crate) mod escape;
+pub(crate) mod filter;
+pub(crate) mod template;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::event::{RouteId, Sender};
 
 /// The `[[route]]` and `[[redirect]]` tables, checked; of the routes the first match wins.
 #[derive(Debug, Clone, Default)]
-pub struct Routes {
+pub(crate) struct Routes {
     tables: Arc<[Route]>,
     redirects: Arc<[Redirect]>,
     /// The watermark topic; empty: none.
@@ -37,7 +37,7 @@ pub struct Routes {
 
 /// One `[[route]]`, checked.
 #[derive(Debug, Clone)]
-pub struct Route {
+pub(crate) struct Route {
     /// `from` as it was written: the name of the ledger line.
     pub name: Arc<str>,
     /// `from`
@@ -52,7 +52,7 @@ pub struct Route {
 
 /// One `[[redirect]]`, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Redirect {
+pub(crate) struct Redirect {
     /// The Kafka topic that routes make.
     pub from: Arc<str>,
     /// The one that its readings go to instead; `None`: they are given up.
@@ -61,7 +61,7 @@ pub struct Redirect {
 
 /// A route as it was written. The buffer keeps it, so that what was taken in under it has a way out when it is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Definition {
+pub(crate) struct Definition {
     /// `from`
     pub from: Arc<str>,
     /// `to`
@@ -74,7 +74,7 @@ pub struct Definition {
 
 /// How the Kafka record's value is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ValueFormat {
+pub(crate) enum ValueFormat {
     /// The payload as it came.
     Payload,
     /// A CBOR envelope: topic, times, qos, id, payload.
@@ -85,7 +85,7 @@ pub enum ValueFormat {
 
 /// Where an event goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
+pub(crate) struct Target {
     /// Kafka topic.
     pub topic: Arc<str>,
     /// Record key.
@@ -99,7 +99,7 @@ pub struct Target {
 /// Why an event has no target; it goes to the dead letters with these words. They do not differ from reading to reading:
 /// the log counts by them, and neighbours with the same words are declared together.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NoTarget {
+pub(crate) enum NoTarget {
     /// No `from` matches.
     #[error("no [[route]] matches its MQTT topic")]
     NoRoute,
@@ -133,7 +133,7 @@ impl ValueFormat {
 impl Route {
     /// As it was written.
     #[must_use]
-    pub fn definition(&self) -> Definition {
+    pub(crate) fn definition(&self) -> Definition {
         let (to, key) = (self.to.text().into(), self.key.text().into());
         Definition { from: Arc::clone(&self.name), to, key, value: self.value.word().into() }
     }
@@ -142,7 +142,7 @@ impl Route {
     ///
     /// # Errors
     /// What is wrong with it: another version wrote it.
-    pub fn parse(definition: &Definition) -> Result<Self, String> {
+    pub(crate) fn parse(definition: &Definition) -> Result<Self, String> {
         let Definition { from: name, to, key, value } = definition;
         let from = Filter::parse(name)?;
         let (to, key) = (TopicTemplate::parse(to, &from)?, KeyTemplate::parse(key, &from)?);
@@ -171,44 +171,44 @@ impl Route {
 impl Routes {
     /// The tables in their order.
     #[must_use]
-    pub fn new(routes: Vec<Route>) -> Self {
+    pub(crate) fn new(routes: Vec<Route>) -> Self {
         Self { tables: routes.into(), ..Self::default() }
     }
 
     /// No reading goes to that topic, whatever templates make.
     #[must_use]
-    pub fn keeping_clear(self, watermark_topic: &str) -> Self {
+    pub(crate) fn keeping_clear(self, watermark_topic: &str) -> Self {
         Self { watermark_topic: watermark_topic.into(), ..self }
     }
 
     /// With these `[[redirect]]` tables.
     #[must_use]
-    pub fn redirecting(self, redirects: Vec<Redirect>) -> Self {
+    pub(crate) fn redirecting(self, redirects: Vec<Redirect>) -> Self {
         Self { redirects: redirects.into(), ..self }
     }
 
     /// What is held under these routes, and what no present one matches, goes where they say.
     #[must_use]
-    pub fn with_gone(self, gone: BTreeMap<RouteId, Route>) -> Self {
+    pub(crate) fn with_gone(self, gone: BTreeMap<RouteId, Route>) -> Self {
         Self { gone: Arc::new(gone), ..self }
     }
 
     /// As they were written, in the order of the tables; the ledger has a line for each, named by its `from`.
     #[must_use]
-    pub fn definitions(&self) -> Vec<Definition> {
+    pub(crate) fn definitions(&self) -> Vec<Definition> {
         self.tables.iter().map(Route::definition).collect()
     }
 
     /// A number that differs when the tables do, those of routes that are gone included.
     #[must_use]
-    pub fn mark(&self) -> u64 {
+    pub(crate) fn mark(&self) -> u64 {
         let gone: Vec<_> = self.gone.iter().map(|(id, route)| (id, route.definition())).collect();
         let text = format!("{:?} {:?} {} {gone:?}", self.definitions(), self.redirects, self.watermark_topic);
         u64::from(crc32c::crc32c(text.as_bytes()))
     }
 
     /// The templates of the Kafka topics, in the order of the tables.
-    pub fn topics(&self) -> impl Iterator<Item = &TopicTemplate> {
+    pub(crate) fn topics(&self) -> impl Iterator<Item = &TopicTemplate> {
         self.tables.iter().map(|route| &route.to)
     }
 
@@ -218,30 +218,25 @@ impl Routes {
     }
 
     /// The Kafka topics that readings are redirected to.
-    pub fn redirected_to(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn redirected_to(&self) -> impl Iterator<Item = &str> {
         self.redirects.iter().filter_map(|redirect| redirect.to.as_deref())
-    }
-
-    /// How values are made, in the order of the tables.
-    pub fn values(&self) -> impl Iterator<Item = ValueFormat> {
-        self.tables.iter().map(|route| route.value)
     }
 
     /// Is there a topic of this filter that a route takes?
     #[must_use]
-    pub fn meets(&self, filter: &Filter) -> bool {
+    pub(crate) fn meets(&self, filter: &Filter) -> bool {
         self.tables.iter().any(|route| route.from.meets(filter))
     }
 
     /// Index of the first route whose `from` matches.
     #[must_use]
-    pub fn find(&self, mqtt_topic: &str) -> Option<usize> {
+    pub(crate) fn find(&self, mqtt_topic: &str) -> Option<usize> {
         self.tables.iter().position(|route| route.from.matches(mqtt_topic))
     }
 
     /// Is an MQTT topic enough to know where a reading goes, or does it take the sender as well?
     #[must_use]
-    pub fn name_the_sender(&self) -> bool {
+    pub(crate) fn name_the_sender(&self) -> bool {
         self.tables.iter().chain(self.gone.values()).any(Route::names_the_sender)
     }
 
@@ -249,7 +244,7 @@ impl Routes {
     ///
     /// # Errors
     /// When no route matches, or the topic made is not one for readings.
-    pub fn target(&self, mqtt_topic: &str, sender: Option<&Sender>) -> Result<Target, NoTarget> {
+    pub(crate) fn target(&self, mqtt_topic: &str, sender: Option<&Sender>) -> Result<Target, NoTarget> {
         let found = self.tables.iter().find_map(|route| route.target(mqtt_topic, sender));
         self.for_readings(found.ok_or(NoTarget::NoRoute)??)
     }
@@ -259,7 +254,7 @@ impl Routes {
     ///
     /// # Errors
     /// As [`Routes::target`]; events that no route matched when they arrived have no target.
-    pub fn former_target(
+    pub(crate) fn former_target(
         &self,
         mqtt_topic: &str,
         sender: Option<&Sender>,
@@ -273,7 +268,7 @@ impl Routes {
     ///
     /// # Errors
     /// They are given up, or the topic is not one for readings.
-    pub fn redirected(&self, topic: &Arc<str>) -> Result<Arc<str>, NoTarget> {
+    pub(crate) fn redirected(&self, topic: &Arc<str>) -> Result<Arc<str>, NoTarget> {
         let topic = match self.redirects.iter().find(|redirect| redirect.from == *topic) {
             None => topic,
             Some(Redirect { to: Some(to), .. }) => to,

@@ -22,14 +22,14 @@ const MAX_KEY_TEMPLATE_BYTES: usize = 65_535;
 
 /// What makes a Kafka topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TopicTemplate {
+pub(crate) struct TopicTemplate {
     text: Box<str>,
     parts: Vec<Part>,
 }
 
 /// What makes a record key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyTemplate {
+pub(crate) struct KeyTemplate {
     text: Box<str>,
     parts: Vec<Part>,
 }
@@ -74,7 +74,7 @@ impl TopicTemplate {
     ///
     /// # Errors
     /// What is wrong with it, in words for the person who wrote it.
-    pub fn parse(text: &str, filter: &Filter) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str, filter: &Filter) -> Result<Self, String> {
         if text.is_empty() {
             return Err("a Kafka topic has at least one character".into());
         }
@@ -93,19 +93,19 @@ impl TopicTemplate {
 
     /// As it was written.
     #[must_use]
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
     /// It makes one name, whatever sensors say.
     #[must_use]
-    pub fn is_fixed(&self) -> bool {
+    pub(crate) fn is_fixed(&self) -> bool {
         matches!(&*self.parts, [Part::Text(_)])
     }
 
     /// A regular expression for the Kafka topics that it can make, from their first character to their last.
     #[must_use]
-    pub fn pattern(&self) -> String {
+    pub(crate) fn pattern(&self) -> String {
         let parts = self.parts.iter().map(|part| match part {
             Part::Text(text) => text.replace('.', "\\."),
             Part::Name(_) | Part::Client | Part::User => "[A-Za-z0-9_-]+".to_owned(),
@@ -117,7 +117,7 @@ impl TopicTemplate {
 
     /// What all Kafka topics begin with that it can make, and whether that is all of the name.
     #[must_use]
-    pub fn prefix(&self) -> (&str, bool) {
+    pub(crate) fn prefix(&self) -> (&str, bool) {
         match self.parts.first() {
             Some(Part::Text(text)) => (text, self.parts.len() == 1),
             Some(Part::Name(_) | Part::Topic | Part::Rest | Part::Client | Part::User) | None => ("", false),
@@ -160,7 +160,7 @@ impl KeyTemplate {
     ///
     /// # Errors
     /// What is wrong with it, in words for the person who wrote it.
-    pub fn parse(text: &str, filter: &Filter) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str, filter: &Filter) -> Result<Self, String> {
         if text.is_empty() {
             return Err("an empty key would spread one sensor's readings over all partitions, out of order; \
                         leave it out to use the MQTT topic"
@@ -174,7 +174,7 @@ impl KeyTemplate {
 
     /// As it was written.
     #[must_use]
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.text
     }
 

@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::start::Running;
 use super::*;
 use crate::clock::Clock;
-use crate::config::{self, Compression, SyncMode, WhenFull};
+use crate::config::{self, Compression, SyncMode};
 use crate::delivered::Delivered;
 use crate::event::{Event, Qos, Stored};
 use crate::observe::pulse::Pulse;
@@ -30,7 +31,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) fn settings() -> config::Buffer {
     config::Buffer {
         max_bytes: 1024 * 1024 * 1024,
-        when_full: WhenFull::StopReading,
         sync: SyncMode::Full,
         commit_delay: Duration::ZERO,
         compression: Compression::Zstd,

@@ -228,7 +228,7 @@ fn a_commit_delay_brings_arrivals_into_one_commit() {
     for n in 1..=20 {
         assert_eq!(bench.acknowledged(), n);
     }
-    bench.totals(|status| status.stored == 20);
+    bench.totals(|status| status.next_sequence == 21);
     assert!(bench.status().commits <= 2, "{} commits", bench.status().commits);
 }
 

@@ -43,5 +43,5 @@ mod model_tests;
 #[expect(clippy::arithmetic_side_effects, reason = "a test may panic")]
 mod tests;
 
-pub use self::task::{Kept, run};
-pub use self::trust::{Oddity, Unusable, check as check_tls};
+pub(crate) use self::task::{Kept, run};
+pub(crate) use self::trust::{Unusable, check as check_tls};

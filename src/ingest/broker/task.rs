@@ -48,7 +48,7 @@ fn session_key(name: &str) -> Arc<str> {
 
 /// What the buffer has kept of one broker: our session there, and the filters that it was asked for.
 #[derive(Debug, Default)]
-pub struct Kept {
+pub(crate) struct Kept {
     session: StoredSession,
     filters: Vec<String>,
 }
@@ -56,7 +56,7 @@ pub struct Kept {
 impl Kept {
     /// Of the broker of that name.
     #[must_use]
-    pub fn of(name: &str, sessions: &HashMap<Arc<str>, StoredSession>) -> Self {
+    pub(crate) fn of(name: &str, sessions: &HashMap<Arc<str>, StoredSession>) -> Self {
         let prefix = filter_key(name, "");
         let filters = sessions.keys().filter_map(|key| key.strip_prefix(&*prefix)).map(str::to_owned).collect();
         Self { session: sessions.get(&session_key(name)).cloned().unwrap_or_default(), filters }
@@ -64,7 +64,7 @@ impl Kept {
 }
 
 /// Subscribes at one broker until `stop`.
-pub async fn run(
+pub(crate) async fn run(
     settings: config::Broker,
     entrance: Entrance,
     kept: Kept,

@@ -31,7 +31,7 @@ const BUNDLE_VARIABLE: &str = "SSL_CERT_FILE";
 
 /// Why the files cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Unusable {
+pub(crate) enum Unusable {
     /// This one.
     #[error("tls.{key}: {what}")]
     File {
@@ -49,13 +49,13 @@ pub enum Unusable {
 }
 
 /// What is odd about files that can be used: the key below `tls`, and what it is.
-pub type Oddity = (&'static str, String);
+pub(crate) type Oddity = (&'static str, String);
 
 /// Can the files be used? Offline; the system's bundle is not looked at, it may be another one where the agent runs.
 ///
 /// # Errors
 /// When one cannot.
-pub fn check(tls: &Tls) -> Result<Vec<Oddity>, Unusable> {
+pub(crate) fn check(tls: &Tls) -> Result<Vec<Oddity>, Unusable> {
     let mut odd = Vec::new();
     let roots = match &tls.ca_file {
         Some(path) => {

@@ -14,14 +14,14 @@ use crate::event::Qos;
 /// A packet could not be written: a string or the whole is longer than MQTT can say.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("write {packet}: {cause}")]
-pub struct EncodeError {
+pub(crate) struct EncodeError {
     packet: &'static str,
     cause: String,
 }
 
 /// Which answer to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AckKind {
+pub(crate) enum AckKind {
     /// To QoS 1.
     PubAck,
     /// To QoS 2, first.
@@ -31,13 +31,13 @@ pub enum AckKind {
 }
 
 /// An acknowledgement that says "done": four bytes in both versions.
-pub fn ack(out: &mut BytesMut, kind: AckKind, packet_id: u16) {
+pub(crate) fn ack(out: &mut BytesMut, kind: AckKind, packet_id: u16) {
     let [high, low] = packet_id.to_be_bytes();
     out.put_slice(&[ack_byte(kind), 2, high, low]);
 }
 
 /// An MQTT 5 acknowledgement with a reason; 3.1.1 has none, and gets the plain one.
-pub fn ack_with_reason(out: &mut BytesMut, version: MqttVersion, kind: AckKind, packet_id: u16, reason: u8) {
+pub(crate) fn ack_with_reason(out: &mut BytesMut, version: MqttVersion, kind: AckKind, packet_id: u16, reason: u8) {
     if version == MqttVersion::V311 || reason == reason::SUCCESS {
         return ack(out, kind, packet_id);
     }
@@ -54,17 +54,17 @@ fn ack_byte(kind: AckKind) -> u8 {
 }
 
 /// PINGREQ.
-pub fn pingreq(out: &mut BytesMut) {
+pub(crate) fn pingreq(out: &mut BytesMut) {
     out.put_slice(&[frame::PINGREQ << 4, 0]);
 }
 
 /// PINGRESP.
-pub fn pingresp(out: &mut BytesMut) {
+pub(crate) fn pingresp(out: &mut BytesMut) {
     out.put_slice(&[frame::PINGRESP << 4, 0]);
 }
 
 /// DISCONNECT; the reason goes out on MQTT 5 only.
-pub fn disconnect(out: &mut BytesMut, version: MqttVersion, reason: u8) {
+pub(crate) fn disconnect(out: &mut BytesMut, version: MqttVersion, reason: u8) {
     if version == MqttVersion::V311 || reason == reason::SUCCESS {
         out.put_slice(&[frame::DISCONNECT << 4, 0]);
     } else {
@@ -74,7 +74,7 @@ pub fn disconnect(out: &mut BytesMut, version: MqttVersion, reason: u8) {
 
 /// What our CONNECT to a broker says. The session is always a persistent one.
 #[derive(Debug, Clone)]
-pub struct Hello<'a> {
+pub(crate) struct Hello<'a> {
     /// Fixed.
     pub client_id: &'a str,
     /// Seconds, 0 = off.
@@ -95,7 +95,7 @@ pub struct Hello<'a> {
 ///
 /// # Errors
 /// When it would be longer than MQTT can say.
-pub fn connect(out: &mut BytesMut, version: MqttVersion, hello: &Hello<'_>) -> Result<(), EncodeError> {
+pub(crate) fn connect(out: &mut BytesMut, version: MqttVersion, hello: &Hello<'_>) -> Result<(), EncodeError> {
     let username = hello.username.unwrap_or_default().to_owned();
     let password = hello.password.map(Secret::reveal).unwrap_or_default().to_owned();
     let login = hello.username.is_some() || hello.password.is_some();
@@ -136,7 +136,7 @@ pub fn connect(out: &mut BytesMut, version: MqttVersion, hello: &Hello<'_>) -> R
 ///
 /// # Errors
 /// When it would be longer than MQTT can say.
-pub fn subscribe<'a>(
+pub(crate) fn subscribe<'a>(
     out: &mut BytesMut,
     version: MqttVersion,
     packet_id: u16,
@@ -170,7 +170,7 @@ pub fn subscribe<'a>(
 }
 
 /// UNSUBSCRIBE.
-pub fn unsubscribe<'a>(
+pub(crate) fn unsubscribe<'a>(
     out: &mut BytesMut,
     version: MqttVersion,
     packet_id: u16,
@@ -210,7 +210,7 @@ fn v5_qos(qos: Qos) -> v5::QoS {
 
 /// What our CONNACK to a client grants on MQTT 5. 3.1.1 has no place for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Grants {
+pub(crate) struct Grants {
     /// When the client gave none.
     pub assigned_client_id: Option<String>,
     /// When it differs from what was asked.
@@ -231,7 +231,7 @@ pub struct Grants {
 ///
 /// # Errors
 /// When it would be longer than MQTT can say.
-pub fn accept(
+pub(crate) fn accept(
     out: &mut BytesMut,
     version: MqttVersion,
     session_present: bool,
@@ -273,7 +273,7 @@ pub fn accept(
 }
 
 /// CONNACK that refuses, with an MQTT 5 reason code, which 3.1.1 gets as the nearest of its five.
-pub fn refuse(out: &mut BytesMut, version: MqttVersion, code: u8) {
+pub(crate) fn refuse(out: &mut BytesMut, version: MqttVersion, code: u8) {
     match version {
         MqttVersion::V5 => out.put_slice(&[frame::CONNACK << 4, 3, 0, code, 0]),
         MqttVersion::V311 => out.put_slice(&[frame::CONNACK << 4, 2, 0, v4_return_code(code)]),
@@ -291,7 +291,7 @@ fn v4_return_code(code: u8) -> u8 {
 }
 
 /// SUBACK, one code a filter. 3.1.1 knows one refusal only.
-pub fn suback(out: &mut BytesMut, version: MqttVersion, packet_id: u16, codes: &[u8]) {
+pub(crate) fn suback(out: &mut BytesMut, version: MqttVersion, packet_id: u16, codes: &[u8]) {
     out.put_u8(frame::SUBACK << 4);
     match version {
         MqttVersion::V311 => {
@@ -309,7 +309,7 @@ pub fn suback(out: &mut BytesMut, version: MqttVersion, packet_id: u16, codes: &
 }
 
 /// UNSUBACK for that many filters, all with the same code.
-pub fn unsuback(out: &mut BytesMut, version: MqttVersion, packet_id: u16, filters: usize, code: u8) {
+pub(crate) fn unsuback(out: &mut BytesMut, version: MqttVersion, packet_id: u16, filters: usize, code: u8) {
     out.put_u8(frame::UNSUBACK << 4);
     match version {
         MqttVersion::V311 => {

@@ -8,7 +8,7 @@ use crate::event::Qos;
 
 /// A message that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flawed {
+pub(crate) struct Flawed {
     /// Of this hop.
     pub qos: Qos,
     /// For the answer; 0 with QoS 0.
@@ -31,7 +31,7 @@ impl Flawed {
 
     /// Tells it from others, though it may come again under another packet id.
     #[must_use]
-    pub fn digest(&self) -> u32 {
+    pub(crate) fn digest(&self) -> u32 {
         let id = if self.qos == Qos::AtMostOnce { 0 } else { size_of::<u16>() };
         let behind_topic = self.topic_end();
         let (front, rest) = self.bytes.split_at_checked(behind_topic).unwrap_or_default();

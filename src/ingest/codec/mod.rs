@@ -21,7 +21,7 @@
 //! A packet above the given maximum is refused as soon as its length is known, before its bytes arrive. Decoding
 //! allocates only what the packet itself carries; a PUBLISH is a slice of the read buffer until its payload is taken.
 
-pub mod encode;
+pub(crate) mod encode;
 mod flawed;
 mod frame;
 mod packets;
@@ -34,16 +34,16 @@ mod tests;
 
 use bytes::BytesMut;
 
-pub use self::flawed::Flawed;
+pub(crate) use self::flawed::Flawed;
 use self::frame::Frame;
-pub use self::packets::{Ack, ConnAck, Connect, Disconnect, Subscribe, SubscribeFilter, Unsubscribe, Will};
-pub use self::publish::Publish;
+pub(crate) use self::packets::{Ack, ConnAck, Connect, Disconnect, Subscribe, SubscribeFilter, Unsubscribe, Will};
+pub(crate) use self::publish::Publish;
 use crate::config::MqttVersion;
 use crate::event::MAX_USER_PROPERTIES;
 
 /// A packet as received.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Packet {
+pub(crate) enum Packet {
     /// First packet of a client.
     Connect(Box<Connect>),
     /// Its answer.
@@ -85,7 +85,7 @@ pub enum Packet {
 impl Packet {
     /// Its name in the standard.
     #[must_use]
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Connect(_) => "CONNECT",
             Self::ConnAck(_) => "CONNACK",
@@ -107,7 +107,7 @@ impl Packet {
 
 /// Bytes that are not a packet we accept. The connection ends; nothing of the packet was used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DecodeError {
+pub(crate) enum DecodeError {
     /// Longer than the limit.
     #[error("packet of {bytes} bytes; at most {max} are accepted")]
     TooLarge {
@@ -139,7 +139,7 @@ pub enum DecodeError {
 impl DecodeError {
     /// The MQTT 5 reason code that tells the peer.
     #[must_use]
-    pub fn reason(&self) -> u8 {
+    pub(crate) fn reason(&self) -> u8 {
         match self {
             Self::TooLarge { .. } => reason::PACKET_TOO_LARGE,
             Self::Malformed(_) => reason::MALFORMED_PACKET,
@@ -153,59 +153,57 @@ impl DecodeError {
 }
 
 /// MQTT 5 reason codes that are named in this crate.
-pub mod reason {
+pub(crate) mod reason {
     /// Success, and a normal DISCONNECT.
-    pub const SUCCESS: u8 = 0x00;
-    /// DISCONNECT that wants its will published.
-    pub const DISCONNECT_WITH_WILL: u8 = 0x04;
+    pub(crate) const SUCCESS: u8 = 0x00;
     /// UNSUBACK: there was none.
-    pub const NO_SUBSCRIPTION_EXISTED: u8 = 0x11;
+    pub(crate) const NO_SUBSCRIPTION_EXISTED: u8 = 0x11;
     /// None of the others.
-    pub const UNSPECIFIED_ERROR: u8 = 0x80;
+    pub(crate) const UNSPECIFIED_ERROR: u8 = 0x80;
     /// Bytes that are no packet.
-    pub const MALFORMED_PACKET: u8 = 0x81;
+    pub(crate) const MALFORMED_PACKET: u8 = 0x81;
     /// A packet in the wrong place or with forbidden contents.
-    pub const PROTOCOL_ERROR: u8 = 0x82;
+    pub(crate) const PROTOCOL_ERROR: u8 = 0x82;
     /// Valid, but not for us.
-    pub const IMPLEMENTATION_SPECIFIC_ERROR: u8 = 0x83;
+    pub(crate) const IMPLEMENTATION_SPECIFIC_ERROR: u8 = 0x83;
     /// Of CONNECT.
-    pub const UNSUPPORTED_PROTOCOL_VERSION: u8 = 0x84;
+    pub(crate) const UNSUPPORTED_PROTOCOL_VERSION: u8 = 0x84;
     /// Of CONNECT.
-    pub const CLIENT_IDENTIFIER_NOT_VALID: u8 = 0x85;
+    pub(crate) const CLIENT_IDENTIFIER_NOT_VALID: u8 = 0x85;
     /// Of CONNECT.
-    pub const BAD_USER_NAME_OR_PASSWORD: u8 = 0x86;
+    pub(crate) const BAD_USER_NAME_OR_PASSWORD: u8 = 0x86;
     /// No right to that.
-    pub const NOT_AUTHORIZED: u8 = 0x87;
+    pub(crate) const NOT_AUTHORIZED: u8 = 0x87;
     /// Not now.
-    pub const SERVER_UNAVAILABLE: u8 = 0x88;
+    pub(crate) const SERVER_UNAVAILABLE: u8 = 0x88;
     /// Try later.
-    pub const SERVER_BUSY: u8 = 0x89;
+    pub(crate) const SERVER_BUSY: u8 = 0x89;
     /// We go.
-    pub const SERVER_SHUTTING_DOWN: u8 = 0x8B;
+    pub(crate) const SERVER_SHUTTING_DOWN: u8 = 0x8B;
     /// Extended authentication is not spoken.
-    pub const BAD_AUTHENTICATION_METHOD: u8 = 0x8C;
+    pub(crate) const BAD_AUTHENTICATION_METHOD: u8 = 0x8C;
     /// Nothing heard for 1.5 times the keepalive.
-    pub const KEEP_ALIVE_TIMEOUT: u8 = 0x8D;
+    pub(crate) const KEEP_ALIVE_TIMEOUT: u8 = 0x8D;
     /// The same client id connected again.
-    pub const SESSION_TAKEN_OVER: u8 = 0x8E;
+    pub(crate) const SESSION_TAKEN_OVER: u8 = 0x8E;
     /// Of a SUBSCRIBE.
-    pub const TOPIC_FILTER_INVALID: u8 = 0x8F;
+    pub(crate) const TOPIC_FILTER_INVALID: u8 = 0x8F;
     /// Of a PUBLISH.
-    pub const TOPIC_NAME_INVALID: u8 = 0x90;
+    pub(crate) const TOPIC_NAME_INVALID: u8 = 0x90;
     /// PUBCOMP to an id we do not know.
-    pub const PACKET_IDENTIFIER_NOT_FOUND: u8 = 0x92;
+    pub(crate) const PACKET_IDENTIFIER_NOT_FOUND: u8 = 0x92;
     /// More unacknowledged messages than allowed.
-    pub const RECEIVE_MAXIMUM_EXCEEDED: u8 = 0x93;
+    pub(crate) const RECEIVE_MAXIMUM_EXCEEDED: u8 = 0x93;
     /// Alias 0, or above the maximum.
-    pub const TOPIC_ALIAS_INVALID: u8 = 0x94;
+    pub(crate) const TOPIC_ALIAS_INVALID: u8 = 0x94;
     /// Above the announced maximum.
-    pub const PACKET_TOO_LARGE: u8 = 0x95;
+    pub(crate) const PACKET_TOO_LARGE: u8 = 0x95;
     /// A limit of ours.
-    pub const QUOTA_EXCEEDED: u8 = 0x97;
+    pub(crate) const QUOTA_EXCEEDED: u8 = 0x97;
 
     /// What a code means, for logs. `0x01` to `0x05` are read as MQTT 3.1.1 CONNACK codes.
     #[must_use]
-    pub fn text(code: u8) -> &'static str {
+    pub(crate) fn text(code: u8) -> &'static str {
         match code {
             SUCCESS => "success",
             0x01 | UNSUPPORTED_PROTOCOL_VERSION => "protocol version not supported",
@@ -251,7 +249,7 @@ pub mod reason {
 
 /// Length of the packet that begins a read buffer, fixed header included, when its first bytes tell.
 #[must_use]
-pub fn announced(buffer: &[u8]) -> Option<usize> {
+pub(crate) fn announced(buffer: &[u8]) -> Option<usize> {
     frame::announced(buffer)
 }
 
@@ -259,7 +257,7 @@ pub fn announced(buffer: &[u8]) -> Option<usize> {
 ///
 /// # Errors
 /// The bytes are not an acceptable packet. The connection cannot go on: the buffer may be in the middle of it.
-pub fn decode(
+pub(crate) fn decode(
     version: MqttVersion,
     buffer: &mut BytesMut,
     max_packet_bytes: u32,
@@ -274,7 +272,7 @@ pub fn decode(
 ///
 /// # Errors
 /// As [`decode`].
-pub fn decode_or_look(
+pub(crate) fn decode_or_look(
     version: MqttVersion,
     buffer: &mut BytesMut,
     max_packet_bytes: u32,
@@ -310,7 +308,7 @@ fn packet(version: MqttVersion, frame: Frame) -> Result<Packet, DecodeError> {
 ///
 /// # Errors
 /// It is another packet, or topic and properties are not there as a whole, or not acceptable.
-pub fn decode_beginning(version: MqttVersion, buffer: &[u8], kept: usize) -> Result<Publish, DecodeError> {
+pub(crate) fn decode_beginning(version: MqttVersion, buffer: &[u8], kept: usize) -> Result<Publish, DecodeError> {
     let (frame, missing) =
         frame::beginning_of_publish(buffer).ok_or(DecodeError::Protocol("no beginning of a PUBLISH"))?;
     let mut publish = Publish::decode(version, frame)?;
@@ -320,7 +318,7 @@ pub fn decode_beginning(version: MqttVersion, buffer: &[u8], kept: usize) -> Res
 
 /// Is a PUBLISH coming?
 #[must_use]
-pub fn is_publish(buffer: &[u8]) -> bool {
+pub(crate) fn is_publish(buffer: &[u8]) -> bool {
     buffer.first().is_some_and(|first| first >> 4 == frame::PUBLISH)
 }
 
@@ -328,7 +326,7 @@ pub fn is_publish(buffer: &[u8]) -> bool {
 ///
 /// # Errors
 /// As [`decode`], and when the first packet is not a CONNECT.
-pub fn decode_connect(buffer: &mut BytesMut, max_packet_bytes: u32) -> Result<Option<Connect>, DecodeError> {
+pub(crate) fn decode_connect(buffer: &mut BytesMut, max_packet_bytes: u32) -> Result<Option<Connect>, DecodeError> {
     // A wrong first byte is refused at once: whoever speaks another protocol here need not send a whole "packet".
     if buffer.first().is_some_and(|first| first >> 4 != frame::CONNECT) {
         return Err(DecodeError::Protocol("the first packet is not a CONNECT"));

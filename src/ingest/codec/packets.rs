@@ -14,7 +14,7 @@ use crate::event::{MAX_USER_PROPERTIES, Properties, Qos, Sender};
 
 /// CONNECT.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Connect {
+pub(crate) struct Connect {
     /// Decided by this packet for the whole connection.
     pub version: MqttVersion,
     /// May be empty: the server gives one out (MQTT 5) or the session is a clean one (3.1.1).
@@ -56,7 +56,7 @@ impl fmt::Debug for Connect {
 
 /// The will of a CONNECT.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Will {
+pub(crate) struct Will {
     /// A topic name, checked.
     pub topic: String,
     /// Opaque.
@@ -76,7 +76,7 @@ pub struct Will {
 impl Will {
     /// Memory it occupies while it waits.
     #[must_use]
-    pub fn cost_bytes(&self) -> usize {
+    pub(crate) fn cost_bytes(&self) -> usize {
         // Itself twice: it stands in a map, which doubles.
         let fixed =
             size_of::<Self>().saturating_mul(2).saturating_add(self.topic.len()).saturating_add(self.payload.len());
@@ -239,7 +239,7 @@ impl Will {
 
 /// CONNACK.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ConnAck {
+pub(crate) struct ConnAck {
     /// The server has kept the session.
     pub session_present: bool,
     /// 0 = accepted; else an MQTT 5 reason code, or a 3.1.1 return code (1 to 5).
@@ -294,7 +294,7 @@ impl ConnAck {
 
 /// PUBACK, PUBREC, PUBREL or PUBCOMP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ack {
+pub(crate) struct Ack {
     /// Of the message.
     pub packet_id: u16,
     /// MQTT 5; 0 otherwise.
@@ -318,7 +318,7 @@ impl Ack {
 
 /// SUBSCRIBE.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subscribe {
+pub(crate) struct Subscribe {
     /// For the SUBACK.
     pub packet_id: u16,
     /// At least one.
@@ -327,7 +327,7 @@ pub struct Subscribe {
 
 /// One filter of a SUBSCRIBE. The other options of MQTT 5 are checked for form and of no use here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SubscribeFilter {
+pub(crate) struct SubscribeFilter {
     /// As sent; not checked beyond being a string.
     pub filter: String,
     /// Asked for.
@@ -364,7 +364,7 @@ impl Subscribe {
 
 /// UNSUBSCRIBE.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unsubscribe {
+pub(crate) struct Unsubscribe {
     /// For the UNSUBACK.
     pub packet_id: u16,
     /// How many; none of them exists here.
@@ -424,7 +424,7 @@ pub(super) fn empty(frame: &Frame, packet: Packet) -> Result<Packet, DecodeError
 
 /// DISCONNECT.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Disconnect {
+pub(crate) struct Disconnect {
     /// MQTT 5; 0 otherwise.
     pub reason: u8,
     /// MQTT 5: a client may change its mind.

@@ -17,7 +17,7 @@ const OWN_BUFFER_BYTES: usize = 32 * 1024;
 
 /// A message as received.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Publish {
+pub(crate) struct Publish {
     /// The sender says that it may have sent this before.
     pub dup: bool,
     /// Of this hop.
@@ -46,7 +46,7 @@ pub struct Publish {
 impl Publish {
     /// The topic name: no wildcards, no NUL, and not empty unless there is an alias for it.
     #[must_use]
-    pub fn topic(&self) -> &str {
+    pub(crate) fn topic(&self) -> &str {
         if let Some(name) = &self.renamed {
             return name;
         }
@@ -58,7 +58,7 @@ impl Publish {
     /// Why it can only be a dead letter, if so. Its size in powers of two: each reason is a line of the log, and there may be
     /// no more of these than a person reads.
     #[must_use]
-    pub fn flaw(&self) -> Option<Box<str>> {
+    pub(crate) fn flaw(&self) -> Option<Box<str>> {
         let kib = self.whole_bytes?.div_ceil(1024).next_power_of_two();
         Some(format!("larger than max_packet_bytes: up to {kib} KiB of payload, of which the beginning is kept").into())
     }
@@ -70,20 +70,20 @@ impl Publish {
     }
 
     /// The topic that its alias stands for.
-    pub fn rename(&mut self, topic: Arc<str>) {
+    pub(crate) fn rename(&mut self, topic: Arc<str>) {
         self.renamed = Some(topic);
     }
 
     /// Length of the application message.
     #[must_use]
-    pub fn payload_len(&self) -> usize {
+    pub(crate) fn payload_len(&self) -> usize {
         self.bytes.len().saturating_sub(self.payload_at)
     }
 
     /// Of topic and payload: tells one message from another under the same packet id. What else is in the packet may
     /// differ in a repeat (the message expiry of MQTT 5 counts down).
     #[must_use]
-    pub fn digest(&self) -> u32 {
+    pub(crate) fn digest(&self) -> u32 {
         let topic = self.topic();
         let payload = self.bytes.get(self.payload_at..).unwrap_or_default();
         // MQTT writes the length in two bytes.
@@ -95,7 +95,7 @@ impl Publish {
     /// read buffer alive: it is copied, which for 100 bytes is nothing beside the commit that follows. A large one is most
     /// of its buffer, and stays a slice of it (custody rule 5).
     #[must_use]
-    pub fn into_payload(mut self) -> Bytes {
+    pub(crate) fn into_payload(mut self) -> Bytes {
         self.bytes.advance(self.payload_at.min(self.bytes.len()));
         if self.bytes.len() < OWN_BUFFER_BYTES && !planted(Bug::PinnedReads) {
             return Bytes::copy_from_slice(&self.bytes);

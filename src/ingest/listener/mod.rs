@@ -84,7 +84,7 @@ use self::limits::{
 use self::registry::{ConnectionId, Registry, session_key};
 use self::session::event;
 use self::users::{Users, UsersFile};
-pub use self::users::{UsersError, check_users_file};
+pub(crate) use self::users::{UsersError, check_users_file};
 use crate::buffer::{Arrivals, SessionChange, Stopped, StoredSession};
 use crate::config::Listener;
 use crate::ingest::batch::Batch;
@@ -96,7 +96,7 @@ use crate::stop::Stop;
 
 /// A `[[listen]]` table cannot be served.
 #[derive(Debug, thiserror::Error)]
-pub enum ListenError {
+pub(crate) enum ListenError {
     /// The address cannot be had.
     #[error("[[listen]] name = {name:?}: listen on {address}: {cause}")]
     Bind {
@@ -127,7 +127,7 @@ pub enum ListenError {
 
 /// A listener that has its address and its users, and accepts nobody yet: the kernel lets clients wait.
 #[derive(Debug)]
-pub struct Bound {
+pub(crate) struct Bound {
     settings: Listener,
     socket: net::TcpListener,
     address: SocketAddr,
@@ -138,7 +138,7 @@ pub struct Bound {
 ///
 /// # Errors
 /// When one of them cannot be had.
-pub fn bind(settings: Listener) -> Result<Bound, ListenError> {
+pub(crate) fn bind(settings: Listener) -> Result<Bound, ListenError> {
     let users = match settings.users_file.as_deref().map(UsersFile::open).transpose() {
         Ok(users) => users,
         Err(cause) => return Err(ListenError::Users { name: settings.name, cause }),
@@ -156,8 +156,8 @@ pub fn bind(settings: Listener) -> Result<Bound, ListenError> {
 
 impl Bound {
     /// Where clients connect; tells the port when the settings said 0.
-    #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
+    #[cfg(test)]
+    pub(super) fn local_addr(&self) -> SocketAddr {
         self.address
     }
 }
@@ -168,7 +168,7 @@ impl Bound {
 /// # Errors
 /// When the socket cannot be handed to the runtime.
 #[expect(clippy::implicit_hasher, reason = "it is the map that the buffer has made")]
-pub async fn run(
+pub(crate) async fn run(
     bound: Bound,
     entrance: Entrance,
     sessions: HashMap<Arc<str>, StoredSession>,

@@ -29,13 +29,13 @@ use super::limits::MAX_USERS_FILE_BYTES;
 ///
 /// # Errors
 /// When it cannot be read, or a line of it is wrong.
-pub fn check_users_file(path: &Path) -> Result<(), UsersError> {
+pub(crate) fn check_users_file(path: &Path) -> Result<(), UsersError> {
     UsersFile::open(path).map(drop)
 }
 
 /// The password file cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum UsersError {
+pub(crate) enum UsersError {
     /// It cannot be read.
     #[error("users_file {path}: {cause}", path = path.display())]
     Read {

@@ -21,7 +21,7 @@ pub(super) fn accept(listener: &TcpListener, target: u16, state: &Arc<State>) {
         let wanted = state.width_up.kernel_bytes();
         if bound != wanted {
             bound = wanted;
-            drop(set_socket_recv_buffer_size(listener, wanted.unwrap_or(UNBOUND_KERNEL_BYTES)));
+            set_socket_recv_buffer_size(listener, wanted.unwrap_or(UNBOUND_KERNEL_BYTES)).unwrap_or_default();
         }
         let Ok((client, _)) = listener.accept() else {
             std::thread::sleep(Duration::from_millis(2));

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use super::super::{ListenError, bind, run};
 use super::client::{Connect, V5, V311};
 use crate::buffer::{Buffer, BufferThread, Intake, Outlet, Room};
-use crate::config::{self, Compression, Listener, MqttVersion, SyncMode, WhenFull};
+use crate::config::{self, Compression, Listener, MqttVersion, SyncMode};
 use crate::ingest::codec::{self, Packet};
 use crate::ingest::door::Entrance;
 use crate::ingest::receipt::Receipts;
@@ -63,13 +63,8 @@ impl Site {
 
     /// With a buffer that takes its time.
     fn start_slow(folder: &Path, settings: Listener, commit_delay: Duration) -> Self {
-        let disk = config::Buffer {
-            max_bytes: 1 << 30,
-            when_full: WhenFull::StopReading,
-            sync: SyncMode::Normal,
-            commit_delay,
-            compression: Compression::Zstd,
-        };
+        let disk =
+            config::Buffer { max_bytes: 1 << 30, sync: SyncMode::Normal, commit_delay, compression: Compression::Zstd };
         let (buffer, recovered) = Buffer::open(disk, folder, &[]).unwrap();
         let running = buffer.start::<Receipts>(Pulse::new()).unwrap();
         let intake = running.intake.clone();
