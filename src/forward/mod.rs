@@ -2,12 +2,28 @@
 //!
 //! # How an event goes
 //!
-//! One thread owns all of this (`relay.rs`, `main_lane/`): it reads held events from the buffer's [`Outlet`](crate::buffer::Outlet),
-//! finds their Kafka topic and key (`targets.rs`), makes a record (`record.rs`), hands it to librdkafka
+//! One thread owns all of this (`relay.rs`). It reads held events from the buffer's [`Outlet`](crate::buffer::Outlet) into the
+//! stream (`stream.rs`), finds their Kafka topic and key (`targets.rs`), makes a record (`record.rs`), hands it to librdkafka
 //! (`producer.rs`), polls for reports, and gives what became of the events to the buffer (`outcome.rs`) as a
-//! [`Settlement`](crate::buffer::Settlement). An event leaves the main lane in three ways: with a
+//! [`Settlement`](crate::buffer::Settlement). An event leaves the stream in three ways: with a
 //! [`Delivered`](crate::delivered::Delivered) proof made from Kafka's own report, as a dead letter with its reason, or
-//! into the lane of a parked Kafka topic (`parking.rs`, `lane/`).
+//! into the queue of a blocked Kafka topic (`parking.rs`, `queue.rs`), which the buffer keeps as a *lane*.
+//!
+//! # One machine
+//!
+//! ```text
+//!   stream ───────────────┐ Feed             ┌─ Delivery: at least once, or a transaction
+//!                         ├────▶ Sender ─────┼─ bisection, window, stalls
+//!   a blocked topic's  ───┘      (turn)      └─ producer
+//!   queue                           │
+//!                                   └─ Happened ──▶ the owner: StreamSender, BlockedTopics
+//! ```
+//!
+//! Whatever is sent goes through one send loop (`sending.rs`), and what is refused is judged in one place (`judge.rs`). A
+//! [`Sender`](sender::Sender) does what can be done without waiting and names what [`Happened`](sender::Happened); what that means
+//! for the readings is the owner's. Only [`Delivery`](delivery::Delivery) knows whether there are transactions. There are two
+//! senders, one for the stream and one for the blocked topics, one topic at a time, so that a refusal does not touch the
+//! others.
 //!
 //! # What holds, whatever fails
 //!
@@ -17,12 +33,12 @@
 //! * **Order** (custody rule 4). Everything is handed over in sequence order, and nothing overtakes a refused batch:
 //!   librdkafka stops sending then (`enable.gapless.guarantee`), and Kafka refuses what was under way, once it knows the
 //!   producer, which `targets.rs` makes sure of.
-//!   There is one way back after any failure: stop sending, wait for the reports of what is in flight, judge the
-//!   failures, then read again from the oldest unsettled event and leave out what is settled (`outstanding.rs`).
+//!   There is one way back after any failure (`sender.rs`): stop sending, wait for the reports of what is in flight,
+//!   judge the failures, then read again from the oldest unsettled event and leave out what is settled (`outstanding.rs`).
 //! * **A bad record does not take its neighbours along.** A refused batch is sent again in smaller groups until the bad
 //!   record stands alone (`pace.rs`); only then it is a dead letter.
-//! * **A topic that is missing, forbidden or confirms nothing does not hold up the others.** Its events move to a lane of
-//!   their own and come back in order (`parking.rs`, `stalls.rs`). When the configuration has changed, they go where it
+//! * **A topic that is missing, forbidden or confirms nothing does not hold up the others.** Its events move to a queue
+//!   of their own and come back in order (`parking.rs`, `stalls.rs`, `blocked_topics.rs`). When the configuration has changed, they go where it
 //!   says now (`relocation.rs`).
 //! * **Nothing is final, and no wait is silent.** What librdkafka may take minutes for is done beside the loop (`aside.rs`);
 //!   each state in which it would never try again ends with a new producer; what is in the way is said (`waiting.rs`).
@@ -35,12 +51,12 @@
 //! | what | bound | where |
 //! |---|---|---|
 //! | events in flight | what the link takes in a few seconds | `window.rs` |
-//! | ... and at most | 2,500 and 2 MiB with librdkafka's overhead; 6,000 and 5 MiB in transactions on a long link | `main_lane/` |
-//! | events of a transaction | 50,000, 72 bytes each | `main_lane/transactions.rs` |
+//! | ... and at most | 2,500 and 2 MiB with librdkafka's overhead; 6,000 and 5 MiB in transactions on a long link | `delivery.rs`, `transactional.rs` |
+//! | events of a transaction | 50,000, 72 bytes each | `transactional.rs` |
 //! | time of a transaction, a record, a request | 15 s, and longer where the link asks for it | `patience.rs` |
-//! | events read and not sent | one reading of the outlet (256 KiB) and one batch | `main_lane/` |
+//! | events read and not sent | one reading of the outlet (256 KiB) and one batch | `stream.rs` |
 //! | requests in flight | 1 a broker, 256 KiB before compression | `options.rs` |
-//! | producers at a time | 2: the main one, and one for the parked lane whose turn it is | `lane/` |
+//! | producers at a time | 2: the stream's, and one for the blocked topic whose turn it is | `blocked_topics.rs` |
 //! | librdkafka clients, with those that are being ended | 6, of which a reader of the watermark counts as one | `aside.rs` |
 //! | MQTT topics remembered | 8 MiB | `targets.rs` |
 //! | Kafka topics that sensors make | `max_topics` | `admission.rs` |
@@ -52,8 +68,8 @@
 //! # Exactly once
 //!
 //! With `delivery = "exactly-once"` a batch is a transaction. `transaction.rs` has its life as a drawing, `session.rs` does
-//! what is legal in it, one short step at a time; `main_lane/transactions.rs` and `lane/transactions.rs` say when one begins
-//! and ends and what its watermark says. A delivery report gives only an [`Acked`](crate::delivered::Acked) then; verdicts,
+//! what is legal in it, one short step at a time; `transactional.rs` says when one begins and ends, `stream/watermark.rs` and
+//! `queue/watermark.rs` what its watermark says. A delivery report gives only an [`Acked`](crate::delivered::Acked) then; verdicts,
 //! pace, parking and settling stay as they are. Four rules, each measured on Apache Kafka and each with a test that is red
 //! without it (`tests/it/exactly_once.rs`, `tests/it/watermarks.rs`):
 //!
@@ -61,7 +77,7 @@
 //! * **Rule B**: after an `EndTxn` that was sent twice, a new producer (`end_txn.rs`).
 //! * **Stable read**: the watermark is read when the stable offset has reached the end of the partition (`recall.rs`).
 //! * **Never back, and never by a twin's word**: the cursor only rises, and a watermark of an instance that this buffer has
-//!   never been means a clone or a restored copy, which takes a new identity (`main_lane/transactions.rs`, `buffer/life.rs`).
+//!   never been means a clone or a restored copy, which takes a new identity (`stream_sender.rs`, `buffer/life.rs`).
 //!
 //! And one that keeps the books whole: **fates before watermark**. Dead letters and parked events are on disk before a
 //! watermark passes them. So after a crash everything that is held up to the watermark, and not settled otherwise, was
@@ -69,12 +85,15 @@
 
 mod admission;
 mod aside;
+mod asking;
+mod blocked_topics;
 mod declarations;
+mod delivery;
 mod end_txn;
 mod fates;
-mod lane;
+mod feed;
+mod judge;
 mod link;
-mod main_lane;
 mod options;
 mod outcome;
 mod outstanding;
@@ -82,15 +101,20 @@ mod pace;
 mod parking;
 mod patience;
 mod producer;
+mod queue;
 mod recall;
 mod record;
 mod relay;
 mod relocation;
 mod retention;
+mod sender;
+mod sending;
 mod session;
 mod shared;
 mod stalls;
 pub mod status;
+mod stream;
+mod stream_sender;
 mod talk;
 mod targets;
 mod time;
@@ -99,6 +123,7 @@ mod time;
 mod tests;
 mod topic_state;
 mod transaction;
+mod transactional;
 mod verdict;
 mod waiting;
 mod watermark_topic;

@@ -8,12 +8,13 @@ use tokio::sync::watch;
 
 use super::admission::Admission;
 use super::aside::{Call, Clients};
+use super::asking::Asking;
+use super::blocked_topics::BlockedTopics;
 use super::declarations::Declarations;
+use super::delivery::Delivery as Mode;
 use super::end_txn;
 use super::fates::Fates;
-use super::lane::LaneSender;
 use super::link::{self, Link, Repeats};
-use super::main_lane::MainLane;
 use super::options;
 use super::outcome::Outcome;
 use super::outstanding::Skips;
@@ -23,12 +24,17 @@ use super::producer::Producer;
 use super::record::Records;
 use super::relocation::Relocation;
 use super::retention;
+use super::sender::Sender;
 use super::session::Terms;
 use super::shared::{Crowd, Shared, unix_ms};
 use super::status::{ForwardStatus, Reason, Transactions};
+use super::stream::Stream;
+use super::stream::watermark::StreamWatermark;
+use super::stream_sender::StreamSender;
 use super::targets::Targets;
 use super::time::Times;
 use super::topic_state::{Answers, Found};
+use super::transactional::Transactional;
 use super::waiting::{self, Obstacle, Watch};
 use crate::buffer::{Hole, LaneId, Lives, OVERFLOW, Outlet, ReadError, Recovered, Settler, Stopped};
 use crate::clock;
@@ -198,13 +204,17 @@ pub fn run(
             declarations.lost(hole);
         }
     }
-    let main = MainLane::new(config, producer, settings.linger, Skips::new(recovery.settled));
-    let main = match &terms {
-        Some(terms) => {
-            main.with_transactions(Arc::clone(terms), recovery.released, lanes.asked_for, patience.timeout())
+    let (committed, own, of_queues) = match &terms {
+        Some(terms) => (terms.lives.watermark, exactly_once_by(terms), exactly_once_by(terms)),
+        None => {
+            let asking = Asking::new(&settings.watermark_topic, recovery.buffer_id);
+            (0, Mode::AtLeastOnce(Some(asking)), Mode::AtLeastOnce(None))
         }
-        None => main.asking_the_time(&settings.watermark_topic, recovery.buffer_id),
     };
+    let watermark = StreamWatermark::new(recovery.released, committed);
+    let mut stream = Stream::new(settings.linger, Skips::new(recovery.settled), watermark);
+    stream.asks_about = lanes.asked_for;
+    stream.known_topic = terms.as_ref().map(|terms| Arc::clone(&terms.topic));
     let transactions = exactly_once.then(|| Transactions { timeout: patience.timeout(), ..Transactions::default() });
     if exactly_once {
         warn_of_an_untested_library();
@@ -213,9 +223,9 @@ pub fn run(
         retention::watch(options::reader_config(settings, agent_id), Arc::new(routes.clone()), stop.clone());
     }
     let mut relay = Relay {
-        lanes: LaneSender::new(lane_config, terms.clone()),
+        blocked_topics: BlockedTopics::new(lane_config, of_queues),
         relocation: lanes.relocation,
-        main,
+        stream: StreamSender::new(Sender::new(config, own), stream),
         shared: Shared {
             outlet,
             settler,
@@ -245,7 +255,7 @@ pub fn run(
         link: Link::default(),
         asking: None,
         read_errors: Repeats::default(),
-        blocked: Repeats::default(),
+        unusable_lines: Repeats::default(),
         watch: Watch::default(),
         flow_after: now,
         read_after: now,
@@ -258,7 +268,12 @@ pub fn run(
     if recovery.lanes.iter().any(|(_, topic)| &**topic == OVERFLOW) {
         relay.shared.shut_overflow(now);
     }
+    relay.stream.begins_with(producer, &mut relay.shared);
     relay.run()
+}
+
+fn exactly_once_by(terms: &Arc<Terms>) -> Mode {
+    Mode::ExactlyOnce(Box::new(Transactional::new(Arc::clone(terms))))
 }
 
 /// What is made of the lanes that the buffer held at the start.
@@ -333,14 +348,14 @@ fn warn_of_an_untested_library() {
 struct Relay {
     shared: Shared,
     relocation: Relocation,
-    main: MainLane,
-    lanes: LaneSender,
+    stream: StreamSender,
+    blocked_topics: BlockedTopics,
     link: Link,
     /// A question that shows whether somebody answers.
     asking: Option<Call<Answers>>,
     read_errors: Repeats,
     /// Why nothing can be sent.
-    blocked: Repeats,
+    unusable_lines: Repeats,
     /// Whether readings flow.
     watch: Watch,
     /// ... is looked at then.
@@ -367,22 +382,21 @@ impl Relay {
             }
             let now = Instant::now();
             self.shared.times.tick(clock::now());
-            if self.main.collect(&mut self.shared, now) {
+            if self.stream.collect(&mut self.shared, now) {
                 self.answered(now);
             }
-            self.main.link(self.link.connected());
-            self.main.turn(&mut self.shared, now);
-            if let Some(fault) = self.main.fault() {
+            self.stream.turn(self.link.connected(), &mut self.shared, now);
+            if let Some(fault) = self.stream.fault() {
                 return Err(fault);
             }
-            let lanes = if self.relocation.is_under_way() {
+            let blocked = if self.relocation.is_under_way() {
                 self.relocation.step(&mut self.shared, now)
             } else {
-                self.lanes.step(&mut self.shared, now)
+                self.blocked_topics.step(&mut self.shared, now)
             };
-            if let Err(error) = lanes {
+            if let Err(error) = blocked {
                 if matches!(error, ReadError::Disk(_)) {
-                    self.lanes.end(&mut self.shared, now);
+                    self.blocked_topics.end(&mut self.shared, now);
                 }
                 self.read_failed(&error, now)?;
             }
@@ -399,11 +413,15 @@ impl Relay {
     /// Waits for new events or for librdkafka, whichever is of use, until the next thing is due.
     fn wait(&mut self, now: Instant) -> Result<(), ForwardError> {
         let moves = self.relocation.is_under_way() || !self.shared.fates_have_room();
-        let busy = self.main.in_flight() > 0 || self.main.is_busy() || self.lanes.is_busy() || moves;
+        let busy = self.stream.sender.in_flight() > 0
+            || self.stream.sender.is_busy()
+            || self.blocked_topics.is_busy()
+            || moves;
         // One topic is tried at a time: while that lasts, another that is due has to wait. None before the time is known.
-        let must_wait = self.lanes.is_busy() || self.relocation.is_under_way() || self.shared.times.is_pending();
+        let must_wait =
+            self.blocked_topics.is_busy() || self.relocation.is_under_way() || self.shared.times.is_pending();
         let next_try = if must_wait { None } else { self.shared.parking.next_wake() };
-        let wakes = [self.main.next_wake(), self.shared.outcome.due(), next_try];
+        let wakes = [self.stream.next_wake(), self.shared.outcome.due(), next_try];
         let wait = wakes
             .into_iter()
             .flatten()
@@ -411,22 +429,22 @@ impl Relay {
             .fold(if busy { self.quiet } else { IDLE }, Duration::min);
         let longest = if self.link.connected() { LONGEST_POLL } else { LONGEST_POLL_UNLINKED };
         self.quiet = self.quiet.saturating_mul(2).min(longest);
-        if self.read_after <= now && self.main.wants_events(now) {
+        if self.read_after <= now && self.stream.wants_events(now) {
             match self.shared.outlet.next(wait) {
                 Ok(events) => {
                     if !events.is_empty() {
                         self.quiet = SHORTEST_POLL;
                     }
-                    self.main.take_events(events, Instant::now());
+                    self.stream.take_events(events, Instant::now());
                 }
                 Err(error) => {
                     if let ReadError::Damaged { first, last, .. } = &error {
-                        self.main.unread(*first, *last, &mut self.shared);
+                        self.stream.unread(*first, *last, &mut self.shared);
                     }
                     self.read_failed(&error, now)?;
                 }
             }
-        } else if let Some(producer) = self.main.producer() {
+        } else if let Some(producer) = self.stream.sender.producer() {
             producer.poll(wait);
         } else {
             std::thread::sleep(wait);
@@ -443,7 +461,7 @@ impl Relay {
     }
 
     fn watch_link(&mut self, now: Instant) {
-        let Some(producer) = self.main.producer() else { return };
+        let Some(producer) = self.stream.sender.producer() else { return };
         let remarks = producer.remarks();
         if !remarks.is_empty() {
             self.shared.changed = true;
@@ -469,7 +487,9 @@ impl Relay {
             self.asking = None;
             return answer.iter().any(|(_, found)| !matches!(found, Found::Silent(_)));
         }
-        let (Some(producer), Some(topic)) = (self.main.producer(), &self.main.known_topic) else { return false };
+        let (Some(producer), Some(topic)) = (self.stream.sender.producer(), self.stream.known_topic()) else {
+            return false;
+        };
         if producer.in_flight().0 == 0 && self.link.wants_to_ask(now) {
             // Without a thread it is asked again a little later.
             self.asking = producer.look(vec![Arc::clone(topic)]).ok();
@@ -483,7 +503,7 @@ impl Relay {
             return;
         }
         self.flow_after = now.checked_add(PUBLISH).unwrap_or(now);
-        let waits = self.main.has_events() || self.shared.outlet.has_more();
+        let waits = self.stream.has_events() || self.shared.outlet.has_more();
         let delivered = self.shared.status.delivered;
         let mut watch = std::mem::take(&mut self.watch);
         let (waiting, line) = watch.look(waits, delivered, || self.obstacle(now), (now, unix_ms()));
@@ -503,7 +523,7 @@ impl Relay {
             return Some(Obstacle::new(Reason::Buffer, "the buffer's file cannot be read"));
         }
         if self.link.connected() {
-            let obstacle = self.main.obstacle(&self.shared, now)?;
+            let obstacle = self.stream.obstacle(&self.shared, now)?;
             // One broker of several refuses: whatever waits for that one waits for this reason.
             let refused = self.link.refused_lately(now).filter(|_| obstacle.reason.may_come_of_a_refusal());
             return Some(refused.map_or(obstacle, |why| Obstacle::new(Reason::Refused, why)));
@@ -543,15 +563,15 @@ impl Relay {
     }
 
     fn publish(&mut self, now: Instant) {
-        let in_flight = u64::try_from(self.main.in_flight()).unwrap_or(u64::MAX);
+        let in_flight = u64::try_from(self.stream.sender.in_flight()).unwrap_or(u64::MAX);
         let connected = self.link.connected();
         let status = &mut self.shared.status;
-        let trouble = self.main.trouble();
+        let trouble = self.stream.trouble();
         if let Some(transactions) = &mut status.transactions {
             // A person is needed: it is said at once. Anything else may be over in a moment; what lasts is said as a wait.
             if trouble.topic_unusable
                 && transactions.blocked != trouble.why
-                && let Some(more) = self.blocked.again(&trouble.why, now)
+                && let Some(more) = self.unusable_lines.again(&trouble.why, now)
             {
                 tracing::warn!(
                     why = trouble.why,
@@ -597,22 +617,22 @@ impl Relay {
         while !planted(Bug::CarelessStop) && deadline.is_some_and(|deadline| Instant::now() < deadline) {
             self.pulse.beat();
             let now = Instant::now();
-            self.main.collect(&mut self.shared, now);
-            let lane_done = self.lanes.finish_chunk(&mut self.shared, now);
+            self.stream.collect(&mut self.shared, now);
+            let lane_done = self.blocked_topics.wind_down(&mut self.shared, now);
             self.watch_link(now);
-            let main_done = self.main.wind_down(&mut self.shared, now);
+            let main_done = self.stream.wind_down(self.link.connected(), &mut self.shared, now);
             // Without a link no answer will come in time.
             if main_done && lane_done || !self.link.connected() {
                 break;
             }
-            match self.main.producer() {
+            match self.stream.sender.producer() {
                 Some(producer) => producer.poll(SHORTEST_POLL),
                 None => std::thread::sleep(SHORTEST_POLL),
             }
         }
         let now = Instant::now();
-        self.main.retire(&mut self.shared, now);
-        self.lanes.end(&mut self.shared, now);
+        self.stream.retire(&mut self.shared, now);
+        self.blocked_topics.end(&mut self.shared, now);
         self.shared.clients.wait_for_the_end(LAST_CLIENTS);
         self.shared.settle()?;
         self.publish_after = now;

@@ -17,9 +17,9 @@ use super::patience::Patience;
 use super::producer::{MESSAGE_OVERHEAD_BYTES, Outgoing, Producer};
 use super::record::Records;
 use super::session::Terms;
-use super::status::ForwardStatus;
+use super::status::{ForwardStatus, Transactions};
 use super::targets::{Generation, Targets};
-use super::time::{Refusal, Times};
+use super::time::Times;
 use super::verdict::park_reason;
 use super::watermark_topic::Partitions;
 use crate::buffer::{DeadLetter, OVERFLOW, Outlet, Settler, Stopped};
@@ -27,6 +27,7 @@ use crate::clock;
 use crate::delivered::Word;
 use crate::event::{RouteId, Sequence, Stored};
 use crate::route::Target;
+use crate::watermark::{Instance, Record, Waiting};
 
 /// See the module's words.
 pub(super) struct Shared {
@@ -181,16 +182,6 @@ impl Shared {
         self.fates.have_room(self.settler.applied())
     }
 
-    /// Kafka has refused the time of that topic's records. True when it is known what to do differently; otherwise the topic
-    /// is parked.
-    pub(super) fn mistimed(&mut self, topic: &Arc<str>, now: Instant) -> bool {
-        let again = self.times.refused(topic) == Refusal::Again;
-        if !again {
-            self.park_topic(topic, Code::InvalidTimestamp, now);
-        }
-        again
-    }
-
     /// Parks a Kafka topic, and says so once.
     pub(super) fn park_topic(&mut self, topic: &str, code: Code, now: Instant) {
         let (reason, remedy) = park_reason(code);
@@ -265,6 +256,59 @@ impl Shared {
         if self.terms.is_some() {
             self.declarations.lane(topic);
         }
+    }
+
+    /// The counters of transactions.
+    pub(super) fn transactions(&mut self) -> Option<&mut Transactions> {
+        self.status.transactions.as_mut()
+    }
+
+    /// A transaction is committed; it took so long from the last record's being sent.
+    pub(super) fn note_committed(&mut self, ending: Duration) {
+        if let Some(status) = self.transactions() {
+            add(&mut status.committed, 1);
+            status.commits.note(ending);
+        }
+    }
+
+    /// A transaction of the stream was aborted.
+    pub(super) fn note_aborted(&mut self) {
+        if let Some(status) = self.transactions() {
+            add(&mut status.aborted, 1);
+        }
+    }
+
+    /// `EndTxn` was sent twice.
+    pub(super) fn note_retried(&mut self) {
+        if let Some(status) = self.transactions() {
+            add(&mut status.end_txn_retried, 1);
+        }
+    }
+
+    /// Dead letters of earlier starts that the watermark topic may not know; at most so many.
+    pub(super) fn declare_again(&mut self, after: Sequence, since_ms: i64, most: u32) {
+        match self.outlet.dead_letters(after, since_ms, most) {
+            Ok(letters) => {
+                for (letter, at_ms) in letters {
+                    self.declarations.dead(letter.sequence, &letter.kafka_topic, &letter.reason, at_ms);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "kafka: dead letters cannot be declared again"),
+        }
+    }
+
+    /// What is to be said about parked topics. All that was parked until now is on disk.
+    pub(super) fn lane_records(&mut self, instance: Instance, at_ms: i64) -> Vec<Record> {
+        let topics = self.declarations.seal_lanes();
+        let mut records = Vec::new();
+        for topic in topics {
+            let waiting = self.settler.lane(&topic).and_then(|lane| self.outlet.waiting(lane, 0).ok().flatten());
+            let Some(stand) = self.lanes_delivered.get(&topic).copied() else { continue };
+            let (delivered, holes) = (stand.delivered, (!stand.has_holes).then_some(0));
+            let waiting = waiting.map(|(first, last, events)| Waiting { first, last, events });
+            records.push(Record::Lane { kafka_topic: topic.to_string(), instance, delivered, waiting, holes, at_ms });
+        }
+        records
     }
 
     /// Hands over what there is to settle.

@@ -1,0 +1,271 @@
+//! How readings are delivered. The only type that knows the mode: everybody else asks it what may be done next.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use super::asking::{Answer, Asking};
+use super::feed::Hand;
+use super::patience::Patience;
+use super::producer::{Failure, Producer};
+use super::recall::Trouble;
+use super::session::{Step, Terms};
+use super::time::Times;
+use super::transaction::State;
+use super::transactional::{Cost, Transactional};
+use super::waiting::Obstacle;
+use super::watermark_topic::Partitions;
+use crate::watermark::Record;
+
+/// Events in librdkafka's hands, if the link takes so many ([`Window`](super::window::Window)). Measured on loopback, with the
+/// buffer in front: 327,000 a second drained with 2,500, 337,000 with 5,000, which take 2 MB more. At a round trip of
+/// 300 ms it is 8,300 a second, about 1 Mbit/s.
+pub(super) const MOST_IN_FLIGHT: usize = 2_500;
+
+/// ... and their memory, librdkafka's overhead included: a part of the 20 MB that the agent may take at its peak.
+pub(super) const MOST_IN_FLIGHT_BYTES: usize = 2 << 20;
+
+/// See the module's words.
+pub(super) enum Delivery {
+    /// Each report is final. No commit tells Kafka's time: who is to ask for it has the question.
+    AtLeastOnce(Option<Asking>),
+    /// A batch is a transaction.
+    ExactlyOnce(Box<Transactional>),
+}
+
+/// What records that came back without confirmation lead to.
+pub(super) enum Refused {
+    /// The reports of the others are waited for.
+    Drain,
+    /// The transaction is being aborted.
+    Aborting,
+    /// It is aborted.
+    Aborted,
+    /// This producer can do nothing more.
+    Over(Code, String),
+}
+
+impl Delivery {
+    /// Goes on with a transaction. Without any, records may always be sent.
+    pub(super) fn step(&mut self, producer: &Producer, now: Instant) -> Step {
+        match self {
+            Self::AtLeastOnce(_) => Step::Send,
+            Self::ExactlyOnce(own) => own.step(producer, now),
+        }
+    }
+
+    /// Data records may be in flight.
+    pub(super) fn sends_records(&self) -> bool {
+        match self {
+            Self::AtLeastOnce(_) => true,
+            Self::ExactlyOnce(own) => matches!(own.state(), Some(State::Filling | State::Closing)),
+        }
+    }
+
+    /// No transaction is open.
+    pub(super) fn is_idle(&self) -> bool {
+        match self {
+            Self::AtLeastOnce(_) => true,
+            Self::ExactlyOnce(own) => own.state() == Some(State::Idle),
+        }
+    }
+
+    /// A transaction is on its way, or a start, or a question.
+    pub(super) fn is_busy(&self) -> bool {
+        match self {
+            Self::AtLeastOnce(asking) => asking.as_ref().is_some_and(Asking::is_under_way),
+            Self::ExactlyOnce(own) => !matches!(own.state(), None | Some(State::Idle | State::Over)),
+        }
+    }
+
+    /// Is a request too slow by itself? A transaction says so when its time is over.
+    pub(super) fn times_each_request(&self) -> bool {
+        matches!(self, Self::AtLeastOnce(_))
+    }
+
+    /// What is settled when a stop ends it: what a transaction carries, once that is committed.
+    pub(super) fn commits(&self) -> bool {
+        matches!(self, Self::ExactlyOnce(_))
+    }
+
+    /// Events and bytes that may be in flight.
+    pub(super) fn bounds(&self) -> (usize, usize) {
+        match self {
+            Self::AtLeastOnce(_) => (MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES),
+            Self::ExactlyOnce(own) => own.bounds(),
+        }
+    }
+
+    /// Events that nobody knows yet whether Kafka takes them for good; `in_flight` of them have no report.
+    pub(super) fn unproven(&self, producer: &Producer, in_flight: usize) -> usize {
+        match self {
+            Self::AtLeastOnce(_) => in_flight,
+            // A group is judged when it is committed.
+            Self::ExactlyOnce(_) => producer.uncommitted(),
+        }
+    }
+
+    /// May a record go now? Opens a transaction if it takes one.
+    pub(super) fn may_send(&mut self, producer: &Producer, since: Option<Instant>, now: Instant) -> Result<bool, Code> {
+        match self {
+            Self::AtLeastOnce(_) => Ok(true),
+            Self::ExactlyOnce(own) => own.may_send(producer, since, now),
+        }
+    }
+
+    /// Before anything is sent, where Kafka's time is to be known first.
+    pub(super) fn ask_the_time(
+        &mut self,
+        producer: &Producer,
+        is_ready: bool,
+        times: &mut Times,
+        now: Instant,
+    ) -> Result<Answer, Code> {
+        match self {
+            Self::AtLeastOnce(None) => Ok(Answer::Known),
+            Self::AtLeastOnce(Some(_)) if !is_ready && !times.is_pending() => Ok(Answer::Known),
+            Self::AtLeastOnce(Some(asking)) => Ok(asking.ask_the_time(producer, times, now)),
+            Self::ExactlyOnce(own) => own.ask_the_time(producer, is_ready, times, now),
+        }
+    }
+
+    /// Everything was sent that could be: is the transaction to be closed, or one to be opened for what else there is to say?
+    /// `held_up`: the bisection waits for what was sent.
+    pub(super) fn after_sending(
+        &mut self,
+        producer: &Producer,
+        hand: Hand,
+        held_up: bool,
+        patience: &Patience,
+        now: Instant,
+    ) -> Result<(), Code> {
+        match self {
+            Self::AtLeastOnce(_) => Ok(()),
+            Self::ExactlyOnce(own) => own.after_sending(producer, hand, held_up, patience, now),
+        }
+    }
+
+    /// Records came back without confirmation.
+    pub(super) fn refused(&mut self, producer: &Producer, failures: &[Failure], now: Instant) -> Refused {
+        match self {
+            Self::AtLeastOnce(_) => Refused::Drain,
+            Self::ExactlyOnce(own) => own.refused(producer, failures, now),
+        }
+    }
+
+    /// A new producer begins.
+    pub(super) fn begins(&mut self, asks_about: Vec<Arc<str>>, patience: &Patience, now: Instant) {
+        match self {
+            Self::AtLeastOnce(_) => {}
+            Self::ExactlyOnce(own) => own.begins(asks_about, patience.timeout(), now),
+        }
+    }
+
+    /// The producer is over.
+    pub(super) fn ends(&mut self) {
+        match self {
+            Self::AtLeastOnce(asking) => asking.iter_mut().for_each(Asking::forget),
+            Self::ExactlyOnce(_) => {}
+        }
+    }
+
+    /// ... and no other follows for now.
+    pub(super) fn rests(&mut self) {
+        self.ends();
+        if let Self::ExactlyOnce(own) = self {
+            own.rests();
+        }
+    }
+
+    /// The next producer need not recover the watermark: nothing is in doubt, and the watermark topic has so many partitions.
+    pub(super) fn nothing_is_in_doubt(&mut self, known: Option<Partitions>) {
+        if let Self::ExactlyOnce(own) = self {
+            own.nothing_is_in_doubt(known);
+        }
+    }
+
+    /// What has just been decided for certain stays known: the partitions of the watermark topic.
+    pub(super) fn keeps_partitions(&mut self) {
+        if let Self::ExactlyOnce(own) = self {
+            own.keeps_partitions();
+        }
+    }
+
+    /// No transaction is open, and the next one may take another time than this producer was made for.
+    pub(super) fn needs_other_times(&self, patience: &Patience) -> bool {
+        match self {
+            Self::AtLeastOnce(_) => false,
+            Self::ExactlyOnce(own) => own.needs_other_times(patience),
+        }
+    }
+
+    /// May a transaction be begun? As the owner sees it.
+    pub(super) fn may_begin(&mut self, may_begin: bool) {
+        if let Self::ExactlyOnce(own) = self {
+            own.may_begin(may_begin);
+        }
+    }
+
+    /// Puts the watermark, and what else there is to say, into the transaction.
+    pub(super) fn write_watermark(
+        &mut self,
+        producer: &Producer,
+        records: &[Record],
+        at_ms: i64,
+        now: Instant,
+    ) -> Result<(), Code> {
+        match self {
+            Self::AtLeastOnce(_) => Ok(()),
+            Self::ExactlyOnce(own) => own.write_watermark(producer, records, at_ms, now),
+        }
+    }
+
+    /// The transaction is committed.
+    pub(super) fn committed(&mut self, now: Instant) -> Cost {
+        match self {
+            Self::AtLeastOnce(_) => Cost::default(),
+            Self::ExactlyOnce(own) => own.committed(now),
+        }
+    }
+
+    /// A stop: no more records go out that a commit would be needed for. True when nothing is open.
+    pub(super) fn wind_down(&mut self, in_flight: usize, now: Instant) -> bool {
+        match self {
+            Self::AtLeastOnce(_) => in_flight == 0,
+            Self::ExactlyOnce(own) => own.wind_down(now),
+        }
+    }
+
+    /// What its transactions have in common with others'.
+    pub(super) fn terms(&self) -> Option<&Arc<Terms>> {
+        match self {
+            Self::AtLeastOnce(_) => None,
+            Self::ExactlyOnce(own) => Some(own.terms()),
+        }
+    }
+
+    /// When the present transaction was closed, if there are any.
+    pub(super) fn closed(&self) -> Option<Instant> {
+        match self {
+            Self::AtLeastOnce(_) => None,
+            Self::ExactlyOnce(own) => own.closed(),
+        }
+    }
+
+    /// What is in the way, as far as transactions know.
+    pub(super) fn obstacle(&self, producer: &Producer, now: Instant) -> Option<Obstacle> {
+        match self {
+            Self::AtLeastOnce(_) => None,
+            Self::ExactlyOnce(own) => own.obstacle(producer, now),
+        }
+    }
+
+    /// What is in the way of a start.
+    pub(super) fn trouble(&self) -> Trouble {
+        match self {
+            Self::AtLeastOnce(_) => Trouble::default(),
+            Self::ExactlyOnce(own) => own.trouble(),
+        }
+    }
+}

@@ -1,0 +1,528 @@
+//! A sender: one producer at a time, what is in flight on it, and the way back after a failure.
+//!
+//! ```text
+//!            ┌──────────────── judged, nothing fatal ───────────────┐
+//!            ▼                                                       │
+//!   ──▶ Flowing ──a report without confirmation──▶ Draining ──judged, new producer──▶ Pausing
+//!            ▲                                                                           │
+//!            └───────────────────────── after the wait ──────────────────────────────────┘
+//! ```
+//!
+//! *Flowing* sends. *Draining* sends nothing and waits for the reports of what is in flight, for a few seconds at most;
+//! then every failure gets its verdict, and reading starts again at the oldest unsettled event. *Pausing* has no
+//! producer. With transactions, *Flowing* has states of its own (`transaction.rs`), and an abort takes the place of
+//! *Draining*.
+//!
+//! There are two: one for the stream, one for the blocked topics, whose turn comes one after the other. Both are this type;
+//! what they send comes from a [`Feed`]. [`Sender::turn`] does what can be done without waiting, and names what happened;
+//! what that means for the readings is the owner's (`stream_sender.rs`, `blocked_topics.rs`).
+
+use std::time::{Duration, Instant};
+
+use rdkafka::config::ClientConfig;
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use super::asking::Answer;
+use super::delivery::{Delivery, Refused};
+use super::feed::Feed;
+use super::judge::{Judged, Renewal};
+use super::options::{self, Names};
+use super::outstanding::Restart;
+use super::pace::Pace;
+use super::producer::{Failure, Producer, Reports};
+use super::recall::Recalled;
+use super::sending::Sent;
+use super::session::Step;
+use super::shared::Shared;
+use super::stalls::Stalls;
+use super::targets::Generation;
+use super::transactional::Cost;
+use super::verdict::is_an_answer;
+use super::window::Window;
+use crate::delivered::Delivered;
+use crate::watermark::Record;
+
+/// In `Draining`, how long to wait for the next report: so long, or twice as long as a reading takes over this link. What
+/// is still in flight then may be sent twice.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// While former producers are still being ended, and there are too many of them: look again so often.
+const NO_PLACE: Duration = Duration::from_millis(500);
+
+/// A producer that had to go on under another name ([`Names`]) goes back to its first one after this time: a clone of this
+/// gateway has the first one as well, and is told by it. When that is not free yet, it costs some seconds.
+const AWAY: Duration = Duration::from_secs(600);
+
+/// See the module's words.
+pub(super) struct Sender {
+    config: ClientConfig,
+    names: Names,
+    /// When it went on under another name.
+    away_since: Option<Instant>,
+    phase: Phase,
+    /// Of the present producer.
+    pub(super) generation: Generation,
+    pub(super) failures: Vec<Failure>,
+    pub(super) bisection: Pace,
+    pub(super) window: Window,
+    /// Kafka topics that do not confirm.
+    stalls: Stalls,
+    /// What is in flight to such a topic was given up: this producer has it still, and must go.
+    abandoned: bool,
+    /// When something was sent with nothing else in flight, or came back.
+    pub(super) moved: Instant,
+    pub(super) delivery: Delivery,
+}
+
+/// See the drawing above.
+enum Phase {
+    Flowing(Producer),
+    Draining(Producer, Instant),
+    Pausing(Instant),
+}
+
+/// What happened, for the owner to act upon.
+#[derive(Debug)]
+pub(super) enum Happened {
+    /// Nothing that the owner has to know.
+    Nothing,
+    /// There is a new producer.
+    NewProducer,
+    /// librdkafka makes none, for that reason. The owner says when it is tried again, or it is at the next turn.
+    NoProducer(String),
+    /// Kafka's last watermark is known.
+    Recalled(Recalled),
+    /// All records of the transaction are confirmed: the owner is to write the watermark.
+    WatermarkDue,
+    /// The transaction is committed, with these; how long it took from the last record's being sent, and what it cost.
+    Committed(Vec<Delivered>, Duration, Cost),
+    /// The producer is over. Before the next one begins, the owner may have it wait.
+    Ended(Renewal),
+}
+
+/// What came back from Kafka.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Collected {
+    /// A broker has answered.
+    pub(super) answered: bool,
+    /// Something was confirmed for good.
+    pub(super) confirmed: bool,
+}
+
+/// Where the sender is after a turn, and what happened.
+type Turned = (Phase, Happened);
+
+impl Sender {
+    /// Without a producer: it makes one at its first turn.
+    pub(super) fn new(config: ClientConfig, delivery: Delivery) -> Self {
+        let now = Instant::now();
+        Self {
+            names: Names::new(&config),
+            away_since: None,
+            config,
+            phase: Phase::Pausing(now),
+            generation: 0,
+            failures: Vec::new(),
+            bisection: Pace::default(),
+            window: Window::new(),
+            stalls: Stalls::default(),
+            abandoned: false,
+            moved: now,
+            delivery,
+        }
+    }
+
+    /// The first producer, at once, so that a configuration that makes none ends the start.
+    pub(super) fn begins_with(&mut self, producer: Producer, feed: &Feed<'_>, shared: &mut Shared) {
+        self.phase = self.opened(producer, feed, shared, Instant::now());
+    }
+
+    /// For another queue: nothing that was found out about the last one holds.
+    pub(super) fn begins_anew(&mut self, bisection: Pace, now: Instant) {
+        self.bisection = bisection;
+        self.window = Window::new();
+        self.stalls = Stalls::default();
+        self.failures = Vec::new();
+        self.moved = now;
+        self.phase = Phase::Pausing(now);
+    }
+
+    /// The present producer, if there is one.
+    pub(super) fn producer(&self) -> Option<&Producer> {
+        match &self.phase {
+            Phase::Flowing(producer) | Phase::Draining(producer, _) => Some(producer),
+            Phase::Pausing(_) => None,
+        }
+    }
+
+    /// Records may go out, as far as the phase is concerned.
+    pub(super) fn flows(&self) -> bool {
+        matches!(self.phase, Phase::Flowing(_))
+    }
+
+    /// Events in flight.
+    pub(super) fn in_flight(&self) -> usize {
+        self.producer().map_or(0, |producer| producer.in_flight().0)
+    }
+
+    /// A transaction is on its way, or a start.
+    pub(super) fn is_busy(&self) -> bool {
+        self.producer().is_some() && self.delivery.is_busy()
+    }
+
+    /// When the phase changes, whatever happens.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Flowing(_) => None,
+            Phase::Draining(_, until) | Phase::Pausing(until) => Some(until),
+        }
+    }
+
+    /// The next producer is not made before that.
+    pub(super) fn pause_until(&mut self, until: Instant) {
+        if matches!(self.phase, Phase::Pausing(_)) {
+            self.phase = Phase::Pausing(until);
+        }
+    }
+
+    /// Polls and books what came back.
+    pub(super) fn collect(&mut self, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Collected {
+        let Some(producer) = self.producer() else { return Collected::default() };
+        producer.poll(Duration::ZERO);
+        let reports = producer.reports();
+        let is_confirmed = self.window.watched().is_some_and(|watched| producer.has_come_back(watched));
+        let confirmed = !reports.confirmed.is_empty();
+        let taken = confirmed || reports.acked > 0;
+        let answered = taken || reports.failures.iter().any(|failure| is_an_answer(failure.code));
+        if is_confirmed {
+            self.window.confirmed(shared.patience.flight(), now);
+        }
+        let drain = self.longest_drain(now);
+        if let Phase::Draining(_, until) = &mut self.phase
+            && (taken || !reports.failures.is_empty())
+        {
+            *until = drain;
+        }
+        if taken {
+            self.moved = now;
+        }
+        feed.confirmed(reports.confirmed, shared, now);
+        self.failures.extend(reports.failures);
+        Collected { answered, confirmed }
+    }
+
+    /// Does what can be done without waiting.
+    pub(super) fn turn(&mut self, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Happened {
+        let (phase, happened) = match std::mem::replace(&mut self.phase, Phase::Pausing(now)) {
+            Phase::Flowing(producer) => self.flow(producer, feed, shared, now),
+            Phase::Draining(producer, until) => self.drain(producer, until, feed, shared, now),
+            Phase::Pausing(until) if until <= now => self.renew(feed, shared, now),
+            Phase::Pausing(until) => (Phase::Pausing(until), Happened::Nothing),
+        };
+        self.phase = phase;
+        happened
+    }
+
+    /// Puts the watermark, and what else there is to say, into the transaction, whose records are all confirmed.
+    pub(super) fn write_watermark(&mut self, records: &[Record], at_ms: i64, now: Instant) -> Result<(), Code> {
+        match &self.phase {
+            Phase::Flowing(producer) => self.delivery.write_watermark(producer, records, at_ms, now),
+            Phase::Draining(..) | Phase::Pausing(_) => Ok(()),
+        }
+    }
+
+    /// This producer is over, for a reason that its owner has.
+    pub(super) fn end_producer(
+        &mut self,
+        renewal: Renewal,
+        feed: &mut Feed<'_>,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> Happened {
+        match std::mem::replace(&mut self.phase, Phase::Pausing(now)) {
+            Phase::Flowing(producer) | Phase::Draining(producer, _) => {
+                let (phase, happened) = self.end(producer, renewal, feed, shared, now);
+                self.phase = phase;
+                happened
+            }
+            Phase::Pausing(_) => Happened::Ended(renewal),
+        }
+    }
+
+    /// No producer for now: what is in flight comes back, as far as it has.
+    pub(super) fn retire(&mut self, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) {
+        if let Phase::Flowing(producer) | Phase::Draining(producer, _) =
+            std::mem::replace(&mut self.phase, Phase::Pausing(now))
+        {
+            self.note_overdue(&producer, None, shared);
+            self.takes_another_name(None, now);
+            let (reports, _restart) = producer.retire();
+            feed.confirmed(reports.confirmed, shared, now);
+            self.window.forget();
+        }
+        self.failures = Vec::new();
+        self.delivery.rests();
+    }
+
+    /// A stop: what was begun is brought to an end. True when nothing is under way any more.
+    pub(super) fn wind_down(&mut self, now: Instant) -> bool {
+        let in_flight = self.in_flight();
+        self.delivery.wind_down(in_flight, now)
+    }
+
+    fn flow(&mut self, producer: Producer, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Turned {
+        if self.delivery.times_each_request() && producer.was_overdue() {
+            // librdkafka sends the same request again: over this link it would be overdue for ever.
+            let longer = shared.patience.overdue(self.window.is_least());
+            if longer || shared.patience.is_overdue() {
+                let why = "a request takes longer over this link than it may; smaller ones from now on".to_owned();
+                return self.end(producer, Renewal::AfterWait(Code::RequestTimedOut, why), feed, shared, now);
+            }
+        }
+        // Before a transaction goes on, whose watermark is due when nothing is in flight any more: what was given up has not
+        // come back.
+        if self.delivery.sends_records() {
+            self.abandon_stalled(&producer, shared, now);
+        }
+        if !self.failures.is_empty() {
+            return self.refused(producer, feed, shared, now);
+        }
+        let happened = match self.delivery.step(&producer, now) {
+            Step::Send => return self.fill(producer, feed, shared, now),
+            Step::Wait => Happened::Nothing,
+            Step::Known(recalled) => Happened::Recalled(recalled),
+            Step::Seal => Happened::WatermarkDue,
+            Step::Committed(proofs, ending) => {
+                shared.times.heard(producer.told());
+                Happened::Committed(proofs, ending, self.delivery.committed(now))
+            }
+            Step::Aborted => return self.aborted(producer, feed, shared, now),
+            Step::Retried => {
+                self.delivery.keeps_partitions();
+                shared.note_retried();
+                return self.end(producer, Renewal::AtOnce, feed, shared, now);
+            }
+            // Of the watermark: those of readings are judged.
+            Step::Lost(Code::InvalidTimestamp, _) => {
+                shared.times.refused_watermark();
+                return self.end(producer, Renewal::AtOnce, feed, shared, now);
+            }
+            Step::Lost(code, detail) => {
+                return self.end(producer, Renewal::AfterWait(code, detail), feed, shared, now);
+            }
+        };
+        (Phase::Flowing(producer), happened)
+    }
+
+    /// Nothing is in the way of sending but what is sent.
+    fn fill(&mut self, producer: Producer, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Turned {
+        // Between two transactions nothing is in doubt, and a producer with other times costs no repeat.
+        if self.delivery.needs_other_times(&shared.patience) {
+            self.delivery.keeps_partitions();
+            return self.end(producer, Renewal::AtOnce, feed, shared, now);
+        }
+        if self.wants_home(now) {
+            self.names.home(&mut self.config);
+            return self.end(producer, Renewal::AtOnce, feed, shared, now);
+        }
+        let is_ready = feed.is_ready(now);
+        if is_ready {
+            feed.begins_to_send();
+        }
+        let not_begun = |code| Renewal::AfterWait(code, "begin a transaction".to_owned());
+        let sent = match self.delivery.ask_the_time(&producer, is_ready, &mut shared.times, now) {
+            Ok(Answer::Known) if is_ready => self.send(&producer, feed, shared, now),
+            Ok(Answer::Known) => Sent::Done,
+            Ok(Answer::NotYet) => return (Phase::Flowing(producer), Happened::Nothing),
+            // Its report would be taken for a reading's; nothing else is in flight.
+            Ok(Answer::Never) => return self.end(producer, Renewal::AtOnce, feed, shared, now),
+            Err(code) => Sent::NotBegun(code),
+        };
+        match sent {
+            Sent::Done | Sent::GroupDone => {}
+            Sent::Failed => return self.refused(producer, feed, shared, now),
+            Sent::BatchesTooLarge => return self.shrink(producer, feed, shared, now),
+            Sent::NotBegun(code) => return self.end(producer, not_begun(code), feed, shared, now),
+        }
+        let (hand, held_up) = (feed.hand(shared), matches!(sent, Sent::GroupDone));
+        match self.delivery.after_sending(&producer, hand, held_up, &shared.patience, now) {
+            Ok(()) => (Phase::Flowing(producer), Happened::Nothing),
+            Err(code) => self.end(producer, not_begun(code), feed, shared, now),
+        }
+    }
+
+    /// Records came back without confirmation, or librdkafka did not take one.
+    fn refused(&mut self, producer: Producer, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Turned {
+        match self.delivery.refused(&producer, &self.failures, now) {
+            Refused::Drain => (Phase::Draining(producer, self.longest_drain(now)), Happened::Nothing),
+            Refused::Aborting => (Phase::Flowing(producer), Happened::Nothing),
+            Refused::Aborted => self.aborted(producer, feed, shared, now),
+            Refused::Over(code, detail) => {
+                // The failures are judged all the same: what is known of them stays known.
+                let or_else = if self.abandoned { Renewal::AtOnce } else { Renewal::AfterWait(code, detail) };
+                let judged = Judged::of(std::mem::take(&mut self.failures), &mut self.bisection);
+                let renewal = judged.renewal(producer.fatal()).unwrap_or(or_else);
+                feed.judged(judged, &producer, shared, now);
+                self.end(producer, renewal, feed, shared, now)
+            }
+        }
+    }
+
+    fn drain(
+        &mut self,
+        producer: Producer,
+        until: Instant,
+        feed: &mut Feed<'_>,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> Turned {
+        let in_flight = producer.in_flight().0;
+        if in_flight > 0 && now < until {
+            if producer.fatal().is_some() {
+                // After a fatal error nothing queued is sent any more, and nothing of it is reported until asked for.
+                producer.purge_queue();
+            }
+            return (Phase::Draining(producer, until), Happened::Nothing);
+        }
+        let judged = Judged::of(std::mem::take(&mut self.failures), &mut self.bisection);
+        let renewal = if in_flight > 0 {
+            Some(Renewal::AfterWait(Code::RequestTimedOut, "no answer to what was sent".to_owned()))
+        } else {
+            judged.renewal(producer.fatal())
+        };
+        self.after(judged, renewal, producer, feed, shared, now)
+    }
+
+    /// All reports are there, nothing of the transaction is in Kafka for a reader to see.
+    fn aborted(&mut self, producer: Producer, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Turned {
+        let reports = producer.reports();
+        feed.confirmed(reports.confirmed, shared, now);
+        self.failures.extend(reports.failures);
+        feed.aborted(shared);
+        let judged = Judged::of(std::mem::take(&mut self.failures), &mut self.bisection);
+        let fatal = producer.fatal();
+        let renewal = if self.abandoned { judged.renewal(fatal) } else { judged.renewal_after_abort(fatal) };
+        self.after(judged, renewal, producer, feed, shared, now)
+    }
+
+    /// Nothing is in flight, or nothing more is waited for, and what came back is judged.
+    fn after(
+        &mut self,
+        judged: Judged,
+        renewal: Option<Renewal>,
+        producer: Producer,
+        feed: &mut Feed<'_>,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> Turned {
+        feed.judged(judged, &producer, shared, now);
+        if let Some(renewal) = renewal.or_else(|| self.abandoned.then_some(Renewal::AtOnce)) {
+            return self.end(producer, renewal, feed, shared, now);
+        }
+        let restart = producer.give_up();
+        self.generation = shared.next_generation();
+        self.goes_back(restart, feed, shared);
+        (Phase::Flowing(producer), Happened::Nothing)
+    }
+
+    fn end(
+        &mut self,
+        producer: Producer,
+        renewal: Renewal,
+        feed: &mut Feed<'_>,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> Turned {
+        let code = match &renewal {
+            Renewal::AtOnce => None,
+            Renewal::AfterWait(code, _) => Some(*code),
+        };
+        if code.is_some() {
+            self.note_overdue(&producer, code, shared);
+        }
+        self.delivery.ends();
+        let (Reports { confirmed, .. }, restart) = producer.retire();
+        // The failures among the reports are unsettled, and go again from the restart on.
+        feed.confirmed(confirmed, shared, now);
+        self.goes_back(restart, feed, shared);
+        self.stalls = Stalls::default();
+        self.takes_another_name(code, now);
+        (Phase::Pausing(now), Happened::Ended(renewal))
+    }
+
+    /// What was given up may keep Kafka from ending the transaction that it was in.
+    fn takes_another_name(&mut self, code: Option<Code>, now: Instant) {
+        if std::mem::take(&mut self.abandoned) || code == Some(Code::ConcurrentTransactions) {
+            self.names.next(&mut self.config);
+            self.away_since = Some(now);
+        }
+    }
+
+    /// Under another name for long enough, and between two transactions?
+    fn wants_home(&mut self, now: Instant) -> bool {
+        let long = self.away_since.is_some_and(|since| now.saturating_duration_since(since) > AWAY);
+        if long && self.delivery.is_idle() {
+            self.away_since = None;
+            return self.names.is_away();
+        }
+        false
+    }
+
+    /// Why this one ended may be that the link is slower than was thought.
+    fn note_overdue(&self, producer: &Producer, code: Option<Code>, shared: &mut Shared) {
+        if code == Some(Code::InvalidTransactionTimeout) {
+            shared.patience.refused();
+        } else if !self.delivery.times_each_request() && producer.was_overdue() {
+            shared.patience.overdue(self.window.is_least());
+        }
+    }
+
+    /// Reads again from the oldest unsettled event.
+    fn goes_back(&mut self, restart: Restart, feed: &mut Feed<'_>, shared: &mut Shared) {
+        self.bisection.restart();
+        self.window.forget();
+        feed.goes_back(restart, shared);
+    }
+
+    /// Nothing is in flight here: a new producer costs no repeat.
+    fn shrink(&mut self, producer: Producer, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Turned {
+        if let Some(bytes) = options::shrink_batches(&mut self.config) {
+            tracing::info!(bytes, "kafka: batches are too large for a topic; smaller ones from now on");
+        }
+        let (_, restart) = producer.retire();
+        self.goes_back(restart, feed, shared);
+        (Phase::Pausing(now), Happened::Nothing)
+    }
+
+    fn renew(&mut self, feed: &Feed<'_>, shared: &mut Shared, now: Instant) -> Turned {
+        let Some(place) = shared.clients.place() else {
+            return (Phase::Pausing(now.checked_add(NO_PLACE).unwrap_or(now)), Happened::Nothing);
+        };
+        shared.patience.apply(&mut self.config);
+        match Producer::new(&self.config, &shared.clients, place) {
+            Ok(producer) => (self.opened(producer, feed, shared, now), Happened::NewProducer),
+            Err(error) => (Phase::Pausing(now), Happened::NoProducer(options::cause(&error))),
+        }
+    }
+
+    fn opened(&mut self, producer: Producer, feed: &Feed<'_>, shared: &mut Shared, now: Instant) -> Phase {
+        self.window.begin_anew();
+        self.delivery.begins(feed.asks_about(), &shared.patience, now);
+        self.generation = shared.next_generation();
+        Phase::Flowing(producer)
+    }
+
+    /// Topics that do not confirm although brokers answer shall wait alone; their records count as failed.
+    fn abandon_stalled(&mut self, producer: &Producer, shared: &mut Shared, now: Instant) {
+        for (topic, code) in self.stalls.look(producer, now) {
+            self.abandoned = true;
+            self.failures.extend(producer.fail(&topic, code));
+            shared.changed = true;
+        }
+    }
+
+    /// Until when the next report is waited for.
+    fn longest_drain(&self, now: Instant) -> Instant {
+        now.checked_add(DRAIN.max(self.window.latest().saturating_mul(2))).unwrap_or(now)
+    }
+}

@@ -1,0 +1,128 @@
+//! The send loop: one for the stream and for every blocked topic's queue, with transactions and without.
+
+use std::time::Instant;
+
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use super::feed::{Feed, Next};
+use super::pace::Permit;
+use super::producer::{Failure, MESSAGE_OVERHEAD_BYTES, Producer};
+use super::sender::Sender;
+use super::shared::Shared;
+use super::targets::Turn;
+use super::verdict::{Verdict, dead_letter_reason, send_verdict};
+use crate::event::{Sequence, Stored};
+#[cfg(feature = "planted")]
+use crate::planted::{Bug, planted};
+use crate::route::Target;
+
+/// How sending went.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Sent {
+    /// All, or what there was room for.
+    Done,
+    /// The bisection wants to hear about this group first.
+    GroupDone,
+    /// No transaction could be begun.
+    NotBegun(Code),
+    /// librdkafka refused one: to be judged.
+    Failed,
+    /// The bisection has ended, and it was the size of batches.
+    BatchesTooLarge,
+}
+
+impl Sender {
+    /// Hands over what may go, one reading after the other, in order.
+    pub(super) fn send(&mut self, producer: &Producer, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Sent {
+        loop {
+            let (target, turn) = match feed.next(producer, self.generation, shared, now) {
+                Next::Send(target, turn) => (target, turn),
+                Next::Settled => continue,
+                Next::Nothing => return Sent::Done,
+            };
+            let Some(stored) = feed.front() else { return Sent::Done };
+            if turn == Turn::NotYet {
+                return Sent::Done;
+            }
+            if let Err(full) = self.room(producer, stored, shared, now) {
+                return full;
+            }
+            match self.delivery.may_send(producer, feed.since(), now) {
+                Ok(true) => {}
+                Ok(false) => return Sent::Done,
+                Err(code) => return Sent::NotBegun(code),
+            }
+            let (sequence, in_flight) = (stored.sequence, producer.in_flight().0);
+            match shared.send(producer, stored, &target) {
+                Ok(()) => {
+                    #[cfg(feature = "planted")]
+                    if planted(Bug::ReleaseBeforeDelivery) && matches!(feed, Feed::Stream(_)) {
+                        shared.outcome.release_at_send(sequence, stored.event.route, now);
+                    }
+                    self.note_sent(sequence, in_flight, now);
+                    feed.sent(&target, turn, self.generation, shared);
+                }
+                Err(code) => {
+                    if let Some(sent) = self.not_taken(code, &target, in_flight, producer, feed, shared, now) {
+                        return sent;
+                    }
+                }
+            }
+        }
+    }
+
+    /// May one more go? By memory, by what the link takes, by the bisection.
+    fn room(&mut self, producer: &Producer, stored: &Stored, shared: &Shared, now: Instant) -> Result<(), Sent> {
+        let (in_flight, bytes) = producer.in_flight();
+        let (most, most_bytes) = self.delivery.bounds();
+        if in_flight >= most || bytes >= most_bytes {
+            return Err(Sent::Done);
+        }
+        let cost = stored.event.cost_bytes().saturating_add(MESSAGE_OVERHEAD_BYTES);
+        if !self.window.takes(bytes, cost, shared.patience.flight(), now) {
+            return Err(Sent::Done);
+        }
+        match self.bisection.permit(stored.sequence, self.delivery.unproven(producer, in_flight)) {
+            Permit::Go => Ok(()),
+            Permit::NotYet => Err(Sent::GroupDone),
+            Permit::GoSmaller => Err(Sent::BatchesTooLarge),
+        }
+    }
+
+    fn note_sent(&mut self, sequence: Sequence, in_flight: usize, now: Instant) {
+        self.bisection.sent();
+        self.window.sent(sequence, now);
+        if in_flight == 0 {
+            self.moved = now;
+        }
+    }
+
+    /// librdkafka did not take the one in front. `None`: it is settled, and the next one may go.
+    #[expect(clippy::too_many_arguments, reason = "the rest of the send loop: each is its own")]
+    fn not_taken(
+        &mut self,
+        code: Code,
+        target: &Target,
+        in_flight: usize,
+        producer: &Producer,
+        feed: &mut Feed<'_>,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> Option<Sent> {
+        let reason = match send_verdict(code) {
+            // The queue is full of others; when it is empty, this one alone is too large for it.
+            Verdict::Wait if in_flight > 0 => return Some(Sent::Done),
+            Verdict::Wait => "larger than queue.buffering.max.kbytes in [kafka.options]".to_owned(),
+            Verdict::DeadLetter => dead_letter_reason(code),
+            Verdict::Resend | Verdict::NewProducer | Verdict::Alone | Verdict::Retime | Verdict::ParkTopic => {
+                // Others of the topic may be in flight; they come first, so this waits for their reports.
+                let Stored { sequence, event } = feed.front()?;
+                let (sequence, route, topic) = (*sequence, event.route, target.topic.to_string());
+                self.failures.push(Failure { sequence, route, topic, code });
+                return Some(Sent::Failed);
+            }
+        };
+        feed.put_aside(producer, &target.topic, reason, shared, now);
+        None
+    }
+}

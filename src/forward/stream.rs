@@ -1,0 +1,267 @@
+//! The stream: all readings in the order of their arrival, but for those whose Kafka topic is blocked.
+//!
+//! What is read from the buffer waits here until it is sent, or settled in another way: it goes out as a dead letter, or into
+//! the queue of a blocked topic.
+
+mod unread;
+pub(super) mod watermark;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use self::watermark::StreamWatermark;
+use super::feed::{Hand, Next};
+use super::judge::Judged;
+use super::outstanding::{Restart, Skips};
+use super::producer::{Failure, MESSAGE_OVERHEAD_BYTES, Producer};
+use super::shared::{Shared, Way, add};
+use super::targets::{Generation, Turn};
+use super::time::Refusal;
+use super::verdict::dead_letter_reason;
+use crate::buffer::DeadLetter;
+use crate::event::Stored;
+use crate::route::Target;
+
+/// A batch that waits for company is sent at once when it has so many events: 15.6 bytes each on the wire, against
+/// 15.3 for larger ones.
+const FULL_EVENTS: usize = 1_000;
+
+/// ... or so many bytes.
+const FULL_BYTES: usize = 128 << 10;
+
+/// See the module's words.
+pub(super) struct Stream {
+    linger: Duration,
+    pending: Pending,
+    /// Settled already, and read again.
+    skips: Skips,
+    pub(super) watermark: StreamWatermark,
+    /// A Kafka topic that took something, to ask brokers about.
+    pub(super) known_topic: Option<Arc<str>>,
+    /// Kafka topics whose queues Kafka is asked about together with the stream, once.
+    pub(super) asks_about: Vec<Arc<str>>,
+}
+
+/// Read from the buffer and not sent yet.
+#[derive(Debug, Default)]
+struct Pending {
+    events: VecDeque<Stored>,
+    bytes: usize,
+    /// They wait for company until then.
+    gather_until: Option<Instant>,
+    /// When the first of them came.
+    since: Option<Instant>,
+}
+
+impl Stream {
+    /// Goes on where the last run left off.
+    pub(super) fn new(linger: Duration, skips: Skips, watermark: StreamWatermark) -> Self {
+        Self { linger, pending: Pending::default(), skips, watermark, known_topic: None, asks_about: Vec::new() }
+    }
+
+    /// Takes what the outlet gave.
+    pub(super) fn take(&mut self, events: Vec<Stored>, now: Instant) {
+        if events.is_empty() {
+            return;
+        }
+        if self.pending.events.is_empty() {
+            self.pending.gather_until = now.checked_add(self.linger);
+            self.pending.since = Some(now);
+        }
+        self.pending.bytes =
+            events.iter().fold(self.pending.bytes, |sum, stored| sum.saturating_add(stored.event.cost_bytes()));
+        if self.pending.events.is_empty() {
+            self.pending.events = events.into();
+        } else {
+            self.pending.events.extend(events);
+        }
+    }
+
+    /// Nothing is in hand.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pending.events.is_empty()
+    }
+
+    /// A batch is to be sent now.
+    pub(super) fn is_ready(&self, now: Instant) -> bool {
+        let pending = &self.pending;
+        !pending.events.is_empty()
+            && (pending.gather_until.is_none_or(|until| until <= now)
+                || pending.events.len() >= FULL_EVENTS
+                || pending.bytes >= FULL_BYTES)
+    }
+
+    /// When what waits for company goes, whatever comes.
+    pub(super) fn gathers_until(&self) -> Option<Instant> {
+        self.pending.gather_until
+    }
+
+    /// The rest of a batch that does not fit into the window waits for room, not for company.
+    pub(super) fn begins_to_send(&mut self) {
+        self.pending.gather_until = None;
+    }
+
+    pub(super) fn since(&self) -> Option<Instant> {
+        self.pending.since
+    }
+
+    pub(super) fn front(&self) -> Option<&Stored> {
+        self.pending.events.front()
+    }
+
+    pub(super) fn hand(&self, shared: &Shared) -> Hand {
+        Hand {
+            any: !self.pending.events.is_empty(),
+            gathers: self.pending.gather_until.is_some(),
+            linger: self.linger,
+            declares: shared.declarations.any(),
+            is_full: shared.declarations.is_full(),
+        }
+    }
+
+    pub(super) fn asks_about(&self) -> Vec<Arc<str>> {
+        self.asks_about.clone()
+    }
+
+    /// What to do with the one in front.
+    pub(super) fn next(
+        &mut self,
+        producer: &Producer,
+        generation: Generation,
+        shared: &mut Shared,
+        now: Instant,
+    ) -> Next {
+        let Some(stored) = self.pending.events.front() else { return Next::Nothing };
+        if shared.is_on_hold {
+            return Next::Nothing;
+        }
+        let (sequence, route) = (stored.sequence, stored.event.route);
+        if self.skips.take(sequence) {
+            self.pass(producer);
+            return Next::Settled;
+        }
+        if let Some(proof) = self.watermark.vouches_for(sequence, route) {
+            shared.count_delivered(1);
+            shared.outcome.delivered(vec![proof], now);
+            self.pass(producer);
+            return Next::Settled;
+        }
+        // Whatever becomes of this one, it is remembered until the oldest one in flight has come back.
+        if !shared.fates_have_room() || producer.remembers_too_much() {
+            return Next::Nothing;
+        }
+        if let Some(reason) = stored.event.flaw().map(str::to_owned) {
+            self.put_aside(producer, Arc::from(""), reason, shared, now);
+            return Next::Settled;
+        }
+        let known = match shared.targets.find(&stored.event) {
+            Ok(known) => known,
+            Err(no_target) => {
+                self.put_aside(producer, Arc::from(""), no_target.to_string(), shared, now);
+                return Next::Settled;
+            }
+        };
+        // custody rule 4, see `targets.rs`.
+        let turn = known.turn(generation, |first| producer.has_come_back(first));
+        let target = Arc::clone(&known.target);
+        match shared.way(&target, now) {
+            Way::Direct => Next::Send(target, turn),
+            Way::Hold => Next::Nothing,
+            Way::Lane(lane) => {
+                shared.park_one((sequence, route), &lane, stored.event.cost_bytes(), now);
+                self.pass(producer);
+                Next::Settled
+            }
+        }
+    }
+
+    /// The first one was handed to librdkafka.
+    pub(super) fn sent(&mut self, target: &Target, turn: Turn, shared: &mut Shared) {
+        if turn == Turn::First {
+            shared.admission.is_direct(&target.topic);
+        }
+        if !self.known_topic.as_ref().is_some_and(|known| Arc::ptr_eq(known, &target.topic)) {
+            self.known_topic = Some(Arc::clone(&target.topic));
+        }
+        if let Some(stored) = self.pending.pop() {
+            self.watermark.passed(stored.sequence);
+        }
+    }
+
+    /// The first one becomes a dead letter.
+    pub(super) fn put_aside(
+        &mut self,
+        producer: &Producer,
+        kafka_topic: Arc<str>,
+        reason: String,
+        shared: &mut Shared,
+        now: Instant,
+    ) {
+        let Some(Stored { sequence, event }) = self.pending.events.front() else { return };
+        let letter = DeadLetter { sequence: *sequence, route: event.route, kafka_topic, reason };
+        shared.dead(letter, &event.topic, event.cost_bytes(), now);
+        self.pass(producer);
+    }
+
+    /// The first one is settled without being sent.
+    fn pass(&mut self, producer: &Producer) {
+        if let Some(stored) = self.pending.pop() {
+            self.watermark.passed(stored.sequence);
+            producer.pass(stored.sequence, stored.event.route);
+        }
+    }
+
+    /// Records came back without confirmation, and were judged.
+    pub(super) fn judged(&mut self, judged: Judged, producer: &Producer, shared: &mut Shared, now: Instant) {
+        add(&mut shared.status.retried, judged.failures);
+        shared.changed = true;
+        for (topic, code) in judged.closed {
+            shared.park_topic(&topic, code, now);
+        }
+        for topic in judged.mistimed {
+            if shared.times.refused(&topic) == Refusal::Hopeless {
+                shared.park_topic(&topic, Code::InvalidTimestamp, now);
+            }
+        }
+        for failure in judged.dead {
+            bury(failure, producer, shared, now);
+        }
+    }
+
+    /// Reads again from the oldest unsettled event.
+    pub(super) fn goes_back(&mut self, restart: Restart, shared: &mut Shared) {
+        if let Some(after) = restart.after {
+            self.pending = Pending::default();
+            shared.outlet.rewind(after);
+            self.skips.restart(restart.settled);
+            self.watermark.goes_back(after);
+        }
+        shared.declarations.undone();
+    }
+}
+
+impl Pending {
+    fn pop(&mut self) -> Option<Stored> {
+        let first = self.events.pop_front();
+        if self.events.is_empty() {
+            *self = Self::default(); // gives the memory of a large reading back
+        }
+        first
+    }
+}
+
+/// A failed record that is guilty by itself.
+fn bury(failure: Failure, producer: &Producer, shared: &mut Shared, now: Instant) {
+    producer.settle_failed(failure.sequence);
+    let letter = dead_letter(failure);
+    // It was in flight alone or among few: the bound on these is far above it.
+    shared.dead(letter, "", MESSAGE_OVERHEAD_BYTES, now);
+}
+
+fn dead_letter(failure: Failure) -> DeadLetter {
+    let Failure { sequence, route, topic, code } = failure;
+    DeadLetter { sequence, route, kafka_topic: Arc::from(topic), reason: dead_letter_reason(code) }
+}

@@ -1,0 +1,344 @@
+//! The stream and its sender: what is done about what happens to it. How long a lost producer's successor waits, what the
+//! watermark of the stream says and when, what a recovered one means.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use super::feed::Feed;
+use super::judge::Renewal;
+use super::link::Repeats;
+use super::producer::Producer;
+use super::recall::{Recalled, Trouble};
+use super::relay::ForwardError;
+use super::sender::{Collected, Happened, Sender};
+use super::session::Terms;
+use super::shared::{Shared, add, unix_ms};
+use super::stalls::OVERDUE;
+use super::status::Reason;
+use super::stream::Stream;
+use super::transactional::Cost;
+use super::waiting::Obstacle;
+use crate::delivered::{Delivered, Word};
+use crate::event::{Sequence, Stored};
+use crate::planted::{self, Bug};
+use crate::retry::Backoff;
+use crate::watermark::Instance;
+
+/// Fates that must be on disk before the watermark are there within a few 100 ms. After this time the disk fails, and
+/// the transaction is given up before Kafka does so.
+const FATES: Duration = Duration::from_secs(5);
+
+/// So many times within so long, and a person should look: a link that is away ends one transaction in 15 s at most.
+const MOST_FENCINGS: usize = 5;
+const FENCING: Duration = Duration::from_secs(600);
+
+/// Dead letters that are younger than the last watermark, less this, are declared again after a start: the clock of the
+/// record is that of the same gateway, a moment earlier.
+const SLACK_MS: i64 = 60_000;
+
+/// ... at most so many: 1.5 MB on the wire once.
+const MOST_DECLARED_AGAIN: u32 = 10_000;
+
+/// See the module's words.
+pub(super) struct StreamSender {
+    pub(super) sender: Sender,
+    stream: Stream,
+    backoff: Backoff,
+    said: Repeats,
+    /// Why the last producer was ended.
+    cause: String,
+    /// When its producers were fenced, the last few times.
+    fenced: VecDeque<Instant>,
+    behind_was_said: bool,
+    /// Holes of earlier starts were declared again.
+    declared_again: bool,
+    /// Whose Kafka's last watermark is, until the buffer hears of it.
+    heard: Option<(Instance, Arc<Terms>)>,
+    /// Why the agent cannot go on.
+    fault: Option<ForwardError>,
+}
+
+impl StreamSender {
+    /// That sender sends that stream. Before it has a producer.
+    pub(super) fn new(sender: Sender, stream: Stream) -> Self {
+        Self {
+            sender,
+            stream,
+            backoff: Backoff::new(),
+            said: Repeats::default(),
+            cause: String::new(),
+            fenced: VecDeque::new(),
+            behind_was_said: false,
+            declared_again: false,
+            heard: None,
+            fault: None,
+        }
+    }
+
+    /// With the first producer.
+    pub(super) fn begins_with(&mut self, producer: Producer, shared: &mut Shared) {
+        self.sender.begins_with(producer, &Feed::Stream(&mut self.stream), shared);
+    }
+
+    /// Why the agent cannot go on, if it cannot.
+    pub(super) fn fault(&mut self) -> Option<ForwardError> {
+        self.fault.take()
+    }
+
+    /// A Kafka topic that took something.
+    pub(super) fn known_topic(&self) -> Option<&Arc<str>> {
+        self.stream.known_topic.as_ref()
+    }
+
+    /// More events are of use now.
+    pub(super) fn wants_events(&self, now: Instant) -> bool {
+        self.sender.flows() && !self.stream.is_ready(now)
+    }
+
+    /// When the phase changes or a batch is due, whatever happens.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        if self.sender.flows() { self.stream.gathers_until() } else { self.sender.next_wake() }
+    }
+
+    /// Takes what the outlet gave.
+    pub(super) fn take_events(&mut self, events: Vec<Stored>, now: Instant) {
+        self.stream.take(events, now);
+    }
+
+    /// These cannot be read and are passed by.
+    pub(super) fn unread(&mut self, first: Sequence, last: Sequence, shared: &mut Shared) {
+        if let Some((first, last)) = self.stream.watermark.unread(first, last) {
+            shared.outcome.unread(first, last, Instant::now());
+        }
+    }
+
+    /// Is anything here that waits to be confirmed, or to be sent?
+    pub(super) fn has_events(&self) -> bool {
+        let uncommitted = || self.sender.producer().map_or(0, Producer::uncommitted);
+        !self.stream.is_empty() || self.sender.in_flight() > 0 || uncommitted() > 0
+    }
+
+    /// Polls and books what came back; true when a broker has answered.
+    pub(super) fn collect(&mut self, shared: &mut Shared, now: Instant) -> bool {
+        let Collected { answered, confirmed } = self.sender.collect(&mut Feed::Stream(&mut self.stream), shared, now);
+        if confirmed {
+            self.backoff.reset();
+            shared.patience.confirmed();
+        }
+        answered
+    }
+
+    /// Does what can be done without waiting. `link_is_up`: a broker answers, by the link's last word.
+    pub(super) fn turn(&mut self, link_is_up: bool, shared: &mut Shared, now: Instant) {
+        self.sender.delivery.may_begin(link_is_up);
+        if let Some((of, _)) = self.heard.take_if(|(_, terms)| terms.may_speak())
+            && !planted::planted(Bug::SpeakUnwritten)
+        {
+            shared.outcome.heard(of, now);
+        }
+        let happened = self.sender.turn(&mut Feed::Stream(&mut self.stream), shared, now);
+        self.apply(happened, shared, now);
+    }
+
+    /// A stop: what was begun is brought to an end. True when nothing is under way any more.
+    pub(super) fn wind_down(&mut self, link_is_up: bool, shared: &mut Shared, now: Instant) -> bool {
+        let is_done = self.sender.wind_down(now);
+        if !is_done && self.sender.delivery.commits() {
+            self.turn(link_is_up, shared, now);
+        }
+        is_done
+    }
+
+    /// The end of a stop: what is in flight comes back, as far as it has.
+    pub(super) fn retire(&mut self, shared: &mut Shared, now: Instant) {
+        self.sender.retire(&mut Feed::Stream(&mut self.stream), shared, now);
+    }
+
+    fn apply(&mut self, happened: Happened, shared: &mut Shared, now: Instant) {
+        match happened {
+            Happened::Nothing => {}
+            Happened::NewProducer => {
+                add(&mut shared.status.producers, 1);
+                shared.changed = true;
+                let timeout = shared.patience.timeout();
+                if let Some(status) = shared.transactions() {
+                    status.timeout = timeout;
+                }
+            }
+            Happened::NoProducer(cause) => {
+                let wait = self.backoff.next_wait();
+                if let Some(more) = self.said.again(&cause, now) {
+                    tracing::warn!(cause, wait_s = wait.as_secs_f64(), more, "kafka: make a new producer");
+                }
+                self.cause = cause;
+                self.sender.pause_until(now.checked_add(wait).unwrap_or(now));
+            }
+            Happened::Recalled(recalled) => self.recalled(recalled, shared),
+            Happened::WatermarkDue => self.write_watermark(shared, now),
+            Happened::Committed(proofs, ending, cost) => self.committed(proofs, ending, cost, shared, now),
+            Happened::Ended(renewal) => self.ended(renewal, shared, now),
+        }
+    }
+
+    /// The producer is over.
+    fn ended(&mut self, renewal: Renewal, shared: &mut Shared, now: Instant) {
+        // Whoever was to answer it is gone.
+        shared.times.unanswered();
+        let Renewal::AfterWait(code, detail) = renewal else { return };
+        self.cause = if detail.is_empty() { code.to_string() } else { format!("{code}: {detail}") };
+        self.note_fencing(code, now);
+        let (cause, wait) = (code.to_string(), self.backoff.next_wait());
+        if let Some(more) = self.said.again(&cause, now) {
+            let wait_s = wait.as_secs_f64();
+            tracing::warn!(cause, detail, wait_s, more, "kafka: starting again with a new producer");
+        }
+        self.sender.pause_until(now.checked_add(wait).unwrap_or(now));
+    }
+
+    /// This producer is over, for a reason of the stream's.
+    fn end_producer(&mut self, code: Code, why: &str, shared: &mut Shared, now: Instant) {
+        let renewal = Renewal::AfterWait(code, why.to_owned());
+        let happened = self.sender.end_producer(renewal, &mut Feed::Stream(&mut self.stream), shared, now);
+        self.apply(happened, shared, now);
+    }
+
+    /// Being fenced once is what a transaction of ours gets that Kafka ended because it was open for too long; again and
+    /// again, somebody else has our name.
+    fn note_fencing(&mut self, code: Code, now: Instant) {
+        let Some(terms) = self.sender.delivery.terms() else { return };
+        if ![Code::Fenced, Code::ProducerFenced, Code::InvalidProducerEpoch].contains(&code) {
+            return;
+        }
+        self.fenced.retain(|at| now.saturating_duration_since(*at) < FENCING);
+        self.fenced.push_back(now);
+        if self.fenced.len() >= MOST_FENCINGS {
+            self.fenced.clear();
+            tracing::error!(
+                transactional_id = format!("tidegate-{}", terms.buffer_id),
+                "kafka: this producer is shut out again and again: does another agent run with this buffer's identity?"
+            );
+        }
+    }
+
+    /// The watermark is known: never back, and never by a twin's word.
+    fn recalled(&mut self, recalled: Recalled, shared: &mut Shared) {
+        let Some(terms) = self.sender.delivery.terms().cloned() else { return };
+        let through = recalled.main.as_ref().map_or(0, Word::through);
+        let (committed, highest) = (self.stream.watermark.through(), self.stream.watermark.highest());
+        if recalled.main.as_ref().is_some_and(|word| !terms.is_ours(word, highest)) {
+            self.fault = Some(ForwardError::Twin { buffer_id: terms.buffer_id, through });
+            return;
+        }
+        let of = recalled.main.as_ref().map_or(terms.lives.present, Word::instance);
+        if through < committed && !std::mem::replace(&mut self.behind_was_said, true) {
+            tracing::error!(
+                topic = &*terms.topic,
+                found = through,
+                expected = committed,
+                "kafka: the watermark topic has lost this buffer's watermark: deleted, expired, or another cluster? \
+                 Going on from what the buffer knows; readings that were in doubt may come twice"
+            );
+        }
+        self.heard = Some((of, terms));
+        if recalled.newer {
+            tracing::warn!("kafka: a newer Tidegate has written to the watermark topic for this buffer");
+        }
+        if !std::mem::replace(&mut self.declared_again, true) {
+            let since_ms = recalled.main.as_ref().map_or(i64::MIN, |word| word.at_ms().saturating_sub(SLACK_MS));
+            shared.declare_again(through, since_ms, MOST_DECLARED_AGAIN);
+        }
+        shared.patience.began(recalled.round_trip);
+        self.stream.asks_about = Vec::new();
+        shared.recalled_lanes.get_or_insert(recalled.lanes);
+        shared.partitions = Some(recalled.partitions);
+        shared.is_itself = true;
+        self.stream.watermark.recovered(recalled.main);
+        shared.changed = true;
+        let watermark = self.stream.watermark.through();
+        if let Some(status) = shared.transactions() {
+            status.watermark = watermark;
+        }
+        tracing::debug!(watermark = through, "kafka: watermark known");
+    }
+
+    /// All records of the transaction are confirmed. What else became of readings that the watermark passes is on disk first.
+    fn write_watermark(&mut self, shared: &mut Shared, now: Instant) {
+        match shared.fates_are_durable() {
+            Ok(true) => {}
+            Ok(false) => {
+                let closed = self.sender.delivery.closed();
+                if closed.is_some_and(|closed| now.saturating_duration_since(closed) >= FATES) {
+                    let why = "the buffer does not store what became of other readings";
+                    self.end_producer(Code::Fail, why, shared, now);
+                }
+                return;
+            }
+            Err(stopped) => {
+                self.fault = Some(stopped.into());
+                return;
+            }
+        }
+        let (Some(terms), Some(producer)) = (self.sender.delivery.terms(), self.sender.producer()) else { return };
+        if producer.uncommitted() > 0 {
+            planted::die(Bug::DieSealing);
+        }
+        #[cfg(feature = "planted")]
+        if planted::planted(Bug::CursorBeforeCommit) {
+            let proofs = producer.take_batch().forge();
+            shared.outcome.delivered(proofs, now);
+            shared.settle().unwrap_or_default();
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        // Dead letters and parked events whose chunk could not be read when they were to be copied: they are held.
+        self.stream.watermark.leaves_out(shared.settler.take_unread());
+        let (instance, at_ms) = (terms.lives.present, unix_ms());
+        let mut records = vec![self.stream.watermark.record(instance, shared.settler.rests_on(), at_ms)];
+        records.extend(shared.lane_records(instance, at_ms));
+        records.extend(shared.declarations.seal());
+        if let Err(code) = self.sender.write_watermark(&records, shared.times.now_ms(), now) {
+            self.end_producer(code, "send the watermark", shared, now);
+        }
+    }
+
+    fn committed(&mut self, proofs: Vec<Delivered>, ending: Duration, cost: Cost, shared: &mut Shared, now: Instant) {
+        self.stream.watermark.committed();
+        shared.patience.committed(cost.ends, cost.all, cost.was_waiting, now);
+        self.backoff.reset();
+        shared.declarations.committed();
+        shared.count_delivered(proofs.len());
+        shared.changed = true;
+        let watermark = self.stream.watermark.through();
+        shared.note_committed(ending);
+        if let Some(status) = shared.transactions() {
+            status.watermark = watermark;
+        }
+        shared.outcome.delivered(proofs, now);
+        shared.outcome.watermark(watermark, now);
+    }
+
+    /// What keeps readings from being sent or confirmed, if anything does.
+    pub(super) fn obstacle(&self, shared: &Shared, now: Instant) -> Option<Obstacle> {
+        let Some(producer) = self.sender.producer() else {
+            if shared.clients.is_full() {
+                let why = "former clients of librdkafka are still being ended: they wait for a name look-up";
+                return Some(Obstacle::new(Reason::EndingClients, why));
+            }
+            return Some(Obstacle::new(Reason::StartingAgain, self.cause.clone()));
+        };
+        if let Some(obstacle) = self.sender.delivery.obstacle(producer, now) {
+            return Some(obstacle);
+        }
+        let (age, topic) = producer.oldest(now).filter(|(age, _)| *age >= OVERDUE)?;
+        let answer = producer.refusal(&topic).map_or("no answer yet".to_owned(), |(answer, _)| answer);
+        let why = format!("Kafka has not confirmed records of topic {topic} for {} s: {answer}", age.as_secs());
+        Some(Obstacle::new(Reason::Sending, why))
+    }
+
+    /// What is in the way of a start.
+    pub(super) fn trouble(&self) -> Trouble {
+        self.sender.delivery.trouble()
+    }
+}
