@@ -73,6 +73,7 @@ mod config; // TOML to checked values
 mod observe; // logs, metrics, health
 pub mod cli; // the subcommands
 mod retry; // how long to wait
+mod log_throttle; // how often to say it
 mod stop; // stopping as a value
 mod planted; // bugs on purpose, for the tests' positive controls
 

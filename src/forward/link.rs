@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-/// The same trouble is said again after this time, with a count.
-const REPEAT: Duration = Duration::from_secs(60);
+pub(super) use crate::log_throttle::LogThrottle as Repeats;
 
 /// A link is lost when nobody has answered for so long after the last connection went. Brokers close idle connections
 /// as a matter of course, and a broker that restarts alone in a cluster is back within seconds: neither is news.
@@ -206,49 +205,6 @@ impl Link {
     }
 }
 
-/// Different texts that are each counted for themselves; so many are said in a minute, whatever their number.
-const TEXTS: usize = 8;
-
-/// The same trouble again and again: said once, then once a minute with a count.
-#[derive(Debug, Default)]
-pub(super) struct Repeats {
-    texts: Vec<Said>,
-    /// Of texts for which there was no place.
-    unsaid: u64,
-}
-
-#[derive(Debug)]
-struct Said {
-    text: String,
-    at: Instant,
-    unsaid: u64,
-}
-
-impl Repeats {
-    /// Shall it be said now? With the number of times it was not.
-    pub(super) fn again(&mut self, text: &str, now: Instant) -> Option<u64> {
-        let is_due = |said: &Said| now.saturating_duration_since(said.at) >= REPEAT;
-        if let Some(said) = self.texts.iter_mut().find(|said| said.text == text) {
-            if !is_due(said) {
-                said.unsaid = said.unsaid.saturating_add(1);
-                return None;
-            }
-            said.at = now;
-            return Some(std::mem::take(&mut said.unsaid).saturating_add(std::mem::take(&mut self.unsaid)));
-        }
-        if self.texts.len() >= TEXTS {
-            let oldest = self.texts.iter().enumerate().min_by_key(|(_, said)| said.at).filter(|(_, said)| is_due(said));
-            let Some((oldest, _)) = oldest else {
-                self.unsaid = self.unsaid.saturating_add(1);
-                return None;
-            };
-            self.unsaid = self.unsaid.saturating_add(self.texts.remove(oldest).unsaid);
-        }
-        self.texts.push(Said { text: text.to_owned(), at: now, unsaid: 0 });
-        Some(std::mem::take(&mut self.unsaid))
-    }
-}
-
 /// librdkafka appends "(after 12ms in state …)", which differs each time.
 fn cause(text: &str) -> &str {
     text.split(" (after ").next().unwrap_or(text)
@@ -287,18 +243,6 @@ mod tests {
 
     const ALL_DOWN: [(Code, &str); 2] =
         [(Code::BrokerTransportFailure, "b1: refused"), (Code::AllBrokersDown, "2/2 brokers are down")];
-
-    #[test]
-    fn texts_that_alternate_are_each_said_once_and_any_number_of_them_eight_times_a_minute() {
-        let (mut repeats, start) = (Repeats::default(), Instant::now());
-        let said = |repeats: &mut Repeats, at, kinds: u64| {
-            (0..1000).filter_map(|n| repeats.again(&format!("{}", n % kinds), at)).collect::<Vec<u64>>()
-        };
-        assert_eq!(said(&mut repeats, start, 3), [0, 0, 0]);
-        assert_eq!(said(&mut repeats, start, 500).len(), 5);
-        let later = said(&mut repeats, start + REPEAT, 500);
-        assert!(later.len() <= 8 && later.iter().sum::<u64>() > 1_500, "{later:?}");
-    }
 
     #[test]
     fn an_outage_is_one_line_at_its_begin_and_one_at_its_end() {

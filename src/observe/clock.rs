@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use super::repeats::Repeats;
 use super::status::Sources;
 use crate::clock::{self, Moment};
+use crate::log_throttle::LogThrottle;
 use crate::stop::Stop;
 
 /// The clock is looked at so often: two settings within it are one.
@@ -19,7 +19,7 @@ const JUMP_MS: u64 = 2_000;
 
 /// Until told to stop.
 pub(crate) async fn watch(sources: Arc<Sources>, mut stop: Stop) {
-    let (mut before, mut repeats) = (clock::now(), Repeats::default());
+    let (mut before, mut throttle) = (clock::now(), LogThrottle::default());
     if before.is_doubtful() {
         info!(
             wall_clock = %shown(before),
@@ -35,11 +35,16 @@ pub(crate) async fn watch(sources: Arc<Sources>, mut stop: Stop) {
         let moved_ms = now.clock.booted_ms.saturating_sub(before.clock.booted_ms);
         if moved_ms.unsigned_abs() > JUMP_MS {
             sources.clock_jumps.fetch_add(1, Ordering::Relaxed);
-            // The same text each time: a clock that jumps each second is one piece of news a minute.
-            for line in repeats.saw("the wall clock was set", Instant::now()) {
+            // A clock that jumps each second is one piece of news a minute.
+            if let Some(repeats) = throttle.again("set", Instant::now()) {
                 #[expect(clippy::cast_precision_loss, reason = "shown in seconds")]
                 let by_s = moved_ms as f64 / 1000.0;
-                warn!(by_s, wall_clock = %shown(now), "clock: {line}; readings bear the new time from now on");
+                warn!(
+                    by_s,
+                    wall_clock = %shown(now),
+                    repeats,
+                    "clock: the wall clock was set; readings bear the new time from now on"
+                );
             }
         }
         if now.clock.synchronised && !before.clock.synchronised {

@@ -5,6 +5,5 @@ pub(crate) mod http;
 pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod pulse;
-pub(crate) mod repeats;
 pub(crate) mod status;
 pub(crate) mod systemd;
