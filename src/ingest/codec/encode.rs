@@ -221,8 +221,6 @@ pub(crate) struct Grants {
     pub receive_maximum: u16,
     /// Largest packet.
     pub max_packet_bytes: u32,
-    /// Topic aliases.
-    pub topic_aliases: u16,
     /// Subscriptions of every kind; else wildcard, shared and identified ones are declared away.
     pub subscriptions: bool,
 }
@@ -252,7 +250,9 @@ pub(crate) fn accept(
                     retain_available: None,
                     max_packet_size: Some(grants.max_packet_bytes),
                     assigned_client_identifier: grants.assigned_client_id,
-                    topic_alias_max: Some(grants.topic_aliases),
+                    // Left out means none: Paho Java 1.2.5 says again on the next connection what it had said under an
+                    // alias of the one before, is refused, and so on for ever. Who uses them unasked is understood.
+                    topic_alias_max: None,
                     reason_string: None,
                     user_properties: Vec::new(),
                     wildcard_subscription_available: available,

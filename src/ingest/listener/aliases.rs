@@ -1,5 +1,6 @@
-//! Topic aliases of one connection (MQTT 5): a number in place of a topic that was named with it before. Granted because
-//! some clients use them without asking (paho does), and a sensor on a link paid by the byte saves its topic each time.
+//! Topic aliases of one connection (MQTT 5): a number in place of a topic that was named with it before. None are granted,
+//! because Paho Java loops when its connection is lost while it uses them; understood all the same, because an application
+//! may use them without asking (paho sends them then).
 
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ impl Aliases {
         let Some(alias) = publish.alias else { return Ok(()) };
         let place = usize::from(alias).saturating_sub(1);
         if alias > ALIASES {
-            let detail = format!("{alias}; 1 to {ALIASES} are granted");
+            let detail = format!("{alias}; 1 to {ALIASES} are understood");
             return Err(End::broke(
                 reason::TOPIC_ALIAS_INVALID,
                 "client used a topic alias that was not granted",

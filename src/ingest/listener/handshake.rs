@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::end::End;
-use super::limits::{ALIASES, MAX_CLIENT_ID_BYTES, MAX_CONNECT_BYTES};
+use super::limits::{MAX_CLIENT_ID_BYTES, MAX_CONNECT_BYTES};
 use super::terms::Terms;
 use crate::config::MqttVersion;
 use crate::ingest::codec::encode::{self, Grants};
@@ -167,7 +167,6 @@ fn admit(mut connect: Connect, terms: &Terms) -> Result<Admission, End> {
             server_keepalive_s: (keepalive_s != connect.keepalive_s).then_some(keepalive_s),
             receive_maximum: terms.receive_maximum,
             max_packet_bytes: terms.max_packet_bytes,
-            topic_aliases: ALIASES,
             subscriptions: terms.subscriptions,
         },
         input: BytesMut::new(),

@@ -87,7 +87,7 @@ pub(super) const MAX_UNREAD_ANSWERS_BYTES: usize = 64 * 1024;
 /// Topic names that a connection remembers with their route: a sensor has a handful, 32 KiB are about 300.
 pub(super) const TOPIC_CACHE_BYTES: usize = 32 * 1024;
 
-/// Topic aliases a client may use. paho numbers as it likes below the maximum; a sensor has a handful of topics.
+/// Topic aliases that are understood, though none are granted: a sensor that uses them unasked has a handful of topics.
 pub(super) const ALIASES: u16 = 32;
 
 /// What the topics behind them may take, for each connection: 32 of 128 bytes, four times a long one.
