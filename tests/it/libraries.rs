@@ -583,6 +583,47 @@ pub fn go_through_mqtt_js(build: Build) -> Outcome<Verdict> {
 }
 
 #[test]
+fn paho_and_hivemq_for_java() -> Outcome<()> {
+    let pom = include_str!("../clients/pom.xml");
+    let list = pom.split("<list.version>").nth(1).and_then(|rest| rest.split('<').next()).unwrap_or_default();
+    let jars = kafka::cached(&format!("mqtt-clients-{list}"))?;
+    if !jars.exists() {
+        return trouble!("no {}: tests/run brings it", jars.display());
+    }
+    let mut command = Process::command("java");
+    command.args(["-XX:TieredStopAtLevel=1", "-Xmx256m", "-cp"]);
+    command.arg(format!("{}/*:{}/*", jars.display(), kafka::jars()?.display())).arg(script("Clients.java"));
+    let libraries = [
+        Library {
+            name: "paho-java",
+            version: Version::V311,
+            refusals: ["Not authorized to connect", "Bad user name or password"],
+            too_large: TooLarge::DeadLetter,
+        },
+        Library {
+            name: "paho-java",
+            version: Version::V5,
+            refusals: ["Not authorized", "Bad User Name or Password"],
+            too_large: TooLarge::Told("reason 151"),
+        },
+        Library {
+            name: "hivemq",
+            version: Version::V311,
+            refusals: ["NOT_AUTHORIZED", "BAD_USER_NAME_OR_PASSWORD"],
+            too_large: TooLarge::DeadLetter,
+        },
+        Library {
+            name: "hivemq",
+            version: Version::V5,
+            refusals: ["NOT_AUTHORIZED", "BAD_USER_NAME_OR_PASSWORD"],
+            too_large: TooLarge::Told("exceeded maximum packet size"),
+        },
+    ];
+    go_through(Build::Real, &mut Program::start("Clients.java", command)?, &libraries)??;
+    Ok(())
+}
+
+#[test]
 fn rumqttc() -> Outcome<()> {
     go_through_rumqttc(Build::Real)??;
     Ok(())
