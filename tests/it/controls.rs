@@ -3,6 +3,7 @@
 //! The scenarios are those of the tests; the binary has the bug planted at the line that keeps the rule
 //! (`src/planted.rs`, built by `tests/run`). A scenario that cannot be run is no control: only the verdict counts.
 
+use crate::brokers::behind_hivemq;
 use crate::clocks::{waited_for_longer_than_the_retention, wrong_clock};
 use crate::custody::{kill_at_random, killed_right_after_an_acknowledgement, qos_2_across_a_kill};
 use crate::damage::{flipped_bit_in_the_books, garbage_page, misread_once};
@@ -47,6 +48,11 @@ fn an_acknowledgement_before_the_commit_is_seen() -> Outcome<()> {
 #[test]
 fn an_acknowledgement_before_the_commit_is_seen_by_random_kills() -> Outcome<()> {
     red("ack-before-commit", |build| kill_at_random(build, Way::Listener, 5))
+}
+
+#[test]
+fn an_acknowledgement_before_the_commit_is_seen_behind_hivemq() -> Outcome<()> {
+    red("ack-before-commit", behind_hivemq)
 }
 
 #[test]
