@@ -32,7 +32,7 @@ pub(super) enum Answer {
     Known,
     /// Nothing is to be sent before it is there.
     NotYet,
-    /// It did not come, and may come late: this producer is over.
+    /// It did not come, and may come late, or there is nobody to ask: this producer is over.
     Never,
 }
 
@@ -87,15 +87,16 @@ impl Asking {
         let finds = answers.iter().any(|(_, found)| is_there(found));
         times.asked();
         let at_ms = times.now_ms();
-        if !finds || producer.ask_the_time(&self.topic, &self.key, at_ms).is_err() {
-            tracing::info!(
-                topic = &*self.topic,
-                "kafka: nobody tells the time; tidegate kafka-setup makes the topic that does"
-            );
-            times.heard(None);
-            return Answer::Known;
+        if finds && producer.ask_the_time(&self.topic, &self.key, at_ms).is_ok() {
+            self.until = now.checked_add(ANSWER);
+            return Answer::NotYet;
         }
-        self.until = now.checked_add(ANSWER);
-        Answer::NotYet
+        tracing::info!(
+            topic = &*self.topic,
+            "kafka: nobody tells the time; tidegate kafka-setup makes the topic that does"
+        );
+        times.heard(None);
+        // librdkafka would look for a topic that is not there once a second, as long as this producer lives.
+        if finds { Answer::Known } else { Answer::Never }
     }
 }

@@ -242,3 +242,36 @@ fn a_start_reads_little_of_a_long_watermark_topic() -> Outcome<()> {
     let seen = stage.settle(&agent, &logs)?;
     with_log(once_from_the_buffer_on(&seen).and(no_holes(&[&seen])), &agent)
 }
+
+/// librdkafka looks for a topic that it has met and that has no partitions once a second, as long as the producer lives.
+#[test]
+fn nobody_goes_on_looking_for_a_topic_that_is_missing() -> Outcome<()> {
+    let kafka = kafka::shared()?;
+    let (open, shut) = (kafka.topic("quiet")?, unique_topic("missing"));
+    let link = kafka.lease()?;
+    let mut gateway = Gateway::new(Build::Real, &link.brokers()?)?;
+    // Without transactions it is asked whether there is a watermark topic, which would tell the time.
+    gateway.kafka(&format!("watermark_topic = \"{}\"\n", unique_topic("nowhere")));
+    gateway.listen("").route("open", &open).route("shut", &shut);
+    let agent = gateway.start()?;
+    let reading = |topic: &str| Plan::new(topic, "", 1).topics(vec![topic.to_owned()]).count(1);
+    Publisher::start(gateway.listener(), reading("open")).finish(PATIENCE)?;
+    agent.wait_book("delivered", 1)?;
+    let bytes = || link.proxy().map(|proxy| proxy.bytes_up() + proxy.bytes_down());
+    let before = bytes()?;
+    std::thread::sleep(Duration::from_secs(5));
+    let idle = bytes()? - before;
+    eprintln!("{idle} bytes in 5 s with nothing to send");
+    // Five questions and answers are 935.
+    if idle > 400 {
+        return trouble!("{idle} bytes in 5 s with nothing to send; log:\n{}", agent.log());
+    }
+    let producers = || agent.status().ok().and_then(|status| status["kafka"]["producers"].as_u64()).unwrap_or(0);
+    let made = producers();
+    Publisher::start(gateway.listener(), reading("shut")).finish(PATIENCE)?;
+    wait_until("the topic to be parked", PATIENCE, || agent.parked().is_ok_and(|parked| parked.contains(&shut)))?;
+    wait_until("a producer that does not know it", PATIENCE, || producers() > made)?;
+    Publisher::start(gateway.listener(), reading("open")).finish(PATIENCE)?;
+    agent.wait_book("delivered", 2)?;
+    Ok(())
+}
