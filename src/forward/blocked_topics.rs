@@ -271,6 +271,10 @@ impl BlockedTopics {
     /// are on disk: its holes are all that a reader must know.
     fn write_watermark(&mut self, shared: &mut Shared, now: Instant) {
         let Some(Try { queue, .. }) = &mut self.active else { return };
+        // custody rule 3: of two records with one key the later one is found.
+        if shared.declarations.is_under_way(&queue.topic) {
+            return;
+        }
         match shared.fates_are_durable() {
             Ok(true) => {}
             Ok(false) => return,

@@ -148,6 +148,13 @@ impl Declarations {
         self.sealed_lanes.iter().cloned().collect()
     }
 
+    /// What the stream says of that lane is on its way. The record has the same key as the lane's own watermark, and the later
+    /// one is what a start finds: whoever writes the lane's own before this one is committed may have it covered by the older
+    /// word, and after a crash send again what is delivered.
+    pub(super) fn is_under_way(&self, kafka_topic: &str) -> bool {
+        self.sealed_lanes.contains(kafka_topic)
+    }
+
     /// That transaction is committed.
     pub(super) fn committed(&mut self) {
         self.holes.drain(..self.sealed.min(self.holes.len()));
@@ -195,6 +202,20 @@ mod tests {
         declarations.committed();
         declarations.wrote(&b);
         assert!(!declarations.any());
+    }
+
+    #[test]
+    fn a_lane_is_under_way_until_it_is_known_what_became_of_its_transaction() {
+        let mut declarations = Declarations::default();
+        let lane: Arc<str> = Arc::from("a");
+        for end in [Declarations::committed, Declarations::undone] {
+            declarations.lane(&lane);
+            assert!(!declarations.is_under_way("a"));
+            assert_eq!(declarations.seal_lanes(), [Arc::clone(&lane)]);
+            assert!(declarations.is_under_way("a") && !declarations.is_under_way("b"));
+            end(&mut declarations);
+            assert!(!declarations.is_under_way("a"));
+        }
     }
 
     #[test]
