@@ -29,7 +29,6 @@ LEFT_OUT = {
     },
     "client_test5": {
         "test_basic": NOTHING_SENT,
-        "test_client_topic_alias": NOTHING_SENT,
         "test_flow_control1": NOTHING_SENT,
         "test_flow_control2": TAKEN,
         "test_keepalive": NOTHING_SENT,
