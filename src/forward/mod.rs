@@ -55,7 +55,7 @@
 //! | events of a transaction | 50,000, 72 bytes each | `transactional.rs` |
 //! | time of a transaction, a record, a request | 15 s, and longer where the link asks for it | `patience.rs` |
 //! | events read and not sent | one reading of the outlet (256 KiB) and one batch | `stream.rs` |
-//! | requests in flight | 1 a broker, 256 KiB before compression | `options.rs` |
+//! | requests in flight | 1 a broker, 256 KiB before compression, 1 MB where a round trip is long | `options.rs`, `patience.rs` |
 //! | producers at a time | 2: the stream's, and one for the blocked topic whose turn it is | `blocked_topics.rs` |
 //! | librdkafka clients, with those that are being ended | 6, of which a reader of the watermark counts as one | `aside.rs` |
 //! | MQTT topics remembered | 8 MiB | `targets.rs` |

@@ -76,10 +76,13 @@ const FIXED: &[(&str, &str)] = &[
     ("linger.ms", "0"),          // Tidegate makes the batches; librdkafka sends what is there
 ];
 
+/// `batch.size` where the link is not long (`patience.rs`).
+pub(super) const BATCH_BYTES: &str = "262144";
+
 /// Set unless `[kafka.options]` says otherwise: property, value, other names of the property.
 const DEFAULTS: &[(&str, &str, &[&str])] = &[
     // A batch of one reading each of a few thousand sensors; memory is bounded by it twice (raw and compressed).
-    ("batch.size", "262144", &[]),
+    ("batch.size", BATCH_BYTES, &[]),
     // 5,000 gateways at 2 s are 2,500 attempts a second at worst, and the link is used within 2 s of its return.
     ("reconnect.backoff.max.ms", "2000", &[]),
     // How long a topic may be unknown before its readings are parked: all others wait meanwhile. Where brokers create

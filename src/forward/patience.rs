@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 
+use super::options::BATCH_BYTES;
+
 /// `transaction.timeout.ms`, and `message.timeout.ms`, which may not be longer and deletes nothing: the transaction is over
 /// then, and the readings are in the buffer. 15 s bear a round trip of 0.2 s or 50 kbit/s at full use; 60 s is what Java's
 /// producer has; 900 s is what brokers allow at most (`transaction.max.timeout.ms`), and a reading of 1 MB takes that
@@ -46,6 +48,10 @@ const GIVE_BACK: Duration = Duration::from_secs(3600);
 /// On longer links librdkafka waits so long for the rest of what it is given: the first few in a request of their own
 /// would cost a round trip.
 const LINGER_MS: &str = "20";
+
+/// There, a request holds more: with one at a time, each costs a round trip. It is librdkafka's own size, which fits into what
+/// brokers take.
+const LONG_BATCH_BYTES: &str = "1000000";
 
 /// See the module's words.
 #[derive(Debug)]
@@ -87,6 +93,11 @@ impl Patience {
             config.set("socket.timeout.ms", timeout.as_millis().to_string());
         }
         config.set("linger.ms", if self.step > 0 { LINGER_MS } else { "0" });
+        // Unless somebody has chosen another size.
+        let (from, to) = if self.step > 0 { (BATCH_BYTES, LONG_BATCH_BYTES) } else { (LONG_BATCH_BYTES, BATCH_BYTES) };
+        if config.get("batch.size") == Some(from) {
+            config.set("batch.size", to);
+        }
     }
 
     /// A transaction, or without them a request, is over after this time.
@@ -103,7 +114,7 @@ impl Patience {
     /// A reading may be on its way to its confirmation for so long, the queue before it included.
     pub(super) fn flight(&self) -> Duration {
         // Without transactions it is only the request that is timed, and that is half of what is on its way.
-        self.timeout().mul_f64(if self.transactional { 0.2 } else { 0.66 })
+        self.timeout().mul_f64(if self.transactional { 0.3 } else { 0.66 })
     }
 
     /// How long a transaction stays open when more is waiting, if its ends take so long.

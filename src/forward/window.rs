@@ -2,8 +2,8 @@
 //! producer.
 //!
 //! librdkafka makes one request of what it has, and whatever it has is overdue when the link takes longer for it than a
-//! request may last. So what it is given follows the link. It begins with a few readings and doubles with each
-//! confirmation, until a reading's way to its confirmation is as long as it may be; a slower link shrinks it at once, by
+//! request may last. So what it is given follows the link. It begins with a few readings and grows with each
+//! confirmation, until a reading's way to its confirmation is nearly as long as it may be; a slower link shrinks it at once, by
 //! as much as it has become slower. No rate is measured and none is asked for: compression, headers and round trips are
 //! all in the time that a reading takes.
 //!
@@ -30,6 +30,10 @@ const LEAST_AIM: Duration = Duration::from_secs(3);
 
 /// It grows up to this share of the time that a reading may take: beyond, it would shrink as often as it grows.
 const NEARLY: f64 = 0.9;
+
+/// ... by so much at once. What is in flight makes a reading's way longer in proportion at most, so that even at once all
+/// that is missing would not be too much; but one reading is little to judge by.
+const MOST_GROWTH: f64 = 8.0;
 
 /// See the module's words.
 #[derive(Debug)]
@@ -84,7 +88,7 @@ impl Window {
         let aim = self.aim(longest);
         let (least, most) = match (took > aim, std::mem::take(&mut self.was_full)) {
             (true, _) => (0.0, 1.0),
-            (false, true) => (1.0, 2.0),
+            (false, true) => (1.0, MOST_GROWTH),
             (false, false) => return,
         };
         let factor = (aim.mul_f64(NEARLY).as_secs_f64() / took.as_secs_f64()).clamp(least, most);
@@ -123,7 +127,7 @@ impl Window {
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "at most 16 MiB, times a factor between 0 and 2"
+    reason = "at most 16 MiB, times a factor between 0 and 8"
 )]
 fn times(bytes: usize, factor: f64) -> usize {
     (bytes as f64 * factor) as usize
