@@ -30,6 +30,7 @@ import org.eclipse.paho.client.mqttv3.MqttCallbackExtended;
 import org.eclipse.paho.client.mqttv3.MqttConnectOptions;
 import org.eclipse.paho.mqttv5.client.MqttActionListener;
 import org.eclipse.paho.mqttv5.client.MqttCallback;
+import org.eclipse.paho.mqttv5.client.MqttClientException;
 import org.eclipse.paho.mqttv5.client.MqttConnectionOptions;
 import org.eclipse.paho.mqttv5.client.MqttDisconnectResponse;
 
@@ -264,19 +265,36 @@ public class Clients {
 
         @Override
         void publish(String topic, byte[] payload, int qos, boolean retain) throws Exception {
+            Listener listener = new Listener("rejected", this::answered) {
+                @Override
+                public void onFailure(org.eclipse.paho.mqttv5.client.IMqttToken token, Throwable why) {
+                    // In the moment in which the connection is lost it neither sends nor keeps: the application's to say again.
+                    if (code(why) == MqttClientException.REASON_CODE_CLIENT_NOT_CONNECTED) {
+                        start(() -> publish(topic, payload, qos, retain));
+                    } else {
+                        super.onFailure(token, why);
+                    }
+                }
+            };
             while (true) {
                 try {
-                    client.publish(topic, payload, qos, retain, null, new Listener("rejected", token -> answered(token)));
+                    client.publish(topic, payload, qos, retain, null, listener);
                     return;
                 } catch (org.eclipse.paho.mqttv5.common.MqttException error) {
-                    // The application is to wait: as many may be in flight as the listener bears.
-                    if (error.getReasonCode() != 32202) {
+                    int code = code(error);
+                    if (code != MqttClientException.REASON_CODE_MAX_INFLIGHT
+                            && code != MqttClientException.REASON_CODE_CLIENT_NOT_CONNECTED) {
                         say("rejected", error.getMessage());
                         return;
                     }
+                    // The application is to wait: as many may be in flight as the listener bears.
                     Thread.sleep(1);
                 }
             }
+        }
+
+        private static int code(Throwable error) {
+            return error instanceof org.eclipse.paho.mqttv5.common.MqttException mqtt ? mqtt.getReasonCode() : 0;
         }
 
         private void answered(org.eclipse.paho.mqttv5.client.IMqttToken token) {
