@@ -4,6 +4,7 @@
 //! says how far the disk goes; the forwarder sees the gap in the sequences and reads it from there.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ use crate::event::{Sequence, Stored};
 pub(super) struct Live {
     inner: Mutex<Inner>,
     changed: Condvar,
+    /// Somebody has called who waits at the outlet.
+    called: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -26,6 +29,19 @@ struct Inner {
     closed: bool,
     /// Where the outlet has met damage that it cannot pass by.
     damage: Option<String>,
+    /// Settlements were applied since the last wait.
+    settled: bool,
+    /// What the present wait is for: nobody is woken for anything else.
+    awaited: Awaited,
+}
+
+/// What ends a wait at the outlet, beside a call and the time.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Awaited {
+    /// Events behind the position.
+    pub(crate) events: bool,
+    /// Settlements that are on disk.
+    pub(crate) settled: bool,
 }
 
 /// Where the next events are.
@@ -43,8 +59,9 @@ pub(super) enum Place {
 
 impl Live {
     pub(super) fn new(committed: Sequence) -> Self {
-        let inner = Inner { batches: VecDeque::new(), bytes: 0, committed, closed: false, damage: None };
-        Self { inner: Mutex::new(inner), changed: Condvar::new() }
+        let (batches, awaited) = (VecDeque::new(), Awaited::default());
+        let inner = Inner { batches, bytes: 0, committed, closed: false, damage: None, settled: false, awaited };
+        Self { inner: Mutex::new(inner), changed: Condvar::new(), called: AtomicBool::new(false) }
     }
 
     /// After COMMIT: these events are on disk.
@@ -58,8 +75,50 @@ impl Live {
             inner.bytes = bytes;
             inner.batches.push_back((cost, events));
         }
+        let is_awaited = inner.awaited.events;
         drop(inner);
-        self.changed.notify_one();
+        if is_awaited {
+            self.changed.notify_one();
+        }
+    }
+
+    /// After COMMIT: settlements are on disk.
+    pub(super) fn settled(&self) {
+        let mut inner = self.lock();
+        inner.settled = true;
+        let is_awaited = inner.awaited.settled;
+        drop(inner);
+        if is_awaited {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Ends the present wait at the outlet, or the next one.
+    pub(super) fn call(&self) {
+        if !self.called.swap(true, Ordering::AcqRel) {
+            // Who has looked and does not wait yet holds the lock.
+            drop(self.lock());
+            self.changed.notify_one();
+        }
+    }
+
+    /// Waits, but not for longer than that, until there is something behind `position`, as far as that is awaited.
+    pub(super) fn wait(&self, position: Sequence, awaited: Awaited, wait: Duration) {
+        let deadline = Instant::now().checked_add(wait);
+        let mut inner = self.lock();
+        inner.awaited = awaited;
+        loop {
+            let is_called = self.called.swap(false, Ordering::AcqRel);
+            let has_events = awaited.events && (inner.committed > position || inner.closed);
+            let is_settled = awaited.settled && inner.settled;
+            let left = deadline.map_or(wait, |deadline| deadline.saturating_duration_since(Instant::now()));
+            if is_called || has_events || is_settled || left.is_zero() {
+                inner.awaited = Awaited::default();
+                inner.settled = false;
+                return;
+            }
+            inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// The reader cannot get past something: the file is to be rebuilt.
@@ -87,6 +146,7 @@ impl Live {
     pub(super) fn after(&self, position: Sequence, wait: Duration) -> Place {
         let deadline = Instant::now().checked_add(wait);
         let mut inner = self.lock();
+        inner.awaited.events = true;
         loop {
             inner.drop_until(position);
             if let Some(events) = inner.take_behind(position) {
@@ -202,6 +262,38 @@ mod tests {
         assert!(matches!(live.after(1, Duration::ZERO), Place::Disk { committed: 3 }));
         assert_eq!(sequences(live.after(2, Duration::ZERO)), [3]);
         assert_eq!(live.lock().bytes, 0);
+    }
+
+    /// Longer than any test takes: a wait that lasts so long was not ended.
+    const FOR_EVER: Duration = Duration::from_secs(3_600);
+
+    #[test]
+    fn a_wait_ends_with_what_it_is_for_also_when_that_came_before_it_began() {
+        let (live, nothing) = (Live::new(4), Awaited::default());
+        live.call();
+        live.wait(4, nothing, FOR_EVER);
+        live.settled();
+        live.wait(4, Awaited { settled: true, ..nothing }, FOR_EVER);
+        live.offer(events(5..=5, 1));
+        live.wait(4, Awaited { events: true, ..nothing }, FOR_EVER);
+        live.close();
+        live.wait(5, Awaited { events: true, ..nothing }, FOR_EVER);
+    }
+
+    #[test]
+    fn a_wait_is_ended_by_a_call_from_elsewhere_and_by_nothing_that_it_is_not_for() {
+        let live = Live::new(4);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| live.wait(4, Awaited { events: false, settled: true }, FOR_EVER));
+            live.offer(events(5..=5, 1));
+            assert!(!waiting.is_finished());
+            live.settled();
+            waiting.join().unwrap();
+            let waiting = scope.spawn(|| live.wait(5, Awaited::default(), FOR_EVER));
+            live.settled();
+            live.call();
+            waiting.join().unwrap();
+        });
     }
 
     #[test]

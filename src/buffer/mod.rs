@@ -61,8 +61,9 @@ pub use commit::Durable;
 pub(crate) use error::{CloseError, NextStep, OpenError};
 pub(crate) use intake::{Arrivals, IdChange, Intake, Room, SessionChange, Stopped};
 pub(crate) use life::take_new_identity;
+pub(crate) use live::Awaited;
 pub(crate) use open::Buffer;
-pub(crate) use outlet::{LaneChunk, Outlet, ReadError};
+pub(crate) use outlet::{LaneChunk, Outlet, ReadError, Waker};
 pub(crate) use settlement::{DeadLetter, LaneMove, Parked, Settlement, Settler, Ticket};
 pub(crate) use start::BufferThread;
 

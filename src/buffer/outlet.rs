@@ -16,7 +16,7 @@ use rusqlite::{Connection, OptionalExtension, Statement};
 use super::chunk::ChunkReader;
 use super::error::{is_damage, is_unreadable, row_id, sequence};
 use super::limits::{NEXT_BYTES, NEXT_CHUNKS};
-use super::live::{Live, Place};
+use super::live::{Awaited, Live, Place};
 use super::{DeadLetter, LaneId};
 use crate::event::{RouteId, Sequence, Stored};
 
@@ -31,6 +31,17 @@ pub(crate) struct Outlet {
     /// Chunks of parked lanes that were reported as damaged, by lane and extent, because they move to its end; calls go on
     /// behind them.
     damaged_parked: BTreeSet<(LaneId, Sequence, Sequence)>,
+}
+
+/// Ends waits at the outlet, from any thread.
+#[derive(Debug, Clone)]
+pub(crate) struct Waker(Arc<Live>);
+
+impl Waker {
+    /// Ends the present [`Outlet::wait`], or the next one.
+    pub(crate) fn wake(&self) {
+        self.0.call();
+    }
 }
 
 /// One chunk of a parked lane: it is settled as a whole.
@@ -106,6 +117,16 @@ impl Outlet {
                 Place::Closed => return Err(ReadError::Stopped),
             }
         }
+    }
+
+    /// Waits for what is awaited, for a [`Waker`], or for so long.
+    pub(crate) fn wait(&self, awaited: Awaited, longest: Duration) {
+        self.live.wait(self.position, awaited, longest);
+    }
+
+    /// For who has something to tell to who waits here.
+    pub(crate) fn waker(&self) -> Waker {
+        Waker(Arc::clone(&self.live))
     }
 
     /// Continues after that sequence, from disk.

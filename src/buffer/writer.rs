@@ -310,6 +310,7 @@ impl<R> Writer<R> {
         let unread = std::mem::take(&mut self.tools.unread);
         self.outside.applied.unread(&unread);
         self.outside.applied.reached(pending.ticket());
+        self.outside.live.settled();
     }
 
     /// Nothing to do.

@@ -13,6 +13,8 @@
 //! `init_transactions` and `commit_transaction` keep to the time they are given, because they ask librdkafka's main
 //! thread, which looks nothing up (`options.rs` refuses the one property that would make it); so they are called in
 //! slices on the loop.
+//!
+//! The loop sleeps meanwhile: who has something for it ends its wait ([`Wake`]).
 
 use std::any::Any;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +22,9 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
-/// Clients that send, with those that are being ended: the main one, that of a parked lane, and four that hang in a name
+use crate::buffer::Waker;
+
+/// Clients that send, with those that are being ended: the stream's, that of a blocked topic, and four that hang in a name
 /// look-up. Each has a thread a broker and two more, which is what `TasksMax=` of the unit is made for. Who is over it
 /// waits until one has ended: a new client would hang in the same look-up.
 const MOST: usize = 6;
@@ -28,21 +32,45 @@ const MOST: usize = 6;
 /// How often who waits for the end looks.
 const GLANCE: Duration = Duration::from_millis(2);
 
+/// Ends the loop's wait.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Wake(Option<Waker>);
+
+impl Wake {
+    /// Of the loop that waits at that outlet.
+    pub(super) fn new(waker: Waker) -> Self {
+        Self(Some(waker))
+    }
+
+    /// There is something for it.
+    pub(super) fn wake(&self) {
+        if let Some(waker) = &self.0 {
+            waker.wake();
+        }
+    }
+}
+
 /// The clients of this process that send, and the thread that ends them.
 #[derive(Debug, Clone)]
 pub(super) struct Clients {
+    wake: Wake,
     live: Arc<AtomicUsize>,
     /// Never more than [`MOST`] are in it, because each has its place.
     grave: mpsc::Sender<Box<dyn Any + Send>>,
 }
 
 impl Clients {
-    /// None yet.
-    pub(super) fn new() -> io::Result<Self> {
+    /// None yet. Calls of theirs end that loop's wait.
+    pub(super) fn new(wake: Wake) -> io::Result<Self> {
         let (grave, ended) = mpsc::channel::<Box<dyn Any + Send>>();
         // It ends when nobody is left who could send it something.
         thread::Builder::new().name("kafka end".to_owned()).spawn(move || ended.into_iter().for_each(drop))?;
-        Ok(Self { live: Arc::default(), grave })
+        Ok(Self { wake, live: Arc::default(), grave })
+    }
+
+    /// For whoever has something for the loop.
+    pub(super) fn wake(&self) -> &Wake {
+        &self.wake
     }
 
     /// A place for one more; `None`: too many are being ended.
@@ -88,9 +116,13 @@ pub(super) struct Call<T>(mpsc::Receiver<T>);
 
 impl<T: Send + 'static> Call<T> {
     /// Begins. The answer of a call that nobody waits for any more is dropped.
-    pub(super) fn begin(name: &str, work: impl FnOnce() -> T + Send + 'static) -> io::Result<Self> {
-        let (sender, answer) = mpsc::channel();
-        thread::Builder::new().name(name.to_owned()).spawn(move || sender.send(work()).unwrap_or_default())?;
+    pub(super) fn begin(name: &str, wake: &Wake, work: impl FnOnce() -> T + Send + 'static) -> io::Result<Self> {
+        let ((sender, answer), wake) = (mpsc::channel(), wake.clone());
+        let work = move || {
+            sender.send(work()).unwrap_or_default();
+            wake.wake();
+        };
+        thread::Builder::new().name(name.to_owned()).spawn(work)?;
         Ok(Self(answer))
     }
 
@@ -115,7 +147,7 @@ mod tests {
 
     #[test]
     fn clients_that_hang_hold_up_nobody_and_are_so_many_at_most() {
-        let clients = Clients::new().unwrap();
+        let clients = Clients::new(Wake::default()).unwrap();
         let start = Instant::now();
         let mut hands = vec![];
         for _ in 0..MOST {

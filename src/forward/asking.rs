@@ -43,9 +43,9 @@ impl Asking {
         Self { topic: Arc::from(topic), key, finding: None, until: None }
     }
 
-    /// The question is on its way.
-    pub(super) fn is_under_way(&self) -> bool {
-        self.finding.is_some() || self.until.is_some()
+    /// The question is with Kafka.
+    pub(super) fn is_on_its_way(&self) -> bool {
+        self.until.is_some()
     }
 
     /// The producer that had it is over.

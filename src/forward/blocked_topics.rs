@@ -21,9 +21,10 @@ use super::pace::Pace;
 use super::parking::Opened;
 use super::producer::Producer;
 use super::queue::{LeftOff, Queue, Refused};
-use super::sender::{Happened, Sender};
+use super::sender::{Happened, Place, Sender};
 use super::shared::Shared;
 use super::topic_state::{Answers, Found};
+use super::transactional::Transactional;
 use crate::buffer::ReadError;
 
 /// A try without any progress ends after this time, or after that of a transaction or a request; another topic may be
@@ -95,6 +96,27 @@ impl BlockedTopics {
     /// A topic is being tried.
     pub(super) fn is_busy(&self) -> bool {
         self.active.is_some()
+    }
+
+    /// librdkafka is to say something, which nobody but a poll hears.
+    pub(super) fn awaits_word(&self) -> bool {
+        self.active.is_some() && self.sender.awaits_word()
+    }
+
+    /// When there is something to do for the topic that is tried, whatever happens.
+    pub(super) fn next_wake(&self, now: Instant) -> Option<Instant> {
+        let active = self.active.as_ref()?;
+        let looks = (!active.queue.has_group()).then_some(active.look_at);
+        let sends = (active.queue.has_group() || self.sender.producer().is_some())
+            .then(|| self.sender.next_wake(None, now))
+            .flatten();
+        [looks, sends].into_iter().flatten().min()
+    }
+
+    /// Where it is. When that has changed there may be more to do at once.
+    pub(super) fn place(&self) -> Option<(Place, bool, bool)> {
+        let active = self.active.as_ref()?;
+        Some((self.sender.place(), active.queue.has_group(), active.queue.is_open))
     }
 
     /// Does what can be done now without waiting.
@@ -222,14 +244,14 @@ impl BlockedTopics {
     fn turn(&mut self, shared: &mut Shared, now: Instant) -> Option<Refused> {
         let Try { queue, .. } = self.active.as_mut()?;
         let own = &mut self.sender;
-        own.delivery.may_begin(shared.is_itself);
-        match own.producer() {
-            // The stream's producer sees the same brokers and says what is to be said; these must only not pile up.
-            Some(producer) => drop(producer.remarks()),
-            None => {
+        // The stream's producer sees the same brokers and says what is to be said; these must only not pile up.
+        let has_producer = own.producer().map(|producer| drop(producer.remarks())).is_some();
+        if let Some(transactions) = own.delivery.transactions_mut() {
+            transactions.may_begin(shared.is_itself);
+            if !has_producer {
                 // Where the queue stands is known unless a transaction of it is in doubt, or this is the first since the start.
                 let known = shared.partitions.filter(|_| shared.lanes_delivered.contains_key(&queue.topic));
-                own.delivery.nothing_is_in_doubt(known);
+                transactions.nothing_is_in_doubt(known);
             }
         }
         let happened = own.turn(&mut Feed::Queue(queue), shared, now);
@@ -247,7 +269,7 @@ impl BlockedTopics {
             Happened::Nothing | Happened::NewProducer | Happened::Ended(Renewal::AtOnce) => {}
             Happened::NoProducer(_) => queue.refused(None),
             Happened::Recalled(recalled) => {
-                let terms = self.sender.delivery.terms();
+                let terms = self.sender.delivery.transactions().map(Transactional::terms);
                 if !terms.is_some_and(|terms| queue.recovered(recalled, terms, shared)) {
                     queue.refused(None);
                 }
@@ -282,7 +304,8 @@ impl BlockedTopics {
         }
         let own = &mut self.sender;
         let uncommitted = own.producer().map_or(0, Producer::uncommitted);
-        let Some(instance) = own.delivery.terms().map(|terms| terms.lives.present) else { return };
+        let instance = own.delivery.transactions().map(|own| own.terms().lives.present);
+        let Some(instance) = instance else { return };
         let records = queue.watermark(instance, uncommitted, shared);
         let written = records.map(|records| own.write_watermark(&records, shared.times.now_ms(), now));
         if !matches!(written, Some(Ok(()))) {

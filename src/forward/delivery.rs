@@ -9,14 +9,10 @@ use super::asking::{Answer, Asking};
 use super::feed::Hand;
 use super::patience::Patience;
 use super::producer::{Failure, Producer};
-use super::recall::Trouble;
-use super::session::{Step, Terms};
+use super::session::Step;
 use super::time::Times;
 use super::transaction::State;
 use super::transactional::{Cost, Transactional};
-use super::waiting::Obstacle;
-use super::watermark_topic::Partitions;
-use crate::watermark::Record;
 
 /// Events in librdkafka's hands, if the link takes so many ([`Window`](super::window::Window)). Measured on loopback, with the
 /// buffer in front: 327,000 a second drained with 2,500, 337,000 with 5,000, which take 2 MB more. At a round trip of
@@ -47,6 +43,22 @@ pub(super) enum Refused {
 }
 
 impl Delivery {
+    /// The transactions, if there are any: for what only they have.
+    pub(super) fn transactions(&self) -> Option<&Transactional> {
+        match self {
+            Self::AtLeastOnce(_) => None,
+            Self::ExactlyOnce(own) => Some(own),
+        }
+    }
+
+    /// The same to change.
+    pub(super) fn transactions_mut(&mut self) -> Option<&mut Transactional> {
+        match self {
+            Self::AtLeastOnce(_) => None,
+            Self::ExactlyOnce(own) => Some(own),
+        }
+    }
+
     /// Goes on with a transaction. Without any, records may always be sent.
     pub(super) fn step(&mut self, producer: &Producer, now: Instant) -> Step {
         match self {
@@ -71,11 +83,26 @@ impl Delivery {
         }
     }
 
-    /// A transaction is on its way, or a start, or a question.
-    pub(super) fn is_busy(&self) -> bool {
+    /// Where the transaction is, if there are any.
+    pub(super) fn state(&self) -> Option<State> {
+        self.transactions().and_then(Transactional::state)
+    }
+
+    /// librdkafka is to say something beside what it says of readings.
+    pub(super) fn awaits_word(&self) -> bool {
         match self {
-            Self::AtLeastOnce(asking) => asking.as_ref().is_some_and(Asking::is_under_way),
-            Self::ExactlyOnce(own) => !matches!(own.state(), None | Some(State::Idle | State::Over)),
+            Self::AtLeastOnce(asking) => asking.as_ref().is_some_and(Asking::is_on_its_way),
+            Self::ExactlyOnce(own) => {
+                matches!(own.state(), Some(State::Sealing | State::Proving | State::Aborting))
+            }
+        }
+    }
+
+    /// When there is something to do, whatever comes.
+    pub(super) fn next_wake(&self, gathers_until: Option<Instant>, now: Instant) -> Option<Instant> {
+        match self {
+            Self::AtLeastOnce(_) => gathers_until,
+            Self::ExactlyOnce(own) => own.next_wake(gathers_until, now),
         }
     }
 
@@ -156,17 +183,15 @@ impl Delivery {
 
     /// A new producer begins.
     pub(super) fn begins(&mut self, asks_about: Vec<Arc<str>>, patience: &Patience, now: Instant) {
-        match self {
-            Self::AtLeastOnce(_) => {}
-            Self::ExactlyOnce(own) => own.begins(asks_about, patience.timeout(), now),
+        if let Some(own) = self.transactions_mut() {
+            own.begins(asks_about, patience.timeout(), now);
         }
     }
 
     /// The producer is over.
     pub(super) fn ends(&mut self) {
-        match self {
-            Self::AtLeastOnce(asking) => asking.iter_mut().for_each(Asking::forget),
-            Self::ExactlyOnce(_) => {}
+        if let Self::AtLeastOnce(Some(asking)) = self {
+            asking.forget();
         }
     }
 
@@ -178,55 +203,14 @@ impl Delivery {
         }
     }
 
-    /// The next producer need not recover the watermark: nothing is in doubt, and the watermark topic has so many partitions.
-    pub(super) fn nothing_is_in_doubt(&mut self, known: Option<Partitions>) {
-        if let Self::ExactlyOnce(own) = self {
-            own.nothing_is_in_doubt(known);
-        }
-    }
-
-    /// What has just been decided for certain stays known: the partitions of the watermark topic.
-    pub(super) fn keeps_partitions(&mut self) {
-        if let Self::ExactlyOnce(own) = self {
-            own.keeps_partitions();
-        }
-    }
-
     /// No transaction is open, and the next one may take another time than this producer was made for.
     pub(super) fn needs_other_times(&self, patience: &Patience) -> bool {
-        match self {
-            Self::AtLeastOnce(_) => false,
-            Self::ExactlyOnce(own) => own.needs_other_times(patience),
-        }
-    }
-
-    /// May a transaction be begun? As the owner sees it.
-    pub(super) fn may_begin(&mut self, may_begin: bool) {
-        if let Self::ExactlyOnce(own) = self {
-            own.may_begin(may_begin);
-        }
-    }
-
-    /// Puts the watermark, and what else there is to say, into the transaction.
-    pub(super) fn write_watermark(
-        &mut self,
-        producer: &Producer,
-        records: &[Record],
-        at_ms: i64,
-        now: Instant,
-    ) -> Result<(), Code> {
-        match self {
-            Self::AtLeastOnce(_) => Ok(()),
-            Self::ExactlyOnce(own) => own.write_watermark(producer, records, at_ms, now),
-        }
+        self.transactions().is_some_and(|own| own.needs_other_times(patience))
     }
 
     /// The transaction is committed.
     pub(super) fn committed(&mut self, now: Instant) -> Cost {
-        match self {
-            Self::AtLeastOnce(_) => Cost::default(),
-            Self::ExactlyOnce(own) => own.committed(now),
-        }
+        self.transactions_mut().map(|own| own.committed(now)).unwrap_or_default()
     }
 
     /// A stop: no more records go out that a commit would be needed for. True when nothing is open.
@@ -234,38 +218,6 @@ impl Delivery {
         match self {
             Self::AtLeastOnce(_) => in_flight == 0,
             Self::ExactlyOnce(own) => own.wind_down(now),
-        }
-    }
-
-    /// What its transactions have in common with others'.
-    pub(super) fn terms(&self) -> Option<&Arc<Terms>> {
-        match self {
-            Self::AtLeastOnce(_) => None,
-            Self::ExactlyOnce(own) => Some(own.terms()),
-        }
-    }
-
-    /// When the present transaction was closed, if there are any.
-    pub(super) fn closed(&self) -> Option<Instant> {
-        match self {
-            Self::AtLeastOnce(_) => None,
-            Self::ExactlyOnce(own) => own.closed(),
-        }
-    }
-
-    /// What is in the way, as far as transactions know.
-    pub(super) fn obstacle(&self, producer: &Producer, now: Instant) -> Option<Obstacle> {
-        match self {
-            Self::AtLeastOnce(_) => None,
-            Self::ExactlyOnce(own) => own.obstacle(producer, now),
-        }
-    }
-
-    /// What is in the way of a start.
-    pub(super) fn trouble(&self) -> Trouble {
-        match self {
-            Self::AtLeastOnce(_) => Trouble::default(),
-            Self::ExactlyOnce(own) => own.trouble(),
         }
     }
 }

@@ -45,6 +45,11 @@ impl Fates {
         }
     }
 
+    /// Some are with the buffer, and perhaps not on disk.
+    pub(super) fn are_under_way(&self) -> bool {
+        !self.handed.is_empty()
+    }
+
     /// The newest settlement with any, if one is under way.
     pub(super) fn newest(&self) -> Option<Ticket> {
         self.handed.back().map(|(ticket, _)| *ticket)

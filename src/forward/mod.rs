@@ -2,7 +2,8 @@
 //!
 //! # How an event goes
 //!
-//! One thread owns all of this (`relay.rs`). It reads held events from the buffer's [`Outlet`](crate::buffer::Outlet) into the
+//! One thread owns all of this (`relay.rs`; `start.rs` makes its parts). It sleeps until something happens, names what that
+//! was, and then does all that can be done without waiting. It reads held events from the buffer's [`Outlet`](crate::buffer::Outlet) into the
 //! stream (`stream.rs`), finds their Kafka topic and key (`targets.rs`), makes a record (`record.rs`), hands it to librdkafka
 //! (`producer.rs`), polls for reports, and gives what became of the events to the buffer (`outcome.rs`) as a
 //! [`Settlement`](crate::buffer::Settlement). An event leaves the stream in three ways: with a
@@ -112,6 +113,7 @@ mod sending;
 mod session;
 mod shared;
 mod stalls;
+mod start;
 pub mod status;
 mod stream;
 mod stream_sender;
@@ -131,4 +133,4 @@ mod window;
 
 pub(crate) use options::way_to_kafka;
 pub use options::{check_each_option, check_options};
-pub use relay::{ForwardError, Recovery, run};
+pub use start::{ForwardError, Recovery, run};

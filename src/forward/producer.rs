@@ -15,7 +15,7 @@ use rdkafka::message::{DeliveryResult, Message, OwnedHeaders, Timestamp};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::aside::{Call, Clients, Place};
+use super::aside::{Call, Clients, Place, Wake};
 use super::end_txn::EndTxn;
 use super::link::Remarks;
 use super::outstanding::{self, Outstanding, Restart};
@@ -38,6 +38,7 @@ pub(super) struct Producer {
     native: Arc<Native>,
     _ending: Ending,
     context: Arc<Context>,
+    wake: Wake,
 }
 
 /// librdkafka's own.
@@ -149,7 +150,7 @@ impl Producer {
         let context = Arc::clone(producer.client().context());
         let native = Arc::new(Native { producer, _place: place });
         let ending = Ending { native: Some(Arc::clone(&native)), clients: clients.clone() };
-        Ok(Self { native, _ending: ending, context })
+        Ok(Self { native, _ending: ending, context, wake: clients.wake().clone() })
     }
 
     /// Hands a record over. On an error librdkafka did not take it.
@@ -294,7 +295,7 @@ impl Producer {
     /// Asks the brokers what these topics are like, beside the loop.
     pub(super) fn look(&self, topics: Vec<Arc<str>>) -> std::io::Result<Call<Answers>> {
         let native = Arc::clone(&self.native);
-        Call::begin("kafka look", move || {
+        Call::begin("kafka look", &self.wake, move || {
             let client = native.producer.client();
             topics.into_iter().map(|topic| (Arc::clone(&topic), topic_state::look(client, &topic, ASK_WAIT))).collect()
         })
@@ -390,7 +391,7 @@ impl Producer {
     pub(super) fn abort(&self, wait: Duration) -> std::io::Result<Call<KafkaResult<()>>> {
         self.forget_transaction();
         let native = Arc::clone(&self.native);
-        Call::begin("kafka abort", move || native.producer.abort_transaction(wait))
+        Call::begin("kafka abort", &self.wake, move || native.producer.abort_transaction(wait))
     }
 
     fn forget_transaction(&self) {
@@ -547,7 +548,7 @@ mod tests {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", "127.0.0.1:1").set("transactional.id", "t");
         config.set("debug", "eos").set_log_level(RDKafkaLogLevel::Debug);
-        let clients = Clients::new().unwrap();
+        let clients = Clients::new(Wake::default()).unwrap();
         let producer = Producer::new(&config, &clients, clients.place().unwrap()).unwrap();
         // Each call leaves at least two lines in the log.
         for _ in 0..10 {

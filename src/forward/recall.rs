@@ -35,7 +35,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use uuid::Uuid;
 
 use self::backwards::Backwards;
-use super::aside::Place;
+use super::aside::{Place, Wake};
 use super::watermark_topic::{self, Partitions, TopicError};
 use crate::delivered::{DeclaredHole, Witness, Word};
 use crate::planted::{Bug, planted};
@@ -125,7 +125,7 @@ pub(super) struct Trouble {
 impl Recall {
     /// Begins: connects, and reads when the producer is registered. When the system gives no thread, the answer never
     /// comes, and the trouble says so.
-    pub(super) fn begin(question: Question, place: Place) -> Self {
+    pub(super) fn begin(question: Question, place: Place, wake: Wake) -> Self {
         let (sender, answer) = mpsc::channel();
         let line = Arc::new(Line::default());
         let theirs = Arc::clone(&line);
@@ -133,6 +133,7 @@ impl Recall {
             if let Some(recalled) = until_answered(&question, &theirs) {
                 // Who does not wait any more does not need it.
                 sender.send(recalled).unwrap_or_default();
+                wake.wake();
             }
             // Its consumers are destroyed, however long that took.
             drop(place);
@@ -405,7 +406,7 @@ mod tests {
         mock.create_topic("watermarks", 1, 1).unwrap();
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", mock.bootstrap_servers());
-        let place = Clients::new().unwrap().place().unwrap();
+        let place = Clients::new(Wake::default()).unwrap().place().unwrap();
         let recall = Recall::begin(
             Question {
                 config,
@@ -416,6 +417,7 @@ mod tests {
                 topic_is_right: Arc::new(AtomicBool::new(true)),
             },
             place,
+            Wake::default(),
         );
         thread::sleep(Duration::from_secs(1));
         assert!(recall.answer().is_none(), "what an earlier producer had left open may have been read");

@@ -1,48 +1,35 @@
-//! The loop: one thread, one owner of the producers. It waits, and lets the lanes do what can be done.
+//! The loop: one thread, one owner of the producers. It sleeps until something happens, and lets the senders do what can be
+//! done.
+//!
+//! [`Relay::select`] waits and names what happened; [`Relay::apply`] does not wait. What ends the wait: readings that were
+//! committed, an answer from beside the loop (`aside.rs`), a settlement that is on disk while somebody waits for it, each by a
+//! call at the outlet ([`Waker`](crate::buffer::Waker)); or the time at which something is due.
+//!
+//! librdkafka calls nobody: rdkafka does not give its "queue is not empty any more". A thread that waits for it in librdkafka
+//! was tried: it wakes for each line of the log, 25 of them a transaction, and doubled the agent's context switches. So while
+//! librdkafka has something to say, and only then, it is polled, ever more seldom, and no more often than the link answers.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::admission::Admission;
-use super::aside::{Call, Clients};
-use super::asking::Asking;
+use super::aside::Call;
 use super::blocked_topics::BlockedTopics;
-use super::declarations::Declarations;
-use super::delivery::Delivery as Mode;
-use super::end_txn;
-use super::fates::Fates;
 use super::link::{self, Link, Repeats};
-use super::options;
-use super::outcome::Outcome;
-use super::outstanding::Skips;
-use super::parking::Parking;
-use super::patience::Patience;
-use super::producer::Producer;
-use super::record::Records;
 use super::relocation::Relocation;
-use super::retention;
-use super::sender::Sender;
-use super::session::Terms;
-use super::shared::{Crowd, Shared, unix_ms};
-use super::status::{ForwardStatus, Reason, Transactions};
-use super::stream::Stream;
-use super::stream::watermark::StreamWatermark;
+use super::sender::Place;
+use super::shared::{Shared, unix_ms};
+use super::start::ForwardError;
+use super::status::{ForwardStatus, Reason};
 use super::stream_sender::StreamSender;
-use super::targets::Targets;
-use super::time::Times;
 use super::topic_state::{Answers, Found};
-use super::transactional::Transactional;
 use super::waiting::{self, Obstacle, Watch};
-use crate::buffer::{Hole, LaneId, Lives, OVERFLOW, Outlet, ReadError, Recovered, Settler, Stopped};
+use crate::buffer::{Awaited, ReadError};
 use crate::clock;
-use crate::config::{self, Delivery, Timestamp};
-use crate::event::{RouteId, Sequence};
+use crate::event::Stored;
 use crate::observe::pulse::Pulse;
 use crate::planted::{Bug, planted};
-use crate::route::{Definition, Route, Routes};
 use crate::stop::Stop;
 
 /// After a stop was asked for, how long to wait for reports. The whole process has 10 s.
@@ -52,14 +39,23 @@ const STOP_WAIT: Duration = Duration::from_secs(4);
 /// not end under their hands.
 const LAST_CLIENTS: Duration = Duration::from_millis(500);
 
-/// With something in flight librdkafka is polled, at first after the short time, then ever more seldom.
+/// While librdkafka is to say something it is polled, at first after the short time, then ever more seldom.
 const SHORTEST_POLL: Duration = Duration::from_millis(1);
 const LONGEST_POLL: Duration = Duration::from_millis(20);
-/// ... without a link.
-const LONGEST_POLL_UNLINKED: Duration = Duration::from_millis(100);
 
-/// With nothing in flight: a stop is heard, and the pulse beats, at least so often.
+/// On a long link so many times in the time that the quickest reading took, but at least so often.
+const POLLS_A_READING: u32 = 16;
+const SELDOMEST_POLL: Duration = Duration::from_millis(100);
+
+/// With nothing that happens: a stop is heard, the pulse beats, and what is looked at now and then is looked at, so often.
 const IDLE: Duration = Duration::from_millis(250);
+
+/// Before the first contact: librdkafka does not say when it has met a broker.
+const MEETING: Duration = Duration::from_millis(100);
+
+/// Lanes are brought in line with the configuration some chunks at a time, with so long between for everything else; and so
+/// long a stop waits for the next report.
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// The status is published at most so often.
 const PUBLISH: Duration = Duration::from_millis(250);
@@ -67,285 +63,20 @@ const PUBLISH: Duration = Duration::from_millis(250);
 /// After a failed read of the buffer.
 const READ_AGAIN: Duration = Duration::from_millis(500);
 
-/// What the forwarder takes over from the last run.
-#[derive(Debug, Clone)]
-pub struct Recovery {
-    /// Identity of the buffer.
-    pub buffer_id: uuid::Uuid,
-    /// Sequences of the main lane that are settled although older ones are not.
-    pub settled: Vec<std::ops::RangeInclusive<Sequence>>,
-    /// Sequences that will never come and that no dead letter speaks of.
-    pub holes: Vec<Hole>,
-    /// Lanes that hold events, with their Kafka topic.
-    pub lanes: Vec<(LaneId, Arc<str>)>,
-    /// Everything up to here is settled.
-    pub released: Sequence,
-    /// Routes that the configuration has no more, as they were written, by the ledger line of what they took in.
-    pub gone: BTreeMap<RouteId, Definition>,
-    /// Kafka topics that were admitted, while something waits beyond [`config::Kafka::max_topics`].
-    pub admitted: Vec<Arc<str>>,
-    /// The mark of the configuration that the lanes were last brought in line with.
-    pub in_line_with: Option<u64>,
-    /// Who has written watermarks for this buffer, and who will.
-    pub lives: Lives,
+/// What has ended the wait.
+#[derive(Debug)]
+enum Event {
+    /// Readings, in order.
+    Readings(Vec<Stored>),
+    /// Readings that cannot be read.
+    Unreadable(ReadError),
+    /// Something has called, or is due.
+    Woken,
+    /// A stop is asked for.
+    Stop,
 }
 
-impl From<&Recovered> for Recovery {
-    fn from(recovered: &Recovered) -> Self {
-        let Recovered { buffer_id, settled, holes, lanes, released, gone, admitted, in_line_with, lives, .. } =
-            recovered;
-        Self {
-            buffer_id: *buffer_id,
-            settled: settled.clone(),
-            holes: holes.clone(),
-            lanes: lanes.clone(),
-            released: *released,
-            gone: gone.clone(),
-            admitted: admitted.clone(),
-            in_line_with: *in_line_with,
-            lives: lives.clone(),
-        }
-    }
-}
-
-/// Why the forwarder cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum ForwardError {
-    /// librdkafka refuses the configuration. Usage: exit 78.
-    #[error("kafka: create the producer: {0}")]
-    Options(String),
-    /// The operating system gives no thread. Retry.
-    #[error("kafka: start a thread: {0}")]
-    System(#[from] std::io::Error),
-    /// The buffer has stopped before the forwarder. Halt: the buffer's own error says why.
-    #[error("kafka: the buffer has stopped")]
-    BufferStopped,
-    /// Another agent has this buffer's identity: a cloned card, or a copy that was restored. `run.rs` starts again with a
-    /// new one.
-    #[error(
-        "kafka: the watermark topic has a word for buffer {buffer_id} up to {through} that this buffer has not given: \
-         another agent has the same identity (a cloned card, or a restored copy)"
-    )]
-    Twin {
-        /// The identity.
-        buffer_id: uuid::Uuid,
-        /// What the other one has delivered.
-        through: Sequence,
-    },
-}
-
-impl ForwardError {
-    /// Would the next start end the same way, until a person has done something?
-    pub(crate) fn wants_a_person(&self) -> bool {
-        match self {
-            Self::Options(_) => true,
-            Self::System(_) | Self::BufferStopped | Self::Twin { .. } => false,
-        }
-    }
-}
-
-impl From<Stopped> for ForwardError {
-    fn from(_: Stopped) -> Self {
-        Self::BufferStopped
-    }
-}
-
-/// Forwards until told to stop. Blocks; runs on a thread of its own.
-///
-/// # Errors
-/// When the configuration makes no producer, or when the buffer has stopped first.
-#[expect(clippy::too_many_arguments, reason = "each is a part of its own, handed over once by run.rs")]
-pub fn run(
-    settings: &config::Kafka,
-    agent_id: &str,
-    routes: Arc<Routes>,
-    outlet: Outlet,
-    settler: Settler,
-    recovery: Recovery,
-    status: watch::Sender<ForwardStatus>,
-    pulse: Pulse,
-    stop: Stop,
-) -> Result<(), ForwardError> {
-    let plain = options::client_config(settings, agent_id);
-    let exactly_once = settings.delivery == Delivery::ExactlyOnce;
-    let name = format!("tidegate-{}", recovery.buffer_id);
-    let (mut config, lane_config) = if exactly_once {
-        let parked = options::transactional(plain.clone(), &format!("{name}-parked"));
-        (options::transactional(plain, &name), parked)
-    } else {
-        (plain.clone(), plain)
-    };
-    let clients = Clients::new()?;
-    let terms = exactly_once.then(|| {
-        Arc::new(Terms {
-            clients: clients.clone(),
-            reader: options::reader_config(settings, agent_id),
-            topic: Arc::from(settings.watermark_topic.as_str()),
-            buffer_id: recovery.buffer_id,
-            lives: recovery.lives.clone(),
-            topic_is_right: Arc::default(),
-        })
-    });
-    let patience = Patience::new(&config);
-    patience.apply(&mut config);
-    let place = clients.place().ok_or_else(|| ForwardError::Options("no place for it".to_owned()))?;
-    let producer =
-        Producer::new(&config, &clients, place).map_err(|error| ForwardError::Options(options::cause(&error)))?;
-    let now = Instant::now();
-    let routes = Arc::unwrap_or_clone(routes).with_gone(former_routes(recovery.gone));
-    let lanes = recovered_lanes(&recovery.lanes, recovery.admitted, recovery.in_line_with, &routes, settings);
-    let former = recovery.lives.former.last().copied();
-    let mut declarations = Declarations::default();
-    if let (true, Some((was, last))) = (exactly_once, former) {
-        declarations.was(was, last, unix_ms());
-    }
-    if exactly_once {
-        for hole in &recovery.holes {
-            declarations.lost(hole);
-        }
-    }
-    let (committed, own, of_queues) = match &terms {
-        Some(terms) => (terms.lives.watermark, exactly_once_by(terms), exactly_once_by(terms)),
-        None => {
-            let asking = Asking::new(&settings.watermark_topic, recovery.buffer_id);
-            (0, Mode::AtLeastOnce(Some(asking)), Mode::AtLeastOnce(None))
-        }
-    };
-    let watermark = StreamWatermark::new(recovery.released, committed);
-    let mut stream = Stream::new(settings.linger, Skips::new(recovery.settled), watermark);
-    stream.asks_about = lanes.asked_for;
-    stream.known_topic = terms.as_ref().map(|terms| Arc::clone(&terms.topic));
-    let transactions = exactly_once.then(|| Transactions { timeout: patience.timeout(), ..Transactions::default() });
-    if exactly_once {
-        warn_of_an_untested_library();
-    }
-    if settings.timestamp == Timestamp::Arrival {
-        retention::watch(options::reader_config(settings, agent_id), Arc::new(routes.clone()), stop.clone());
-    }
-    let mut relay = Relay {
-        blocked_topics: BlockedTopics::new(lane_config, of_queues),
-        relocation: lanes.relocation,
-        stream: StreamSender::new(Sender::new(config, own), stream),
-        shared: Shared {
-            outlet,
-            settler,
-            parking: lanes.parking,
-            patience,
-            outcome: Outcome::default(),
-            targets: Targets::new(Arc::new(routes)),
-            records: Records::new(recovery.buffer_id, recovery.lives, settings.headers),
-            times: Times::new(settings.timestamp),
-            status: ForwardStatus { producers: 1, transactions, ..ForwardStatus::default() },
-            changed: true,
-            dead_letters: Repeats::default(),
-            parked_lines: Crowd::default(),
-            opened_lines: Crowd::default(),
-            admission: lanes.admission,
-            is_on_hold: lanes.is_on_hold,
-            recalled_lanes: None,
-            generation: 0,
-            clients,
-            terms,
-            declarations,
-            lanes_delivered: HashMap::new(),
-            partitions: None,
-            is_itself: false,
-            fates: Fates::default(),
-        },
-        link: Link::default(),
-        asking: None,
-        read_errors: Repeats::default(),
-        unusable_lines: Repeats::default(),
-        watch: Watch::default(),
-        flow_after: now,
-        read_after: now,
-        quiet: SHORTEST_POLL,
-        publish_after: now,
-        published: status,
-        pulse,
-        stop,
-    };
-    if recovery.lanes.iter().any(|(_, topic)| &**topic == OVERFLOW) {
-        relay.shared.shut_overflow(now);
-    }
-    relay.stream.begins_with(producer, &mut relay.shared);
-    relay.run()
-}
-
-fn exactly_once_by(terms: &Arc<Terms>) -> Mode {
-    Mode::ExactlyOnce(Box::new(Transactional::new(Arc::clone(terms))))
-}
-
-/// What is made of the lanes that the buffer held at the start.
-struct RecoveredLanes {
-    parking: Parking,
-    admission: Admission,
-    relocation: Relocation,
-    /// They are brought in line with the configuration first.
-    is_on_hold: bool,
-    /// Kafka's word about these is asked for.
-    asked_for: Vec<Arc<str>>,
-}
-
-fn recovered_lanes(
-    held: &[(LaneId, Arc<str>)],
-    admitted: Vec<Arc<str>>,
-    in_line_with: Option<u64>,
-    routes: &Routes,
-    settings: &config::Kafka,
-) -> RecoveredLanes {
-    let now = Instant::now();
-    let waits_beyond = held.iter().any(|(_, topic)| &**topic == OVERFLOW);
-    let mark = routes.mark().wrapping_shl(16) ^ u64::try_from(settings.max_topics).unwrap_or_default();
-    let is_on_hold = !held.is_empty() && in_line_with != Some(mark);
-    let mut admission = Admission::new(settings.max_topics, admitted, !waits_beyond || is_on_hold);
-    let relocation = if is_on_hold {
-        Relocation::new(held, mark, settings.delivery == Delivery::ExactlyOnce)
-    } else {
-        Relocation::none()
-    };
-    let (mut parking, mut lines) = (Parking::default(), Crowd::default());
-    for (_, topic) in held.iter().filter(|(_, topic)| &**topic != OVERFLOW) {
-        admission.recovered(topic);
-        if lines.may_say(now).is_some() {
-            let all = held.len();
-            tracing::info!(topic = &**topic, all, "kafka: topic was parked when the agent stopped; trying it again");
-        }
-        parking.recovered(Arc::clone(topic), now, unix_ms());
-    }
-    let asked_for = if is_on_hold { held.iter().map(|(_, topic)| Arc::clone(topic)).collect() } else { Vec::new() };
-    RecoveredLanes { parking, admission, relocation, is_on_hold, asked_for }
-}
-
-/// What earlier configurations said of readings that may be held.
-fn former_routes(gone: BTreeMap<RouteId, Definition>) -> BTreeMap<RouteId, Route> {
-    if planted(Bug::RouteIsVerdict) {
-        return BTreeMap::new();
-    }
-    let parse = |(id, definition): (RouteId, Definition)| match Route::parse(&definition) {
-        Ok(route) => Some((id, route)),
-        Err(why) => {
-            let from = &*definition.from;
-            tracing::warn!(from, why, "kafka: a route of an earlier configuration cannot be read any more");
-            None
-        }
-    };
-    gone.into_iter().filter_map(parse).collect()
-}
-
-/// Rule B reads librdkafka's log, which is no interface.
-fn warn_of_an_untested_library() {
-    let (_, version) = rdkafka::util::get_rdkafka_version();
-    if version != end_txn::TESTED {
-        tracing::warn!(
-            version,
-            tested = end_txn::TESTED,
-            "kafka: exactly-once was not tested with this version of librdkafka"
-        );
-    }
-}
-
-struct Relay {
+pub(super) struct Relay {
     shared: Shared,
     relocation: Relocation,
     stream: StreamSender,
@@ -361,8 +92,11 @@ struct Relay {
     /// ... is looked at then.
     flow_after: Instant,
     read_after: Instant,
-    /// The present wait between two polls.
+    /// The present wait between two polls of librdkafka.
     quiet: Duration,
+    /// The last turn has changed something: there may be more to do at once.
+    goes_on: bool,
+    started: Instant,
     publish_after: Instant,
     published: watch::Sender<ForwardStatus>,
     pulse: Pulse,
@@ -370,91 +104,160 @@ struct Relay {
 }
 
 impl Relay {
-    fn run(mut self) -> Result<(), ForwardError> {
-        let started = Instant::now();
-        loop {
-            self.pulse.beat();
-            while planted(Bug::StuckForward) && started.elapsed() > Duration::from_secs(2) {
-                std::thread::park();
-            }
-            if self.stop.requested() {
-                return self.finish();
-            }
-            let now = Instant::now();
-            self.shared.times.tick(clock::now());
-            if self.stream.collect(&mut self.shared, now) {
-                self.answered(now);
-            }
-            self.stream.turn(self.link.connected(), &mut self.shared, now);
-            if let Some(fault) = self.stream.fault() {
-                return Err(fault);
-            }
-            let blocked = if self.relocation.is_under_way() {
-                self.relocation.step(&mut self.shared, now)
-            } else {
-                self.blocked_topics.step(&mut self.shared, now)
-            };
-            if let Err(error) = blocked {
-                if matches!(error, ReadError::Disk(_)) {
-                    self.blocked_topics.end(&mut self.shared, now);
-                }
-                self.read_failed(&error, now)?;
-            }
-            if self.shared.outcome.due().is_some_and(|due| due <= now) {
-                self.shared.settle()?;
-            }
-            self.watch_link(now);
-            self.watch_flow(now);
-            self.publish(now);
-            self.wait(now)?;
+    /// Of these parts.
+    pub(super) fn new(
+        shared: Shared,
+        relocation: Relocation,
+        stream: StreamSender,
+        blocked_topics: BlockedTopics,
+        published: watch::Sender<ForwardStatus>,
+        pulse: Pulse,
+        stop: Stop,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            shared,
+            relocation,
+            stream,
+            blocked_topics,
+            link: Link::default(),
+            asking: None,
+            read_errors: Repeats::default(),
+            unusable_lines: Repeats::default(),
+            watch: Watch::default(),
+            flow_after: now,
+            read_after: now,
+            quiet: SHORTEST_POLL,
+            goes_on: true,
+            started: now,
+            publish_after: now,
+            published,
+            pulse,
+            stop,
         }
     }
 
-    /// Waits for new events or for librdkafka, whichever is of use, until the next thing is due.
-    fn wait(&mut self, now: Instant) -> Result<(), ForwardError> {
-        let moves = self.relocation.is_under_way() || !self.shared.fates_have_room();
-        let busy = self.stream.sender.in_flight() > 0
-            || self.stream.sender.is_busy()
-            || self.blocked_topics.is_busy()
-            || moves;
+    /// Until a stop, or until it cannot go on.
+    pub(super) fn run(mut self) -> Result<(), ForwardError> {
+        loop {
+            match self.select() {
+                Event::Stop => return self.finish(),
+                event => self.apply(event, Instant::now())?,
+            }
+            while planted(Bug::StuckForward) && self.started.elapsed() > Duration::from_secs(2) {
+                std::thread::park();
+            }
+        }
+    }
+
+    /// Waits for the next thing that happens.
+    fn select(&mut self) -> Event {
+        let now = Instant::now();
+        let reads = self.read_after <= now && self.stream.wants_events(now);
+        if !self.goes_on {
+            // Whoever has no room now has it when something is on disk.
+            self.shared.fates_have_room();
+            let awaited = Awaited { events: reads, settled: self.shared.fates.are_under_way() };
+            self.shared.outlet.wait(awaited, self.next_due(now).saturating_duration_since(now));
+        }
+        self.pulse.beat();
+        if self.stop.requested() {
+            return Event::Stop;
+        }
+        if !reads {
+            return Event::Woken;
+        }
+        match self.shared.outlet.next(Duration::ZERO) {
+            Ok(events) if events.is_empty() => Event::Woken,
+            Ok(events) => Event::Readings(events),
+            Err(error) => Event::Unreadable(error),
+        }
+    }
+
+    /// When there is something to do, whatever happens.
+    fn next_due(&self, now: Instant) -> Instant {
+        let after = |wait| now.checked_add(wait).unwrap_or(now);
+        let idle = after(if self.link.never_met() { MEETING } else { IDLE });
+        let moves = self.relocation.is_under_way().then(|| after(MOMENT));
         // One topic is tried at a time: while that lasts, another that is due has to wait. None before the time is known.
         let must_wait =
             self.blocked_topics.is_busy() || self.relocation.is_under_way() || self.shared.times.is_pending();
         let next_try = if must_wait { None } else { self.shared.parking.next_wake() };
-        let wakes = [self.stream.next_wake(), self.shared.outcome.due(), next_try];
-        let wait = wakes
-            .into_iter()
-            .flatten()
-            .map(|due| due.saturating_duration_since(now))
-            .fold(if busy { self.quiet } else { IDLE }, Duration::min);
-        let longest = if self.link.connected() { LONGEST_POLL } else { LONGEST_POLL_UNLINKED };
-        self.quiet = self.quiet.saturating_mul(2).min(longest);
-        if self.read_after <= now && self.stream.wants_events(now) {
-            match self.shared.outlet.next(wait) {
-                Ok(events) => {
-                    if !events.is_empty() {
-                        self.quiet = SHORTEST_POLL;
-                    }
-                    self.stream.take_events(events, Instant::now());
-                }
-                Err(error) => {
-                    if let ReadError::Damaged { first, last, .. } = &error {
-                        self.stream.unread(*first, *last, &mut self.shared);
-                    }
-                    self.read_failed(&error, now)?;
-                }
+        let blocked = self.blocked_topics.next_wake(now);
+        let polls = (self.stream.sender.awaits_word() || self.blocked_topics.awaits_word()).then(|| after(self.quiet));
+        let publishes = self.shared.changed.then_some(self.publish_after);
+        let dues = [self.stream.next_wake(now), self.shared.outcome.due(), next_try, blocked, moves, polls, publishes];
+        dues.into_iter().flatten().fold(idle, Instant::min)
+    }
+
+    /// Something has come or gone: librdkafka is listened to closely again, as closely as the link answers.
+    fn listen(&mut self) {
+        self.quiet = self.shortest_poll();
+    }
+
+    fn shortest_poll(&self) -> Duration {
+        let quickest = self.stream.sender.window.quickest().unwrap_or_default();
+        (quickest / POLLS_A_READING).clamp(SHORTEST_POLL, SELDOMEST_POLL)
+    }
+
+    /// Does everything that can be done, without waiting.
+    fn apply(&mut self, event: Event, now: Instant) -> Result<(), ForwardError> {
+        let before = self.place();
+        self.quiet = self.quiet.saturating_mul(2).min(LONGEST_POLL.max(self.shortest_poll()));
+        match event {
+            Event::Readings(events) => {
+                self.listen();
+                self.stream.take_events(events, now);
             }
-        } else if let Some(producer) = self.stream.sender.producer() {
-            producer.poll(wait);
+            Event::Unreadable(error) => {
+                if let ReadError::Damaged { first, last, .. } = &error {
+                    self.stream.unread(*first, *last, &mut self.shared);
+                }
+                self.read_failed(&error, now)?;
+            }
+            Event::Woken | Event::Stop => {}
+        }
+        self.shared.times.tick(clock::now());
+        if self.stream.collect(&mut self.shared, now) {
+            self.answered(now);
+        }
+        self.watch_link(now);
+        self.stream.turn(self.link.connected(), &mut self.shared, now);
+        if let Some(fault) = self.stream.fault() {
+            return Err(fault);
+        }
+        let blocked = if self.relocation.is_under_way() {
+            self.relocation.step(&mut self.shared, now)
         } else {
-            std::thread::sleep(wait);
+            self.blocked_topics.step(&mut self.shared, now)
+        };
+        if let Err(error) = blocked {
+            if matches!(error, ReadError::Disk(_)) {
+                self.blocked_topics.end(&mut self.shared, now);
+            }
+            self.read_failed(&error, now)?;
+        }
+        if self.shared.outcome.due().is_some_and(|due| due <= now) {
+            self.shared.settle()?;
+        }
+        self.watch_flow(now);
+        self.publish(now);
+        self.goes_on = self.place() != before;
+        if self.goes_on {
+            self.listen();
         }
         Ok(())
     }
 
+    /// Where everything is that moves in steps.
+    fn place(&self) -> (Place, Option<(Place, bool, bool)>, bool, bool) {
+        let moves = self.relocation.is_under_way();
+        (self.stream.sender.place(), self.blocked_topics.place(), self.link.connected(), moves)
+    }
+
     /// Something came back from Kafka.
     fn answered(&mut self, now: Instant) {
-        self.quiet = SHORTEST_POLL;
+        self.listen();
         if let Some(line) = self.link.answered(now) {
             link::say(line);
         }
@@ -625,10 +428,7 @@ impl Relay {
             if main_done && lane_done || !self.link.connected() {
                 break;
             }
-            match self.stream.sender.producer() {
-                Some(producer) => producer.poll(SHORTEST_POLL),
-                None => std::thread::sleep(SHORTEST_POLL),
-            }
+            self.shared.outlet.wait(Awaited { events: false, settled: true }, MOMENT);
         }
         let now = Instant::now();
         self.stream.retire(&mut self.shared, now);

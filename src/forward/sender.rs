@@ -17,6 +17,7 @@
 //! what they send comes from a [`Feed`]. [`Sender::turn`] does what can be done without waiting, and names what happened;
 //! what that means for the readings is the owner's (`stream_sender.rs`, `blocked_topics.rs`).
 
+use std::mem::{self, Discriminant};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
@@ -36,6 +37,7 @@ use super::session::Step;
 use super::shared::Shared;
 use super::stalls::Stalls;
 use super::targets::Generation;
+use super::transaction::State;
 use super::transactional::Cost;
 use super::verdict::is_an_answer;
 use super::window::Window;
@@ -116,6 +118,14 @@ pub(super) struct Collected {
     pub(super) confirmed: bool,
 }
 
+/// Where a sender is: phase, producer, transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    phase: Discriminant<Phase>,
+    generation: Generation,
+    state: Option<State>,
+}
+
 /// Where the sender is after a turn, and what happened.
 type Turned = (Phase, Happened);
 
@@ -174,17 +184,22 @@ impl Sender {
         self.producer().map_or(0, |producer| producer.in_flight().0)
     }
 
-    /// A transaction is on its way, or a start.
-    pub(super) fn is_busy(&self) -> bool {
-        self.producer().is_some() && self.delivery.is_busy()
-    }
-
-    /// When the phase changes, whatever happens.
-    pub(super) fn next_wake(&self) -> Option<Instant> {
+    /// When there is something to do, whatever happens: `gathers_until` is when what waits for company goes.
+    pub(super) fn next_wake(&self, gathers_until: Option<Instant>, now: Instant) -> Option<Instant> {
         match self.phase {
-            Phase::Flowing(_) => None,
+            Phase::Flowing(_) => self.delivery.next_wake(gathers_until, now),
             Phase::Draining(_, until) | Phase::Pausing(until) => Some(until),
         }
+    }
+
+    /// librdkafka is to say something, which nobody but a poll hears.
+    pub(super) fn awaits_word(&self) -> bool {
+        self.in_flight() > 0 || self.producer().is_some() && self.delivery.awaits_word()
+    }
+
+    /// Where it is. When that has changed there may be more to do at once.
+    pub(super) fn place(&self) -> Place {
+        Place { phase: mem::discriminant(&self.phase), generation: self.generation, state: self.delivery.state() }
     }
 
     /// The next producer is not made before that.
@@ -222,7 +237,7 @@ impl Sender {
 
     /// Does what can be done without waiting.
     pub(super) fn turn(&mut self, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Happened {
-        let (phase, happened) = match std::mem::replace(&mut self.phase, Phase::Pausing(now)) {
+        let (phase, happened) = match mem::replace(&mut self.phase, Phase::Pausing(now)) {
             Phase::Flowing(producer) => self.flow(producer, feed, shared, now),
             Phase::Draining(producer, until) => self.drain(producer, until, feed, shared, now),
             Phase::Pausing(until) if until <= now => self.renew(feed, shared, now),
@@ -235,8 +250,11 @@ impl Sender {
     /// Puts the watermark, and what else there is to say, into the transaction, whose records are all confirmed.
     pub(super) fn write_watermark(&mut self, records: &[Record], at_ms: i64, now: Instant) -> Result<(), Code> {
         match &self.phase {
-            Phase::Flowing(producer) => self.delivery.write_watermark(producer, records, at_ms, now),
-            Phase::Draining(..) | Phase::Pausing(_) => Ok(()),
+            Phase::Flowing(producer) => {
+                let own = self.delivery.transactions_mut();
+                own.map_or(Err(Code::State), |own| own.write_watermark(producer, records, at_ms, now))
+            }
+            Phase::Draining(..) | Phase::Pausing(_) => Err(Code::State),
         }
     }
 
@@ -248,7 +266,7 @@ impl Sender {
         shared: &mut Shared,
         now: Instant,
     ) -> Happened {
-        match std::mem::replace(&mut self.phase, Phase::Pausing(now)) {
+        match mem::replace(&mut self.phase, Phase::Pausing(now)) {
             Phase::Flowing(producer) | Phase::Draining(producer, _) => {
                 let (phase, happened) = self.end(producer, renewal, feed, shared, now);
                 self.phase = phase;
@@ -261,7 +279,7 @@ impl Sender {
     /// No producer for now: what is in flight comes back, as far as it has.
     pub(super) fn retire(&mut self, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) {
         if let Phase::Flowing(producer) | Phase::Draining(producer, _) =
-            std::mem::replace(&mut self.phase, Phase::Pausing(now))
+            mem::replace(&mut self.phase, Phase::Pausing(now))
         {
             self.note_overdue(&producer, None, shared);
             self.takes_another_name(None, now);
@@ -307,7 +325,7 @@ impl Sender {
             }
             Step::Aborted => return self.aborted(producer, feed, shared, now),
             Step::Retried => {
-                self.delivery.keeps_partitions();
+                self.keeps_partitions();
                 shared.note_retried();
                 return self.end(producer, Renewal::AtOnce, feed, shared, now);
             }
@@ -327,7 +345,7 @@ impl Sender {
     fn fill(&mut self, producer: Producer, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Turned {
         // Between two transactions nothing is in doubt, and a producer with other times costs no repeat.
         if self.delivery.needs_other_times(&shared.patience) {
-            self.delivery.keeps_partitions();
+            self.keeps_partitions();
             return self.end(producer, Renewal::AtOnce, feed, shared, now);
         }
         if self.wants_home(now) {
@@ -340,7 +358,7 @@ impl Sender {
             if producer.in_flight().0 > 0 {
                 return (Phase::Flowing(producer), Happened::Nothing);
             }
-            self.delivery.keeps_partitions();
+            self.keeps_partitions();
             return self.end(producer, Renewal::AtOnce, feed, shared, now);
         }
         let is_ready = feed.is_ready(now);
@@ -378,7 +396,7 @@ impl Sender {
             Refused::Over(code, detail) => {
                 // The failures are judged all the same: what is known of them stays known.
                 let or_else = if self.abandoned { Renewal::AtOnce } else { Renewal::AfterWait(code, detail) };
-                let judged = Judged::of(std::mem::take(&mut self.failures), &mut self.bisection);
+                let judged = Judged::of(mem::take(&mut self.failures), &mut self.bisection);
                 let renewal = judged.renewal(producer.fatal()).unwrap_or(or_else);
                 feed.judged(judged, &producer, shared, now);
                 self.end(producer, renewal, feed, shared, now)
@@ -402,7 +420,7 @@ impl Sender {
             }
             return (Phase::Draining(producer, until), Happened::Nothing);
         }
-        let judged = Judged::of(std::mem::take(&mut self.failures), &mut self.bisection);
+        let judged = Judged::of(mem::take(&mut self.failures), &mut self.bisection);
         let renewal = if in_flight > 0 {
             Some(Renewal::AfterWait(Code::RequestTimedOut, "no answer to what was sent".to_owned()))
         } else {
@@ -417,7 +435,7 @@ impl Sender {
         feed.confirmed(reports.confirmed, shared, now);
         self.failures.extend(reports.failures);
         feed.aborted(shared);
-        let judged = Judged::of(std::mem::take(&mut self.failures), &mut self.bisection);
+        let judged = Judged::of(mem::take(&mut self.failures), &mut self.bisection);
         let fatal = producer.fatal();
         let renewal = if self.abandoned { judged.renewal(fatal) } else { judged.renewal_after_abort(fatal) };
         self.after(judged, renewal, producer, feed, shared, now)
@@ -472,9 +490,16 @@ impl Sender {
         (Phase::Pausing(now), Happened::Ended(renewal))
     }
 
+    /// What has just been decided for certain stays known to the next producer.
+    fn keeps_partitions(&mut self) {
+        if let Some(own) = self.delivery.transactions_mut() {
+            own.keeps_partitions();
+        }
+    }
+
     /// What was given up may keep Kafka from ending the transaction that it was in.
     fn takes_another_name(&mut self, code: Option<Code>, now: Instant) {
-        if std::mem::take(&mut self.abandoned) || code == Some(Code::ConcurrentTransactions) {
+        if mem::take(&mut self.abandoned) || code == Some(Code::ConcurrentTransactions) {
             self.names.next(&mut self.config);
             self.away_since = Some(now);
         }

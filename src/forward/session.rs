@@ -298,7 +298,8 @@ impl Session {
         let place = clients.place()?;
         let (config, topic, lanes) = (reader.clone(), Arc::clone(topic), self.lanes.clone());
         let topic_is_right = Arc::clone(topic_is_right);
-        Some(Recall::begin(Question { config, topic, buffer_id: *buffer_id, lanes, topic_is_right }, place))
+        let question = Question { config, topic, buffer_id: *buffer_id, lanes, topic_is_right };
+        Some(Recall::begin(question, place, clients.wake().clone()))
     }
 
     fn recalled(&mut self) -> Step {

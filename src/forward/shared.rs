@@ -92,6 +92,41 @@ pub(super) struct Stand {
 }
 
 impl Shared {
+    /// Between the buffer's doors and Kafka's clients, with what makes records; nothing is parked.
+    pub(super) fn new(
+        outlet: Outlet,
+        settler: Settler,
+        (clients, patience, terms): (Clients, Patience, Option<Arc<Terms>>),
+        (targets, records, times): (Targets, Records, Times),
+    ) -> Self {
+        Self {
+            outlet,
+            settler,
+            parking: Parking::default(),
+            patience,
+            outcome: Outcome::default(),
+            targets,
+            records,
+            times,
+            status: ForwardStatus::default(),
+            changed: true,
+            dead_letters: Repeats::default(),
+            parked_lines: Crowd::default(),
+            opened_lines: Crowd::default(),
+            admission: Admission::new(0, Vec::new(), false),
+            is_on_hold: false,
+            recalled_lanes: None,
+            generation: 0,
+            clients,
+            terms,
+            declarations: Declarations::default(),
+            lanes_delivered: HashMap::new(),
+            partitions: None,
+            is_itself: false,
+            fates: Fates::default(),
+        }
+    }
+
     /// For a producer that begins.
     pub(super) fn next_generation(&mut self) -> Generation {
         self.generation = self.generation.saturating_add(1);

@@ -12,14 +12,14 @@ use super::judge::Renewal;
 use super::link::Repeats;
 use super::producer::Producer;
 use super::recall::{Recalled, Trouble};
-use super::relay::ForwardError;
 use super::sender::{Collected, Happened, Sender};
 use super::session::Terms;
 use super::shared::{Shared, add, unix_ms};
 use super::stalls::OVERDUE;
+use super::start::ForwardError;
 use super::status::Reason;
 use super::stream::Stream;
-use super::transactional::Cost;
+use super::transactional::{Cost, Transactional};
 use super::waiting::Obstacle;
 use crate::delivered::{Delivered, Word};
 use crate::event::{Sequence, Stored};
@@ -98,9 +98,9 @@ impl StreamSender {
         self.sender.flows() && !self.stream.is_ready(now)
     }
 
-    /// When the phase changes or a batch is due, whatever happens.
-    pub(super) fn next_wake(&self) -> Option<Instant> {
-        if self.sender.flows() { self.stream.gathers_until() } else { self.sender.next_wake() }
+    /// When there is something to do, whatever happens.
+    pub(super) fn next_wake(&self, now: Instant) -> Option<Instant> {
+        self.sender.next_wake(self.stream.gathers_until(), now)
     }
 
     /// Takes what the outlet gave.
@@ -133,7 +133,9 @@ impl StreamSender {
 
     /// Does what can be done without waiting. `link_is_up`: a broker answers, by the link's last word.
     pub(super) fn turn(&mut self, link_is_up: bool, shared: &mut Shared, now: Instant) {
-        self.sender.delivery.may_begin(link_is_up);
+        if let Some(own) = self.sender.delivery.transactions_mut() {
+            own.may_begin(link_is_up);
+        }
         if let Some((of, _)) = self.heard.take_if(|(_, terms)| terms.may_speak())
             && !planted::planted(Bug::SpeakUnwritten)
         {
@@ -205,10 +207,15 @@ impl StreamSender {
         self.apply(happened, shared, now);
     }
 
+    /// What transactions have in common, if there are any.
+    fn terms(&self) -> Option<&Arc<Terms>> {
+        self.sender.delivery.transactions().map(Transactional::terms)
+    }
+
     /// Being fenced once is what a transaction of ours gets that Kafka ended because it was open for too long; again and
     /// again, somebody else has our name.
     fn note_fencing(&mut self, code: Code, now: Instant) {
-        let Some(terms) = self.sender.delivery.terms() else { return };
+        let Some(terms) = self.terms().cloned() else { return };
         if ![Code::Fenced, Code::ProducerFenced, Code::InvalidProducerEpoch].contains(&code) {
             return;
         }
@@ -225,7 +232,7 @@ impl StreamSender {
 
     /// The watermark is known: never back, and never by a twin's word.
     fn recalled(&mut self, recalled: Recalled, shared: &mut Shared) {
-        let Some(terms) = self.sender.delivery.terms().cloned() else { return };
+        let Some(terms) = self.terms().cloned() else { return };
         let through = recalled.main.as_ref().map_or(0, Word::through);
         let (committed, highest) = (self.stream.watermark.through(), self.stream.watermark.highest());
         if recalled.main.as_ref().is_some_and(|word| !terms.is_ours(word, highest)) {
@@ -269,7 +276,7 @@ impl StreamSender {
         match shared.fates_are_durable() {
             Ok(true) => {}
             Ok(false) => {
-                let closed = self.sender.delivery.closed();
+                let closed = self.sender.delivery.transactions().and_then(Transactional::closed);
                 if closed.is_some_and(|closed| now.saturating_duration_since(closed) >= FATES) {
                     let why = "the buffer does not store what became of other readings";
                     self.end_producer(Code::Fail, why, shared, now);
@@ -281,7 +288,7 @@ impl StreamSender {
                 return;
             }
         }
-        let (Some(terms), Some(producer)) = (self.sender.delivery.terms(), self.sender.producer()) else { return };
+        let (Some(terms), Some(producer)) = (self.terms().cloned(), self.sender.producer()) else { return };
         if producer.uncommitted() > 0 {
             planted::die(Bug::DieSealing);
         }
@@ -328,7 +335,8 @@ impl StreamSender {
             }
             return Some(Obstacle::new(Reason::StartingAgain, self.cause.clone()));
         };
-        if let Some(obstacle) = self.sender.delivery.obstacle(producer, now) {
+        let own = self.sender.delivery.transactions();
+        if let Some(obstacle) = own.and_then(|own| own.obstacle(producer, now)) {
             return Some(obstacle);
         }
         let (age, topic) = producer.oldest(now).filter(|(age, _)| *age >= OVERDUE)?;
@@ -339,6 +347,6 @@ impl StreamSender {
 
     /// What is in the way of a start.
     pub(super) fn trouble(&self) -> Trouble {
-        self.sender.delivery.trouble()
+        self.sender.delivery.transactions().map(Transactional::trouble).unwrap_or_default()
     }
 }

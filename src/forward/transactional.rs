@@ -48,6 +48,9 @@ const FAR_IN_FLIGHT_BYTES: usize = 5 << 20;
 /// A transaction is not kept open longer when nothing waits behind it, however slow the link is: readers wait for it.
 const LONGEST: Duration = Duration::from_secs(4);
 
+/// `init_transactions` and `commit_transaction` wait in slices; between two of them nothing else ends the wait.
+const BETWEEN_SLICES: Duration = Duration::from_millis(10);
+
 /// A watermark of a start that the buffer does not know later would be a stranger's.
 const UNWRITTEN: &str = "this start cannot be written to the buffer's disk, which is full or fails; make room on it";
 
@@ -68,6 +71,8 @@ pub(super) struct Transactional {
     /// Since when more was in hand than the link took.
     waiting_since: Option<Instant>,
     may_begin: bool,
+    /// When the present one is closed at the latest, or may be.
+    closes_at: Option<Instant>,
 }
 
 /// What a transaction cost that is committed.
@@ -95,6 +100,7 @@ impl Transactional {
             sealed_at: now,
             waiting_since: None,
             may_begin: false,
+            closes_at: None,
         }
     }
 
@@ -119,6 +125,17 @@ impl Transactional {
 
     pub(super) fn closed(&self) -> Option<Instant> {
         self.session.as_ref().map(Session::closed)
+    }
+
+    /// When there is something to do, whatever comes. `gathers_until`: what waits for company goes then.
+    pub(super) fn next_wake(&self, gathers_until: Option<Instant>, now: Instant) -> Option<Instant> {
+        match self.state()? {
+            State::Starting | State::Committing => now.checked_add(BETWEEN_SLICES),
+            State::Idle => gathers_until,
+            State::Filling => [gathers_until, self.closes_at].into_iter().flatten().min(),
+            // A report, an answer, a line of the log.
+            State::Recalling | State::Closing | State::Sealing | State::Proving | State::Aborting | State::Over => None,
+        }
     }
 
     pub(super) fn nothing_is_in_doubt(&mut self, known: Option<Partitions>) {
@@ -235,6 +252,8 @@ impl Transactional {
         let lingered = now.saturating_duration_since(self.since) >= hand.linger;
         let open = now.saturating_duration_since(self.begun);
         let worth = self.worth(patience).max(hand.linger);
+        let next = if lingered { self.begun.checked_add(worth) } else { self.since.checked_add(hand.linger) };
+        self.closes_at = next.filter(|at| *at > now);
         held_up
             || all_back && (waits || lingered)
             || open >= worth && lingered

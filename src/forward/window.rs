@@ -132,6 +132,11 @@ impl Window {
         self.bytes == LEAST_BYTES || self.alone
     }
 
+    /// How long the quickest one took, with any producer.
+    pub(super) fn quickest(&self) -> Option<Duration> {
+        self.quickest
+    }
+
     /// How long the last watched one took.
     pub(super) fn latest(&self) -> Duration {
         self.latest

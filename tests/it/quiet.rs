@@ -8,6 +8,7 @@ use crate::support::kafka;
 use crate::support::mosquitto;
 use crate::support::publisher::{Plan, publish_all};
 use crate::support::settle::settle;
+use crate::support::stage::watermark_topic;
 use crate::support::wire::Version;
 
 #[test]
@@ -49,6 +50,39 @@ fn a_run_without_trouble_logs_no_warning() -> Outcome<()> {
             assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "not JSON: {line}");
         }
         assert!(log.lines().count() < 60, "{} lines for nothing:\n{log}", log.lines().count());
+    }
+    Ok(())
+}
+
+/// Ten readings a second, as from a handful of sensors: the thread that forwards sleeps until something happens. It wakes for
+/// the reading, for `linger`, for each of Kafka's answers, and four times a second to be seen alive.
+fn wakes_for_a_reading(exactly_once: bool) -> Outcome<u64> {
+    const READINGS: u64 = 100;
+    let kafka = kafka::shared()?;
+    let topic = kafka.topic("sleeps")?;
+    let mut gateway = Gateway::new(Build::Real, &kafka.brokers())?;
+    gateway.listen("").route("#", &topic);
+    if exactly_once {
+        gateway.exactly_once(&watermark_topic(kafka)?);
+    }
+    let agent = gateway.start()?;
+    publish_all(gateway.listener(), Plan::new("first", &topic, 1).count(1))?;
+    agent.wait_book("delivered", 1)?;
+    let (before, all_before) = (agent.sleeps("forward")?, agent.sleeps("")?);
+    publish_all(gateway.listener(), Plan::new("sleeps", &topic, 1).count(READINGS).rate(10))?;
+    agent.wait_book("delivered", READINGS + 1)?;
+    let (own, all) = (agent.sleeps("forward")? - before, agent.sleeps("")? - all_before);
+    eprintln!(
+        "exactly once {exactly_once}: {own} wake-ups of the forwarder, {all} of the agent for {READINGS} readings"
+    );
+    Ok(own / READINGS)
+}
+
+#[test]
+fn a_reading_that_comes_alone_wakes_the_forwarder_a_few_times() -> Outcome<()> {
+    for (exactly_once, most) in [(false, 10), (true, 20)] {
+        let wakes = wakes_for_a_reading(exactly_once)?;
+        assert!(wakes < most, "{wakes} wake-ups of the forwarder for each reading, exactly once {exactly_once}");
     }
     Ok(())
 }

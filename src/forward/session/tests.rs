@@ -18,7 +18,7 @@ use crate::clock;
 use crate::config::{self, Delivery, Timestamp};
 use crate::delivered::Word;
 use crate::event::RouteId;
-use crate::forward::aside::Clients;
+use crate::forward::aside::{Clients, Wake};
 use crate::forward::end_txn::EndTxn;
 use crate::forward::options;
 use crate::forward::producer::{Outgoing, Producer};
@@ -43,7 +43,7 @@ pub(in crate::forward) fn terms(reader: rdkafka::ClientConfig) -> Terms {
     let life = |instance, first, last, commit| Life { instance: Instance(instance), first, last, commit };
     let lives = Lives::invented(PRESENT, 31, vec![life(2, 1, 20, 7), life(3, 21, 30, 9)]);
     let topic_is_right = Arc::new(AtomicBool::new(true));
-    let clients = Clients::new().unwrap();
+    let clients = Clients::new(Wake::default()).unwrap();
     Terms { reader, topic: "watermarks".into(), buffer_id: Uuid::from_u128(7), lives, topic_is_right, clients }
 }
 

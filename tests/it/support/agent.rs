@@ -420,6 +420,19 @@ impl Agent {
         self.process.pid()
     }
 
+    /// How often its threads of that name have gone to sleep until now; all of them with an empty name.
+    pub fn sleeps(&self, thread: &str) -> Outcome<u64> {
+        let mut sleeps = 0;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            let status = std::fs::read_to_string(task?.path().join("status")).unwrap_or_default(); // it has ended
+            let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+            if thread.is_empty() || line("Name:") == Some(thread) {
+                sleeps += line("voluntary_ctxt_switches:").and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+            }
+        }
+        Ok(sleeps)
+    }
+
     /// A line of `/proc/<pid>/status` in KiB: `VmRSS`, `VmHWM` (its peak).
     pub fn memory_kib(&self, line: &str) -> Outcome<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
