@@ -129,6 +129,7 @@ impl fmt::Display for Clock {
 
 /// MQTT quality of service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(clippy::enum_variant_names, reason = "MQTT's own names")]
 pub(crate) enum Qos {
     /// At most once: nobody repeats it.
     AtMostOnce,

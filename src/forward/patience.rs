@@ -61,6 +61,8 @@ pub(super) struct Patience {
     step: usize,
     /// `socket.timeout.ms`, if `[kafka.options]` has it.
     asked: Option<Duration>,
+    /// Round trips are long ([`Window::is_long`](super::window::Window::is_long)), though the shortest times may do.
+    long: bool,
     overdue: u32,
     less_would_do_since: Option<Instant>,
 }
@@ -75,7 +77,7 @@ impl Patience {
             Some(asked) => vec![asked],
             None => REQUESTS.to_vec(),
         };
-        Self { transactional, steps, step: 0, asked, overdue: 0, less_would_do_since: None }
+        Self { transactional, steps, step: 0, asked, long: false, overdue: 0, less_would_do_since: None }
     }
 
     /// Gives a configuration the present times.
@@ -92,12 +94,27 @@ impl Patience {
         } else {
             config.set("socket.timeout.ms", timeout.as_millis().to_string());
         }
-        config.set("linger.ms", if self.step > 0 { LINGER_MS } else { "0" });
+        config.set("linger.ms", self.linger_ms());
+        let both = (BATCH_BYTES, LONG_BATCH_BYTES);
         // Unless somebody has chosen another size.
-        let (from, to) = if self.step > 0 { (BATCH_BYTES, LONG_BATCH_BYTES) } else { (LONG_BATCH_BYTES, BATCH_BYTES) };
+        let (from, to) = if self.linger_ms() == LINGER_MS { both } else { (both.1, both.0) };
         if config.get("batch.size") == Some(from) {
             config.set("batch.size", to);
         }
+    }
+
+    /// Round trips have turned out to be long.
+    pub(super) fn link_is_long(&mut self) {
+        self.long = true;
+    }
+
+    /// A producer of that configuration makes requests as this link wants them.
+    pub(super) fn suits(&self, config: &ClientConfig) -> bool {
+        config.get("linger.ms") == Some(self.linger_ms())
+    }
+
+    fn linger_ms(&self) -> &'static str {
+        if self.long || self.step > 0 { LINGER_MS } else { "0" }
     }
 
     /// A transaction, or without them a request, is over after this time.

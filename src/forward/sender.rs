@@ -352,9 +352,11 @@ impl Sender {
             self.names.home(&mut self.config);
             return self.end(producer, Renewal::AtOnce, feed, shared, now);
         }
-        if self.delivery.is_idle()
-            && self.closed.is_some_and(|closed| now.saturating_duration_since(closed) >= ALL_CLOSED)
-        {
+        if self.window.is_long() {
+            shared.patience.link_is_long();
+        }
+        let all_closed = self.closed.is_some_and(|closed| now.saturating_duration_since(closed) >= ALL_CLOSED);
+        if self.delivery.is_idle() && (all_closed || !shared.patience.suits(&self.config)) {
             if producer.in_flight().0 > 0 {
                 return (Phase::Flowing(producer), Happened::Nothing);
             }

@@ -44,6 +44,9 @@ const MOST_GROWTH: f64 = 8.0;
 /// would cost more than its circles.
 const LONG: Duration = Duration::from_millis(20);
 
+/// So many readings must have come back: the first ones of a producer take a connection along.
+const SURE: u32 = 8;
+
 /// A round takes what comes within this time: as long as librdkafka waits for company on such links (`patience.rs`).
 const ROUND: Duration = Duration::from_millis(20);
 
@@ -59,6 +62,8 @@ pub(super) struct Window {
     /// The newest one in flight is larger than the window, and went because nothing else was.
     alone: bool,
     quickest: Option<Duration>,
+    /// Of so many.
+    seen: u32,
     latest: Duration,
 }
 
@@ -67,7 +72,7 @@ impl Window {
     pub(super) fn new() -> Self {
         let bytes = LEAST_BYTES;
         let (round, watched, quickest) = (None, None, None);
-        Self { round, bytes, watched, was_full: false, alone: false, quickest, latest: Duration::ZERO }
+        Self { round, bytes, watched, was_full: false, alone: false, quickest, seen: 0, latest: Duration::ZERO }
     }
 
     /// May a reading of that cost go, with so many bytes in flight? None of them may take `longest` or longer.
@@ -77,8 +82,7 @@ impl Window {
             self.round = Some(now);
             return true;
         }
-        let is_long = self.quickest.is_some_and(|quickest| quickest >= LONG);
-        if is_long && self.round.is_none_or(|began| now.saturating_duration_since(began) > ROUND) {
+        if self.is_long() && self.round.is_none_or(|began| now.saturating_duration_since(began) > ROUND) {
             return false;
         }
         // When the watched one is late, what is in flight is more than the link takes now.
@@ -87,6 +91,11 @@ impl Window {
         let takes = in_flight.saturating_add(cost) <= self.bytes && !late;
         self.was_full |= !takes;
         takes
+    }
+
+    /// A round trip is long, for sure.
+    pub(super) fn is_long(&self) -> bool {
+        self.seen >= SURE && self.quickest.is_some_and(|quickest| quickest >= LONG)
     }
 
     /// That reading was handed over.
@@ -105,6 +114,7 @@ impl Window {
         let took = now.saturating_duration_since(since);
         self.latest = took;
         self.quickest = Some(self.quickest.map_or(took, |quickest| quickest.min(took)));
+        self.seen = self.seen.saturating_add(1);
         let aim = self.aim(longest);
         let (least, most) = match (took > aim, std::mem::take(&mut self.was_full)) {
             (true, _) => (0.0, 1.0),
@@ -124,7 +134,7 @@ impl Window {
 
     /// Another producer: it begins as small as it gets. How quick the link can be stays known.
     pub(super) fn begin_anew(&mut self) {
-        *self = Self { quickest: self.quickest, ..Self::new() };
+        *self = Self { quickest: self.quickest, seen: self.seen, ..Self::new() };
     }
 
     /// Less than what is in flight cannot be: the least, or one reading that is larger than the window.
@@ -241,9 +251,12 @@ mod tests {
     fn on_a_long_link_nothing_follows_before_all_of_a_round_has_come_back() {
         for (round_trip, follows) in [(LONG / 2, true), (LONG, false)] {
             let (mut window, start) = (Window::new(), Instant::now());
-            assert!(window.takes(0, COST, LEAST_AIM, start));
-            window.sent(1, start);
-            window.confirmed(LEAST_AIM, start + round_trip);
+            for sequence in 1..=Sequence::from(SURE) {
+                assert!(!window.is_long() && window.takes(0, COST, LEAST_AIM, start));
+                window.sent(sequence, start);
+                window.confirmed(LEAST_AIM, start + round_trip);
+            }
+            assert_eq!(window.is_long(), !follows);
             let began = start + round_trip * 2;
             assert!(window.takes(0, COST, LEAST_AIM, began) && window.takes(COST, COST, LEAST_AIM, began + ROUND));
             assert_eq!(window.takes(COST, COST, LEAST_AIM, began + ROUND * 2), follows, "{round_trip:?}");

@@ -21,6 +21,7 @@ pub(crate) struct EncodeError {
 
 /// Which answer to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::enum_variant_names, reason = "MQTT's own names")]
 pub(crate) enum AckKind {
     /// To QoS 1.
     PubAck,

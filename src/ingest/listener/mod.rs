@@ -167,7 +167,6 @@ impl Bound {
 ///
 /// # Errors
 /// When the socket cannot be handed to the runtime.
-#[expect(clippy::implicit_hasher, reason = "it is the map that the buffer has made")]
 pub(crate) async fn run(
     bound: Bound,
     entrance: Entrance,
