@@ -131,7 +131,13 @@ impl Patience {
     /// A reading may be on its way to its confirmation for so long, the queue before it included.
     pub(super) fn flight(&self) -> Duration {
         // Without transactions it is only the request that is timed, and that is half of what is on its way.
-        self.timeout().mul_f64(if self.transactional { 0.3 } else { 0.66 })
+        let share = match (self.transactional, self.step) {
+            (false, _) => 0.66,
+            (true, 0) => 0.2,
+            // The longer the time, the less of it is round trips and chance.
+            (true, _) => 0.25,
+        };
+        self.timeout().mul_f64(share)
     }
 
     /// How long a transaction stays open when more is waiting, if its ends take so long.
@@ -223,7 +229,7 @@ impl Patience {
 }
 
 fn filling(timeout: Duration) -> Duration {
-    timeout.mul_f64(0.5)
+    timeout.mul_f64(0.45)
 }
 
 #[cfg(test)]
@@ -293,7 +299,7 @@ mod tests {
         let quick = |patience: &mut Patience, at| patience.committed(SECOND / 10, SECOND, true, at);
         assert!(!quick(&mut patience, start));
         assert!(!quick(&mut patience, start + GIVE_BACK / 2));
-        assert!(!patience.committed(SECOND / 10, 8 * SECOND, true, start + GIVE_BACK / 2), "a long one");
+        assert!(!patience.committed(SECOND / 10, 7 * SECOND, true, start + GIVE_BACK / 2), "a long one");
         assert!(!quick(&mut patience, start + GIVE_BACK));
         assert!(quick(&mut patience, start + GIVE_BACK * 2));
         assert_eq!(patience.timeout(), 15 * SECOND);

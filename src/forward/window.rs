@@ -12,7 +12,7 @@
 //! request for a partition that has more than five messages in flight, and looks again at once whether it may (measured at
 //! 300 ms: 17,000 times a second, a third of a core). And a round is one request, so that each window costs one round trip.
 //!
-//! One reading is watched at a time, from the moment it was handed over until it has come back.
+//! One reading is watched at a time, the last of those that were handed over together, until it has come back.
 
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ const NEARLY: f64 = 0.9;
 
 /// ... by so much at once. What is in flight makes a reading's way longer in proportion at most, so that even at once all
 /// that is missing would not be too much; but one reading is little to judge by.
-const MOST_GROWTH: f64 = 8.0;
+const MOST_GROWTH: f64 = 4.0;
 
 /// From this round trip on readings go in rounds. Below, what waits in librdkafka is on its way at once, and to wait for us
 /// would cost more than its circles.
@@ -56,7 +56,7 @@ pub(super) struct Window {
     /// When something went with nothing in flight.
     round: Option<Instant>,
     bytes: usize,
-    watched: Option<(Sequence, Instant)>,
+    watched: Option<Watched>,
     /// Something had to wait for room since the watched one went.
     was_full: bool,
     /// The newest one in flight is larger than the window, and went because nothing else was.
@@ -65,6 +65,16 @@ pub(super) struct Window {
     /// Of so many.
     seen: u32,
     latest: Duration,
+}
+
+/// The reading that is watched.
+#[derive(Debug, Clone, Copy)]
+struct Watched {
+    sequence: Sequence,
+    /// When it was handed over.
+    since: Instant,
+    /// When the first one was that it was handed over with.
+    began: Instant,
 }
 
 impl Window {
@@ -87,7 +97,8 @@ impl Window {
         }
         // When the watched one is late, what is in flight is more than the link takes now.
         let aim = self.aim(longest);
-        let late = self.watched.is_some_and(|(_, since)| now.saturating_duration_since(since) > aim.saturating_mul(2));
+        let late =
+            self.watched.is_some_and(|watched| now.saturating_duration_since(watched.since) > aim.saturating_mul(2));
         let takes = in_flight.saturating_add(cost) <= self.bytes && !late;
         self.was_full |= !takes;
         takes
@@ -98,19 +109,22 @@ impl Window {
         self.seen >= SURE && self.quickest.is_some_and(|quickest| quickest >= LONG)
     }
 
-    /// That reading was handed over.
+    /// That reading was handed over. The last one of a moment is watched: the first may go alone, and say nothing of the others.
     pub(super) fn sent(&mut self, sequence: Sequence, now: Instant) {
-        self.watched.get_or_insert((sequence, now));
+        let began = self.watched.map_or(now, |watched| watched.began);
+        if now.saturating_duration_since(began) <= ROUND {
+            self.watched = Some(Watched { sequence, since: now, began });
+        }
     }
 
     /// Who is watched.
     pub(super) fn watched(&self) -> Option<Sequence> {
-        self.watched.map(|(sequence, _)| sequence)
+        self.watched.map(|watched| watched.sequence)
     }
 
     /// The watched one is confirmed.
     pub(super) fn confirmed(&mut self, longest: Duration, now: Instant) {
-        let Some((_, since)) = self.watched.take() else { return };
+        let Some(Watched { since, .. }) = self.watched.take() else { return };
         let took = now.saturating_duration_since(since);
         self.latest = took;
         self.quickest = Some(self.quickest.map_or(took, |quickest| quickest.min(took)));
@@ -162,7 +176,7 @@ impl Window {
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "at most 16 MiB, times a factor between 0 and 8"
+    reason = "at most 16 MiB, times a factor between 0 and 4"
 )]
 fn times(bytes: usize, factor: f64) -> usize {
     (bytes as f64 * factor) as usize
