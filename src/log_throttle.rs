@@ -53,7 +53,6 @@ impl LogThrottle {
 }
 
 #[cfg(test)]
-#[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests {
     use super::*;
 

@@ -33,6 +33,7 @@ pub(super) enum Next {
 
 /// What is in hand after sending, as far as a transaction's end depends on it.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "four questions, each asked in its own place")]
 pub(super) struct Hand {
     /// Readings are in hand.
     pub(super) any: bool,
@@ -134,7 +135,7 @@ impl Feed<'_> {
     /// Failures were judged; nothing of them is in flight.
     pub(super) fn judged(&mut self, judged: Judged, producer: &Producer, shared: &mut Shared, now: Instant) {
         match self {
-            Self::Stream(stream) => stream.judged(judged, producer, shared, now),
+            Self::Stream(_) => Stream::judged(judged, producer, shared, now),
             Self::Queue(queue) => queue.judged(judged, shared, now),
         }
     }

@@ -113,15 +113,15 @@ mod tests {
 
     const FATAL: (Code, &str) = (Code::GaplessGuarantee, "gap");
 
-    fn fatal() -> Option<(Code, String)> {
-        Some((FATAL.0, FATAL.1.to_owned()))
+    fn fatal() -> (Code, String) {
+        (FATAL.0, FATAL.1.to_owned())
     }
 
     #[test]
     fn a_suspect_among_others_is_not_blamed_and_one_that_was_alone_is() {
         let mut bisection = Pace::default();
         let among = Judged::of(failures(&[Code::InvalidRecord, Code::InvalidRecord, Code::PurgeQueue]), &mut bisection);
-        assert_eq!((dead(&among), among.renewal(fatal())), (vec![], Some(Renewal::AtOnce)));
+        assert_eq!((dead(&among), among.renewal(Some(fatal()))), (vec![], Some(Renewal::AtOnce)));
         let alone = Judged::of(failures(&[Code::InvalidRecord, Code::InvalidDifferentRecord]), &mut bisection);
         assert_eq!((dead(&alone), alone.renewal(None)), (vec![1], None));
     }
@@ -129,9 +129,9 @@ mod tests {
     #[test]
     fn a_fatal_error_that_no_record_explains_waits_and_one_that_a_record_explains_does_not() {
         let victims = Judged::of(failures(&[Code::PurgeQueue, Code::PurgeInflight]), &mut Pace::default());
-        assert_eq!(victims.renewal(fatal()), Some(Renewal::AfterWait(FATAL.0, FATAL.1.to_owned())));
+        assert_eq!(victims.renewal(Some(fatal())), Some(Renewal::AfterWait(FATAL.0, FATAL.1.to_owned())));
         let closed = Judged::of(failures(&[Code::UnknownTopicOrPartition, Code::PurgeQueue]), &mut Pace::default());
-        assert_eq!(closed.renewal(fatal()), Some(Renewal::AtOnce));
+        assert_eq!(closed.renewal(Some(fatal())), Some(Renewal::AtOnce));
         assert_eq!(closed.closed, [("t".to_owned(), Code::UnknownTopicOrPartition)]);
     }
 

@@ -140,10 +140,11 @@ impl Relay {
     /// Until a stop, or until it cannot go on.
     pub(super) fn run(mut self) -> Result<(), ForwardError> {
         loop {
-            match self.select() {
-                Event::Stop => return self.finish(),
-                event => self.apply(event, Instant::now())?,
+            let event = self.select();
+            if matches!(event, Event::Stop) {
+                return self.finish();
             }
+            self.apply(event, Instant::now())?;
             while planted(Bug::StuckForward) && self.started.elapsed() > Duration::from_secs(2) {
                 std::thread::park();
             }
@@ -197,7 +198,7 @@ impl Relay {
 
     fn shortest_poll(&self) -> Duration {
         let quickest = self.stream.sender.window.quickest().unwrap_or_default();
-        (quickest / POLLS_A_READING).clamp(SHORTEST_POLL, SELDOMEST_POLL)
+        quickest.checked_div(POLLS_A_READING).unwrap_or_default().clamp(SHORTEST_POLL, SELDOMEST_POLL)
     }
 
     /// Does everything that can be done, without waiting.

@@ -215,7 +215,7 @@ impl Stream {
     }
 
     /// Records came back without confirmation, and were judged.
-    pub(super) fn judged(&mut self, judged: Judged, producer: &Producer, shared: &mut Shared, now: Instant) {
+    pub(super) fn judged(judged: Judged, producer: &Producer, shared: &mut Shared, now: Instant) {
         add(&mut shared.status.retried, judged.failures);
         shared.changed = true;
         for (topic, code) in judged.closed {

@@ -180,7 +180,7 @@ fn killed_and_away(build: Build, case: &Case) -> Outcome<Verdict> {
 
 const V311: &str = "version = \"3.1.1\"\n";
 
-/// HiveMQ in the version it likes best.
+/// `HiveMQ` in the version it likes best.
 pub fn behind_hivemq(build: Build) -> Outcome<Verdict> {
     let case = Case { kind: Kind::HiveMq, told: "", spoken: Version::V5, kill: Kill::Among, restart: all()? };
     killed_and_away(build, &case)

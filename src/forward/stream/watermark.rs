@@ -105,10 +105,9 @@ mod tests {
     use super::*;
 
     fn delivered(watermark: &mut StreamWatermark) -> Sequence {
-        match watermark.record(Instance(1), 0, 0) {
-            Record::Main { delivered, .. } => delivered,
-            other => panic!("{other:?}"),
-        }
+        let record = watermark.record(Instance(1), 0, 0);
+        let Record::Main { delivered, .. } = record else { panic!("{record:?}") };
+        delivered
     }
 
     #[test]

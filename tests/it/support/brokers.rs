@@ -1,4 +1,4 @@
-//! MQTT brokers that are not mosquitto, for real: HiveMQ CE and Moquette from Maven Central, each in a JVM by a small
+//! MQTT brokers that are not mosquitto, for real: `HiveMQ` CE and Moquette from Maven Central, each in a JVM by a small
 //! program of ours (`tests/brokers/`), and the broker of Eclipse's paho.mqtt.testing, where an environment variable says
 //! that there is one.
 
