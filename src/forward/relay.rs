@@ -6,7 +6,7 @@
 //! call at the outlet ([`Waker`](crate::buffer::Waker)); or the time at which something is due.
 //!
 //! librdkafka calls nobody: rdkafka does not give its "queue is not empty any more". A thread that waits for it in librdkafka
-//! was tried: it wakes for each line of the log, 25 of them a transaction, and doubled the agent's context switches. So while
+//! was tried: it wakes for each line of the log, 25 of them a transaction. So while
 //! librdkafka has something to say, and only then, it is polled, ever more seldom, and no more often than the link answers.
 
 use std::sync::Arc;
