@@ -66,7 +66,6 @@ mod cbor; // the buffer's encoding
 mod delivered; // Kafka's confirmation as a value
 mod watermark; // what the watermark topic holds
 mod route; // which Kafka topic and key
-#[expect(unreachable_pub, reason = "follows when its files are moved")]
 mod forward; // Kafka out
 mod run; // wires the stages, stops them in flow order
 mod config; // TOML to checked values

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-pub(super) use crate::log_throttle::LogThrottle as Repeats;
+use crate::log_throttle::LogThrottle;
 
 /// A link is lost when nobody has answered for so long after the last connection went. Brokers close idle connections
 /// as a matter of course, and a broker that restarts alone in a cluster is back within seconds: neither is news.
@@ -77,7 +77,7 @@ pub(super) struct Link {
     state: State,
     /// For the status; empty when all is well.
     last_error: String,
-    refused: Repeats,
+    refused: LogThrottle,
     /// Somebody has refused this client, in these words, and nobody has answered since. Perhaps one broker of several, or
     /// one handshake: so as long as connections stand it says nothing about the others, and one of them is asked.
     refusing: Option<String>,
@@ -159,7 +159,7 @@ impl Link {
         self.state = State::Up;
         self.met = true;
         self.last_error.clear();
-        self.refused = Repeats::default();
+        self.refused = LogThrottle::default();
         line
     }
 

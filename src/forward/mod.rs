@@ -114,7 +114,7 @@ mod session;
 mod shared;
 mod stalls;
 mod start;
-pub mod status;
+pub(crate) mod status;
 mod stream;
 mod stream_sender;
 mod talk;
@@ -132,5 +132,5 @@ mod watermark_topic;
 mod window;
 
 pub(crate) use options::way_to_kafka;
-pub use options::{check_each_option, check_options};
-pub use start::{ForwardError, Recovery, run};
+pub(crate) use options::{check_each_option, check_options};
+pub(crate) use start::{ForwardError, Recovery, run};

@@ -12,7 +12,7 @@ use super::patience::Patience;
 use crate::config::{Delivery, Kafka, Secret};
 
 /// Properties that `[kafka.options]` may not set, each with the reason. Aliases stand beside their property.
-pub const REFUSED: &[(&str, &str)] = &[
+pub(super) const REFUSED: &[(&str, &str)] = &[
     ("acks", ACKS),
     ("request.required.acks", ACKS),
     ("enable.idempotence", "without it librdkafka's own retries repeat and reorder readings"),
@@ -305,7 +305,7 @@ pub(crate) fn way_to_kafka(kafka: &Kafka) -> ClientConfig {
 /// No value is repeated in the answer: it may be a secret. A problem that only shows when all properties stand
 /// together (a missing certificate file, a contradiction) comes under the empty name.
 #[must_use]
-pub fn check_options(
+pub(crate) fn check_options(
     options: &BTreeMap<String, Secret>,
     delivery: Delivery,
     largest_record_bytes: u64,
@@ -330,7 +330,7 @@ pub fn check_options(
 
 /// The same for each by itself: where not all of their files may be read.
 #[must_use]
-pub fn check_each_option(options: &BTreeMap<String, Secret>, largest_record_bytes: u64) -> Vec<(String, String)> {
+pub(crate) fn check_each_option(options: &BTreeMap<String, Secret>, largest_record_bytes: u64) -> Vec<(String, String)> {
     let mut problems: Vec<(String, String)> =
         options.iter().filter_map(|(name, value)| Some((name.clone(), problem(name, value)?))).collect();
     problems.extend(queue_problem(options, largest_record_bytes));

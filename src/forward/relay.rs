@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use super::aside::Call;
 use super::blocked_topics::BlockedTopics;
-use super::link::{self, Link, Repeats};
+use super::link::{self, Link};
 use super::relocation::Relocation;
 use super::sender::Place;
 use super::shared::{Shared, unix_ms};
@@ -28,6 +28,7 @@ use super::waiting::{self, Obstacle, Watch};
 use crate::buffer::{Awaited, ReadError};
 use crate::clock;
 use crate::event::Stored;
+use crate::log_throttle::LogThrottle;
 use crate::observe::pulse::Pulse;
 use crate::planted::{Bug, planted};
 use crate::stop::Stop;
@@ -84,9 +85,9 @@ pub(super) struct Relay {
     link: Link,
     /// A question that shows whether somebody answers.
     asking: Option<Call<Answers>>,
-    read_errors: Repeats,
+    read_errors: LogThrottle,
     /// Why nothing can be sent.
-    unusable_lines: Repeats,
+    unusable_lines: LogThrottle,
     /// Whether readings flow.
     watch: Watch,
     /// ... is looked at then.
@@ -122,8 +123,8 @@ impl Relay {
             blocked_topics,
             link: Link::default(),
             asking: None,
-            read_errors: Repeats::default(),
-            unusable_lines: Repeats::default(),
+            read_errors: LogThrottle::default(),
+            unusable_lines: LogThrottle::default(),
             watch: Watch::default(),
             flow_after: now,
             read_after: now,

@@ -10,7 +10,6 @@ use super::admission::Admission;
 use super::aside::Clients;
 use super::declarations::Declarations;
 use super::fates::Fates;
-use super::link::Repeats;
 use super::outcome::Outcome;
 use super::parking::{Gate, Parking, UNASKED};
 use super::patience::Patience;
@@ -26,6 +25,7 @@ use crate::buffer::{DeadLetter, OVERFLOW, Outlet, Settler, Stopped};
 use crate::clock;
 use crate::delivered::Word;
 use crate::event::{RouteId, Sequence, Stored};
+use crate::log_throttle::LogThrottle;
 use crate::route::Target;
 use crate::watermark::{Instance, Record, Waiting};
 
@@ -44,7 +44,7 @@ pub(super) struct Shared {
     pub(super) status: ForwardStatus,
     /// The status differs from the one that was published.
     pub(super) changed: bool,
-    pub(super) dead_letters: Repeats,
+    pub(super) dead_letters: LogThrottle,
     pub(super) parked_lines: Crowd,
     pub(super) opened_lines: Crowd,
     pub(super) admission: Admission,
@@ -110,7 +110,7 @@ impl Shared {
             times,
             status: ForwardStatus::default(),
             changed: true,
-            dead_letters: Repeats::default(),
+            dead_letters: LogThrottle::default(),
             parked_lines: Crowd::default(),
             opened_lines: Crowd::default(),
             admission: Admission::new(0, Vec::new(), false),

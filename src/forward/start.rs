@@ -44,7 +44,7 @@ use crate::stop::Stop;
 
 /// What the forwarder takes over from the last run.
 #[derive(Debug, Clone)]
-pub struct Recovery {
+pub(crate) struct Recovery {
     /// Identity of the buffer.
     pub buffer_id: Uuid,
     /// Sequences of the main lane that are settled although older ones are not.
@@ -85,7 +85,7 @@ impl From<&Recovered> for Recovery {
 
 /// Why the forwarder cannot go on.
 #[derive(Debug, thiserror::Error)]
-pub enum ForwardError {
+pub(crate) enum ForwardError {
     /// librdkafka refuses the configuration. Usage: exit 78.
     #[error("kafka: create the producer: {0}")]
     Options(String),
@@ -130,7 +130,7 @@ impl From<Stopped> for ForwardError {
 /// # Errors
 /// When the configuration makes no producer, or when the buffer has stopped first.
 #[expect(clippy::too_many_arguments, reason = "each is a part of its own, handed over once by run.rs")]
-pub fn run(
+pub(crate) fn run(
     settings: &config::Kafka,
     agent_id: &str,
     routes: Arc<Routes>,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// A snapshot.
 #[derive(Debug, Clone, Default)]
-pub struct ForwardStatus {
+pub(crate) struct ForwardStatus {
     /// At least one broker answers.
     pub connected: bool,
     /// Records handed to librdkafka and not yet reported.
@@ -36,7 +36,7 @@ pub struct ForwardStatus {
 
 /// Readings wait, and nothing flows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waiting {
+pub(crate) struct Waiting {
     /// The kind of cause.
     pub reason: Reason,
     /// The cause, in words.
@@ -47,7 +47,7 @@ pub struct Waiting {
 
 /// What keeps readings from Kafka.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
+pub(crate) enum Reason {
     /// Nobody answers.
     NoBroker,
     /// The names of brokers cannot be resolved.
@@ -82,7 +82,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::NoBroker,
         Self::NameNotResolved,
         Self::Refused,
@@ -102,7 +102,7 @@ impl Reason {
 
     /// As the status, the metric and the log name it: a part of the interface.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::NoBroker => "no_broker",
             Self::NameNotResolved => "name_not_resolved",
@@ -130,7 +130,7 @@ impl Reason {
 
     /// What a person may do. Everything goes on by itself as soon as the cause is gone.
     #[must_use]
-    pub fn remedy(self) -> &'static str {
+    pub(crate) fn remedy(self) -> &'static str {
         match self {
             Self::NoBroker => "look at the link, at [kafka] brokers, and whether Kafka runs",
             Self::NameNotResolved => "look at the link, at the name servers, and at the names in [kafka] brokers",
@@ -159,7 +159,7 @@ impl Reason {
 
 /// What exactly-once delivery has done since start.
 #[derive(Debug, Clone, Default)]
-pub struct Transactions {
+pub(crate) struct Transactions {
     /// Everything up to here is delivered, by a committed watermark; 0 before the first is known.
     pub watermark: u64,
     /// Transactions committed.
@@ -180,7 +180,7 @@ pub struct Transactions {
 
 /// How long commits took, by classes.
 #[derive(Debug, Clone, Default)]
-pub struct CommitTimes {
+pub(crate) struct CommitTimes {
     /// All together.
     pub seconds: f64,
     /// How many there were in each class; the last one is what took longer than all bounds.
@@ -188,12 +188,12 @@ pub struct CommitTimes {
 }
 
 /// Upper bounds of the classes: close together where a local network is, and up to what a bad link takes.
-pub const COMMIT_BOUNDS_S: [f64; 16] =
+pub(crate) const COMMIT_BOUNDS_S: [f64; 16] =
     [0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 impl CommitTimes {
     /// One more.
-    pub fn note(&mut self, took: Duration) {
+    pub(crate) fn note(&mut self, took: Duration) {
         let seconds = took.as_secs_f64();
         self.seconds += seconds;
         let class = COMMIT_BOUNDS_S.partition_point(|bound| *bound < seconds);
@@ -205,7 +205,7 @@ impl CommitTimes {
 
 /// One parked Kafka topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ParkedTopic {
+pub(crate) struct ParkedTopic {
     /// Kafka topic.
     pub topic: Arc<str>,
     /// Why, in words.

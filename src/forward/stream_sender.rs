@@ -9,7 +9,6 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::feed::Feed;
 use super::judge::Renewal;
-use super::link::Repeats;
 use super::producer::Producer;
 use super::recall::{Recalled, Trouble};
 use super::sender::{Collected, Happened, Sender};
@@ -23,6 +22,7 @@ use super::transactional::{Cost, Transactional};
 use super::waiting::Obstacle;
 use crate::delivered::{Delivered, Word};
 use crate::event::{Sequence, Stored};
+use crate::log_throttle::LogThrottle;
 use crate::planted::{self, Bug};
 use crate::retry::Backoff;
 use crate::watermark::Instance;
@@ -47,7 +47,7 @@ pub(super) struct StreamSender {
     pub(super) sender: Sender,
     stream: Stream,
     backoff: Backoff,
-    said: Repeats,
+    said: LogThrottle,
     /// Why the last producer was ended.
     cause: String,
     /// When its producers were fenced, the last few times.
@@ -68,7 +68,7 @@ impl StreamSender {
             sender,
             stream,
             backoff: Backoff::new(),
-            said: Repeats::default(),
+            said: LogThrottle::default(),
             cause: String::new(),
             fenced: VecDeque::new(),
             behind_was_said: false,
