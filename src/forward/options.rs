@@ -330,7 +330,10 @@ pub(crate) fn check_options(
 
 /// The same for each by itself: where not all of their files may be read.
 #[must_use]
-pub(crate) fn check_each_option(options: &BTreeMap<String, Secret>, largest_record_bytes: u64) -> Vec<(String, String)> {
+pub(crate) fn check_each_option(
+    options: &BTreeMap<String, Secret>,
+    largest_record_bytes: u64,
+) -> Vec<(String, String)> {
     let mut problems: Vec<(String, String)> =
         options.iter().filter_map(|(name, value)| Some((name.clone(), problem(name, value)?))).collect();
     problems.extend(queue_problem(options, largest_record_bytes));
