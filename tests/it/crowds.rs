@@ -108,11 +108,15 @@ pub fn argon2_line(name: &str, password: &str, memory_kib: u32) -> Outcome<Strin
     Ok(format!("{name}:$argon2id$v=19$m={memory_kib},t=1,p=1${salt}${hash}\n"))
 }
 
-/// Connects as that host, publishes one reading, and goes; how long that took.
+/// Connects as that host, publishes one reading, and goes; how long that took. As every client does, it comes again when its
+/// connection is lost, but no more than twice.
 fn visit(gateway: &Gateway, host: u8, connect: Connect) -> Outcome<Duration> {
     let begin = Instant::now();
-    let (mut sensor, _) = Connection::dial_as(host, gateway.listener(), Version::V311)?.greet(connect)?;
-    sensor.publish(&Message { topic: "t".into(), payload: b"x".to_vec(), qos: 1, ..Message::default() }, 1)?;
+    let once = || {
+        let (mut sensor, _) = Connection::dial_as(host, gateway.listener(), Version::V311)?.greet(connect.clone())?;
+        sensor.publish(&Message { topic: "t".into(), payload: b"x".to_vec(), qos: 1, ..Message::default() }, 1)
+    };
+    once().or_else(|_| once()).or_else(|_| once())?;
     Ok(begin.elapsed())
 }
 

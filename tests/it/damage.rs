@@ -110,7 +110,7 @@ impl Scene {
         let (brokers, id) = (kafka::shared()?.brokers(), self.buffer_id.trim_matches('"').to_owned());
         let topics = ["--topic", &self.stage.topic, "--watermark-topic", &self.watermarks, "--buffer", &id];
         let mut found = audit(&[&["--brokers", &brokers], &topics[..]].concat())?;
-        for _ in 0..10 {
+        for _ in 0..60 {
             if found.code == Some(0) {
                 return Ok(());
             }
