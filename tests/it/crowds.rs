@@ -110,7 +110,7 @@ pub fn argon2_line(name: &str, password: &str, memory_kib: u32) -> Outcome<Strin
 
 /// Connects as that host, publishes one reading, and goes; how long that took. As every client does, it comes again when its
 /// connection is lost, but no more than twice.
-fn visit(gateway: &Gateway, host: u8, connect: Connect) -> Outcome<Duration> {
+fn visit(gateway: &Gateway, host: u8, connect: &Connect) -> Outcome<Duration> {
     let begin = Instant::now();
     let once = || {
         let (mut sensor, _) = Connection::dial_as(host, gateway.listener(), Version::V311)?.greet(connect.clone())?;
@@ -139,7 +139,7 @@ fn three_hundred_silent_sockets_of_one_host_keep_nobody_out() -> Outcome<()> {
     for (host, visits) in [(HONEST, 100), (SILENT, 30)] {
         let mut longest = Duration::ZERO;
         for n in 0..visits {
-            longest = longest.max(visit(&gateway, host, clean(&format!("honest-{n}")))?);
+            longest = longest.max(visit(&gateway, host, &clean(&format!("honest-{n}")))?);
         }
         eprintln!("{visits} visits of 127.0.0.{host}, the longest {longest:?}; {} refused", refused());
     }
@@ -159,15 +159,15 @@ fn wrong_passwords_by_the_thousand_keep_nobody_out() -> Outcome<()> {
     gateway.listen(&format!("users_file = \"{}\"\n", users.display())).route("#", &kafka.topic("guesses")?);
     let agent = gateway.start()?;
     // One who was there before; eve comes for the first time in the middle of the flood.
-    visit(&gateway, HONEST, credentials(clean("bob"), "bob", "hunter2"))?;
+    visit(&gateway, HONEST, &credentials(clean("bob"), "bob", "hunter2"))?;
     let guesses = wrong_passwords(&gateway, 8);
     wait_until("a thousand guesses", PATIENCE, || guesses.done.load(Ordering::Relaxed) > 1_000)?;
     let mut longest = Duration::ZERO;
     for n in 0..50 {
         let (name, password) = if n % 2 == 0 { ("bob", "hunter2") } else { ("eve", "hunter3") };
-        longest = longest.max(visit(&gateway, HONEST, credentials(clean(name), name, password))?);
+        longest = longest.max(visit(&gateway, HONEST, &credentials(clean(name), name, password))?);
         // And beside the flood, at its address: who was there before.
-        longest = longest.max(visit(&gateway, GUESSING, credentials(clean(name), name, password))?);
+        longest = longest.max(visit(&gateway, GUESSING, &credentials(clean(name), name, password))?);
     }
     eprintln!("100 visits through {} guesses, the longest {longest:?}", guesses.stop()?);
     few_complaints(&agent)
@@ -246,7 +246,7 @@ fn the_worst_mix_at_once_leaves_honest_sensors_served_and_memory_and_log_bounded
     for (publisher, before) in honest.iter().zip(before) {
         publisher.wait_acknowledged(before + 200)?;
     }
-    let longest = visit(&gateway, HONEST, credentials(clean("late"), "bob", "hunter2"))?;
+    let longest = visit(&gateway, HONEST, &credentials(clean("late"), "bob", "hunter2"))?;
     let (guesses, _) = (guesses.stop()?, silent.stop()?);
     let logs = honest.into_iter().map(|publisher| publisher.stop(PATIENCE)).collect::<Outcome<Vec<_>>>()?;
     let mut reader = Reader::open(&kafka.brokers(), &[&good])?;
