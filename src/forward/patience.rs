@@ -95,9 +95,8 @@ impl Patience {
             config.set("socket.timeout.ms", timeout.as_millis().to_string());
         }
         config.set("linger.ms", self.linger_ms());
-        let both = (BATCH_BYTES, LONG_BATCH_BYTES);
         // Unless somebody has chosen another size.
-        let (from, to) = if self.linger_ms() == LINGER_MS { both } else { (both.1, both.0) };
+        let (from, to) = if self.is_long() { (BATCH_BYTES, LONG_BATCH_BYTES) } else { (LONG_BATCH_BYTES, BATCH_BYTES) };
         if config.get("batch.size") == Some(from) {
             config.set("batch.size", to);
         }
@@ -114,7 +113,11 @@ impl Patience {
     }
 
     fn linger_ms(&self) -> &'static str {
-        if self.long || self.step > 0 { LINGER_MS } else { "0" }
+        if self.is_long() { LINGER_MS } else { "0" }
+    }
+
+    fn is_long(&self) -> bool {
+        self.long || self.step > 0
     }
 
     /// A transaction, or without them a request, is over after this time.

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use crate::event::Sequence;
 
 /// Memory of the readings that go out first, librdkafka's overhead included: five small ones, 0.4 s at 9,600 bit/s.
-/// Nine confirmations later, which on a local network are 30 ms, it is all that may ever be in flight.
+/// Five confirmations later, which on a local network are 20 ms, it is all that may ever be in flight.
 const LEAST_BYTES: usize = 4 << 10;
 
 /// More than any lane allows: from here on the lanes' own bounds hold.

@@ -250,17 +250,7 @@ impl Batches {
 
     /// Once all was acknowledged.
     fn add(&mut self, plan: Plan, count: u64, repeats: u64) {
-        let log = Log {
-            plan,
-            published: count,
-            acknowledged: vec![true; count as usize],
-            connects: 1,
-            sessions_lost: 0,
-            refused: 0,
-            stray_answers: 0,
-            latencies_us: Vec::new(),
-        };
-        self.0.push(Batch { log, repeats });
+        self.0.push(Batch { log: Log::all_acknowledged(plan, count), repeats });
     }
 
     /// Each reading is in Kafka, retained if it was, and no more often than it may be.

@@ -218,16 +218,7 @@ mod tests {
     use super::*;
 
     fn log(count: u64) -> Log {
-        Log {
-            plan: Plan::new("p", "t", 1),
-            published: count,
-            acknowledged: vec![true; count as usize],
-            connects: 1,
-            sessions_lost: 0,
-            refused: 0,
-            stray_answers: 0,
-            latencies_us: vec![],
-        }
+        Log::all_acknowledged(Plan::new("p", "t", 1), count)
     }
 
     fn record(n: u64, sequence: u64, offset: i64) -> Record {

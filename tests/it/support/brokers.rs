@@ -79,12 +79,7 @@ impl Broker {
 
     /// SIGTERM, and the end that follows.
     pub fn stop(&self) -> Outcome<()> {
-        let process = self.process.lock()?.take();
-        if let Some(mut process) = process {
-            process.signal("TERM")?;
-            process.wait(PATIENCE)?;
-        }
-        Ok(())
+        self.process.lock()?.take().map_or(Ok(()), Process::stop)
     }
 
     /// One of our programs, run from its source with the jars that tests/run has brought.

@@ -87,12 +87,7 @@ impl Mosquitto {
 
     /// SIGTERM: it saves its sessions.
     pub fn stop(&self) -> Outcome<()> {
-        let process = self.process.lock()?.take();
-        if let Some(mut process) = process {
-            process.signal("TERM")?;
-            process.wait(PATIENCE)?;
-        }
-        Ok(())
+        self.process.lock()?.take().map_or(Ok(()), Process::stop)
     }
 
     /// kill -9, and nothing of what it knew is left: sessions and queues are gone.

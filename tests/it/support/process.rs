@@ -16,7 +16,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
-use super::{Outcome, Trouble, trouble, wait_for};
+use super::{Outcome, PATIENCE, Trouble, trouble, wait_for};
 
 /// A running child; killed when dropped.
 pub struct Process {
@@ -54,6 +54,12 @@ impl Process {
         let status =
             Command::new("sh").args(["-c", "kill -\"$0\" \"$1\"", signal, &self.pid().to_string()]).status()?;
         if status.success() { Ok(()) } else { trouble!("cannot send {signal} to {}", self.name) }
+    }
+
+    /// SIGTERM, and the end that follows.
+    pub fn stop(mut self) -> Outcome<()> {
+        self.signal("TERM")?;
+        self.wait(PATIENCE).map(drop)
     }
 
     /// kill -9, and no trace of it.
@@ -204,7 +210,7 @@ mod tests {
             Process::start("sh", command).unwrap()
         });
         let mut process = asked.join().unwrap();
-        assert_eq!(how(process.wait(super::super::PATIENCE).unwrap()), "exit 7");
+        assert_eq!(how(process.wait(PATIENCE).unwrap()), "exit 7");
     }
 
     #[test]

@@ -159,6 +159,20 @@ pub struct Log {
 }
 
 impl Log {
+    /// Of a publisher that had no trouble.
+    pub fn all_acknowledged(plan: Plan, count: u64) -> Self {
+        Self {
+            plan,
+            published: count,
+            acknowledged: vec![true; count as usize],
+            connects: 1,
+            sessions_lost: 0,
+            refused: 0,
+            stray_answers: 0,
+            latencies_us: Vec::new(),
+        }
+    }
+
     /// Number of acknowledged readings.
     pub fn acknowledged_count(&self) -> u64 {
         self.acknowledged.iter().filter(|yes| **yes).count() as u64
