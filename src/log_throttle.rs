@@ -3,6 +3,9 @@
 //! What is down fails the same way every few seconds for days, and a gateway's journal is small. So whoever logs such a
 //! thing asks here first: what is new is said at once; what was said is counted, and said again with its count when a
 //! minute has gone by. The clock is the caller's.
+//!
+//! [`Repeats`] is the rule for one thing, [`LogThrottle`] the same for a few texts. Who sums up with words of his own (a
+//! broker link its trouble, a listener its clients) keeps [`Repeats`] beside them.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +13,42 @@ use std::time::{Duration, Instant};
 const TEXTS: usize = 8;
 
 /// What goes on is said again, with its count, so often.
-const SAY_AGAIN: Duration = Duration::from_secs(60);
+pub(crate) const SAY_AGAIN: Duration = Duration::from_secs(60);
+
+/// One thing that repeats: when it was said last, and how often it was not since then.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Repeats {
+    said: Instant,
+    unsaid: u64,
+}
+
+impl Repeats {
+    /// It is said for the first time.
+    pub(crate) fn said(now: Instant) -> Self {
+        Self { said: now, unsaid: 0 }
+    }
+
+    /// It has come again.
+    pub(crate) fn count(&mut self) {
+        self.unsaid = self.unsaid.saturating_add(1);
+    }
+
+    /// How often it was not said.
+    pub(crate) fn unsaid(&self) -> u64 {
+        self.unsaid
+    }
+
+    /// Is it that long since it was said?
+    pub(crate) fn is_due(&self, now: Instant, interval: Duration) -> bool {
+        now.saturating_duration_since(self.said) >= interval
+    }
+
+    /// It is said again now, with the number of times it was not.
+    pub(crate) fn say(&mut self, now: Instant) -> u64 {
+        self.said = now;
+        std::mem::take(&mut self.unsaid)
+    }
+}
 
 /// The same trouble again and again: said once, then once a minute with a count.
 #[derive(Debug, Default)]
@@ -23,31 +61,28 @@ pub(crate) struct LogThrottle {
 #[derive(Debug)]
 struct Said {
     text: String,
-    at: Instant,
-    unsaid: u64,
+    repeats: Repeats,
 }
 
 impl LogThrottle {
     /// Shall it be said now? With the number of times it was not.
     pub(crate) fn again(&mut self, text: &str, now: Instant) -> Option<u64> {
-        let is_due = |said: &Said| now.saturating_duration_since(said.at) >= SAY_AGAIN;
-        if let Some(said) = self.texts.iter_mut().find(|said| said.text == text) {
-            if !is_due(said) {
-                said.unsaid = said.unsaid.saturating_add(1);
+        if let Some(Said { repeats, .. }) = self.texts.iter_mut().find(|said| said.text == text) {
+            if !repeats.is_due(now, SAY_AGAIN) {
+                repeats.count();
                 return None;
             }
-            said.at = now;
-            return Some(std::mem::take(&mut said.unsaid).saturating_add(std::mem::take(&mut self.unsaid)));
+            return Some(repeats.say(now).saturating_add(std::mem::take(&mut self.unsaid)));
         }
         if self.texts.len() >= TEXTS {
-            let oldest = self.texts.iter().enumerate().min_by_key(|(_, said)| said.at).filter(|(_, said)| is_due(said));
-            let Some((oldest, _)) = oldest else {
+            let oldest = self.texts.iter().enumerate().min_by_key(|(_, said)| said.repeats.said);
+            let Some((oldest, _)) = oldest.filter(|(_, said)| said.repeats.is_due(now, SAY_AGAIN)) else {
                 self.unsaid = self.unsaid.saturating_add(1);
                 return None;
             };
-            self.unsaid = self.unsaid.saturating_add(self.texts.remove(oldest).unsaid);
+            self.unsaid = self.unsaid.saturating_add(self.texts.remove(oldest).repeats.unsaid);
         }
-        self.texts.push(Said { text: text.to_owned(), at: now, unsaid: 0 });
+        self.texts.push(Said { text: text.to_owned(), repeats: Repeats::said(now) });
         Some(std::mem::take(&mut self.unsaid))
     }
 }

@@ -8,16 +8,11 @@ use crate::buffer::IdChange;
 use crate::clock::Moment;
 use crate::event::{Event, Properties, Qos, RouteId};
 use crate::ingest::codec::{Flawed, Publish};
+use crate::ingest::limits::{BATCH_COST_BYTES, RECEIPT_COST_BYTES};
 use crate::ingest::receipt::{Answer, Epoch, Receipt, Receipts};
 use crate::ingest::topics::Topics;
 use crate::ingest::unreleased::{Delivery, Unreleased};
 use crate::planted::{Bug, planted};
-
-/// Memory a receipt is charged with: itself (16 bytes), its id change, and vectors that double.
-const RECEIPT_COST_BYTES: usize = 48;
-
-/// Memory a batch is charged with beside its contents: `Arrivals` and its slot in the queue.
-const BATCH_COST_BYTES: usize = 512;
 
 /// Work of one socket read, in arrival order.
 #[derive(Debug, Default)]

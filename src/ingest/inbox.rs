@@ -5,12 +5,7 @@
 
 use bytes::BytesMut;
 
-/// First read size: an idle sensor's packets.
-const SMALLEST_READ_BYTES: usize = 2 * 1024;
-
-/// Largest read size: at 100-byte readings some 500 events, enough that calls to the system no longer count, and little
-/// beside the agent's 20 MB.
-const LARGEST_READ_BYTES: usize = 64 * 1024;
+use crate::ingest::limits::{MIN_READ_BYTES, READ_BYTES};
 
 /// Bytes received and not yet decoded.
 #[derive(Debug)]
@@ -23,7 +18,7 @@ impl Inbox {
     /// Empty, without memory.
     #[must_use]
     pub(crate) fn new() -> Self {
-        Self { buffer: BytesMut::new(), read_bytes: SMALLEST_READ_BYTES }
+        Self { buffer: BytesMut::new(), read_bytes: MIN_READ_BYTES }
     }
 
     /// The buffer with space for the next read (`read_buf` fills it; call [`Inbox::filled`] after).
@@ -40,9 +35,9 @@ impl Inbox {
     pub(crate) fn filled(&mut self, bytes: usize) {
         let full = self.buffer.capacity() == self.buffer.len();
         if full {
-            self.read_bytes = self.read_bytes.saturating_mul(2).min(LARGEST_READ_BYTES);
+            self.read_bytes = self.read_bytes.saturating_mul(2).min(READ_BYTES);
         } else if bytes < self.read_bytes / 16 {
-            self.read_bytes = (self.read_bytes / 2).max(SMALLEST_READ_BYTES);
+            self.read_bytes = (self.read_bytes / 2).max(MIN_READ_BYTES);
         }
     }
 
@@ -53,7 +48,7 @@ impl Inbox {
 
     /// Gives back the memory that a large packet needed. Call it when a read has been decoded.
     pub(crate) fn shrink(&mut self) {
-        if self.buffer.is_empty() && self.buffer.capacity() > LARGEST_READ_BYTES.saturating_mul(2) {
+        if self.buffer.is_empty() && self.buffer.capacity() > READ_BYTES.saturating_mul(2) {
             self.buffer = BytesMut::new();
         }
     }
@@ -61,7 +56,7 @@ impl Inbox {
     /// The connection is over: nothing of it may be read as the next one's.
     pub(crate) fn clear(&mut self) {
         self.buffer = BytesMut::new();
-        self.read_bytes = SMALLEST_READ_BYTES;
+        self.read_bytes = MIN_READ_BYTES;
     }
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod broker;
 pub(crate) mod codec;
 pub(crate) mod door;
 pub(crate) mod inbox;
+mod limits;
 pub(crate) mod listener;
 pub(crate) mod receipt;
 pub(crate) mod status;

@@ -5,13 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::event::{RouteId, Sender};
+use crate::ingest::limits::{MAX_CACHED_TOPIC_BYTES, TOPIC_COST_BYTES};
 use crate::route::Routes;
-
-/// Charged for an entry beside its name: the map's slot, the `Arc` and its counters.
-const ENTRY_COST_BYTES: usize = 64;
-
-/// Longer names are not kept: one of 64 KiB would push a thousand ordinary ones out.
-const LONGEST_KEPT_BYTES: usize = 512;
 
 /// Known topics with their ledger line. Bounded: when full, it starts afresh.
 #[derive(Debug)]
@@ -60,8 +55,8 @@ impl Topics {
         let name: Arc<str> = topic.into();
         let route = self.routes.find(topic).and_then(|index| self.route_ids.get(index).copied());
         let route = route.unwrap_or(RouteId::UNROUTED);
-        if topic.len() <= LONGEST_KEPT_BYTES {
-            let cost = topic.len().saturating_add(ENTRY_COST_BYTES);
+        if topic.len() <= MAX_CACHED_TOPIC_BYTES {
+            let cost = topic.len().saturating_add(TOPIC_COST_BYTES);
             self.bytes = self.bytes.saturating_add(cost);
             if self.bytes > self.max_bytes {
                 self.known = HashMap::new();

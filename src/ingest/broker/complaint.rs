@@ -6,7 +6,8 @@
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use super::ended::Ended;
-use super::limits::{MOST_REASONS, SAY_AGAIN};
+use crate::ingest::limits::{LINK_LOG_INTERVAL, MAX_LOGGED_REASONS};
+use crate::log_throttle::Repeats;
 
 /// The trouble of one link, if it has any.
 #[derive(Debug, Default)]
@@ -17,12 +18,9 @@ pub(super) struct Complaint {
 #[derive(Debug)]
 struct Trouble {
     since: Instant,
-    /// The last line.
-    said: Instant,
     /// Since the trouble began.
     failures: u64,
-    /// Since the last line.
-    unsaid: u64,
+    repeats: Repeats,
     /// Reasons that stood in a line.
     known: Vec<String>,
     last: Reason,
@@ -56,12 +54,12 @@ impl Complaint {
             let text = format!("{}; trying again", reason.text);
             let line = Line { text, remedy: reason.remedy, grave: reason.remedy.is_some(), failures: 1 };
             let known = vec![reason.text.clone()];
-            self.trouble = Some(Trouble { since: now, said: now, failures: 1, unsaid: 0, known, last: reason });
+            self.trouble = Some(Trouble { since: now, failures: 1, repeats: Repeats::said(now), known, last: reason });
             return Some(line);
         };
         trouble.failures = trouble.failures.saturating_add(1);
-        trouble.unsaid = trouble.unsaid.saturating_add(1);
-        let new = !trouble.known.contains(&reason.text) && trouble.known.len() < MOST_REASONS;
+        trouble.repeats.count();
+        let new = !trouble.known.contains(&reason.text) && trouble.known.len() < MAX_LOGGED_REASONS;
         if new {
             trouble.known.push(reason.text.clone());
         }
@@ -69,10 +67,10 @@ impl Complaint {
         if new { Some(trouble.sum_up(now, wall_ms)) } else { self.look(now, wall_ms) }
     }
 
-    /// Time has passed. Call it at least every [`TICK`](super::limits::TICK).
+    /// Time has passed. Call it at least every [`TICK`](crate::ingest::limits::TICK).
     pub(super) fn look(&mut self, now: Instant, wall_ms: i64) -> Option<Line> {
         let trouble = self.trouble.as_mut()?;
-        let due = trouble.unsaid > 0 && now.saturating_duration_since(trouble.said) >= SAY_AGAIN;
+        let due = trouble.repeats.unsaid() > 0 && trouble.repeats.is_due(now, LINK_LOG_INTERVAL);
         due.then(|| trouble.sum_up(now, wall_ms))
     }
 
@@ -84,8 +82,7 @@ impl Complaint {
 
 impl Trouble {
     fn sum_up(&mut self, now: Instant, wall_ms: i64) -> Line {
-        self.said = now;
-        self.unsaid = 0;
+        self.repeats.say(now);
         let Reason { text, remedy, look_at } = &self.last;
         let lasted = now.saturating_duration_since(self.since);
         let text = format!(
@@ -110,7 +107,7 @@ fn began(wall_ms: i64, lasted: Duration) -> String {
 #[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests {
     use super::*;
-    use crate::ingest::broker::limits::{FAREWELL_TIME, FAULT_TIME, TICK};
+    use crate::ingest::limits::{DISCONNECT_TIMEOUT, FAULT_TIMEOUT, TICK};
     use crate::retry::Backoff;
 
     /// 2026-11-21T19:00:00Z.
@@ -147,11 +144,11 @@ mod tests {
             assert_eq!(lines[0].1.text, "the broker closed the connection; trying again");
             assert_eq!((lines[0].1.remedy, lines[0].1.failures), (None, 1));
             // Beside the tick the loop may be busy with a goodbye.
-            let late = FAULT_TIME + FAREWELL_TIME;
+            let late = FAULT_TIMEOUT + DISCONNECT_TIMEOUT;
             for pair in lines.windows(2) {
                 let apart = pair[1].0.saturating_sub(pair[0].0);
                 assert!(apart + late <= Duration::from_secs(60), "{apart:?} apart: {lines:#?}");
-                assert!(apart >= SAY_AGAIN, "{apart:?} apart: {lines:#?}");
+                assert!(apart >= LINK_LOG_INTERVAL, "{apart:?} apart: {lines:#?}");
             }
             assert!(lines.len() >= 10, "{lines:#?}");
             let (_, second) = &lines[1];
@@ -167,7 +164,7 @@ mod tests {
         assert!(two[1].0 < Duration::from_secs(1) && two[1].1.text.contains("closed the connection"), "{two:#?}");
         assert!(two.len() <= 13, "the two, and one a minute: {two:#?}");
         let many = ten_minutes(Ended::DialTimeout);
-        assert!(many.len() <= MOST_REASONS + 11, "{many:#?}");
+        assert!(many.len() <= MAX_LOGGED_REASONS + 11, "{many:#?}");
     }
 
     #[test]
@@ -178,9 +175,9 @@ mod tests {
         let first = complaint.about(&refused, start, WALL_MS).unwrap();
         assert!(first.grave && first.remedy.is_some_and(|remedy| remedy.contains("password_file")));
         // No failure since then: nothing to say, however long it takes.
-        assert_eq!(complaint.look(start + SAY_AGAIN * 3, WALL_MS), None);
-        assert!(complaint.about(&refused, start + SAY_AGAIN * 3, WALL_MS).is_some(), "long due");
-        assert_eq!(complaint.about(&refused, start + SAY_AGAIN * 3, WALL_MS), None);
+        assert_eq!(complaint.look(start + LINK_LOG_INTERVAL * 3, WALL_MS), None);
+        assert!(complaint.about(&refused, start + LINK_LOG_INTERVAL * 3, WALL_MS).is_some(), "long due");
+        assert_eq!(complaint.about(&refused, start + LINK_LOG_INTERVAL * 3, WALL_MS), None);
     }
 
     #[test]

@@ -28,7 +28,6 @@
 mod complaint;
 mod distrust;
 mod ended;
-mod limits;
 mod session;
 mod stream;
 mod subscriptions;

@@ -21,7 +21,7 @@ use bytes::BytesMut;
 use tracing::{debug, info, warn};
 
 use super::ended::Ended;
-use super::subscriptions::{ASK_AGAIN, Stray, Subscriptions};
+use super::subscriptions::{Stray, Subscriptions};
 use super::version::Version;
 use crate::buffer::{Durable, IdChange, StoredSession};
 use crate::clock::Moment;
@@ -31,24 +31,11 @@ use crate::ingest::acker::{Acker, Acknowledged};
 use crate::ingest::batch::Batch;
 use crate::ingest::codec::encode::{self, Hello};
 use crate::ingest::codec::{self, Ack, ConnAck, DecodeError, Flawed, Packet, Publish, reason};
+use crate::ingest::limits::{CONNACK_TIMEOUT, FLAWED_TRIES, PROVEN_TIME, RESUBSCRIBE_INTERVAL, SUBACK_TIMEOUT};
 use crate::ingest::receipt::{Epoch, Receipts};
 use crate::ingest::topics::Topics;
 use crate::ingest::unreleased::Unreleased;
 use crate::planted::{Bug, planted};
-
-/// A broker that has not answered CONNECT by then will not.
-const CONNACK_TIME: Duration = Duration::from_secs(10);
-
-/// The same for SUBSCRIBE; longer, because a broker may send many retained messages first.
-const SUBACK_TIME: Duration = Duration::from_secs(30);
-
-/// A connection has proven itself when it has been online for so long. By time and not by traffic: in front of a packet
-/// that ends each connection there may be others that flow well.
-const PROVEN_TIME: Duration = Duration::from_secs(10);
-
-/// A message that cannot be read ends so many connections but one; then it is put aside. Two may be noise on the line, and
-/// with the back-off three are a second apart.
-const FLAWED_TRIES: u8 = 3;
 
 /// Where the session stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -276,10 +263,10 @@ impl Session {
         match self.state {
             State::Offline | State::Closing => return Ok(()),
             State::Greeting => {
-                let late = in_state >= CONNACK_TIME;
-                return if late { Err(Ended::NoConnAck(CONNACK_TIME.as_secs())) } else { Ok(()) };
+                let late = in_state >= CONNACK_TIMEOUT;
+                return if late { Err(Ended::NoConnAck(CONNACK_TIMEOUT.as_secs())) } else { Ok(()) };
             }
-            State::Subscribing if in_state >= SUBACK_TIME => return Err(Ended::NoSubAck(SUBACK_TIME.as_secs())),
+            State::Subscribing if in_state >= SUBACK_TIMEOUT => return Err(Ended::NoSubAck(SUBACK_TIMEOUT.as_secs())),
             State::Online if self.subscriptions.incomplete() => self.ask_again(now)?,
             State::Forgetting | State::Subscribing | State::Online => {}
         }
@@ -472,7 +459,7 @@ impl Session {
     }
 
     fn ask_again(&mut self, now: Instant) -> Result<(), Ended> {
-        if now.saturating_duration_since(self.asked) < ASK_AGAIN || self.subscriptions.waiting() {
+        if now.saturating_duration_since(self.asked) < RESUBSCRIBE_INTERVAL || self.subscriptions.waiting() {
             return Ok(());
         }
         self.asked = now;

@@ -1,7 +1,7 @@
 //! What we want to hear from a broker, and what it said to that.
 //!
 //! A filter that the broker refuses does not stop the others. It is asked for again at every connection, and on a
-//! lasting one every [`ASK_AGAIN`], so that a right granted later takes effect without a restart. Each change of the
+//! lasting one every [`RESUBSCRIBE_INTERVAL`], so that a right granted later takes effect without a restart. Each change of the
 //! broker's mind is logged once.
 //!
 //! A session at a broker keeps its filters for as long as it lives, and no client can ask for the list. So what was asked for
@@ -10,7 +10,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::BytesMut;
 use tracing::{info, warn};
@@ -19,12 +18,7 @@ use crate::buffer::IdChange;
 use crate::config::{MqttVersion, Subscription};
 use crate::ingest::codec::encode::{self, EncodeError};
 use crate::ingest::codec::reason;
-
-/// Refused filters are asked for again so often.
-pub(super) const ASK_AGAIN: Duration = Duration::from_secs(600);
-
-/// Filters a SUBSCRIBE: as many as the most restrictive public broker takes (AWS `IoT` Core: 8).
-const FILTERS_A_PACKET: usize = 8;
+use crate::ingest::limits::MAX_FILTERS_A_PACKET;
 
 /// All filters of one `[[mqtt]]` table.
 #[derive(Debug)]
@@ -106,7 +100,7 @@ impl Subscriptions {
 
     /// Writes UNSUBSCRIBEs for what the broker was asked for and the configuration does not name any more.
     pub(super) fn leave(&mut self, version: MqttVersion, out: &mut BytesMut) {
-        for group in self.unwanted().chunks(FILTERS_A_PACKET) {
+        for group in self.unwanted().chunks(MAX_FILTERS_A_PACKET) {
             let id = self.next_id();
             encode::unsubscribe(out, version, id, group.iter().map(String::as_str));
             self.leaving.push((id, group.to_vec()));
@@ -159,7 +153,7 @@ impl Subscriptions {
     pub(super) fn ask(&mut self, version: MqttVersion, out: &mut BytesMut) -> Result<(), EncodeError> {
         let missing = self.wanted.iter().enumerate().filter(|(_, wanted)| wanted.standing != Standing::Granted);
         let missing: Vec<usize> = missing.map(|(index, _)| index).collect();
-        for group in missing.chunks(FILTERS_A_PACKET) {
+        for group in missing.chunks(MAX_FILTERS_A_PACKET) {
             let id = self.next_id();
             let filters = group.iter().filter_map(|index| self.wanted.get(*index)).map(|wanted| &wanted.subscription);
             encode::subscribe(out, version, id, filters)?;

@@ -22,9 +22,6 @@ use tracing::{debug, error, info, warn};
 use super::complaint::{Complaint, Line};
 use super::distrust::Distrust;
 use super::ended::Ended;
-use super::limits::{
-    DIAL_TIME, FAREWELL_TIME, FAULT_TIME, HANDSHAKE_TIME, MOST_UNSENT_BYTES, STOP_TIME, TICK, TOPIC_CACHE_BYTES,
-};
 use super::session::Session;
 use super::stream::{Carried, Stream};
 use super::subscriptions::filter_key;
@@ -34,6 +31,10 @@ use crate::clock;
 use crate::config;
 use crate::ingest::door::{Door, Entrance, Replies, Submitted};
 use crate::ingest::inbox::Inbox;
+use crate::ingest::limits::{
+    BROKER_TOPICS_BYTES, DIAL_TIMEOUT, DISCONNECT_TIMEOUT, FAULT_TIMEOUT, MAX_UNSENT_BYTES, STOP_TIMEOUT, TICK,
+    TLS_TIMEOUT,
+};
 use crate::ingest::receipt::Receipts;
 use crate::ingest::status::LinkStatus;
 use crate::observe::pulse::Pulse;
@@ -73,7 +74,7 @@ pub(crate) async fn run(
     stop: Stop,
 ) {
     let (door, replies) = Door::new(&entrance, session_key(&settings.name), Arc::clone(&status));
-    let topics = entrance.topics(TOPIC_CACHE_BYTES);
+    let topics = entrance.topics(BROKER_TOPICS_BYTES);
     let session = Session::new(settings, kept.session, topics, Instant::now()).with_filters(kept.filters);
     let mut ticker = interval(TICK);
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -177,10 +178,10 @@ impl Link {
     /// TCP, and TLS on it where the URL says so.
     async fn connect(&mut self) -> Result<Stream, Ended> {
         let (host, port) = (self.session.settings().host.clone(), self.session.settings().port);
-        let dialled = self.meanwhile(timeout(DIAL_TIME, TcpStream::connect((host, port)))).await;
+        let dialled = self.meanwhile(timeout(DIAL_TIMEOUT, TcpStream::connect((host, port)))).await;
         let tcp = match dialled {
             None => return Err(Ended::Asked),
-            Some(Err(_)) => return Err(Ended::DialTimeout(DIAL_TIME.as_secs())),
+            Some(Err(_)) => return Err(Ended::DialTimeout(DIAL_TIMEOUT.as_secs())),
             Some(Ok(Err(error))) => return Err(Ended::Unreachable(error)),
             Some(Ok(Ok(stream))) => stream,
         };
@@ -192,9 +193,9 @@ impl Link {
             debug!(broker = self.session.settings().name, passed_over, "CA certificates that cannot be read");
         }
         let handshake = TlsConnector::from(settings).connect(tls.server_name, tcp);
-        match self.meanwhile(timeout(HANDSHAKE_TIME, handshake)).await {
+        match self.meanwhile(timeout(TLS_TIMEOUT, handshake)).await {
             None => Err(Ended::Asked),
-            Some(Err(_)) => Err(Ended::HandshakeTimeout(HANDSHAKE_TIME.as_secs())),
+            Some(Err(_)) => Err(Ended::HandshakeTimeout(TLS_TIMEOUT.as_secs())),
             Some(Ok(Err(error))) if matches!(error.kind(), UnexpectedEof | ConnectionReset) => {
                 Err(Ended::Distrust(Distrust::closed()))
             }
@@ -255,7 +256,7 @@ impl Link {
     }
 
     async fn next(&mut self, stream: &mut Stream, waiting: &mut Option<Waiting>) -> Happened {
-        let reading = waiting.is_none() && self.session.out.len() < MOST_UNSENT_BYTES;
+        let reading = waiting.is_none() && self.session.out.len() < MAX_UNSENT_BYTES;
         let inbox = reading.then(|| self.inbox.space());
         tokio::select! {
             biased;
@@ -301,7 +302,7 @@ impl Link {
         if matches!(why, Ended::Asked) && planted(Bug::CarelessStop) {
             return;
         }
-        let time = if matches!(why, Ended::Asked) { STOP_TIME } else { FAULT_TIME };
+        let time = if matches!(why, Ended::Asked) { STOP_TIMEOUT } else { FAULT_TIMEOUT };
         self.session.close(Instant::now());
         let answered = timeout(time, self.answer_outstanding(stream)).await;
         if answered.is_err() {
@@ -309,7 +310,7 @@ impl Link {
             debug!(broker = self.session.settings().name, open, "closing without waiting for these commits any longer");
         }
         self.session.farewell(code);
-        match timeout(FAREWELL_TIME, stream.finish(&self.session.out)).await {
+        match timeout(DISCONNECT_TIMEOUT, stream.finish(&self.session.out)).await {
             Ok(Ok(())) => {}
             // Nothing depends on it: what was not answered comes again.
             Ok(Err(error)) => debug!(broker = self.session.settings().name, %error, "no orderly goodbye"),

@@ -15,8 +15,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
-use super::limits::MAX_PEM_BYTES;
 use crate::config::{Identity, Tls};
+use crate::ingest::limits::MAX_PEM_BYTES;
 
 /// Where distributions keep the bundle: Debian, Alpine and Arch; Fedora; openSUSE; Alpine and the BSDs.
 const SYSTEM_BUNDLES: [&str; 4] = [

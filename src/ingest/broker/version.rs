@@ -5,15 +5,10 @@
 //! closed three connections in a row without a word. What worked is kept for a day, so that a broker that is merely
 //! restarting does not make us change back and forth, and an upgraded one is noticed. `version = "3.1.1"` never tries 5.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::config::MqttVersion;
-
-/// Wordless closes of an MQTT 5 CONNECT before 3.1.1 gets a try.
-const WORDLESS_CLOSES: u8 = 3;
-
-/// How long a fallback is kept. Long: the price of 3.1.1 is throughput, the price of trying is a reconnect's delay.
-const FALLBACK_TIME: Duration = Duration::from_secs(24 * 3600);
+use crate::ingest::limits::{FALLBACK_TIME, MAX_WORDLESS_CLOSES};
 
 /// The choice for one broker.
 #[derive(Debug)]
@@ -67,7 +62,7 @@ impl Version {
             return;
         }
         self.wordless = self.wordless.saturating_add(1);
-        if self.current == MqttVersion::V311 || self.wordless >= WORDLESS_CLOSES {
+        if self.current == MqttVersion::V311 || self.wordless >= MAX_WORDLESS_CLOSES {
             self.change();
         }
     }

@@ -10,10 +10,8 @@ use super::properties::{self, Place, Property};
 use super::reader::Reader;
 use crate::config::MqttVersion;
 use crate::event::{MAX_USER_PROPERTIES, Properties, Qos};
+use crate::ingest::limits::OWN_BUFFER_BYTES;
 use crate::planted::{Bug, planted};
-
-/// Half of what the largest read brings (64 KiB, `Inbox` and the listener alike): from here on a payload is worth its buffer.
-const OWN_BUFFER_BYTES: usize = 32 * 1024;
 
 /// A message as received.
 #[derive(Debug, Clone, PartialEq, Eq)]

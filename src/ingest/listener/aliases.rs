@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use super::end::End;
-use super::limits::{ALIAS_BYTES, ALIASES};
 use crate::ingest::codec::{Publish, reason};
+use crate::ingest::limits::{MAX_ALIAS_BYTES, MAX_ALIASES};
 
 /// What the numbers stand for.
 #[derive(Debug, Default)]
@@ -21,8 +21,8 @@ impl Aliases {
     pub(super) fn resolve(&mut self, publish: &mut Publish) -> Result<(), End> {
         let Some(alias) = publish.alias else { return Ok(()) };
         let place = usize::from(alias).saturating_sub(1);
-        if alias > ALIASES {
-            let detail = format!("{alias}; 1 to {ALIASES} are understood");
+        if alias > MAX_ALIASES {
+            let detail = format!("{alias}; 1 to {MAX_ALIASES} are understood");
             return Err(End::broke(
                 reason::TOPIC_ALIAS_INVALID,
                 "client used a topic alias that was not granted",
@@ -44,8 +44,8 @@ impl Aliases {
         let before = slot.as_ref().map_or(0, |name| name.len());
         // custody rule 5: a client may name topics of 64 KiB.
         let bytes = self.bytes.saturating_sub(before).saturating_add(publish.topic().len());
-        if bytes > ALIAS_BYTES {
-            let detail = format!("the topics behind them have {bytes} bytes; at most {ALIAS_BYTES} are remembered");
+        if bytes > MAX_ALIAS_BYTES {
+            let detail = format!("the topics behind them have {bytes} bytes; at most {MAX_ALIAS_BYTES} are remembered");
             return Err(End::broke(reason::QUOTA_EXCEEDED, "client's topic aliases take too much memory", detail));
         }
         self.bytes = bytes;

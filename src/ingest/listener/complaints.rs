@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::limits::COMPLAINT_INTERVAL;
+use crate::log_throttle::{Repeats, SAY_AGAIN};
 
 /// The log of one listener about its clients.
 #[derive(Debug)]
@@ -37,8 +37,7 @@ pub(super) struct About<'a> {
 #[derive(Debug)]
 struct Said {
     tone: Tone,
-    at: Instant,
-    since_then: u64,
+    repeats: Repeats,
     last: String,
 }
 
@@ -52,7 +51,7 @@ impl Complaints {
         let About { peer, client, detail } = *about;
         let last = format!("{peer} {client:?} {detail}");
         if let Some(said) = self.causes.get_mut(cause) {
-            said.since_then = said.since_then.saturating_add(1);
+            said.repeats.count();
             said.last = last;
             return;
         }
@@ -60,24 +59,22 @@ impl Complaints {
             Tone::Everyday => tracing::info!(listener = %self.listener, %peer, client, detail, "{cause}"),
             Tone::Odd => tracing::warn!(listener = %self.listener, %peer, client, detail, "{cause}"),
         }
-        self.causes.insert(cause, Said { tone, at: now, since_then: 0, last });
+        self.causes.insert(cause, Said { tone, repeats: Repeats::said(now), last });
     }
 
     /// Sums up what has repeated and forgets what has stopped. Called about once a second.
     pub(super) fn sum_up(&mut self, now: Instant) {
         let listener = &self.listener;
         self.causes.retain(|cause, said| {
-            if now.saturating_duration_since(said.at) < COMPLAINT_INTERVAL {
+            if !said.repeats.is_due(now, SAY_AGAIN) {
                 return true;
             }
-            let repeats = said.since_then;
+            let repeats = said.repeats.say(now);
             if repeats > 0 {
                 match said.tone {
                     Tone::Everyday => tracing::info!(%listener, repeats, last = said.last, "again: {cause}"),
                     Tone::Odd => tracing::warn!(%listener, repeats, last = said.last, "again: {cause}"),
                 }
-                said.at = now;
-                said.since_then = 0;
             }
             repeats > 0
         });
@@ -85,7 +82,7 @@ impl Complaints {
 
     #[cfg(test)]
     fn counted(&self, cause: &str) -> Option<u64> {
-        self.causes.get(cause).map(|said| said.since_then)
+        self.causes.get(cause).map(|said| said.repeats.unsaid())
     }
 }
 
@@ -102,11 +99,11 @@ mod tests {
             complaints.add(start, Tone::Odd, "wrong password", &About { peer, client: "press-07", detail: "" });
         }
         assert_eq!(complaints.counted("wrong password"), Some(99_999));
-        complaints.sum_up(start + COMPLAINT_INTERVAL / 2);
+        complaints.sum_up(start + SAY_AGAIN / 2);
         assert_eq!(complaints.counted("wrong password"), Some(99_999), "said again too early");
-        complaints.sum_up(start + COMPLAINT_INTERVAL);
+        complaints.sum_up(start + SAY_AGAIN);
         assert_eq!(complaints.counted("wrong password"), Some(0));
-        complaints.sum_up(start + COMPLAINT_INTERVAL * 2);
+        complaints.sum_up(start + SAY_AGAIN * 2);
         assert_eq!(complaints.counted("wrong password"), None, "said once more after it has stopped");
     }
 }

@@ -21,7 +21,6 @@ use tokio::time::{sleep, timeout};
 use super::end::{End, Kind};
 use super::gate::Stage;
 use super::handshake::{Admission, Handshake, Progress, refusal};
-use super::limits::{CONNECT_TIMEOUT, FAREWELL_TIMEOUT, MAX_WAITING_WILL_BYTES, READ_BYTES, TOPIC_CACHE_BYTES};
 use super::link::{Link, told};
 use super::registry::{Answer, Claim, ConnectionId, Departure, Entry, Now, session_key};
 use super::remarks::Remark;
@@ -33,6 +32,9 @@ use crate::clock::{self, Moment};
 use crate::event::Sender;
 use crate::ingest::codec::{Will, reason};
 use crate::ingest::door::{Door, Entrance};
+use crate::ingest::limits::{
+    CLIENT_TOPICS_BYTES, CONNECT_TIMEOUT, DISCONNECT_TIMEOUT, MAX_WAITING_WILL_BYTES, READ_BYTES,
+};
 use crate::ingest::status::LinkStatus;
 use crate::stop::Stop;
 
@@ -154,7 +156,7 @@ pub(super) async fn serve(
     if let Some(will) = &mut admission.will {
         will.sender = Some(Arc::clone(&sender));
     }
-    let topics = shared.entrance.topics(TOPIC_CACHE_BYTES).of(sender);
+    let topics = shared.entrance.topics(CLIENT_TOPICS_BYTES).of(sender);
     let Entry { lent, displaced } = *entry;
     let mut session = Session::enter(*admission, lent, Arc::clone(&shared.terms), topics, now());
     LinkStatus::add(&shared.status.connects, 1);
@@ -307,7 +309,7 @@ async fn farewell(mut stream: TcpStream, last_words: Bytes) {
         while read(&mut reader, READ_BYTES, |_| ()).await? > 0 {}
         Ok::<(), std::io::Error>(())
     };
-    match timeout(FAREWELL_TIMEOUT, said).await {
+    match timeout(DISCONNECT_TIMEOUT, said).await {
         Ok(Ok(())) | Err(_) => {}
         Ok(Err(error)) => tracing::trace!(%error, "a client did not wait for the goodbye"),
     }

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::end::End;
-use super::limits::{MAX_CLIENT_ID_BYTES, MAX_CONNECT_BYTES};
 use super::terms::Terms;
 use crate::config::MqttVersion;
 use crate::ingest::codec::encode::{self, Grants};
 use crate::ingest::codec::{self, Connect, DecodeError, Will, reason};
+use crate::ingest::limits::{MAX_CLIENT_ID_BYTES, MAX_CONNECT_BYTES};
 
 /// A connection that has not said who it is.
 #[derive(Debug)]

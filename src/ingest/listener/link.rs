@@ -22,10 +22,6 @@ use tokio::time::{Sleep, sleep};
 
 use super::connection::{Shared, Word, now};
 use super::end::End;
-use super::limits::{
-    AMPLE_ROOM_BYTES, PACKET_PAUSE, READ_BYTES, SCARCE_READ_BYTES, SLOWEST_BYTES_PER_S, SMALL_PACKET_BYTES,
-    STOP_TIMEOUT, TICK,
-};
 use super::registry::Displaced;
 use super::remarks::Remark;
 use super::session::Session;
@@ -33,6 +29,10 @@ use super::socket::{has_closed, read, try_read};
 use crate::buffer::{Durable, Room, Stopped};
 use crate::ingest::batch::Batch;
 use crate::ingest::door::{Door, Replies, Submitted};
+use crate::ingest::limits::{
+    AMPLE_ROOM_BYTES, PACKET_PAUSE, READ_BYTES, SCARCE_READ_BYTES, SLOWEST_BYTES_PER_S, SMALL_PACKET_BYTES,
+    STOP_TIMEOUT, TICK,
+};
 use crate::ingest::receipt::Receipts;
 use crate::ingest::status::LinkStatus;
 use crate::planted::{Bug, planted};

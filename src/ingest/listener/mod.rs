@@ -49,7 +49,6 @@ mod connection;
 mod end;
 mod gate;
 mod handshake;
-mod limits;
 mod link;
 mod memory;
 mod registry;
@@ -77,10 +76,6 @@ use self::complaints::{About, Complaints, Tone};
 use self::connection::{Ended, Shared, Word, now, serve, will_permits};
 use self::end::Kind;
 use self::gate::{Gate, Stage};
-use self::limits::{
-    ASSEMBLY_BYTES, GOING_SOCKETS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, SPARE_SOCKETS, TICK, WHOLE_STOP_TIMEOUT,
-    WORDS,
-};
 use self::registry::{ConnectionId, Registry, session_key};
 use self::session::event;
 use self::users::{Users, UsersFile};
@@ -90,6 +85,10 @@ use crate::config::Listener;
 use crate::ingest::batch::Batch;
 use crate::ingest::codec::Will;
 use crate::ingest::door::{Door, Entrance, Submitted};
+use crate::ingest::limits::{
+    ASSEMBLY_BYTES, GOING_SOCKETS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WORDS, SPARE_SOCKETS, TICK,
+    WHOLE_STOP_TIMEOUT,
+};
 use crate::ingest::status::LinkStatus;
 use crate::observe::pulse::Pulse;
 use crate::stop::Stop;
@@ -180,7 +179,7 @@ pub(crate) async fn run(
         Ok(socket) => socket,
         Err(cause) => return Err(ListenError::Bind { name: settings.name, address, cause }),
     };
-    let (words, heard) = mpsc::channel(WORDS);
+    let (words, heard) = mpsc::channel(MAX_WORDS);
     let max_packet_bytes = usize::try_from(settings.max_packet_bytes).unwrap_or(usize::MAX);
     let name: Arc<str> = settings.name.as_str().into();
     let shared = Shared {

@@ -29,9 +29,6 @@ use bytes::{Buf, BytesMut};
 use super::aliases::Aliases;
 use super::end::End;
 use super::handshake::{Admission, write_refusal};
-use super::limits::{
-    BEGINNING_BYTES, KEPT_OF_OVERSIZED_BYTES, MAX_UNREAD_ANSWERS_BYTES, SETTLING_TIMEOUT, SIGN_OF_LIFE_BYTES,
-};
 use super::memory::Memory;
 use super::registry::{Lent, Now};
 use super::remarks::{Remark, Remarks};
@@ -43,6 +40,9 @@ use crate::ingest::acker::{Acker, Acknowledged};
 use crate::ingest::batch::Batch;
 use crate::ingest::codec::encode::{self, Grants};
 use crate::ingest::codec::{self, DecodeError, Disconnect, Packet, Publish, Subscribe, SubscribeFilter, Will, reason};
+use crate::ingest::limits::{
+    BEGINNING_BYTES, KEPT_OF_OVERSIZED_BYTES, MAX_UNSENT_BYTES, SETTLING_TIMEOUT, SIGN_OF_LIFE_BYTES,
+};
 use crate::ingest::receipt::{Epoch, Receipts};
 use crate::ingest::topics::Topics;
 
@@ -241,7 +241,7 @@ impl Session {
 
     /// May the socket be read? Not before CONNACK, and not while the client leaves our answers lying.
     pub(super) fn wants_bytes(&self) -> bool {
-        matches!(self.state, State::Open) && self.output.len() < MAX_UNREAD_ANSWERS_BYTES
+        matches!(self.state, State::Open) && self.output.len() < MAX_UNSENT_BYTES
     }
 
     pub(super) fn is_over(&self) -> bool {

@@ -10,7 +10,7 @@ use std::task::{Poll, ready};
 use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::tcp::ReadHalf;
 
-use super::limits::READ_BYTES;
+use crate::ingest::limits::READ_BYTES;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());

@@ -4,12 +4,12 @@ use bytes::Bytes;
 
 use super::super::end::{End, Kind};
 use super::super::handshake::{Handshake, Progress};
-use super::super::limits::{MAX_CLIENT_ID_BYTES, MAX_CONNECT_BYTES};
 use super::super::terms::Terms;
 use super::client::{Connect, V5, V311, connect, packet, packets, pingreq, publish};
 use super::{admitted, terms};
 use crate::config::MqttVersion;
 use crate::ingest::codec::Packet;
+use crate::ingest::limits::{MAX_CLIENT_ID_BYTES, MAX_CONNECT_BYTES};
 
 fn refused(bytes: &[u8], terms: &Terms) -> (Bytes, End) {
     match Handshake::new().received(bytes, terms) {

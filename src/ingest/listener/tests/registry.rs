@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::super::limits::{EARLIEST_SANE_MS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WILL_DELAY, WILL_PAUSE};
 use super::super::memory::Memory;
 use super::super::registry::{Answer, Claim, ConnectionId, Departure, Displaced, Entry, Now, Registry};
 use super::will;
@@ -14,6 +13,7 @@ use crate::buffer::{IdChange, PacketIds, StoredSession};
 use crate::clock::Clock;
 use crate::event::Properties;
 use crate::ingest::codec::Will;
+use crate::ingest::limits::{EARLIEST_SANE_MS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WILL_DELAY, WILL_PAUSE};
 
 const HOUR: Duration = Duration::from_secs(3600);
 

@@ -6,7 +6,7 @@
 //! * **Lines take turns.** Whoever comes from a quiet address waits for one check of each busy address at most.
 //! * **A wrong password holds up the line it stood in** for [`WRONG_PAUSE`], and nobody else: that is five guesses a second
 //!   for an address, and a core that is idle between them. Right ones hold nothing up.
-//! * **Lines end.** Whoever finds [`CHECKS_AN_ORIGIN`] before him is told to come again.
+//! * **Lines end.** Whoever finds [`MAX_CHECKS_AN_ORIGIN`] before him is told to come again.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
@@ -22,8 +22,8 @@ use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
 use super::{Stamp, UsersFile};
+use crate::ingest::limits::{MAX_CHECKS, MAX_CHECKS_AN_ORIGIN, WRONG_PAUSE};
 use crate::ingest::listener::gate::Origin;
-use crate::ingest::listener::limits::{CHECKS, CHECKS_AN_ORIGIN, WRONG_PAUSE};
 
 /// Where connections ask. The thread ends when the last one of these is dropped.
 #[derive(Debug, Clone)]
@@ -64,7 +64,7 @@ impl Users {
     /// # Errors
     /// When there is no thread to be had.
     pub(in crate::ingest::listener) fn ask(file: UsersFile) -> io::Result<Self> {
-        let (checks, asked) = sync_channel(CHECKS);
+        let (checks, asked) = sync_channel(MAX_CHECKS);
         let known = Arc::new(Known::of(&file));
         let desk = Desk { file, known: Arc::clone(&known), lines: Lines::default() };
         thread::Builder::new().name("passwords".to_owned()).spawn(move || desk.work(&asked))?;
@@ -218,7 +218,7 @@ impl Lines {
             Line::default()
         });
         line.waiting.retain(|check| !check.answer.is_closed());
-        if line.waiting.len() >= CHECKS_AN_ORIGIN {
+        if line.waiting.len() >= MAX_CHECKS_AN_ORIGIN {
             return Err(check);
         }
         line.waiting.push_back(check);
@@ -285,7 +285,7 @@ mod tests {
     fn a_sensor_waits_for_one_check_of_a_flood_and_not_for_all_of_it() {
         let (mut lines, now) = (Lines::default(), Instant::now());
         let mut waiting = Vec::new();
-        for n in 0..CHECKS_AN_ORIGIN {
+        for n in 0..MAX_CHECKS_AN_ORIGIN {
             let (check, answered) = check(1, &format!("flood {n}"));
             assert!(lines.join(check).is_ok());
             waiting.push(answered);

@@ -23,7 +23,7 @@ use std::time::SystemTime;
 
 pub(super) use self::desk::{Users, Verdict};
 use self::hash::Stored;
-use super::limits::MAX_USERS_FILE_BYTES;
+use crate::ingest::limits::MAX_USERS_FILE_BYTES;
 
 /// Could a listener use this file? For the check of the configuration.
 ///
