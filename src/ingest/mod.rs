@@ -7,6 +7,7 @@
 pub(crate) mod acker;
 pub(crate) mod batch;
 pub(crate) mod broker;
+mod close;
 pub(crate) mod codec;
 pub(crate) mod door;
 pub(crate) mod inbox;

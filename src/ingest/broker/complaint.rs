@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use super::ended::Ended;
+use crate::ingest::close::Close;
 use crate::ingest::limits::{LINK_LOG_INTERVAL, MAX_LOGGED_REASONS};
 use crate::log_throttle::Repeats;
 
@@ -48,7 +48,7 @@ pub(super) struct Line {
 
 impl Complaint {
     /// A connection failed. A reason that was not named yet is said at once.
-    pub(super) fn about(&mut self, failure: &Ended, now: Instant, wall_ms: i64) -> Option<Line> {
+    pub(super) fn about(&mut self, failure: &Close, now: Instant, wall_ms: i64) -> Option<Line> {
         let reason = Reason { text: failure.to_string(), remedy: failure.remedy(), look_at: failure.look_at() };
         let Some(trouble) = &mut self.trouble else {
             let text = format!("{}; trying again", reason.text);
@@ -107,6 +107,7 @@ fn began(wall_ms: i64, lasted: Duration) -> String {
 #[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests {
     use super::*;
+    use crate::ingest::broker::fault::BrokerFault;
     use crate::ingest::limits::{DISCONNECT_TIMEOUT, FAULT_TIMEOUT, TICK};
     use crate::retry::Backoff;
 
@@ -118,7 +119,7 @@ mod tests {
     }
 
     /// A broker that drops each reconnect for ten minutes, with the real back-off: the lines, with their times.
-    fn ten_minutes(mut why: impl FnMut(u64) -> Ended) -> Vec<(Duration, Line)> {
+    fn ten_minutes(mut why: impl FnMut(u64) -> Close) -> Vec<(Duration, Line)> {
         let start = Instant::now();
         let (mut complaint, mut backoff, mut lines) = (Complaint::default(), Backoff::new(), Vec::new());
         let (mut now, mut next, mut failures) = (start, start, 0);
@@ -140,8 +141,8 @@ mod tests {
     #[test]
     fn while_a_broker_drops_each_reconnect_a_line_a_minute_says_so_from_the_first_minute_on() {
         for _ in 0..50 {
-            let lines = ten_minutes(|_| Ended::Closed);
-            assert_eq!(lines[0].1.text, "the broker closed the connection; trying again");
+            let lines = ten_minutes(|_| Close::Closed);
+            assert_eq!(lines[0].1.text, "the peer closed the connection without DISCONNECT; trying again");
             assert_eq!((lines[0].1.remedy, lines[0].1.failures), (None, 1));
             // Beside the tick the loop may be busy with a goodbye.
             let late = FAULT_TIMEOUT + DISCONNECT_TIMEOUT;
@@ -153,17 +154,17 @@ mod tests {
             assert!(lines.len() >= 10, "{lines:#?}");
             let (_, second) = &lines[1];
             assert!(second.text.starts_with(&format!("{} connections have failed since ", second.failures)));
-            assert!(second.text.contains("2026-11-21T19:00:00Z, 55 s ago, the last one so: the broker closed"));
+            assert!(second.text.contains("2026-11-21T19:00:00Z, 55 s ago, the last one so: the peer closed"));
             assert!(second.remedy.is_some_and(|remedy| remedy.contains("broker's log")) && !second.grave);
         }
     }
 
     #[test]
     fn a_new_reason_is_said_at_once_and_many_of_them_are_no_flood() {
-        let two = ten_minutes(|n| if n % 2 == 0 { Ended::Closed } else { Ended::Silent });
+        let two = ten_minutes(|n| if n % 2 == 0 { Close::Closed } else { Close::Silent });
         assert!(two[1].0 < Duration::from_secs(1) && two[1].1.text.contains("closed the connection"), "{two:#?}");
         assert!(two.len() <= 13, "the two, and one a minute: {two:#?}");
-        let many = ten_minutes(Ended::DialTimeout);
+        let many = ten_minutes(|n| BrokerFault::DialTimeout(n).into());
         assert!(many.len() <= MAX_LOGGED_REASONS + 11, "{many:#?}");
     }
 
@@ -171,7 +172,7 @@ mod tests {
     fn what_stands_says_what_to_do_and_nothing_is_said_twice() {
         let start = Instant::now();
         let mut complaint = Complaint::default();
-        let refused = Ended::Refused { code: 5, words: None };
+        let refused = BrokerFault::Refused { code: 5, words: None }.into();
         let first = complaint.about(&refused, start, WALL_MS).unwrap();
         assert!(first.grave && first.remedy.is_some_and(|remedy| remedy.contains("password_file")));
         // No failure since then: nothing to say, however long it takes.

@@ -13,7 +13,7 @@ use tokio_rustls::rustls::{AlertDescription, CertificateError, Error};
 /// No TLS, and why.
 #[derive(Debug, thiserror::Error)]
 #[error("TLS: {text}")]
-pub(super) struct Distrust {
+pub(in crate::ingest) struct Distrust {
     text: String,
     /// What a person can do; `None` where waiting helps.
     pub(super) remedy: Option<&'static str>,

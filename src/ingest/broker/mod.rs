@@ -3,8 +3,8 @@
 //! [`session`] is the protocol, without sockets and clocks: bytes and time in, bytes, batches and verdicts out.
 //! [`task`] is the thin loop that feeds it, from a [`stream`] with TLS or without. [`trust`] reads certificates and keys,
 //! [`distrust`] says why TLS failed. [`subscriptions`] keeps what the broker granted, [`version`] which MQTT
-//! version to speak, [`ended`] every way in which a connection ends and what to do about it, [`complaint`] how often that is
-//! said.
+//! version to speak, [`fault`] what goes wrong only with brokers (the rest is in [`close`](super::close)), [`complaint`] how often
+//! that is said.
 //!
 //! # Rules
 //!
@@ -27,7 +27,7 @@
 
 mod complaint;
 mod distrust;
-mod ended;
+pub(super) mod fault;
 mod session;
 mod stream;
 mod subscriptions;

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use proptest::prelude::*;
 
-use super::ended::Ended;
 use super::session::Session;
 use super::tests::{connack, publish, pubrel, settings};
 use crate::buffer::{IdChange, StoredSession};
 use crate::clock::Moment;
 use crate::config::MqttVersion;
 use crate::ingest::batch::Batch;
+use crate::ingest::close::Close;
 use crate::ingest::codec::{self, Packet};
 use crate::ingest::topics::Topics;
 
@@ -224,7 +224,7 @@ impl World {
     }
 
     fn relink(&mut self) {
-        self.session.lost(self.now, &Ended::Closed);
+        self.session.lost(self.now, &Close::Closed);
         self.inbox.clear();
         self.link();
     }

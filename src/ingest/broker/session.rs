@@ -1,5 +1,5 @@
 //! The session at a broker as a state machine. Bytes and time in; bytes ([`Session::out`]), work for the buffer
-//! ([`Session::batch`]) and verdicts ([`Ended`]) out.
+//! ([`Session::batch`]) and verdicts ([`Close`]) out.
 //!
 //! ```text
 //!                 connected            CONNACK, session gone
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use tracing::{debug, info, warn};
 
-use super::ended::Ended;
+use super::fault::BrokerFault;
 use super::subscriptions::{Stray, Subscriptions};
 use super::version::Version;
 use crate::buffer::{Durable, IdChange, StoredSession};
@@ -29,6 +29,7 @@ use crate::config::{Broker, MqttVersion};
 use crate::event::{MAX_USER_PROPERTIES, Qos};
 use crate::ingest::acker::{Acker, Acknowledged};
 use crate::ingest::batch::Batch;
+use crate::ingest::close::Close;
 use crate::ingest::codec::encode::{self, Hello};
 use crate::ingest::codec::{self, Ack, ConnAck, DecodeError, Flawed, Packet, Publish, reason};
 use crate::ingest::limits::{CONNACK_TIMEOUT, FLAWED_TRIES, PROVEN_TIME, RESUBSCRIBE_INTERVAL, SUBACK_TIMEOUT};
@@ -185,7 +186,7 @@ impl Session {
     }
 
     /// There is a connection: greets the broker.
-    pub(super) fn connected(&mut self, now: Instant) -> Result<(), Ended> {
+    pub(super) fn connected(&mut self, now: Instant) -> Result<(), Close> {
         let version = self.version.for_connection(now);
         self.acker = Acker::new(Epoch::next(), version);
         self.out.clear();
@@ -211,7 +212,7 @@ impl Session {
 
     /// Bytes came. Takes every whole packet off the front of `inbox`; the work for the buffer is in [`Session::batch`]
     /// then, also after an error: it holds what came before the offending packet.
-    pub(super) fn received(&mut self, now: Instant, arrived: Moment, inbox: &mut BytesMut) -> Result<(), Ended> {
+    pub(super) fn received(&mut self, now: Instant, arrived: Moment, inbox: &mut BytesMut) -> Result<(), Close> {
         self.heard = now;
         let version = self.version();
         let max_packet_bytes = self.settings.max_packet_bytes;
@@ -220,7 +221,7 @@ impl Session {
                 Ok(Some(packet)) => self.packet(now, arrived, packet)?,
                 Ok(None) => return Ok(()),
                 Err((error, Some(flawed))) if self.is_hopeless(&flawed) => self.give_up(arrived, &error, flawed),
-                Err((error, _)) => return Err(Ended::Undecodable { error, version }),
+                Err((error, _)) => return Err(Close::Undecodable { error, version }),
             }
         }
     }
@@ -252,21 +253,23 @@ impl Session {
     }
 
     /// The buffer has committed what these receipts came with (custody rule 1).
-    pub(super) fn durable(&mut self, now: Instant, durable: Durable<Receipts>) -> Result<u64, Ended> {
+    pub(super) fn durable(&mut self, now: Instant, durable: Durable<Receipts>) -> Result<u64, Close> {
         let acknowledged = self.acker.acknowledge(durable, &mut self.out);
         self.committed(now, acknowledged)
     }
 
     /// The time. Call it at least every second.
-    pub(super) fn tick(&mut self, now: Instant) -> Result<(), Ended> {
+    pub(super) fn tick(&mut self, now: Instant) -> Result<(), Close> {
         let in_state = now.saturating_duration_since(self.since);
         match self.state {
             State::Offline | State::Closing => return Ok(()),
             State::Greeting => {
                 let late = in_state >= CONNACK_TIMEOUT;
-                return if late { Err(Ended::NoConnAck(CONNACK_TIMEOUT.as_secs())) } else { Ok(()) };
+                return if late { Err(BrokerFault::NoConnAck(CONNACK_TIMEOUT.as_secs()).into()) } else { Ok(()) };
             }
-            State::Subscribing if in_state >= SUBACK_TIMEOUT => return Err(Ended::NoSubAck(SUBACK_TIMEOUT.as_secs())),
+            State::Subscribing if in_state >= SUBACK_TIMEOUT => {
+                return Err(BrokerFault::NoSubAck(SUBACK_TIMEOUT.as_secs()).into());
+            }
             State::Online if self.subscriptions.incomplete() => self.ask_again(now)?,
             State::Forgetting | State::Subscribing | State::Online => {}
         }
@@ -303,8 +306,8 @@ impl Session {
     }
 
     /// The connection is over. What was not handed to the buffer will be sent again.
-    pub(super) fn lost(&mut self, now: Instant, why: &Ended) {
-        if self.state == State::Greeting && matches!(why, Ended::Closed | Ended::Broke(_)) {
+    pub(super) fn lost(&mut self, now: Instant, why: &Close) {
+        if self.state == State::Greeting && matches!(why, Close::Closed | Close::Broke(_)) {
             self.version.closed_without_a_word();
         }
         self.batch.abandon(&mut self.unreleased);
@@ -313,14 +316,14 @@ impl Session {
         self.go(State::Offline, now);
     }
 
-    fn packet(&mut self, now: Instant, arrived: Moment, packet: Packet) -> Result<(), Ended> {
+    fn packet(&mut self, now: Instant, arrived: Moment, packet: Packet) -> Result<(), Close> {
         if self.state == State::Greeting {
             let Packet::ConnAck(ack) = packet else { return Err(self.unexpected(&packet)) };
             return self.greeted(now, ack);
         }
         match packet {
             Packet::Publish(publish) if publish.alias.is_some() => {
-                Err(Ended::Undecodable { error: DecodeError::TopicAlias, version: self.version() })
+                Err(Close::Undecodable { error: DecodeError::TopicAlias, version: self.version() })
             }
             Packet::Publish(publish) => {
                 self.see_properties(&publish);
@@ -338,7 +341,7 @@ impl Session {
             }
             Packet::PingResp => Ok(()),
             Packet::Disconnect(told) if self.version() == MqttVersion::V5 => {
-                Err(Ended::Told { code: told.reason, words: told.reason_string })
+                Err(Close::Disconnected { code: told.reason, words: told.reason_string })
             }
             Packet::Connect(_)
             | Packet::ConnAck(_)
@@ -366,11 +369,11 @@ impl Session {
         }
     }
 
-    fn unexpected(&self, packet: &Packet) -> Ended {
-        Ended::Unexpected { packet: packet.name(), state: self.state.name() }
+    fn unexpected(&self, packet: &Packet) -> Close {
+        Close::Unexpected { packet: packet.name(), state: self.state.name() }
     }
 
-    fn greeted(&mut self, now: Instant, ack: ConnAck) -> Result<(), Ended> {
+    fn greeted(&mut self, now: Instant, ack: ConnAck) -> Result<(), Close> {
         if ack.reason != reason::SUCCESS {
             return Err(self.refused(ack));
         }
@@ -397,13 +400,13 @@ impl Session {
         self.subscribe(now)
     }
 
-    fn refused(&mut self, ack: ConnAck) -> Ended {
+    fn refused(&mut self, ack: ConnAck) -> Close {
         let refused = self.version();
         if matches!(ack.reason, 1 | reason::UNSUPPORTED_PROTOCOL_VERSION) && self.version.refused() {
-            return Ended::OtherVersion { refused, next: self.version() };
+            return BrokerFault::OtherVersion { refused, next: self.version() }.into();
         }
         self.counts.refusals = self.counts.refusals.saturating_add(1);
-        Ended::Refused { code: ack.reason, words: ack.reason_string }
+        BrokerFault::Refused { code: ack.reason, words: ack.reason_string }.into()
     }
 
     fn see_expiry(&self, ack: &ConnAck) {
@@ -437,7 +440,7 @@ impl Session {
         }
     }
 
-    fn committed(&mut self, now: Instant, acknowledged: Acknowledged) -> Result<u64, Ended> {
+    fn committed(&mut self, now: Instant, acknowledged: Acknowledged) -> Result<u64, Close> {
         if acknowledged.proceed && self.state == State::Forgetting {
             self.must_forget = false;
             self.subscribe(now)?;
@@ -445,7 +448,7 @@ impl Session {
         Ok(acknowledged.packets)
     }
 
-    fn subscribe(&mut self, now: Instant) -> Result<(), Ended> {
+    fn subscribe(&mut self, now: Instant) -> Result<(), Close> {
         self.known = true;
         self.subscriptions.leave(self.version.current(), &mut self.out);
         if !self.subscriptions.incomplete() {
@@ -458,7 +461,7 @@ impl Session {
         Ok(())
     }
 
-    fn ask_again(&mut self, now: Instant) -> Result<(), Ended> {
+    fn ask_again(&mut self, now: Instant) -> Result<(), Close> {
         if now.saturating_duration_since(self.asked) < RESUBSCRIBE_INTERVAL || self.subscriptions.waiting() {
             return Ok(());
         }
@@ -467,8 +470,8 @@ impl Session {
         Ok(())
     }
 
-    fn subscribed(&mut self, now: Instant, packet_id: u16, codes: &[u8]) -> Result<(), Ended> {
-        let refused = self.subscriptions.answer(packet_id, codes).map_err(|Stray| Ended::StraySubAck)?;
+    fn subscribed(&mut self, now: Instant, packet_id: u16, codes: &[u8]) -> Result<(), Close> {
+        let refused = self.subscriptions.answer(packet_id, codes).map_err(|Stray| BrokerFault::StraySubAck)?;
         self.counts.refusals = self.counts.refusals.saturating_add(refused);
         if self.state == State::Subscribing && !self.subscriptions.waiting() {
             self.say_whose_promise_it_is();
@@ -491,11 +494,11 @@ impl Session {
     }
 
     /// PINGREQ after three quarters of the keepalive, so that the broker hears us within the whole of it.
-    fn keep_alive(&mut self, now: Instant) -> Result<(), Ended> {
+    fn keep_alive(&mut self, now: Instant) -> Result<(), Close> {
         let Some(keepalive) = self.keepalive else { return Ok(()) };
         let unheard = now.saturating_duration_since(self.heard);
         if self.reading && unheard >= keepalive.mul_f64(1.5) {
-            return Err(Ended::Silent);
+            return Err(Close::Silent);
         }
         let due = keepalive.mul_f64(0.75);
         let quiet = now.saturating_duration_since(self.spoke);
@@ -526,7 +529,7 @@ fn whole_seconds<T: TryFrom<u64> + Copy>(duration: Duration, most: T) -> T {
 #[cfg(test)]
 impl Session {
     /// As [`Session::durable`], for tests that have no buffer to prove anything.
-    pub(super) fn durable_unproven(&mut self, now: Instant, receipts: Receipts) -> Result<u64, Ended> {
+    pub(super) fn durable_unproven(&mut self, now: Instant, receipts: Receipts) -> Result<u64, Close> {
         let acknowledged = self.acker.acknowledge_unproven(receipts, &mut self.out);
         self.committed(now, acknowledged)
     }

@@ -21,7 +21,7 @@ use tracing::{debug, error, info, warn};
 
 use super::complaint::{Complaint, Line};
 use super::distrust::Distrust;
-use super::ended::Ended;
+use super::fault::BrokerFault;
 use super::session::Session;
 use super::stream::{Carried, Stream};
 use super::subscriptions::filter_key;
@@ -29,6 +29,7 @@ use super::trust;
 use crate::buffer::{Durable, Room, Stopped, StoredSession};
 use crate::clock;
 use crate::config;
+use crate::ingest::close::{Close, Peer};
 use crate::ingest::door::{Door, Entrance, Replies, Submitted};
 use crate::ingest::inbox::Inbox;
 use crate::ingest::limits::{
@@ -141,11 +142,11 @@ impl Link {
             self.session.lost(now, &ended);
             self.inbox.clear();
             self.status.connected.store(0, Ordering::Relaxed);
-            if matches!(ended, Ended::Asked) {
+            if matches!(ended, Close::Stopping) {
                 info!(broker = self.session.settings().name, "disconnected");
                 return;
             }
-            if matches!(ended, Ended::BufferStopped) {
+            if matches!(ended, Close::BufferStopped) {
                 // The process ends; its last words are the buffer's.
                 return;
             }
@@ -160,7 +161,7 @@ impl Link {
     }
 
     /// One connection, from the first packet to the last.
-    async fn connection(&mut self) -> Ended {
+    async fn connection(&mut self) -> Close {
         let mut stream = match self.connect().await {
             Ok(stream) => stream,
             Err(ended) => return ended,
@@ -169,35 +170,35 @@ impl Link {
             return ended;
         }
         let ended = self.converse(&mut stream).await;
-        if let Some(code) = ended.farewell() {
+        if let Some(code) = ended.reason(Peer::Broker) {
             self.part(&mut stream, &ended, code).await;
         }
         ended
     }
 
     /// TCP, and TLS on it where the URL says so.
-    async fn connect(&mut self) -> Result<Stream, Ended> {
+    async fn connect(&mut self) -> Result<Stream, Close> {
         let (host, port) = (self.session.settings().host.clone(), self.session.settings().port);
         let dialled = self.meanwhile(timeout(DIAL_TIMEOUT, TcpStream::connect((host, port)))).await;
         let tcp = match dialled {
-            None => return Err(Ended::Asked),
-            Some(Err(_)) => return Err(Ended::DialTimeout(DIAL_TIMEOUT.as_secs())),
-            Some(Ok(Err(error))) => return Err(Ended::Unreachable(error)),
+            None => return Err(Close::Stopping),
+            Some(Err(_)) => return Err(BrokerFault::DialTimeout(DIAL_TIMEOUT.as_secs()).into()),
+            Some(Ok(Err(error))) => return Err(BrokerFault::Unreachable(error).into()),
             Some(Ok(Ok(stream))) => stream,
         };
         // Answers are small and wanted at once: Nagle would hold them for the peer's delayed ACK, 40 ms.
-        tcp.set_nodelay(true).map_err(Ended::Broke)?;
+        tcp.set_nodelay(true).map_err(Close::Broke)?;
         let Some(tls) = self.session.settings().tls.clone() else { return Ok(Stream::Plain(tcp)) };
-        let (settings, passed_over) = trust::read(&tls)?;
+        let (settings, passed_over) = trust::read(&tls).map_err(BrokerFault::Files)?;
         if passed_over > 0 {
             debug!(broker = self.session.settings().name, passed_over, "CA certificates that cannot be read");
         }
         let handshake = TlsConnector::from(settings).connect(tls.server_name, tcp);
         match self.meanwhile(timeout(TLS_TIMEOUT, handshake)).await {
-            None => Err(Ended::Asked),
-            Some(Err(_)) => Err(Ended::HandshakeTimeout(TLS_TIMEOUT.as_secs())),
+            None => Err(Close::Stopping),
+            Some(Err(_)) => Err(BrokerFault::TlsTimeout(TLS_TIMEOUT.as_secs()).into()),
             Some(Ok(Err(error))) if matches!(error.kind(), UnexpectedEof | ConnectionReset) => {
-                Err(Ended::Distrust(Distrust::closed()))
+                Err(BrokerFault::Distrust(Distrust::closed()).into())
             }
             Some(Ok(Err(error))) => Err(self.broke(error)),
             Some(Ok(Ok(stream))) => Ok(Stream::Tls(Box::new(stream))),
@@ -205,31 +206,34 @@ impl Link {
     }
 
     /// The connection broke, or the TLS on it: a broker may refuse our certificate after the handshake.
-    fn broke(&self, error: io::Error) -> Ended {
-        Distrust::of(&error, &self.session.settings().host).map_or(Ended::Broke(error), Ended::Distrust)
+    fn broke(&self, error: io::Error) -> Close {
+        match Distrust::of(&error, &self.session.settings().host) {
+            Some(distrust) => BrokerFault::Distrust(distrust).into(),
+            None => Close::Broke(error),
+        }
     }
 
-    async fn converse(&mut self, stream: &mut Stream) -> Ended {
+    async fn converse(&mut self, stream: &mut Stream) -> Close {
         let mut waiting: Option<Waiting> = None;
         loop {
             let happened = self.next(stream, &mut waiting).await;
             let now = Instant::now();
             self.pulse.beat();
             let result = match happened {
-                Happened::Stop => Err(Ended::Asked),
+                Happened::Stop => Err(Close::Stopping),
                 Happened::Committed(durable) => self.durable(durable, now),
                 Happened::Room(room) => {
                     waiting = None;
                     self.session.reading(now, true);
                     room.and_then(|room| self.door.store(&mut self.session.batch, room))
-                        .map_err(|Stopped| Ended::BufferStopped)
+                        .map_err(|Stopped| Close::BufferStopped)
                 }
                 Happened::Carried(Carried::Out(Ok(_))) => {
                     self.session.sent(now);
                     Ok(())
                 }
                 Happened::Carried(Carried::Out(Err(error)) | Carried::In(Err(error))) => Err(self.broke(error)),
-                Happened::Carried(Carried::In(Ok(0))) => Err(Ended::Closed),
+                Happened::Carried(Carried::In(Ok(0))) => Err(Close::Closed),
                 Happened::Carried(Carried::In(Ok(bytes))) => self.read(bytes, now),
                 Happened::Tick => Ok(()),
             };
@@ -238,7 +242,7 @@ impl Link {
                 return ended;
             }
             if let Err(Stopped) = self.door.note(self.session.take_notes()) {
-                return Ended::BufferStopped;
+                return Close::BufferStopped;
             }
             if waiting.is_none() && !self.session.batch.is_empty() {
                 match self.door.submit(&mut self.session.batch) {
@@ -247,7 +251,7 @@ impl Link {
                         self.session.reading(now, false);
                         waiting = Some(Box::pin(self.door.room(&self.session.batch)));
                     }
-                    Err(Stopped) => return Ended::BufferStopped,
+                    Err(Stopped) => return Close::BufferStopped,
                 }
             }
             self.look_well(now);
@@ -268,7 +272,7 @@ impl Link {
         }
     }
 
-    fn read(&mut self, bytes: usize, now: Instant) -> Result<(), Ended> {
+    fn read(&mut self, bytes: usize, now: Instant) -> Result<(), Close> {
         self.inbox.filled(bytes);
         let result = self.session.received(now, clock::now(), self.inbox.bytes());
         self.inbox.shrink();
@@ -278,14 +282,14 @@ impl Link {
             // not come again with the offender.
             return match self.door.submit(&mut self.session.batch) {
                 Ok(Submitted::Stored | Submitted::Wait) => result,
-                Err(Stopped) => Err(Ended::BufferStopped),
+                Err(Stopped) => Err(Close::BufferStopped),
             };
         }
         Ok(())
     }
 
     /// Answers everything that the buffer has ready, to leave in one write.
-    fn durable(&mut self, first: Durable<Receipts>, now: Instant) -> Result<(), Ended> {
+    fn durable(&mut self, first: Durable<Receipts>, now: Instant) -> Result<(), Close> {
         let mut packets = 0_u64;
         let mut next = Some(first);
         while let Some(durable) = next {
@@ -298,11 +302,11 @@ impl Link {
     }
 
     /// Stops reading, waits for the commits under way, sends their answers and says goodbye.
-    async fn part(&mut self, stream: &mut Stream, why: &Ended, code: u8) {
-        if matches!(why, Ended::Asked) && planted(Bug::CarelessStop) {
+    async fn part(&mut self, stream: &mut Stream, why: &Close, code: u8) {
+        if matches!(why, Close::Stopping) && planted(Bug::CarelessStop) {
             return;
         }
-        let time = if matches!(why, Ended::Asked) { STOP_TIMEOUT } else { FAULT_TIMEOUT };
+        let time = if matches!(why, Close::Stopping) { STOP_TIMEOUT } else { FAULT_TIMEOUT };
         self.session.close(Instant::now());
         let answered = timeout(time, self.answer_outstanding(stream)).await;
         if answered.is_err() {
@@ -368,8 +372,8 @@ impl Link {
         LinkStatus::add(&self.status.unreleased_lost, counts.unreleased_lost);
     }
 
-    fn failed(&mut self, failure: &Ended, now: Instant) {
-        if let Ended::OtherVersion { .. } = failure {
+    fn failed(&mut self, failure: &Close, now: Instant) {
+        if let Close::Broker(BrokerFault::OtherVersion { .. }) = failure {
             info!(broker = self.session.settings().name, "{failure}");
             return;
         }

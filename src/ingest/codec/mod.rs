@@ -201,6 +201,12 @@ pub(crate) mod reason {
     /// A limit of ours.
     pub(crate) const QUOTA_EXCEEDED: u8 = 0x97;
 
+    /// The peer's own words beside a code, for logs.
+    #[must_use]
+    pub(crate) fn words(words: Option<&str>) -> String {
+        words.map(|words| format!(": {words:?}")).unwrap_or_default()
+    }
+
     /// What a code means, for logs. `0x01` to `0x05` are read as MQTT 3.1.1 CONNACK codes.
     #[must_use]
     pub(crate) fn text(code: u8) -> &'static str {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::end::End;
+use crate::ingest::close::Close;
 use crate::ingest::codec::{Publish, reason};
 use crate::ingest::limits::{MAX_ALIAS_BYTES, MAX_ALIASES};
 
@@ -18,12 +18,12 @@ pub(super) struct Aliases {
 
 impl Aliases {
     /// Remembers the topic of a message that names one beside its number, or gives a message without a topic its own.
-    pub(super) fn resolve(&mut self, publish: &mut Publish) -> Result<(), End> {
+    pub(super) fn resolve(&mut self, publish: &mut Publish) -> Result<(), Close> {
         let Some(alias) = publish.alias else { return Ok(()) };
         let place = usize::from(alias).saturating_sub(1);
         if alias > MAX_ALIASES {
             let detail = format!("{alias}; 1 to {MAX_ALIASES} are understood");
-            return Err(End::broke(
+            return Err(Close::broke(
                 reason::TOPIC_ALIAS_INVALID,
                 "client used a topic alias that was not granted",
                 detail,
@@ -32,7 +32,7 @@ impl Aliases {
         if publish.topic().is_empty() {
             let Some(Some(name)) = self.names.get(place) else {
                 let detail = format!("alias {alias} stands for no topic on this connection");
-                return Err(End::broke(reason::PROTOCOL_ERROR, "client broke the protocol", detail));
+                return Err(Close::broke(reason::PROTOCOL_ERROR, "client broke the protocol", detail));
             };
             publish.rename(Arc::clone(name));
             return Ok(());
@@ -46,7 +46,7 @@ impl Aliases {
         let bytes = self.bytes.saturating_sub(before).saturating_add(publish.topic().len());
         if bytes > MAX_ALIAS_BYTES {
             let detail = format!("the topics behind them have {bytes} bytes; at most {MAX_ALIAS_BYTES} are remembered");
-            return Err(End::broke(reason::QUOTA_EXCEEDED, "client's topic aliases take too much memory", detail));
+            return Err(Close::broke(reason::QUOTA_EXCEEDED, "client's topic aliases take too much memory", detail));
         }
         self.bytes = bytes;
         *slot = Some(publish.topic().into());

@@ -18,7 +18,6 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
-use super::end::{End, Kind};
 use super::gate::Stage;
 use super::handshake::{Admission, Handshake, Progress, refusal};
 use super::link::{Link, told};
@@ -30,6 +29,7 @@ use super::terms::Terms;
 use super::users::{Users, Verdict};
 use crate::clock::{self, Moment};
 use crate::event::Sender;
+use crate::ingest::close::{Close, Kind};
 use crate::ingest::codec::{Will, reason};
 use crate::ingest::door::{Door, Entrance};
 use crate::ingest::limits::{
@@ -80,7 +80,7 @@ pub(super) struct Ended {
     pub(super) connection: ConnectionId,
     pub(super) peer: SocketAddr,
     pub(super) client: Option<Arc<str>>,
-    pub(super) end: End,
+    pub(super) end: Close,
     /// If it had a session.
     pub(super) departure: Option<Departure>,
     /// Memory for its will, if that is to be published at once and may have to wait for room in the buffer.
@@ -88,7 +88,7 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    fn without_session(visitor: &Visitor, client: Option<Arc<str>>, end: End) -> Self {
+    fn without_session(visitor: &Visitor, client: Option<Arc<str>>, end: Close) -> Self {
         let Visitor { connection, peer, .. } = *visitor;
         Self { connection, peer, client, end, departure: None, will_room: None }
     }
@@ -129,7 +129,7 @@ pub(super) async fn serve(
     let mut stop = shared.stop.clone();
     let let_in = tokio::select! {
         biased;
-        () = stop.wait() => return Ended::without_session(&visitor, None, End::stopped()),
+        () = stop.wait() => return Ended::without_session(&visitor, None, Close::Stopping),
         let_in = let_in(&mut stream, &mut visitor, &shared) => let_in,
     };
     let (mut admission, entry) = match let_in {
@@ -163,13 +163,13 @@ pub(super) async fn serve(
     LinkStatus::add(&shared.status.connected, 1);
     let mut link = Link::new(&mut session, &mut door, &mut replies, displaced, peer, Arc::clone(&client), &shared);
     if link.serve(&mut stream).await.is_err() {
-        session.finish(End::stopped());
+        session.finish(Close::Stopping);
     }
     shared.status.connected.fetch_sub(1, Ordering::Relaxed);
     let Last { end, memory, expiry_s, will, changes, output } = session.into_last();
-    match end.kind {
+    match end.kind() {
         // Nobody listens any more, or (taken over) the next connection shall not wait for this one.
-        Kind::Bye | Kind::Gone => drop(stream),
+        Kind::Goodbye | Kind::Gone => drop(stream),
         Kind::Refused | Kind::Broke | Kind::Stopped => farewell(stream, output.freeze()).await,
     }
     if door.announce(changes).is_err() {
@@ -203,18 +203,18 @@ pub(super) fn will_permits(will: &Will) -> u32 {
 struct Turned {
     client: Option<Arc<str>>,
     answer: Bytes,
-    end: End,
+    end: Close,
 }
 
 impl Turned {
     fn away(admission: &Admission, code: u8, cause: &'static str) -> Self {
-        let end = End::refused(Some(code), cause, "");
+        let end = Close::refused(Some(code), cause, "");
         Self { client: Some(Arc::clone(&admission.client)), answer: refusal(admission.version, &end), end }
     }
 
     /// Sockets are scarce. It gets no answer: nobody waits for it.
     fn displaced() -> Self {
-        Self { client: None, answer: Bytes::new(), end: End::displaced_stranger() }
+        Self { client: None, answer: Bytes::new(), end: Close::displaced_stranger() }
     }
 }
 
@@ -253,7 +253,7 @@ async fn let_in(
             Err(Turned::away(&admission, reason::QUOTA_EXCEEDED, "max_connections_per_address reached"))
         }
         Err(_) => {
-            let end = End::taken_over();
+            let end = Close::taken_over();
             Err(Turned { client: Some(admission.client), answer: refusal(admission.version, &end), end })
         }
     }
@@ -281,13 +281,16 @@ async fn greet(stream: &mut TcpStream, shared: &Shared) -> Result<Box<Admission>
         let took = read(&mut reader, READ_BYTES, |bytes| progress = handshake.received(bytes, &shared.terms));
         tokio::select! {
             took = took => match took {
-                Ok(0) if handshake.is_silent() => return Err(turned(Bytes::new(), End::bye())),
-                Ok(0) => return Err(turned(Bytes::new(), End::lost("before CONNECT"))),
+                Ok(0) if handshake.is_silent() => return Err(turned(Bytes::new(), Close::nothing_said())),
+                Ok(0) => return Err(turned(Bytes::new(), Close::gone_before_connect("before CONNECT"))),
                 Ok(_) => {}
-                Err(error) => return Err(turned(Bytes::new(), End::lost(format!("before CONNECT: {error}")))),
+                Err(error) => {
+                    let end = Close::gone_before_connect(format!("before CONNECT: {error}"));
+                    return Err(turned(Bytes::new(), end));
+                }
             },
             () = &mut too_late => {
-                let end = End::refused(None, "client sent no CONNECT in time", format!("{CONNECT_TIMEOUT:?}"));
+                let end = Close::refused(None, "client sent no CONNECT in time", format!("{CONNECT_TIMEOUT:?}"));
                 return Err(turned(Bytes::new(), end));
             }
         }

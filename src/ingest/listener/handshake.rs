@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::end::End;
 use super::terms::Terms;
 use crate::config::MqttVersion;
+use crate::ingest::close::{Close, Peer};
 use crate::ingest::codec::encode::{self, Grants};
 use crate::ingest::codec::{self, Connect, DecodeError, Will, reason};
 use crate::ingest::limits::{MAX_CLIENT_ID_BYTES, MAX_CONNECT_BYTES};
@@ -30,7 +30,7 @@ pub(super) enum Progress {
     /// A CONNECT to be accepted, if name and password are right and there is room.
     Admit(Box<Admission>),
     /// The answer, if there is one, and the end.
-    Refuse(Bytes, End),
+    Refuse(Bytes, Close),
 }
 
 /// What a client asked for, cut down to what it gets.
@@ -87,7 +87,7 @@ impl Handshake {
             }
             Err(DecodeError::UnsupportedVersion(level)) => {
                 let version = if level > 5 { MqttVersion::V5 } else { MqttVersion::V311 };
-                let end = End::refused(
+                let end = Close::refused(
                     Some(reason::UNSUPPORTED_PROTOCOL_VERSION),
                     "client speaks an unsupported MQTT version",
                     format!("protocol level {level}; 3 (MQTT 3.1), 4 (3.1.1) and 5 are spoken"),
@@ -96,7 +96,7 @@ impl Handshake {
             }
             Err(error) => {
                 let told = (version == Some(MqttVersion::V5)).then(|| error.reason());
-                let end = End::refused(told, "client did not begin with an acceptable CONNECT", error.to_string());
+                let end = Close::refused(told, "client did not begin with an acceptable CONNECT", error.to_string());
                 Progress::Refuse(refusal(MqttVersion::V5, &end), end)
             }
         }
@@ -104,15 +104,15 @@ impl Handshake {
 }
 
 /// The CONNACK for an end that came before the session, if it has a code.
-pub(super) fn refusal(version: MqttVersion, end: &End) -> Bytes {
+pub(super) fn refusal(version: MqttVersion, end: &Close) -> Bytes {
     let mut out = BytesMut::new();
     write_refusal(&mut out, version, end);
     out.freeze()
 }
 
 /// The same, appended.
-pub(super) fn write_refusal(out: &mut BytesMut, version: MqttVersion, end: &End) {
-    match end.reason {
+pub(super) fn write_refusal(out: &mut BytesMut, version: MqttVersion, end: &Close) {
+    match end.reason(Peer::Client) {
         None => {}
         // Reasons of DISCONNECT that CONNACK does not have.
         Some(reason::SESSION_TAKEN_OVER | reason::SERVER_SHUTTING_DOWN | reason::KEEP_ALIVE_TIMEOUT) => {
@@ -122,8 +122,8 @@ pub(super) fn write_refusal(out: &mut BytesMut, version: MqttVersion, end: &End)
     }
 }
 
-fn admit(mut connect: Connect, terms: &Terms) -> Result<Admission, End> {
-    let refuse = |code, cause, detail: String| Err(End::refused(Some(code), cause, detail));
+fn admit(mut connect: Connect, terms: &Terms) -> Result<Admission, Close> {
+    let refuse = |code, cause, detail: String| Err(Close::refused(Some(code), cause, detail));
     if connect.wants_authentication_method {
         let detail = "enhanced authentication is not spoken".to_owned();
         return refuse(reason::BAD_AUTHENTICATION_METHOD, "client wants an authentication method", detail);
@@ -197,7 +197,7 @@ fn check_client_id(connect: &Connect) -> Result<(), String> {
 }
 
 /// What people send to an MQTT port by mistake.
-fn another_protocol(input: &[u8]) -> Option<End> {
+fn another_protocol(input: &[u8]) -> Option<Close> {
     let (cause, detail) = match input {
         // A TLS record: handshake, and the version's first number.
         [0x16, 3, ..] => (
@@ -210,7 +210,7 @@ fn another_protocol(input: &[u8]) -> Option<End> {
         ),
         _ => return None,
     };
-    Some(End::refused(None, cause, detail))
+    Some(Close::refused(None, cause, detail))
 }
 
 /// The version of a CONNECT that may be damaged further on, so that its client can be told. No more than a glance.

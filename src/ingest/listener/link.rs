@@ -21,13 +21,13 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, oneshot};
 use tokio::time::{Sleep, sleep};
 
 use super::connection::{Shared, Word, now};
-use super::end::End;
 use super::registry::Displaced;
 use super::remarks::Remark;
 use super::session::Session;
 use super::socket::{has_closed, read, try_read};
 use crate::buffer::{Durable, Room, Stopped};
 use crate::ingest::batch::Batch;
+use crate::ingest::close::Close;
 use crate::ingest::door::{Door, Replies, Submitted};
 use crate::ingest::limits::{
     AMPLE_ROOM_BYTES, PACKET_PAUSE, READ_BYTES, SCARCE_READ_BYTES, SLOWEST_BYTES_PER_S, SMALL_PACKET_BYTES,
@@ -128,7 +128,7 @@ impl<'a> Link<'a> {
             }
             if self.stopping && self.room.is_none() && self.door.outstanding() == 0 {
                 // All that was read is on disk and acknowledged.
-                self.session.finish(End::stopped());
+                self.session.finish(Close::Stopping);
                 continue;
             }
             self.hold();
@@ -186,21 +186,21 @@ impl<'a> Link<'a> {
                 // The semaphore is never closed.
                 self.assembly = permit.map_or(Assembly::NotNeeded, |permit| self.assemble(permit));
             }
-            Woken::Read(Ok(0)) => self.session.finish(End::lost("closed without DISCONNECT")),
+            Woken::Read(Ok(0)) => self.session.finish(Close::Closed),
             Woken::Read(Ok(_)) | Woken::Writable(Ok(())) => {}
             Woken::Read(Err(error)) | Woken::Writable(Err(error)) => {
-                self.session.finish(End::lost(error.to_string()));
+                self.session.finish(Close::Broke(error));
             }
-            Woken::Displaced(Displaced::ByItself) => self.session.finish(End::taken_over()),
-            Woken::Displaced(Displaced::ByAnother) => self.session.finish(End::gave_way()),
+            Woken::Displaced(Displaced::ByItself) => self.session.finish(Close::taken_over()),
+            Woken::Displaced(Displaced::ByAnother) => self.session.finish(Close::gave_way()),
             Woken::Stop => {
                 self.stopping = true;
                 if planted(Bug::CarelessStop) {
-                    self.session.finish(End::stopped());
+                    self.session.finish(Close::Stopping);
                 }
                 timer.set(sleep(STOP_TIMEOUT));
             }
-            Woken::Timer if self.stopping => self.session.finish(End::stopped()),
+            Woken::Timer if self.stopping => self.session.finish(Close::Stopping),
             Woken::Timer => {
                 let now = Instant::now();
                 self.session.timed_out(now);
@@ -209,7 +209,7 @@ impl<'a> Link<'a> {
                     && by <= now
                 {
                     let (arrived, announced) = (self.session.unfinished_bytes(), self.session.announced_bytes());
-                    self.session.finish(End::too_slow(arrived, announced));
+                    self.session.finish(Close::too_slow(arrived, announced));
                 }
             }
         }
@@ -238,7 +238,7 @@ impl<'a> Link<'a> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     self.session.output.clear();
-                    self.session.finish(End::lost(error.to_string()));
+                    self.session.finish(Close::Broke(error));
                     return;
                 }
             }
@@ -319,9 +319,9 @@ impl<'a> Link<'a> {
             // Of QoS 0 alone: stored if there is room (only memory for a large packet is missing), else counted.
             let _stored: Submitted = self.door.submit(&mut unasked)?;
             match took {
-                Ok(0) => self.session.finish(End::lost("closed without DISCONNECT while it was not read")),
+                Ok(0) => self.session.finish(Close::Closed),
                 Ok(_) => {}
-                Err(error) => self.session.finish(End::lost(error.to_string())),
+                Err(error) => self.session.finish(Close::Broke(error)),
             }
         }
         Ok(())

@@ -46,7 +46,6 @@
 mod aliases;
 mod complaints;
 mod connection;
-mod end;
 mod gate;
 mod handshake;
 mod link;
@@ -74,7 +73,6 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::complaints::{About, Complaints, Tone};
 use self::connection::{Ended, Shared, Word, now, serve, will_permits};
-use self::end::Kind;
 use self::gate::{Gate, Stage};
 use self::registry::{ConnectionId, Registry, session_key};
 use self::session::event;
@@ -83,6 +81,7 @@ pub(crate) use self::users::{UsersError, check_users_file};
 use crate::buffer::{Arrivals, SessionChange, Stopped, StoredSession};
 use crate::config::Listener;
 use crate::ingest::batch::Batch;
+use crate::ingest::close::Kind;
 use crate::ingest::codec::Will;
 use crate::ingest::door::{Door, Entrance, Submitted};
 use crate::ingest::limits::{
@@ -311,10 +310,10 @@ impl Listening {
         };
         self.gate.passed(connection);
         let client = client.as_deref().unwrap_or_default();
-        let about = About { peer, client, detail: &end.detail };
+        let about = About { peer, client, detail: &end.detail() };
         let status = &self.shared.status;
-        let counter = match end.kind {
-            Kind::Bye | Kind::Stopped => None,
+        let counter = match end.kind() {
+            Kind::Goodbye | Kind::Stopped => None,
             Kind::Gone => Some((&status.failures, Tone::Everyday)),
             Kind::Broke => Some((&status.failures, Tone::Odd)),
             Kind::Refused => Some((&status.refusals, Tone::Odd)),
@@ -322,11 +321,11 @@ impl Listening {
         if let Some((counter, tone)) = counter {
             LinkStatus::add(counter, 1);
             if tone == Tone::Odd {
-                status.failed(format!("{peer} {client:?}: {} {}", end.cause, end.detail).trim_end());
+                status.failed(format!("{peer} {client:?}: {} {}", end.cause(), end.detail()).trim_end());
             }
-            self.complaints.add(Instant::now(), tone, end.cause, &about);
+            self.complaints.add(Instant::now(), tone, end.cause(), &about);
         } else {
-            tracing::debug!(listener = %self.shared.name, %peer, client, "{}", end.cause);
+            tracing::debug!(listener = %self.shared.name, %peer, client, "{}", end.cause());
         }
         let Some(departure) = departure else { return };
         let (forgotten, wills) = self.registry.depart(departure, now());

@@ -27,7 +27,6 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BytesMut};
 
 use super::aliases::Aliases;
-use super::end::End;
 use super::handshake::{Admission, write_refusal};
 use super::memory::Memory;
 use super::registry::{Lent, Now};
@@ -38,6 +37,7 @@ use crate::config::MqttVersion;
 use crate::event::{Event, MAX_USER_PROPERTIES, Qos};
 use crate::ingest::acker::{Acker, Acknowledged};
 use crate::ingest::batch::Batch;
+use crate::ingest::close::{Close, Peer};
 use crate::ingest::codec::encode::{self, Grants};
 use crate::ingest::codec::{self, DecodeError, Disconnect, Packet, Publish, Subscribe, SubscribeFilter, Will, reason};
 use crate::ingest::limits::{
@@ -51,7 +51,7 @@ use crate::ingest::topics::Topics;
 enum State {
     Settling,
     Open,
-    Over(End),
+    Over(Close),
 }
 
 /// The session on its connection.
@@ -98,7 +98,7 @@ pub(super) struct Session {
 /// What is left of a session when its connection is over.
 #[derive(Debug)]
 pub(super) struct Last {
-    pub(super) end: End,
+    pub(super) end: Close,
     pub(super) memory: Memory,
     /// 0: the session has ended too.
     pub(super) expiry_s: u32,
@@ -178,7 +178,7 @@ impl Session {
                 Ok(Some(Packet::Disconnect(disconnect))) => self.disconnect(&disconnect),
                 Ok(Some(_)) => {}
                 Ok(None) => break,
-                Err(error) => self.finish(error.into()),
+                Err(error) => self.finish(Close::Undecodable { error, version: self.version }),
             }
         }
         unasked
@@ -196,11 +196,11 @@ impl Session {
     }
 
     /// The connection ends for a reason outside of it. The first end counts.
-    pub(super) fn finish(&mut self, end: End) {
+    pub(super) fn finish(&mut self, end: Close) {
         if matches!(self.state, State::Over(_)) {
             return;
         }
-        match (&self.state, self.version, end.reason) {
+        match (&self.state, self.version, end.reason(Peer::Client)) {
             (State::Settling, version, _) => write_refusal(&mut self.output, version, &end),
             (_, MqttVersion::V5, Some(code)) => encode::disconnect(&mut self.output, MqttVersion::V5, code),
             // A server of 3.1.1 has no word for it and just closes.
@@ -213,7 +213,7 @@ impl Session {
     pub(super) fn timed_out(&mut self, now: Instant) {
         if self.deadline().is_some_and(|deadline| deadline <= now) {
             let settling = matches!(self.state, State::Settling);
-            self.finish(if settling { End::no_room() } else { End::silent() });
+            self.finish(if settling { Close::no_room() } else { Close::Silent });
         }
     }
 
@@ -276,7 +276,7 @@ impl Session {
         self.batch.abandon(&mut self.memory.unreleased);
         let end = match self.state {
             State::Over(end) => end,
-            State::Settling | State::Open => End::lost(""),
+            State::Settling | State::Open => Close::Closed,
         };
         let expiry_s = self.expiry_s;
         let will = self.will.take().filter(|_| end.wants_will());
@@ -350,7 +350,7 @@ impl Session {
         self.heard = now.instant;
         let grants = std::mem::take(&mut self.grants);
         if let Err(error) = encode::accept(&mut self.output, self.version, self.present, grants) {
-            return self.finish(End::broke(reason::UNSPECIFIED_ERROR, "CONNACK cannot be written", error.to_string()));
+            return self.finish(error.into());
         }
         self.decode(now);
     }
@@ -364,7 +364,7 @@ impl Session {
                     self.packet(packet, now);
                 }
                 Ok(None) => break,
-                Err(error) => self.finish(error.into()),
+                Err(error) => self.finish(Close::Undecodable { error, version: self.version }),
             }
         }
         if self.input.is_empty() || self.is_over() {
@@ -430,8 +430,7 @@ impl Session {
             | Packet::SubAck { .. }
             | Packet::UnsubAck { .. }
             | Packet::PingResp => {
-                let detail = format!("{} out of place", packet.name());
-                self.finish(End::broke(reason::PROTOCOL_ERROR, "client broke the protocol", detail));
+                self.finish(Close::Unexpected { packet: packet.name(), state: "connected" });
             }
         }
     }
@@ -473,7 +472,7 @@ impl Session {
         if publish.properties_cut > 0 {
             // Not stored without them: what a client sends arrives as it is or not at all.
             let detail = format!("{} more than {MAX_USER_PROPERTIES}", publish.properties_cut);
-            self.finish(End::broke(reason::QUOTA_EXCEEDED, "client sent too many user properties", detail));
+            self.finish(Close::broke(reason::QUOTA_EXCEEDED, "client sent too many user properties", detail));
             return None;
         }
         match self.aliases.resolve(&mut publish) {
@@ -489,14 +488,11 @@ impl Session {
         if let Some(asked_s) = disconnect.session_expiry_s {
             if self.expiry_s == 0 && asked_s > 0 {
                 let detail = "a session expiry in DISCONNECT, but none in CONNECT";
-                return self.finish(End::broke(reason::PROTOCOL_ERROR, "client broke the protocol", detail));
+                return self.finish(Close::broke(reason::PROTOCOL_ERROR, "client broke the protocol", detail));
             }
             self.expiry_s = asked_s.min(self.terms.max_session_expiry_s);
         }
-        self.finish(match disconnect.reason {
-            reason::SUCCESS => End::bye(),
-            code => End::bye_with_will(code),
-        });
+        self.finish(Close::Disconnected { code: disconnect.reason, words: disconnect.reason_string.clone() });
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::super::ended::Ended;
+use super::super::fault::BrokerFault;
 use super::super::session::State;
 use super::{Bench, MAX_PACKET, V5, V311, connack, puback, publish, pubrec};
+use crate::ingest::close::{Close, Peer};
 use crate::ingest::codec::{self, Packet, reason};
 
 #[test]
@@ -75,7 +76,7 @@ fn a_suback_that_never_came_is_asked_for_on_the_next_connection() {
     bench.connect();
     bench.feed(&connack(V5, false, 0)).unwrap();
     bench.commit();
-    assert!(matches!(bench.pass(Duration::from_secs(31)), Err(Ended::NoSubAck(30))));
+    assert!(matches!(bench.pass(Duration::from_secs(31)), Err(Close::Broker(BrokerFault::NoSubAck(30)))));
     bench.sent();
     bench.reconnect(true);
     assert_eq!(bench.grant(&[2, 1]).len(), 2);
@@ -106,7 +107,7 @@ fn a_broker_without_5_gets_3_1_1() {
         let mut bench = Bench::new(V5);
         bench.connect();
         let ended = bench.feed(refusal).unwrap_err();
-        assert!(matches!(ended, Ended::OtherVersion { refused: V5, next: V311 }), "{ended}");
+        assert!(matches!(ended, Close::Broker(BrokerFault::OtherVersion { refused: V5, next: V311 })), "{ended}");
         bench.session.lost(bench.now, &ended);
         bench.session.connected(bench.now).unwrap();
         let Some(Packet::Connect(connect)) = bench.sent().pop() else { panic!("no CONNECT") };
@@ -126,7 +127,7 @@ fn a_refusal_says_why_and_what_to_do() {
         let ended = bench.feed(&connack(version, false, code)).unwrap_err();
         assert!(ended.to_string().contains("bad user name or password"), "{ended}");
         assert!(ended.remedy().unwrap().contains("password_file"));
-        assert_eq!(ended.farewell(), None);
+        assert_eq!(ended.reason(Peer::Broker), None);
     }
 }
 
@@ -135,7 +136,7 @@ fn a_broker_that_never_answers_connect_is_given_up() {
     let mut bench = Bench::new(V5);
     bench.connect();
     bench.pass(Duration::from_secs(9)).unwrap();
-    assert!(matches!(bench.pass(Duration::from_secs(2)), Err(Ended::NoConnAck(10))));
+    assert!(matches!(bench.pass(Duration::from_secs(2)), Err(Close::Broker(BrokerFault::NoConnAck(10)))));
 }
 
 #[test]
@@ -148,7 +149,7 @@ fn silence_is_answered_by_a_ping_and_then_by_the_end() {
     bench.feed(&[0xd0, 0]).unwrap();
     bench.pass(Duration::from_secs(89)).unwrap();
     assert!(bench.sent().contains(&Packet::PingReq));
-    assert!(matches!(bench.pass(Duration::from_secs(2)), Err(Ended::Silent)));
+    assert!(matches!(bench.pass(Duration::from_secs(2)), Err(Close::Silent)));
 }
 
 #[test]
@@ -160,7 +161,7 @@ fn time_without_reading_is_not_the_brokers_silence() {
     assert!(pings.len() >= 13 && pings.iter().all(|packet| *packet == Packet::PingReq), "{pings:?}");
     bench.session.reading(bench.now, true);
     bench.pass(Duration::from_secs(89)).unwrap();
-    assert!(matches!(bench.pass(Duration::from_secs(2)), Err(Ended::Silent)));
+    assert!(matches!(bench.pass(Duration::from_secs(2)), Err(Close::Silent)));
 }
 
 #[test]

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
-use super::ended::Ended;
 use super::session::{Session, State};
 use crate::buffer::{IdChange, StoredSession};
 use crate::clock::Moment;
 use crate::config::{Broker, MqttVersion, Subscription};
 use crate::event::{Event, Qos};
+use crate::ingest::close::Close;
 use crate::ingest::codec::{self, Packet};
 use crate::ingest::receipt::Receipts;
 use crate::ingest::topics::Topics;
@@ -71,10 +71,10 @@ impl Bench {
 
     fn lose(&mut self) {
         self.inbox.clear();
-        self.session.lost(self.now, &Ended::Closed);
+        self.session.lost(self.now, &Close::Closed);
     }
 
-    fn feed(&mut self, bytes: &[u8]) -> Result<(), Ended> {
+    fn feed(&mut self, bytes: &[u8]) -> Result<(), Close> {
         self.inbox.extend_from_slice(bytes);
         self.session.received(self.now, Moment::default(), &mut self.inbox)
     }
@@ -134,7 +134,7 @@ impl Bench {
         self.events.iter().map(|event| String::from_utf8_lossy(&event.payload).into_owned()).collect()
     }
 
-    fn pass(&mut self, time: Duration) -> Result<(), Ended> {
+    fn pass(&mut self, time: Duration) -> Result<(), Close> {
         let end = self.now + time;
         while self.now < end {
             self.now += Duration::from_millis(500);

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::super::ended::Ended;
 use super::super::session::Session;
 use super::{Bench, V5, V311, connack, puback, pubcomp, publish, pubrec, pubrel, settings};
 use crate::buffer::{PacketIds, StoredSession};
 use crate::config::Broker;
 use crate::event::MAX_USER_PROPERTIES;
+use crate::ingest::close::{Close, Peer};
 use crate::ingest::codec::{DecodeError, reason};
 use crate::ingest::topics::Topics;
 
@@ -118,8 +118,8 @@ fn what_came_before_a_packet_we_cannot_take_is_kept() {
         let mut bench = Bench::online(version);
         let oversized = [0x32, 0x80, 0x80, 0x01];
         let ended = bench.feed(&[&publish(version, 1, false, 1, "good")[..], &oversized].concat()).unwrap_err();
-        assert!(matches!(ended, Ended::Undecodable { error: DecodeError::TooLarge { .. }, .. }), "{ended}");
-        assert_eq!(ended.farewell(), Some(reason::PACKET_TOO_LARGE));
+        assert!(matches!(ended, Close::Undecodable { error: DecodeError::TooLarge { .. }, .. }), "{ended}");
+        assert_eq!(ended.reason(Peer::Broker), Some(reason::PACKET_TOO_LARGE));
         assert!(ended.remedy().unwrap().contains("max_packet_bytes"));
         bench.session.close(bench.now);
         assert_eq!(bench.commit(), [puback(1)]);
@@ -179,22 +179,22 @@ fn unexpected_packets_end_the_connection_in_every_state() {
     for bytes in wrong {
         let mut bench = Bench::new(V311);
         bench.connect();
-        assert!(matches!(bench.feed(bytes), Err(Ended::Unexpected { .. })), "{bytes:02x?} before CONNACK");
+        assert!(matches!(bench.feed(bytes), Err(Close::Unexpected { .. })), "{bytes:02x?} before CONNACK");
         let mut bench = Bench::online(V311);
         let ended = bench.feed(bytes).unwrap_err();
-        assert_eq!(ended.farewell(), Some(reason::PROTOCOL_ERROR), "{bytes:02x?}: {ended}");
+        assert_eq!(ended.reason(Peer::Broker), Some(reason::PROTOCOL_ERROR), "{bytes:02x?}: {ended}");
     }
     for early in [publish(V5, 0, false, 0, "x"), pubrel(1), vec![0xd0, 0], vec![0xe0, 0]] {
         let mut bench = Bench::new(V5);
         bench.connect();
-        assert!(matches!(bench.feed(&early), Err(Ended::Unexpected { .. })), "{early:02x?} before CONNACK");
+        assert!(matches!(bench.feed(&early), Err(Close::Unexpected { .. })), "{early:02x?} before CONNACK");
     }
     let mut bench = Bench::online(V5);
-    assert!(matches!(bench.feed(&connack(V5, true, 0)), Err(Ended::Unexpected { .. })), "a second CONNACK");
+    assert!(matches!(bench.feed(&connack(V5, true, 0)), Err(Close::Unexpected { .. })), "a second CONNACK");
     let mut bench = Bench::online(V5);
-    assert!(matches!(bench.feed(&[0xe0, 1, 0x8e]), Err(Ended::Told { code: reason::SESSION_TAKEN_OVER, .. })));
+    assert!(matches!(bench.feed(&[0xe0, 1, 0x8e]), Err(Close::Disconnected { code: reason::SESSION_TAKEN_OVER, .. })));
     let mut bench = Bench::online(V311);
-    assert!(matches!(bench.feed(&[0xe0, 0]), Err(Ended::Unexpected { .. })), "a server of 3.1.1 cannot disconnect");
+    assert!(matches!(bench.feed(&[0xe0, 0]), Err(Close::Unexpected { .. })), "a server of 3.1.1 cannot disconnect");
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn a_message_that_cannot_be_read_is_put_aside_when_it_comes_for_the_third_time()
     for (qos, answer) in [(1, vec![puback(9), puback(10)]), (2, vec![pubrec(9), puback(10)])] {
         let mut bench = Bench::online(V5);
         for id in [7, 8] {
-            assert!(matches!(bench.feed(&unreadable(qos, id)), Err(Ended::Undecodable { .. })));
+            assert!(matches!(bench.feed(&unreadable(qos, id)), Err(Close::Undecodable { .. })));
             bench.reconnect(true);
         }
         bench.feed(&[unreadable(qos, 9), publish(V5, 1, false, 10, "behind")].concat()).unwrap();

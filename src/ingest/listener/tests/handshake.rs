@@ -2,16 +2,16 @@
 
 use bytes::Bytes;
 
-use super::super::end::{End, Kind};
 use super::super::handshake::{Handshake, Progress};
 use super::super::terms::Terms;
 use super::client::{Connect, V5, V311, connect, packet, packets, pingreq, publish};
 use super::{admitted, terms};
 use crate::config::MqttVersion;
+use crate::ingest::close::{Close, Kind};
 use crate::ingest::codec::Packet;
 use crate::ingest::limits::{MAX_CLIENT_ID_BYTES, MAX_CONNECT_BYTES};
 
-fn refused(bytes: &[u8], terms: &Terms) -> (Bytes, End) {
+fn refused(bytes: &[u8], terms: &Terms) -> (Bytes, Close) {
     match Handshake::new().received(bytes, terms) {
         Progress::Refuse(answer, end) => (answer, end),
         other => panic!("{other:?}"),
@@ -21,7 +21,7 @@ fn refused(bytes: &[u8], terms: &Terms) -> (Bytes, End) {
 /// The code of the CONNACK that a CONNECT gets.
 fn code(version: MqttVersion, connect: &Connect, terms: &Terms) -> u8 {
     let (answer, end) = refused(&connect.bytes(), terms);
-    assert_eq!(end.kind, Kind::Refused);
+    assert_eq!(end.kind(), Kind::Refused);
     match &packets(version, &answer)[..] {
         [Packet::ConnAck(ack)] => ack.reason,
         other => panic!("{other:?}"),
@@ -70,7 +70,7 @@ fn mqtt_3_1_and_a_bridge_are_spoken_to_as_3_1_1() {
 fn tls_and_http_are_called_by_their_names() {
     for (bytes, word) in [(&b"GET /mqtt HTTP/1.1\r\n"[..], "WebSocket"), (&[0x16, 3, 1, 2, 0, 1], "TLS")] {
         let (answer, end) = refused(bytes, &terms());
-        assert!(answer.is_empty() && end.cause.contains(word), "{end:?}");
+        assert!(answer.is_empty() && end.cause().contains(word), "{end:?}");
     }
 }
 
@@ -79,7 +79,7 @@ fn what_is_no_connect_gets_no_answer() {
     for bytes in [b"GET / HTTP/1.1\r\n".to_vec(), publish(V311, 0, false, 0, "x"), pingreq(), vec![0x16, 3, 1, 2, 0]] {
         let (answer, end) = refused(&bytes, &terms());
         assert!(answer.is_empty(), "{bytes:?}");
-        assert_eq!(end.kind, Kind::Refused);
+        assert_eq!(end.kind(), Kind::Refused);
     }
 }
 

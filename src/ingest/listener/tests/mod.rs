@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::client::{Connect, packets};
-use super::end::End;
 use super::handshake::{Admission, Handshake, Progress};
 use super::memory::Memory;
 use super::registry::{Lent, Now};
@@ -21,6 +20,7 @@ use crate::buffer::IdChange;
 use crate::clock::Clock;
 use crate::config::MqttVersion;
 use crate::event::Event;
+use crate::ingest::close::Close;
 use crate::ingest::codec::{Packet, Will};
 use crate::ingest::receipt::Receipts;
 use crate::ingest::topics::Topics;
@@ -107,7 +107,7 @@ impl Bench {
     }
 
     /// Ends it from outside.
-    fn finish(&mut self, end: End) -> Last {
+    fn finish(&mut self, end: Close) -> Last {
         self.session.finish(end);
         self.last()
     }

@@ -5,7 +5,6 @@ use std::time::Duration;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::super::end::{End, Kind};
 use super::super::handshake::{Handshake, Progress};
 use super::super::remarks::Remark;
 use super::client::{
@@ -14,6 +13,7 @@ use super::client::{
 };
 use super::{Bench, MAX_PACKET, RECEIVE_MAXIMUM, kept, nothing, terms};
 use crate::event::Qos;
+use crate::ingest::close::{Close, Kind};
 use crate::ingest::codec::{Ack, Packet};
 use crate::ingest::limits::{BEGINNING_BYTES, KEPT_OF_OVERSIZED_BYTES, MAX_UNSENT_BYTES};
 
@@ -168,7 +168,7 @@ fn ids_of_a_batch_that_was_never_handed_over_are_not_remembered() {
     bench.feed(&publish(V5, 2, false, 1, "stored"));
     bench.commit();
     bench.feed(&publish(V5, 2, false, 2, "no room"));
-    bench.session.finish(End::lost(""));
+    bench.session.finish(Close::Closed);
     let unused = Bench::enter(&connect(V5, "x"), nothing()).session;
     let last = std::mem::replace(&mut bench.session, unused).into_last();
     assert!(last.memory.unreleased.contains(1) && !last.memory.unreleased.contains(2));
@@ -194,7 +194,7 @@ fn a_session_that_found_no_room_leaves_the_disk_as_it_is_and_remembers_what_must
             lent.memory = lent.memory.emptied();
         }
         let mut bench = Bench::enter(&asked, lent);
-        bench.session.finish(End::lost(""));
+        bench.session.finish(Close::Closed);
         // The batch is not taken: it still waits for room.
         let unused = Bench::enter(&connect(V5, "x"), nothing()).session;
         let last = std::mem::replace(&mut bench.session, unused).into_last();
@@ -214,7 +214,7 @@ fn a_client_that_waits_too_long_for_its_connack_is_told_to_come_again() {
         bench.wait(1);
         assert!(matches!(&bench.said()[..], [Packet::ConnAck(ack)] if ack.reason == code));
         let last = bench.ended();
-        assert_eq!(last.end.kind, Kind::Refused);
+        assert_eq!(last.end.kind(), Kind::Refused);
         assert_eq!(bench.payloads(), [""; 0], "who was not let in has no will");
     }
 }
@@ -223,9 +223,12 @@ fn a_client_that_waits_too_long_for_its_connack_is_told_to_come_again() {
 fn a_client_that_has_gone_unread_is_judged_by_what_it_had_sent() {
     let readings =
         || [publish(V5, 0, false, 0, "zero"), publish(V5, 1, false, 1, "one"), publish(V5, 2, false, 2, "two")];
-    for (settled, goodbye, kind) in
-        [(true, true, Kind::Bye), (true, false, Kind::Gone), (false, true, Kind::Bye), (false, false, Kind::Gone)]
-    {
+    for (settled, goodbye, kind) in [
+        (true, true, Kind::Goodbye),
+        (true, false, Kind::Gone),
+        (false, true, Kind::Goodbye),
+        (false, false, Kind::Gone),
+    ] {
         let asked = connect(V5, "press").kept().with_will(0);
         let mut bench = if settled { Bench::open(&asked) } else { Bench::enter(&asked, nothing()) };
         bench.session.hold(true, bench.now.instant);
@@ -241,9 +244,9 @@ fn a_client_that_has_gone_unread_is_judged_by_what_it_had_sent() {
             assert!(batch.receipts.is_empty() && batch.changes.is_empty(), "nothing can be answered any more");
             unasked.extend(batch.events);
         }
-        bench.session.finish(End::lost(""));
+        bench.session.finish(Close::Closed);
         let last = bench.ended();
-        assert_eq!(last.end.kind, kind);
+        assert_eq!(last.end.kind(), kind);
         assert_eq!(unasked.iter().map(|event| &event.payload[..]).collect::<Vec<_>>(), [b"zero"]);
         assert_eq!(bench.payloads().len(), usize::from(!goodbye), "the will");
         assert!(last.memory.is_idle(), "ids of messages that were not stored");
@@ -321,7 +324,7 @@ fn whoever_breaks_the_rules_is_told_why_and_what_came_before_is_kept() {
         let mut bench = Bench::open(&connect(V5, "press").with_will(0));
         bench.feed(&[publish(V5, 0, false, 0, "before"), bytes, publish(V5, 0, false, 0, "after")].concat());
         assert_eq!(farewell(&mut bench), Some(reason), "{what}");
-        assert_eq!(bench.ended().end.kind, Kind::Broke, "{what}");
+        assert_eq!(bench.ended().end.kind(), Kind::Broke, "{what}");
         assert_eq!(bench.payloads(), ["before", "offline"], "{what}");
     }
 }
@@ -332,7 +335,7 @@ fn a_client_of_3_1_1_that_breaks_the_rules_is_just_closed() {
         let mut bench = Bench::open(&connect(V311, "press"));
         bench.feed(&bytes);
         assert!(bench.session.output.is_empty());
-        assert_eq!(bench.ended().end.kind, Kind::Broke);
+        assert_eq!(bench.ended().end.kind(), Kind::Broke);
     }
 }
 
@@ -503,9 +506,9 @@ fn a_goodbye_voids_the_will_and_every_other_end_of_the_client_publishes_it() {
         let dying = connect(version, "press").with_will(0);
         let mut bench = Bench::open(&dying);
         bench.feed(&disconnect(0, None));
-        assert_eq!(bench.ended().end.kind, Kind::Bye);
+        assert_eq!(bench.ended().end.kind(), Kind::Goodbye);
         assert_eq!(bench.payloads(), [""; 0]);
-        for end in [End::lost("reset"), End::taken_over()] {
+        for end in [Close::Closed, Close::taken_over()] {
             let mut bench = Bench::open(&dying);
             bench.finish(end);
             let [event] = &bench.events[..] else { panic!("{:?}", bench.events) };
@@ -515,7 +518,7 @@ fn a_goodbye_voids_the_will_and_every_other_end_of_the_client_publishes_it() {
     }
     let mut bench = Bench::open(&connect(V5, "press").with_will(0));
     bench.feed(&disconnect(4, None));
-    assert_eq!(bench.ended().end.kind, Kind::Gone);
+    assert_eq!(bench.ended().end.kind(), Kind::Gone);
     assert_eq!(bench.payloads(), ["offline"]);
 }
 
@@ -523,7 +526,7 @@ fn a_goodbye_voids_the_will_and_every_other_end_of_the_client_publishes_it() {
 fn when_we_stop_the_will_is_kept_back_and_the_client_is_told() {
     for version in [V311, V5] {
         let mut bench = Bench::open(&connect(version, "press").with_will(0));
-        bench.session.finish(End::stopped());
+        bench.session.finish(Close::Stopping);
         assert_eq!(farewell(&mut bench), (version == V5).then_some(0x8b));
         bench.ended();
         assert_eq!(bench.payloads(), [""; 0]);
@@ -534,7 +537,7 @@ fn when_we_stop_the_will_is_kept_back_and_the_client_is_told() {
 fn a_will_waits_as_long_as_its_delay_and_its_session() {
     for (expiry, delay, waits) in [(Some(3600), 30, Some(30)), (Some(10), 30, Some(10)), (None, 30, None)] {
         let mut bench = Bench::open(&Connect { expiry, ..connect(V5, "press").with_will(delay) });
-        let last = bench.finish(End::lost(""));
+        let last = bench.finish(Close::Closed);
         assert_eq!(last.will.map(|(_, delay)| delay), waits.map(Duration::from_secs));
         assert_eq!(bench.payloads().len(), usize::from(waits.is_none()));
     }
@@ -546,7 +549,7 @@ fn a_session_without_expiry_is_forgotten_at_its_end() {
     bench.commit();
     assert_eq!(bench.expiry_s, 0, "the disk knows that it ends with this connection");
     assert!(matches!(&bench.said()[..], [Packet::ConnAck(ack)] if ack.session_present));
-    let last = bench.finish(End::lost(""));
+    let last = bench.finish(Close::Closed);
     assert_eq!((last.expiry_s, bench.disk.clone()), (0, None));
 }
 
@@ -556,7 +559,7 @@ fn disconnect_may_change_the_session_expiry() {
         let mut bench = Bench::open(&connect(V5, "press").kept());
         bench.feed(&disconnect(0, Some(asked)));
         let last = bench.ended();
-        assert_eq!(last.end.kind, Kind::Bye);
+        assert_eq!(last.end.kind(), Kind::Goodbye);
         assert_eq!((bench.disk.is_some(), bench.expiry_s), (on_disk, expiry_s), "asked for {asked}");
         assert_eq!(last.expiry_s, asked.min(86_400));
     }
@@ -564,10 +567,10 @@ fn disconnect_may_change_the_session_expiry() {
 
 #[test]
 fn a_session_that_ends_before_connack_refuses() {
-    for end in [End::taken_over(), End::stopped()] {
+    for end in [Close::taken_over as fn() -> Close, || Close::Stopping] {
         for (version, code) in [(V311, 3), (V5, 0x88)] {
             let mut bench = Bench::enter(&connect(version, "press").kept(), nothing());
-            bench.session.finish(end.clone());
+            bench.session.finish(end());
             assert!(matches!(&bench.said()[..], [Packet::ConnAck(ack)] if ack.reason == code));
         }
     }
@@ -589,8 +592,8 @@ fn nothing_follows_the_goodbye() {
     let mut bench = Bench::open(&connect(V5, "press"));
     bench.feed(&publish(V5, 1, false, 1, "x"));
     let late = bench.store();
-    bench.session.finish(End::taken_over());
-    bench.session.finish(End::stopped());
+    bench.session.finish(Close::taken_over());
+    bench.session.finish(Close::Stopping);
     bench.session.durable_unproven(late, bench.now);
     bench.feed(&publish(V5, 1, false, 2, "y"));
     assert_eq!(farewell(&mut bench), Some(0x8e));
@@ -616,7 +619,7 @@ proptest! {
         bench.feed(&bytes[..cut]);
         bench.commit();
         bench.feed(&bytes[cut..]);
-        bench.finish(End::lost(""));
+        bench.finish(Close::Closed);
     }
 
     #[test]
@@ -653,7 +656,7 @@ proptest! {
             let mut bench = Bench::enter(&connect(admission.version, "press").kept(), nothing());
             bench.feed(&admission.input);
             bench.commit();
-            bench.finish(End::lost(""));
+            bench.finish(Close::Closed);
         }
     }
 }
