@@ -68,6 +68,7 @@ mod watermark; // what the watermark topic holds
 mod route; // which Kafka topic and key
 mod forward; // Kafka out
 mod run; // wires the stages, stops them in flow order
+mod settings; // what can be set, each key once
 mod config; // TOML to checked values
 mod observe; // logs, metrics, health
 pub mod cli; // the subcommands

@@ -28,7 +28,7 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::buffer::{self, Buffer, BufferThread, CloseError, Recovered};
-use crate::config::{self, Config, Delivery};
+use crate::config::Config;
 use crate::forward::status::ForwardStatus;
 use crate::forward::{self, ForwardError};
 use crate::ingest::broker;
@@ -39,6 +39,7 @@ use crate::observe::pulse::Pulse;
 use crate::observe::status::Sources;
 use crate::observe::{self, http, systemd};
 use crate::planted::{Bug, planted};
+use crate::settings::{self, Delivery};
 use crate::stop::{self, Stopper};
 
 /// Ingest has this long to commit and acknowledge what it has read. With [`FORWARD_TIME`] and the buffer's last commit
@@ -383,7 +384,7 @@ impl Watched {
     }
 }
 
-async fn bind_http(http: &config::Http) -> Result<Option<TcpListener>, RunError> {
+async fn bind_http(http: &settings::Http) -> Result<Option<TcpListener>, RunError> {
     let Some(address) = http.listen else { return Ok(None) };
     TcpListener::bind(address).await.map(Some).map_err(|cause| RunError::Http { address, cause })
 }

@@ -17,8 +17,8 @@ use super::error::{LoadError, OpenError, row_id, sequence};
 use super::identity::{self, Marks, Opened};
 use super::schema::Database;
 use super::spans::Spans;
-use crate::config::{self, Compression};
 use crate::event::{Sequence, Stored};
+use crate::settings::{self, Compression};
 use crate::watermark::Instance;
 
 /// Why the old numbers will never come, for a person at the centre.
@@ -33,7 +33,7 @@ pub(super) fn renumber(
     instance: Instance,
     database: &Database,
     data_dir: &Path,
-    settings: &config::Buffer,
+    settings: &settings::Buffer,
 ) -> Result<Marks, OpenError> {
     let disk = OpenError::disk("read what could not be read before");
     let compress = settings.compression == Compression::Zstd;

@@ -30,8 +30,8 @@ use super::error::{LoadError, OpenError, row_id, sequence};
 use super::identity::{FILE_NAME, Marks, Opened, Place};
 use super::schema::Database;
 use super::{Life, Lives, clock};
-use crate::config;
 use crate::event::Sequence;
+use crate::settings;
 use crate::watermark::Instance;
 
 /// Starts that are remembered: 900 KB, and one a day for 27 years. Beyond, those go that nobody needs: whose readings are
@@ -125,7 +125,7 @@ pub(super) fn remember(
 ///
 /// # Errors
 /// When the buffer cannot be opened or written; then nothing has changed.
-pub(crate) fn take_new_identity(settings: &config::Buffer, data_dir: &Path) -> Result<(Uuid, usize), OpenError> {
+pub(crate) fn take_new_identity(settings: &settings::Buffer, data_dir: &Path) -> Result<(Uuid, usize), OpenError> {
     let _lock = super::open::lock(data_dir)?;
     let database = Database::new(data_dir, settings);
     let connection = database.open_existing().map_err(OpenError::disk("open the database"))?;

@@ -34,10 +34,10 @@ use super::limits::{LOCK_STEP, LOCK_WAIT};
 use super::schema::{APPLICATION_ID, Database, FORMAT_VERSION};
 use super::tail::{self, Tail};
 use super::{Hole, OVERFLOW, Recovered, clock, late, life, mend, private, salvage};
-use crate::config;
 use crate::event::{RouteId, Sequence};
 use crate::planted::{Bug, planted};
 use crate::route::Definition;
+use crate::settings;
 
 /// Lost spans that a log line names; all of them are in the database and in the watermark topic.
 const SPANS_SAID: usize = 8;
@@ -47,7 +47,7 @@ const HOLES_SAID: u32 = 1_000;
 
 /// An open buffer whose thread does not run yet.
 pub(crate) struct Buffer {
-    pub(super) settings: config::Buffer,
+    pub(super) settings: settings::Buffer,
     pub(super) data_dir: PathBuf,
     pub(super) database: Database,
     pub(super) lock: File,
@@ -66,7 +66,7 @@ impl Buffer {
     /// # Errors
     /// See [`OpenError::next_step`]. Nothing was deleted.
     pub(crate) fn open(
-        settings: config::Buffer,
+        settings: settings::Buffer,
         data_dir: &Path,
         routes: &[Definition],
     ) -> Result<(Self, Recovered), OpenError> {
@@ -85,7 +85,7 @@ impl Buffer {
     }
 
     fn open_locked(
-        settings: config::Buffer,
+        settings: settings::Buffer,
         data_dir: &Path,
         routes: &[Definition],
         lock: io::Result<File>,

@@ -29,7 +29,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::error::OpenError;
 use super::limits::{BUSY_WAIT, CACHE_KIB, HEADROOM_BYTES, HEADROOM_DIVISOR, PAGE_BYTES, WAL_PAGES, WAL_PAGES_LEAST};
 use super::private;
-use crate::config::{self, SyncMode};
+use crate::settings::{self, SyncMode};
 
 /// `TdGt`.
 pub(super) const APPLICATION_ID: i64 = 0x5464_4774;
@@ -112,7 +112,7 @@ pub(super) struct Database {
 }
 
 impl Database {
-    pub(super) fn new(data_dir: &Path, settings: &config::Buffer) -> Self {
+    pub(super) fn new(data_dir: &Path, settings: &settings::Buffer) -> Self {
         let headroom = HEADROOM_BYTES.saturating_add(settings.max_bytes / HEADROOM_DIVISOR);
         Self {
             path: data_dir.join(FILE_NAME),

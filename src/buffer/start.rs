@@ -18,9 +18,9 @@ use super::settlement::Applied;
 use super::space::Space;
 use super::writer::{Attempted, Counts, Outside, Writer};
 use super::{Buffer, BufferStatus, Intake, Outlet, Settler};
-use crate::config::Compression;
 use crate::event::RouteId;
 use crate::observe::pulse::Pulse;
+use crate::settings::Compression;
 
 /// The doors of a buffer whose thread runs.
 #[derive(Debug)]

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::{EXIT_CONFIG, EXIT_FAILED, EXIT_OK, out};
-use crate::config::{self, Broker, Buffer, Config, Delivery, Inspected, MqttVersion, Problems};
+use crate::config::{self, Config, Inspected, Problems};
+use crate::settings::links::Url;
+use crate::settings::{Broker, Buffer, Delivery, MqttVersion};
 
 /// Checks the file. Problems go to standard error and end in 78; a right configuration is summed up on standard
 /// output, with its remarks, and what this user may not look at, on standard error.
@@ -59,7 +61,7 @@ fn summary(file: &str, config: &Config) -> String {
             MqttVersion::V311 => "3.1.1",
         };
         let filters: Vec<&str> = broker.subscribe.iter().map(|subscription| &*subscription.filter).collect();
-        let Broker { name, host, port, .. } = broker;
+        let Broker { name, url: Url { host, port, .. }, .. } = broker;
         lines.push(format!("  in      broker {name}, {host}:{port}, MQTT {version}: {}", filters.join(", ")));
     }
     for listener in &config.listen {

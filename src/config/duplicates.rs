@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use toml::de::{DeTable, DeValue};
 
-use super::problems::{Notes, quoted};
-use super::reading::shown_key;
+use crate::settings::problems::{Notes, quoted};
+use crate::settings::reading::shown_key;
 
 /// What the parser calls it.
 pub(super) const MESSAGE: &str = "duplicate key";

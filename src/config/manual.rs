@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use super::schema::{Default, Key, Kind, OPTIONS_EXAMPLE, TABLES, Table};
+use crate::settings::TABLES;
+use crate::settings::kafka::OPTIONS_EXAMPLE;
+use crate::settings::table::{Default, Key, Kind, Table};
 
 const HEAD: &str = r#".TH TIDEGATE.TOML 5 "" tidegate
 .SH NAME
@@ -37,9 +39,6 @@ fn page() -> String {
 }
 
 fn describe(out: &mut String, table: &Table, key: &Key) {
-    if let Kind::Later(_) = key.kind {
-        return;
-    }
     if let Kind::Options = key.kind {
         let header = format!("[{}.{}]", table.name, key.name);
         writeln!(out, ".SH {}\n{}\n.PP\n.nf", quoted(&header), escaped(key.why)).unwrap();
@@ -49,15 +48,18 @@ fn describe(out: &mut String, table: &Table, key: &Key) {
         out.push_str(".fi\n");
         return;
     }
+    let example = key.example();
     let default = match key.default {
-        Default::Required(example) => format!("Must be set, for example {example}."),
-        Default::Is(value) => format!("Default: {value}."),
-        Default::Computed(words, example) => format!("Default: {}.", words.replace("as here", example)),
-        Default::Absent(example) => format!("Default: none. For example {example}."),
+        Default::Required(_) => format!("Must be set, for example {example}."),
+        Default::Is(_) => format!("Default: {example}."),
+        Default::Computed(words, _) => format!("Default: {}.", words.replace("as here", &example)),
+        Default::Absent(_) => format!("Default: none. For example {example}."),
     };
     let said_by_why = matches!(key.kind, Kind::Text(_) | Kind::List | Kind::Tables(_));
     let allowed = if said_by_why { String::new() } else { format!("Allowed: {}. ", key.kind.allowed()) };
-    writeln!(out, ".TP\n.B {}\n{}\n{}", key.name, escaped(key.why), escaped(&(allowed + &default))).unwrap();
+    // Of keys behind a dot only their names stand here.
+    let why = if matches!(key.kind, Kind::Keys(_)) { "" } else { key.why };
+    writeln!(out, ".TP\n.B {}\n{}\n{}", key.name, escaped(why), escaped(&(allowed + &default))).unwrap();
 }
 
 fn quoted(text: &str) -> String {
@@ -79,7 +81,7 @@ fn the_manual_is_what_the_schema_says() {
     }
     assert!(
         fs::read_to_string(&path).unwrap_or_default() == page(),
-        "cross/man/tidegate.toml.5 and src/config/schema.rs differ; write the file anew with\n  \
+        "cross/man/tidegate.toml.5 and src/settings differ; write the file anew with\n  \
          TIDEGATE_WRITE_EXAMPLE=1 cargo test --lib what_the"
     );
 }

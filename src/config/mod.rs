@@ -1,10 +1,8 @@
 //! The configuration: TOML in, checked values out, all problems at once.
 //!
-//! [`schema`] lists every key with its kind, limits, default and reason. [`reading`] walks a table by that list and
-//! turns single values into checked ones. Above them one file for each part of the configuration knows what belongs
-//! together: [`local`] (`[agent]`, `[log]`, `[http]`, `[buffer]`), [`links`] (`[[mqtt]]`, `[[listen]]`), [`kafka`] with
-//! [`options`], and [`routes`]. What comes out, [`Config`], is complete and checked, and each stage takes its own part
-//! by value; nobody looks at TOML afterwards.
+//! [`crate::settings`] has each key and reads it. Here is what it takes the whole file for, or a stage: [`links`]
+//! (`[[mqtt]]`, `[[listen]]`), [`kafka`] with [`options`], and [`routes`]. What comes out, [`Config`], is complete and
+//! checked, and each stage takes its own part by value; nobody looks at TOML afterwards.
 //!
 //! * Reading goes on after a problem, so that one run names them all, each with line, column, key, what was found and
 //!   what is allowed. Only TOML that cannot be parsed ends it early, for the rest would be guesswork.
@@ -18,27 +16,16 @@
 //!   certificates to see whether they can be used.
 
 mod duplicates;
-mod endpoint;
-mod env;
 #[cfg(test)]
 mod example;
-mod files;
 mod kafka;
 mod links;
-mod local;
 #[cfg(test)]
 mod manual;
 mod options;
-mod problems;
-mod reading;
-mod route_tables;
 mod routes;
-mod schema;
-mod secret;
-mod settings;
 #[cfg(test)]
 mod tests;
-mod units;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -47,18 +34,39 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
-pub(crate) use env::Env;
-pub(crate) use problems::{Problem, Problems};
-pub(crate) use secret::Secret;
-pub(crate) use settings::{
-    Broker, Buffer, Codec, Compression, Config, Delivery, HeaderNames, Http, Identity, Kafka, Listener, Log, LogFormat,
-    MqttVersion, Subscription, SyncMode, Timestamp, Tls,
-};
+pub(crate) use crate::settings::env::Env;
+pub(crate) use crate::settings::problems::{Problem, Problems};
+pub(crate) use crate::settings::{Broker, Identity, Listener, MqttVersion, Secret, Subscription, Tls};
 
-use problems::{Files, Notes, Reported, Taken};
-use reading::Document;
-
+use crate::observe::log::check_level;
 use crate::route::Routes;
+use crate::settings::machine::{AgentKeys, BufferKeys, HttpKeys, LogKeys};
+use crate::settings::problems::{Files, Notes, Reported, Taken, quoted};
+use crate::settings::reading::Document;
+use crate::settings::{Agent, Buffer, Http, Kafka, Log, TABLES};
+
+/// Everything the agent is told, checked. Each stage takes its own part by value.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// `[agent]`
+    pub agent: Agent,
+    /// `[log]`
+    pub log: Log,
+    /// `[http]`
+    pub http: Http,
+    /// `[[mqtt]]`
+    pub mqtt: Vec<Broker>,
+    /// `[[listen]]`
+    pub listen: Vec<Listener>,
+    /// `[buffer]`
+    pub buffer: Buffer,
+    /// `[kafka]`
+    pub kafka: Kafka,
+    /// `[[route]]`
+    pub routes: Routes,
+    /// What is odd and keeps nothing from running: `check` prints it, `run` logs it as WARN.
+    pub remarks: Vec<Problem>,
+}
 
 /// No configuration is so large; whatever the file is, it is not one.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -103,7 +111,7 @@ pub(crate) fn inspect(path: &Path) -> Result<Inspected, Problems> {
 pub(crate) fn inspect_text(text: &str, file: &str, env: &Env) -> Result<Inspected, Problems> {
     // In the service everything must be there.
     let files = if env.credentials_directory.is_some() { Files::Needed } else { Files::IfWeMay };
-    let (config, Taken { remarks, unseen, .. }) = read_text(text, file, files, |document| read(document, env))?;
+    let (config, Taken { remarks, unseen, .. }) = read_text(text, file, files, env, read)?;
     Ok(Inspected { config: Config { remarks, ..config }, unseen })
 }
 
@@ -125,11 +133,11 @@ pub(crate) fn load_central(path: &Path) -> Result<Central, Problems> {
     with_file(path, |text, file| {
         let central = |document: &Document<'_, '_>| {
             // The centre is asked about topics and rights; how large records get is no question there.
-            let kafka = kafka::kafka(&document.one(&schema::KAFKA), &env, 0);
+            let kafka = kafka::kafka(document, 0);
             let routes = routes::routes(document, kafka.as_ref().ok().map(|kafka| kafka.watermark_topic.as_str()));
             Ok(Central { kafka: kafka?, routes: routes? })
         };
-        read_text(text, file, Files::Needed, central).map(|(central, _)| central)
+        read_text(text, file, Files::Needed, &env, central).map(|(central, _)| central)
     })
 }
 
@@ -141,7 +149,8 @@ pub(crate) fn load_http(path: &Path) -> Result<Http, Problems> {
     with_file(path, |text, file| {
         let (root, _) = DeTable::parse_recoverable(text);
         let notes = Notes::new(text, Files::IfWeMay);
-        let read = local::http(&Document { notes: &notes, root: root.get_ref() }.one(&schema::HTTP));
+        let document = Document { notes: &notes, root: root.get_ref(), env: &Env::of_process(), tables: &TABLES };
+        let read = HttpKeys::read(&document.one(HttpKeys::TABLE)).complete();
         let problems = notes.taken().problems;
         read.map_err(|_reported| Problems::new(file, problems))
     })
@@ -158,7 +167,7 @@ fn with_file<T>(path: &Path, use_it: impl FnOnce(&str, &str) -> Result<T, Proble
 /// # Errors
 /// All problems.
 pub(crate) fn parse(text: &str, file: &str, env: &Env) -> Result<Config, Problems> {
-    let (config, Taken { remarks, .. }) = read_text(text, file, Files::Needed, |document| read(document, env))?;
+    let (config, Taken { remarks, .. }) = read_text(text, file, Files::Needed, env, read)?;
     Ok(Config { remarks, ..config })
 }
 
@@ -166,11 +175,12 @@ fn read_text<T>(
     text: &str,
     file: &str,
     files: Files,
+    env: &Env,
     read: impl FnOnce(&Document<'_, '_>) -> Result<T, Reported>,
 ) -> Result<(T, Taken), Problems> {
     let (root, errors) = DeTable::parse_recoverable(text);
     let notes = Notes::new(text, files);
-    let document = Document { notes: &notes, root: root.get_ref() };
+    let document = Document { notes: &notes, root: root.get_ref(), env, tables: &TABLES };
     let read = note_syntax(&notes, &document, &errors).and_then(|()| read(&document));
     let taken = notes.taken();
     match read {
@@ -179,19 +189,19 @@ fn read_text<T>(
     }
 }
 
-fn read(document: &Document<'_, '_>, env: &Env) -> Result<Config, Reported> {
+fn read(document: &Document<'_, '_>) -> Result<Config, Reported> {
     document.refuse_unknown();
-    let agent = local::agent(&document.one(&schema::AGENT), env);
-    let log = local::log(&document.one(&schema::LOG));
-    let http = local::http(&document.one(&schema::HTTP));
+    let agent = AgentKeys::read(&document.one(AgentKeys::TABLE)).complete();
+    let log = log(document);
+    let http = HttpKeys::read(&document.one(HttpKeys::TABLE)).complete();
     let agent_id = agent.as_ref().ok().map(|agent| &*agent.id);
-    let links = links::links(document, agent_id, http.as_ref().ok(), env);
-    let buffer = local::buffer(&document.one(&schema::BUFFER));
+    let links = links::links(document, agent_id, http.as_ref().ok());
+    let buffer = BufferKeys::read(&document.one(BufferKeys::TABLE)).complete();
     let packet = links.as_ref().map_or(0, |(mqtt, listen)| {
         mqtt.iter().map(|m| m.max_packet_bytes).chain(listen.iter().map(|l| l.max_packet_bytes)).max().unwrap_or(0)
     });
     let largest = kafka::largest_record_bytes(packet, routes::any_makes_json(document));
-    let kafka = kafka::kafka(&document.one(&schema::KAFKA), env, largest);
+    let kafka = kafka::kafka(document, largest);
     let watermark_topic = kafka.as_ref().ok().map(|kafka| kafka.watermark_topic.as_str());
     let routes = routes::routes(document, watermark_topic);
     let (mqtt, listen) = links?;
@@ -210,6 +220,16 @@ fn read(document: &Document<'_, '_>, env: &Env) -> Result<Config, Reported> {
         routes: routes?,
         remarks: Vec::new(),
     })
+}
+
+fn log(document: &Document<'_, '_>) -> Result<Log, Reported> {
+    let section = document.one(LogKeys::TABLE);
+    let mut log = LogKeys::read(&section);
+    log.level = log.level.and_then(|level| match check_level(&level) {
+        Ok(()) => Ok(level),
+        Err(why) => Err(section.problem("level", format!("found {}: {why}", quoted(&level)))),
+    });
+    log.complete()
 }
 
 /// Of each line the first error: the parser stumbles on over the rest of it. Only the description is taken; the long

@@ -10,12 +10,11 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
-use super::env::Env;
-use super::files::{self, Unusable};
-use super::problems::Reported;
-use super::reading::{Section, article, shown_key};
-use super::secret::Secret;
-use super::settings::Delivery;
+use crate::settings::files;
+use crate::settings::kafka::KafkaKeys;
+use crate::settings::problems::{Reported, Unusable};
+use crate::settings::reading::{Section, article, shown_key};
+use crate::settings::{Delivery, Secret};
 
 /// Properties that may come from a file.
 const FROM_FILE: [&str; 3] = ["sasl.password", "ssl.key.password", "ssl.keystore.password"];
@@ -29,11 +28,10 @@ const MOST_PARTS: usize = 8;
 
 pub(super) fn options(
     section: &Section<'_, '_>,
-    env: &Env,
     delivery: Delivery,
     largest_record_bytes: u64,
 ) -> Result<BTreeMap<String, Secret>, Reported> {
-    let Some(table) = section.free_table("options")? else { return Ok(BTreeMap::new()) };
+    let Some(table) = section.free_table(&KafkaKeys::options.key)? else { return Ok(BTreeMap::new()) };
     let mut entries = Vec::new();
     let mut problem = flatten(section, table, "", 1, &mut entries);
     let mut options = BTreeMap::new();
@@ -41,7 +39,7 @@ pub(super) fn options(
     let mut places: BTreeMap<String, Range<usize>> = BTreeMap::new();
     for (name, value, span) in entries {
         let read = match name.strip_suffix("_file").filter(|option| FROM_FILE.contains(option)) {
-            Some(option) => from_file(section, &name, value, &span, env).map(|secret| (option.to_owned(), secret)),
+            Some(option) => from_file(section, &name, value, &span).map(|secret| (option.to_owned(), secret)),
             None => Ok((name.clone(), hidden_file(section, &name, value, &span)?)),
         };
         match read {
@@ -122,9 +120,8 @@ fn from_file(
     name: &str,
     value: &str,
     span: &Range<usize>,
-    env: &Env,
 ) -> Result<Option<Secret>, Reported> {
-    let read = files::expand(value, env).and_then(|path| Ok((files::read_secret(&path)?, path)));
+    let read = files::expand(value, section.env()).and_then(|path| Ok((files::read_secret(&path)?, path)));
     let (contents, file) = match read {
         Ok(read) => read,
         Err(why) => return section.file_at(span, &path(name), why).map(|()| None),

@@ -1,19 +1,18 @@
-//! `[[route]]` and `[[redirect]]`: the tables of [`Routes`].
+//! What `[[route]]` and `[[redirect]]` mean together: [`Routes`].
 
 use toml::de::DeValue;
 
-use super::problems::{Reported, quoted};
-use super::reading::{Document, Section};
-use super::route_tables::{REDIRECT, ROUTE};
-use super::schema::MAX_ROUTES;
-use super::settings::Listener;
 use crate::route::filter::Filter;
 use crate::route::template::{KeyTemplate, TopicTemplate};
-use crate::route::{KAFKAS_OWN, Redirect, Route, Routes, ValueFormat};
+use crate::route::{KAFKAS_OWN, Redirect, Route, Routes};
+use crate::settings::Listener;
+use crate::settings::problems::{Reported, quoted};
+use crate::settings::reading::{Document, Section};
+use crate::settings::routes::{RedirectKeys, RouteKeys};
 
 /// All tables, and that each can be reached.
 pub(super) fn routes(document: &Document<'_, '_>, watermark_topic: Option<&str>) -> Result<Routes, Reported> {
-    let sections = document.many(&ROUTE, MAX_ROUTES)?;
+    let sections = document.many(RouteKeys::TABLE)?;
     if sections.is_empty() {
         let what = "missing: without a [[route]] every reading is a dead letter; write at least one, with from and to";
         return Err(document.missing("route", what.into()));
@@ -32,7 +31,7 @@ pub(super) fn remark_unknown_senders(
     listeners: &[Listener],
 ) -> Result<(), Reported> {
     let asks_for_users = listeners.iter().any(|listener| listener.users_file.is_some());
-    for (section, (to, key)) in document.many(&ROUTE, MAX_ROUTES)?.iter().zip(routes.templates()) {
+    for (section, (to, key)) in document.many(RouteKeys::TABLE)?.iter().zip(routes.templates()) {
         let sender = [("to", to.names_the_sender()), ("key", key.names_the_sender())];
         let user = [("to", to.names_the_user()), ("key", key.names_the_user())];
         let (named, why) = if listeners.is_empty() {
@@ -49,14 +48,14 @@ pub(super) fn remark_unknown_senders(
 
 /// Asked before the tables are read.
 pub(super) fn any_makes_json(document: &Document<'_, '_>) -> bool {
-    let tables = document.root.get(ROUTE.name).and_then(|tables| tables.get_ref().as_array());
+    let tables = document.root.get(RouteKeys::TABLE.name).and_then(|tables| tables.get_ref().as_array());
     let value = |table: &DeValue<'_>| table.get("value").is_some_and(|value| value.get_ref().as_str() == Some("json"));
     tables.is_some_and(|tables| tables.iter().any(|table| value(table.get_ref())))
 }
 
 /// A redirect leads to its end in one step, so that the order of the tables means nothing.
 fn redirects(document: &Document<'_, '_>, watermark_topic: Option<&str>) -> Result<Vec<Redirect>, Reported> {
-    let sections = document.many(&REDIRECT, MAX_ROUTES)?;
+    let sections = document.many(RedirectKeys::TABLE)?;
     let read: Vec<_> = sections.iter().map(|section| redirect(section, watermark_topic)).collect();
     let redirects = read.into_iter().collect::<Result<Vec<_>, _>>()?;
     let mut outcome = Ok(());
@@ -77,8 +76,7 @@ fn redirects(document: &Document<'_, '_>, watermark_topic: Option<&str>) -> Resu
 }
 
 fn redirect(section: &Section<'_, '_>, watermark_topic: Option<&str>) -> Result<Redirect, Reported> {
-    section.refuse_unknown();
-    let (from, to, give_up) = (section.text("from"), section.optional_text("to"), section.flag("give_up"));
+    let RedirectKeys { from, to, give_up } = RedirectKeys::read(section);
     let (from, to, give_up) = (from?, to?, give_up?);
     let topic = |key, name: &str| {
         let filter = Filter::parse("#").map_err(|why| section.problem(key, why))?;
@@ -133,11 +131,8 @@ fn route(
     watermark_topic: Option<&str>,
     earlier: &mut Vec<Earlier>,
 ) -> Result<Route, Reported> {
-    section.refuse_unknown();
-    let name = section.text("from");
+    let RouteKeys { from: name, to, key, value } = RouteKeys::read(section);
     let from = name.as_ref().map_err(|reported| *reported).and_then(|name| from(section, name, earlier));
-    let value = section.choice("value", &ValueFormat::WORDS);
-    let (to, key) = (section.text("to"), section.text("key"));
     // Names are known only from a filter that could be read.
     let from = from?;
     let to = to.and_then(|to| {

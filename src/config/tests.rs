@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{Config, Delivery, Env, LogFormat, MqttVersion, Problem, Problems, SyncMode, load, parse};
+use super::{Config, Env, Problem, Problems, load, parse};
 use crate::event::Qos;
+use crate::settings::{Delivery, LogFormat, MqttVersion, SyncMode};
 
 const EXAMPLE: &str = include_str!("../../config/tidegate.toml");
 const WRONG: &str = include_str!("../../tests/wrong_configs/cases.txt");
@@ -217,7 +218,7 @@ fn values_arrive_as_they_were_written() {
     assert_eq!((&*config.log.level, config.log.format), ("warn, tidegate=debug", LogFormat::Json));
     assert_eq!(config.http.listen, None);
     let plant = &config.mqtt[0];
-    assert_eq!((&*plant.host, plant.port, plant.version), ("::1", 1884, MqttVersion::V311));
+    assert_eq!((&*plant.url.host, plant.url.port, plant.version), ("::1", 1884, MqttVersion::V311));
     assert_eq!(plant.client_id, "tidegate-press-07-plant");
     assert_eq!(plant.password.as_ref().unwrap().reveal(), SECRET);
     assert_eq!((&*plant.subscribe[0].filter, plant.subscribe[0].qos), ("$share/g/a/#", Qos::ExactlyOnce));

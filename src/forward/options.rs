@@ -9,7 +9,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, DefaultProducerContext};
 
 use super::patience::Patience;
-use crate::config::{Delivery, Kafka, Secret};
+use crate::settings::{Delivery, Kafka, Secret};
 
 /// Properties that `[kafka.options]` may not set, each with the reason. Aliases stand beside their property.
 pub(super) const REFUSED: &[(&str, &str)] = &[

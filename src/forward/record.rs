@@ -42,11 +42,11 @@ use serde::Serialize;
 use crate::buffer::Lives;
 use crate::cbor::{self, Blob};
 use crate::clock::Clock;
-use crate::config::HeaderNames;
 use crate::event::{Event, Properties, Qos, Sequence};
 #[cfg(feature = "planted")]
 use crate::planted::{Bug, planted};
 use crate::route::ValueFormat;
+use crate::settings::HeaderNames;
 
 /// Makes the records of one buffer; holds the memory they are built in.
 #[derive(Debug)]

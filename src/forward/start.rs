@@ -35,11 +35,11 @@ use super::targets::Targets;
 use super::time::Times;
 use super::transactional::Transactional;
 use crate::buffer::{Hole, LaneId, Lives, OVERFLOW, Outlet, Recovered, Settler, Stopped};
-use crate::config::{self, Delivery, Timestamp};
 use crate::event::{RouteId, Sequence};
 use crate::observe::pulse::Pulse;
 use crate::planted::{Bug, planted};
 use crate::route::{Definition, Route, Routes};
+use crate::settings::{self, Delivery, Timestamp};
 use crate::stop::Stop;
 
 /// What the forwarder takes over from the last run.
@@ -57,7 +57,7 @@ pub(crate) struct Recovery {
     pub released: Sequence,
     /// Routes that the configuration has no more, as they were written, by the ledger line of what they took in.
     pub gone: BTreeMap<RouteId, Definition>,
-    /// Kafka topics that were admitted, while something waits beyond [`config::Kafka::max_topics`].
+    /// Kafka topics that were admitted, while something waits beyond [`settings::Kafka::max_topics`].
     pub admitted: Vec<Arc<str>>,
     /// The mark of the configuration that the lanes were last brought in line with.
     pub in_line_with: Option<u64>,
@@ -131,7 +131,7 @@ impl From<Stopped> for ForwardError {
 /// When the configuration makes no producer, or when the buffer has stopped first.
 #[expect(clippy::too_many_arguments, reason = "each is a part of its own, handed over once by run.rs")]
 pub(crate) fn run(
-    settings: &config::Kafka,
+    settings: &settings::Kafka,
     agent_id: &str,
     routes: Arc<Routes>,
     outlet: Outlet,
@@ -186,7 +186,7 @@ pub(crate) fn run(
 }
 
 /// For the stream's producers, and for those of blocked topics.
-fn client_configs(settings: &config::Kafka, agent_id: &str, buffer_id: Uuid) -> (ClientConfig, ClientConfig) {
+fn client_configs(settings: &settings::Kafka, agent_id: &str, buffer_id: Uuid) -> (ClientConfig, ClientConfig) {
     let plain = options::client_config(settings, agent_id);
     match settings.delivery {
         Delivery::AtLeastOnce => (plain.clone(), plain),
@@ -198,7 +198,7 @@ fn client_configs(settings: &config::Kafka, agent_id: &str, buffer_id: Uuid) -> 
     }
 }
 
-fn terms(settings: &config::Kafka, agent_id: &str, recovery: &Recovery, clients: &Clients) -> Terms {
+fn terms(settings: &settings::Kafka, agent_id: &str, recovery: &Recovery, clients: &Clients) -> Terms {
     Terms {
         clients: clients.clone(),
         reader: options::reader_config(settings, agent_id),
@@ -210,7 +210,7 @@ fn terms(settings: &config::Kafka, agent_id: &str, recovery: &Recovery, clients:
 }
 
 /// The stream's, and that of blocked topics. Only the stream asks for Kafka's time.
-fn deliveries(terms: Option<&Arc<Terms>>, settings: &config::Kafka, buffer_id: Uuid) -> (Mode, Mode) {
+fn deliveries(terms: Option<&Arc<Terms>>, settings: &settings::Kafka, buffer_id: Uuid) -> (Mode, Mode) {
     let Some(terms) = terms else {
         let asking = Asking::new(&settings.watermark_topic, buffer_id);
         return (Mode::AtLeastOnce(Some(asking)), Mode::AtLeastOnce(None));
@@ -247,7 +247,7 @@ fn recovered_lanes(
     admitted: Vec<Arc<str>>,
     in_line_with: Option<u64>,
     routes: &Routes,
-    settings: &config::Kafka,
+    settings: &settings::Kafka,
 ) -> RecoveredLanes {
     let now = Instant::now();
     let waits_beyond = held.iter().any(|(_, topic)| &**topic == OVERFLOW);

@@ -21,12 +21,14 @@ use super::status::ForwardStatus;
 use super::{ForwardError, Recovery, run};
 use crate::buffer::{Arrivals, Buffer, BufferStatus, BufferThread, Durable, Intake, LedgerLine};
 use crate::clock::Clock;
-use crate::config::{self, Compression, Delivery, Secret, SyncMode, Timestamp};
 use crate::event::{Event, Qos, RouteId};
 use crate::observe::pulse::Pulse;
 use crate::route::filter::Filter;
 use crate::route::template::{KeyTemplate, TopicTemplate};
 use crate::route::{Route, Routes, ValueFormat};
+use crate::settings::kafka::KafkaKeys;
+use crate::settings::machine::BufferKeys;
+use crate::settings::{self, Delivery, Secret, SyncMode};
 use crate::stop::{self, Stopper};
 
 /// Longest time anything here may take; only a failing test waits so long.
@@ -63,27 +65,22 @@ pub(super) struct Rig {
 
 impl Rig {
     pub(super) fn start(dir: &Path, brokers: &str, options: &[(&str, &str)]) -> Self {
-        let settings = config::Buffer {
-            max_bytes: 1 << 30,
+        let settings = settings::Buffer {
             sync: SyncMode::Normal,
-            commit_delay: Duration::ZERO,
-            compression: Compression::Zstd,
+            ..settings::example(BufferKeys::TABLE, BufferKeys::read).complete().unwrap()
         };
         let (buffer, recovered) = Buffer::open(settings, dir, &routes().definitions()).unwrap();
         let running = buffer.start(Pulse::new()).unwrap();
         let options: BTreeMap<String, Secret> =
             options.iter().map(|(n, v)| ((*n).to_owned(), Secret::new((*v).to_owned()))).collect();
-        let kafka = config::Kafka {
+        let kafka = settings::Kafka {
             brokers: vec![brokers.to_owned()],
             delivery: Delivery::AtLeastOnce,
             watermark_topic: "watermarks".to_owned(),
-            max_topics: 1_000,
-            largest_record_bytes: 1_000_000,
-            timestamp: Timestamp::Delivery,
             linger: Duration::from_millis(5),
-            compression: config::Codec::Zstd,
-            headers: config::HeaderNames::Tidegate,
+            compression: settings::Codec::Zstd,
             options,
+            ..settings::example(KafkaKeys::TABLE, KafkaKeys::read).complete(1_000_000).unwrap()
         };
         let (status, forward) = watch::channel(ForwardStatus::default());
         let (stopper, stop) = stop::pair();

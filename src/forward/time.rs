@@ -27,9 +27,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::clock::{self, Clock, EARLIEST_MS, Moment};
-use crate::config::Timestamp;
 use crate::event::Event;
 use crate::planted::{Bug, planted};
+use crate::settings::Timestamp;
 
 /// A clock that is so close to Kafka's is right enough: Kafka takes an hour, and commits are reported late on slow links.
 const CLOSE_MS: i64 = 5 * 60_000;

@@ -192,26 +192,24 @@ fn add(total: &AtomicU64, counted: &mut u64) {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
-    use std::time::Duration;
 
     use bytes::BytesMut;
 
     use super::*;
     use crate::buffer::Buffer;
     use crate::clock::Moment;
-    use crate::config::{self, Compression, MqttVersion, SyncMode};
     use crate::ingest::acker::Acker;
     use crate::ingest::codec::{self, Packet};
     use crate::ingest::receipt::Epoch;
     use crate::ingest::unreleased::Unreleased;
     use crate::observe::pulse::Pulse;
+    use crate::settings::machine::BufferKeys;
+    use crate::settings::{self, MqttVersion};
 
-    fn settings() -> config::Buffer {
-        config::Buffer {
+    fn settings() -> settings::Buffer {
+        settings::Buffer {
             max_bytes: 64 << 20,
-            sync: SyncMode::Full,
-            commit_delay: Duration::ZERO,
-            compression: Compression::Zstd,
+            ..settings::example(BufferKeys::TABLE, BufferKeys::read).complete().unwrap()
         }
     }
 

@@ -15,7 +15,7 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
-use crate::config::{Log, LogFormat};
+use crate::settings::{Log, LogFormat};
 
 /// Log targets of libraries.
 const LIBRARIES: [&str; 5] = ["librdkafka", "rdkafka", "rumqttc", "hyper", "mio"];

@@ -20,21 +20,17 @@ use tokio::sync::mpsc;
 use super::start::Running;
 use super::*;
 use crate::clock::Clock;
-use crate::config::{self, Compression, SyncMode};
 use crate::delivered::Delivered;
 use crate::event::{Event, Qos, Stored};
 use crate::observe::pulse::Pulse;
+use crate::settings;
+use crate::settings::machine::BufferKeys;
 
 /// Long enough for any machine; nothing waits for it when all is well.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(super) fn settings() -> config::Buffer {
-    config::Buffer {
-        max_bytes: 1024 * 1024 * 1024,
-        sync: SyncMode::Full,
-        commit_delay: Duration::ZERO,
-        compression: Compression::Zstd,
-    }
+pub(super) fn settings() -> settings::Buffer {
+    settings::example(BufferKeys::TABLE, BufferKeys::read).complete().unwrap()
 }
 
 /// A buffer that runs, with the other ends of its doors.
@@ -59,7 +55,7 @@ fn open(dir: &Path) -> Bench {
     open_with(dir, settings())
 }
 
-fn open_with(dir: &Path, settings: config::Buffer) -> Bench {
+fn open_with(dir: &Path, settings: settings::Buffer) -> Bench {
     let (buffer, recovered) = Buffer::open(settings, dir, &names()).unwrap();
     let running = buffer.start(Pulse::new()).unwrap();
     let (reply, durable) = mpsc::unbounded_channel();

@@ -73,7 +73,8 @@ use self::progress::Progress;
 use self::reader::Isolation;
 use super::out::{self, complain};
 use super::{DEFAULT_CONFIG, EXIT_CONFIG, EXIT_FAILED};
-use crate::config::{self, Codec, Delivery, HeaderNames, Kafka, Timestamp};
+use crate::config;
+use crate::settings::{Codec, Delivery, HeaderNames, Kafka, Timestamp};
 use crate::watermark;
 
 /// Something is missing without a reason, came twice, or out of order.

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 
-use crate::config::MqttVersion;
 use crate::event::Qos;
+use crate::settings::MqttVersion;
 
 /// The two sites, one Kafka topic each.
 pub(super) const SITES: [&str; 2] = ["north", "south"];

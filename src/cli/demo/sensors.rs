@@ -271,8 +271,8 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::config::MqttVersion;
     use crate::event::Qos;
+    use crate::settings::MqttVersion;
     use crate::stop::pair;
 
     /// A relay for one MQTT 3.1.1 sensor, with the verbs that a test needs.

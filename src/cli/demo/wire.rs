@@ -4,8 +4,8 @@ use bytes::{Bytes, BytesMut};
 use rumqttc::mqttbytes::{self as bytes4, v4};
 use rumqttc::v5::mqttbytes::{self as bytes5, v5};
 
-use crate::config::MqttVersion;
 use crate::event::Qos;
+use crate::settings::MqttVersion;
 
 /// Silence that both sides allow; the sensor pings at a third of it.
 pub(super) const KEEPALIVE_S: u16 = 60;

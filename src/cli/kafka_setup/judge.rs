@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::plan::{MIN_INSYNC, TopicPlan};
-use crate::config::Timestamp;
+use crate::settings::Timestamp;
 
 /// A topic as Kafka describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -28,8 +28,9 @@ use self::judge::{Finding, Weight, altered, judge, judge_data, judge_transaction
 use self::plan::{Right, TopicPlan, cost, rights};
 use super::out::{self, complain};
 use super::{ConfigFile, EXIT_CONFIG, EXIT_FAILED};
-use crate::config::{self, Central, Delivery, Kafka, Secret};
+use crate::config::{self, Central};
 use crate::route::template::TopicTemplate;
+use crate::settings::{Delivery, Kafka, Secret};
 use crate::{forward, watermark};
 
 /// Gateways, unless said otherwise. A topic has its number of partitions for good: rather some too many.

@@ -1,7 +1,6 @@
 //! What the session decides, row by row of the recovery table: librdkafka's own answers, to what an imitation of Kafka
 //! is made to say. Time-outs are passed by telling the session a later time.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -15,7 +14,6 @@ use uuid::Uuid;
 use super::{LAST_LINE, Session, Step, Terms, Waits};
 use crate::buffer::{Life, Lives};
 use crate::clock;
-use crate::config::{self, Delivery, Timestamp};
 use crate::delivered::Word;
 use crate::event::RouteId;
 use crate::forward::aside::{Clients, Wake};
@@ -25,6 +23,8 @@ use crate::forward::producer::{Outgoing, Producer};
 use crate::forward::transaction::State;
 use crate::forward::watermark_topic::Partitions;
 use crate::route::{Target, ValueFormat};
+use crate::settings;
+use crate::settings::kafka::KafkaKeys;
 use crate::watermark::{Instance, Record};
 
 /// Only a failing test waits so long.
@@ -63,17 +63,12 @@ impl Bench {
         let mock = MockCluster::new(1).unwrap();
         mock.create_topic("t", 1, 1).unwrap();
         mock.create_topic("watermarks", 1, 1).unwrap();
-        let kafka = config::Kafka {
+        let kafka = settings::Kafka {
             brokers: vec![mock.bootstrap_servers()],
-            delivery: Delivery::ExactlyOnce,
             watermark_topic: "watermarks".to_owned(),
-            max_topics: 1_000,
-            largest_record_bytes: 1_000_000,
-            timestamp: Timestamp::Delivery,
             linger: Duration::ZERO,
-            compression: config::Codec::Zstd,
-            headers: config::HeaderNames::Tidegate,
-            options: BTreeMap::new(),
+            compression: settings::Codec::Zstd,
+            ..settings::example(KafkaKeys::TABLE, KafkaKeys::read).complete(1_000_000).unwrap()
         };
         let config = options::transactional(options::client_config(&kafka, "test"), "tidegate-test");
         let known = Some(Partitions { count: 1 });

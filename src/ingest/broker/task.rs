@@ -28,7 +28,6 @@ use super::subscriptions::filter_key;
 use super::trust;
 use crate::buffer::{Durable, Room, Stopped, StoredSession};
 use crate::clock;
-use crate::config;
 use crate::ingest::close::{Close, Peer};
 use crate::ingest::door::{Door, Entrance, Replies, Submitted};
 use crate::ingest::inbox::Inbox;
@@ -41,6 +40,8 @@ use crate::ingest::status::LinkStatus;
 use crate::observe::pulse::Pulse;
 use crate::planted::{Bug, planted};
 use crate::retry::Backoff;
+use crate::settings;
+use crate::settings::links::Url;
 use crate::stop::Stop;
 
 /// Under which the buffer keeps the session at that broker.
@@ -67,7 +68,7 @@ impl Kept {
 
 /// Subscribes at one broker until `stop`.
 pub(crate) async fn run(
-    settings: config::Broker,
+    settings: settings::Broker,
     entrance: Entrance,
     kept: Kept,
     status: Arc<LinkStatus>,
@@ -178,7 +179,7 @@ impl Link {
 
     /// TCP, and TLS on it where the URL says so.
     async fn connect(&mut self) -> Result<Stream, Close> {
-        let (host, port) = (self.session.settings().host.clone(), self.session.settings().port);
+        let Url { host, port, .. } = self.session.settings().url.clone();
         let dialled = self.meanwhile(timeout(DIAL_TIMEOUT, TcpStream::connect((host, port)))).await;
         let tcp = match dialled {
             None => return Err(Close::Stopping),
@@ -207,7 +208,7 @@ impl Link {
 
     /// The connection broke, or the TLS on it: a broker may refuse our certificate after the handshake.
     fn broke(&self, error: io::Error) -> Close {
-        match Distrust::of(&error, &self.session.settings().host) {
+        match Distrust::of(&error, &self.session.settings().url.host) {
             Some(distrust) => BrokerFault::Distrust(distrust).into(),
             None => Close::Broke(error),
         }

@@ -11,12 +11,13 @@ use bytes::BytesMut;
 use super::session::{Session, State};
 use crate::buffer::{IdChange, StoredSession};
 use crate::clock::Moment;
-use crate::config::{Broker, MqttVersion, Subscription};
 use crate::event::{Event, Qos};
 use crate::ingest::close::Close;
 use crate::ingest::codec::{self, Packet};
 use crate::ingest::receipt::Receipts;
 use crate::ingest::topics::Topics;
+use crate::settings::links::BrokerKeys;
+use crate::settings::{self, Broker, MqttVersion, Subscription};
 
 const V5: MqttVersion = MqttVersion::V5;
 const V311: MqttVersion = MqttVersion::V311;
@@ -147,13 +148,8 @@ impl Bench {
 pub(super) fn settings(version: MqttVersion) -> Broker {
     Broker {
         name: "plant".to_owned(),
-        host: "localhost".to_owned(),
-        port: 1883,
-        tls: None,
         version,
         client_id: "tidegate-x-plant".to_owned(),
-        username: None,
-        password: None,
         subscribe: vec![
             Subscription { filter: "sensors/#".to_owned(), qos: Qos::ExactlyOnce },
             Subscription { filter: "$share/g/other/+".to_owned(), qos: Qos::AtLeastOnce },
@@ -161,7 +157,7 @@ pub(super) fn settings(version: MqttVersion) -> Broker {
         session_expiry: Duration::from_secs(3600),
         keepalive: Duration::from_secs(60),
         max_packet_bytes: MAX_PACKET,
-        receive_maximum: 1000,
+        ..settings::example(BrokerKeys::TABLE, BrokerKeys::read).complete().unwrap()
     }
 }
 

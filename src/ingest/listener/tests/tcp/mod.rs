@@ -17,12 +17,14 @@ use tokio::time::{sleep, timeout};
 use super::super::{ListenError, bind, run};
 use super::client::{Connect, V5, V311};
 use crate::buffer::{Buffer, BufferThread, Intake, Outlet, Room};
-use crate::config::{self, Compression, Listener, MqttVersion, SyncMode};
 use crate::ingest::codec::{self, Packet};
 use crate::ingest::door::Entrance;
 use crate::ingest::receipt::Receipts;
 use crate::ingest::status::LinkStatus;
 use crate::observe::pulse::Pulse;
+use crate::settings::links::ListenerKeys;
+use crate::settings::machine::BufferKeys;
+use crate::settings::{self, Listener, MqttVersion, SyncMode};
 use crate::stop::{self, Stopper};
 
 /// Long enough for a busy machine; reached only when a test fails.
@@ -32,7 +34,6 @@ fn settings() -> Listener {
     Listener {
         name: "floor".to_owned(),
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
-        users_file: None,
         max_connections: 4,
         max_connections_per_address: 16,
         max_keepalive: Duration::from_secs(600),
@@ -40,6 +41,7 @@ fn settings() -> Listener {
         receive_maximum: 1000,
         subscriptions: false,
         max_session_expiry: Duration::from_secs(86_400),
+        ..settings::example(ListenerKeys::TABLE, ListenerKeys::read).complete().unwrap()
     }
 }
 
@@ -63,8 +65,11 @@ impl Site {
 
     /// With a buffer that takes its time.
     fn start_slow(folder: &Path, settings: Listener, commit_delay: Duration) -> Self {
-        let disk =
-            config::Buffer { max_bytes: 1 << 30, sync: SyncMode::Normal, commit_delay, compression: Compression::Zstd };
+        let disk = settings::Buffer {
+            sync: SyncMode::Normal,
+            commit_delay,
+            ..settings::example(BufferKeys::TABLE, BufferKeys::read).complete().unwrap()
+        };
         let (buffer, recovered) = Buffer::open(disk, folder, &[]).unwrap();
         let running = buffer.start::<Receipts>(Pulse::new()).unwrap();
         let intake = running.intake.clone();

@@ -8,7 +8,7 @@ const MAX_HOST_BYTES: usize = 253;
 /// Splits `host:port`, `[::1]:port`. Without a port, `default_port` is taken.
 ///
 /// What is wrong is told without the text itself, which may hold a password.
-pub(super) fn host_port(text: &str, default_port: Option<u16>) -> Result<(String, u16), String> {
+pub(crate) fn host_port(text: &str, default_port: Option<u16>) -> Result<(String, u16), String> {
     if text.contains('@') {
         return Err("it holds an \"@\"; a user name or password has no place in it".into());
     }

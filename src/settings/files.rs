@@ -9,37 +9,18 @@ use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::env::Env;
-use super::problems::Reported;
-use super::reading::Section;
-use super::schema::CREDENTIALS;
+use super::env::{CREDENTIALS, Env};
+use super::problems::Unusable;
 use super::secret::Secret;
 
 /// MQTT writes the length of a password in two bytes; Kafka's secrets are shorter.
 const MAX_SECRET_BYTES: u64 = 65_535;
 
-/// Why a file cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Unusable {
-    /// It must be mended.
-    Wrong(String),
-    /// This user may not see it; the agent may.
-    Hidden(String),
-}
-
-impl Unusable {
-    #[cfg(test)]
-    fn what(&self) -> &str {
-        let (Self::Wrong(what) | Self::Hidden(what)) = self;
-        what
-    }
-}
-
 /// Where systemd puts the credentials of the service, for those who look at its configuration from outside.
 const SERVICE_CREDENTIALS: &str = "/run/credentials/tidegate.service";
 
 /// The path that a text of the configuration means.
-pub(super) fn expand(text: &str, env: &Env) -> Result<PathBuf, Unusable> {
+pub(crate) fn expand(text: &str, env: &Env) -> Result<PathBuf, Unusable> {
     if let Some(name) = text.strip_prefix(CREDENTIALS) {
         let Some(name) = name.strip_prefix('/').filter(|name| !name.is_empty()) else {
             return Err(Unusable::Wrong(format!("after {CREDENTIALS} comes \"/\" and the name of the credential")));
@@ -65,29 +46,20 @@ pub(super) fn expand(text: &str, env: &Env) -> Result<PathBuf, Unusable> {
     Ok(path.to_owned())
 }
 
-/// The path of a key that may be missing. `None` also when we may not know it.
-pub(super) fn path(section: &Section<'_, '_>, key: &str, env: &Env) -> Result<Option<PathBuf>, Reported> {
-    let Some(text) = section.optional_text(key)? else { return Ok(None) };
-    match expand(&text, env) {
-        Ok(path) => Ok(Some(path)),
-        Err(why) => section.file(key, why).map(|()| None),
-    }
-}
-
 /// Can it be opened, and is it a file?
-pub(super) fn check_readable(path: &Path) -> Result<(), Unusable> {
+pub(crate) fn check_readable(path: &Path) -> Result<(), Unusable> {
     open(path).map(|_| ())
 }
 
 /// What a secret's file holds.
-pub(super) struct Contents {
-    pub(super) secret: Secret,
+pub(crate) struct Contents {
+    pub(crate) secret: Secret,
     /// Every user of the machine can read the file: its permission bits.
-    pub(super) open_to_all: Option<u32>,
+    pub(crate) open_to_all: Option<u32>,
 }
 
 /// Reads a secret: the file's text without the newline at its end.
-pub(super) fn read_secret(path: &Path) -> Result<Contents, Unusable> {
+pub(crate) fn read_secret(path: &Path) -> Result<Contents, Unusable> {
     let (file, metadata) = open(path)?;
     let mut bytes = Vec::new();
     file.take(MAX_SECRET_BYTES.saturating_add(3)).read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
@@ -105,7 +77,7 @@ pub(super) fn read_secret(path: &Path) -> Result<Contents, Unusable> {
 }
 
 /// The permission bits of a file that every user of the machine can read.
-pub(super) fn open_to_all(path: &Path) -> Option<u32> {
+pub(crate) fn open_to_all(path: &Path) -> Option<u32> {
     fs::metadata(path).ok().and_then(|metadata| mode_for_all(&metadata))
 }
 
@@ -115,7 +87,7 @@ fn mode_for_all(metadata: &Metadata) -> Option<u32> {
 }
 
 /// The remark on a file that is open to all.
-pub(super) fn too_open(path: &Path, mode: u32) -> String {
+pub(crate) fn too_open(path: &Path, mode: u32) -> String {
     format!(
         "{} can be read by every user of this machine (mode {mode:04o}); chmod 0600, and let systemd hand it to the \
          service (credentials.conf.example)",
@@ -141,6 +113,11 @@ fn unreadable(path: &Path, error: &io::Error) -> Unusable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn what(why: &Unusable) -> &str {
+        let (Unusable::Wrong(what) | Unusable::Hidden(what)) = why;
+        what
+    }
 
     fn env(credentials: Option<&Path>) -> Env {
         Env { credentials_directory: credentials.map(Path::to_owned), ..Env::of("h") }
@@ -175,8 +152,8 @@ mod tests {
             let why = read_secret(&file(folder.path(), &content)).err().unwrap();
             assert!(matches!(&why, Unusable::Wrong(what) if what.contains(word)), "{why:?}");
         }
-        assert!(read_secret(folder.path()).err().unwrap().what().contains("not a file"));
-        assert!(read_secret(&folder.path().join("none")).err().unwrap().what().contains("cannot be read"));
+        assert!(what(&read_secret(folder.path()).err().unwrap()).contains("not a file"));
+        assert!(what(&read_secret(&folder.path().join("none")).err().unwrap()).contains("cannot be read"));
         let denied = unreadable(folder.path(), &io::Error::from(io::ErrorKind::PermissionDenied));
         assert!(matches!(denied, Unusable::Hidden(_)), "{denied:?}");
     }
@@ -198,6 +175,6 @@ mod tests {
         let nameless = expand("$CREDENTIALS_DIRECTORY", &env(Some(folder))).unwrap_err();
         assert!(matches!(&nameless, Unusable::Wrong(what) if what.contains("name of the credential")), "{nameless:?}");
         let relative = expand("hunter2", &env(None)).unwrap_err();
-        assert!(relative.what().contains("absolute") && !relative.what().contains("hunter2"), "{relative:?}");
+        assert!(what(&relative).contains("absolute") && !what(&relative).contains("hunter2"), "{relative:?}");
     }
 }

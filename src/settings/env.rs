@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+/// The folder that systemd makes for `LoadCredential=`, as a path in the configuration begins with it.
+pub(crate) const CREDENTIALS: &str = "$CREDENTIALS_DIRECTORY";
+
 /// What defaults and paths depend on.
 #[derive(Debug, Clone)]
 pub(crate) struct Env {

@@ -4,8 +4,6 @@ use std::cell::RefCell;
 use std::fmt;
 use std::ops::Range;
 
-use super::files::Unusable;
-
 /// One thing to mend.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Problem {
@@ -26,10 +24,19 @@ pub(crate) struct Problems {
 
 /// "It has been noted": made only by noting a problem, so that nothing is given up in silence.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Reported(());
+pub(crate) struct Reported(());
+
+/// Why a file cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Unusable {
+    /// It must be mended.
+    Wrong(String),
+    /// This user may not see it; the agent may.
+    Hidden(String),
+}
 
 /// Takes down problems and remarks while a text is read.
-pub(super) struct Notes<'a> {
+pub(crate) struct Notes<'a> {
     text: &'a str,
     files: Files,
     problems: RefCell<Vec<Problem>>,
@@ -39,7 +46,7 @@ pub(super) struct Notes<'a> {
 
 /// Whether each file that is named must be readable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Files {
+pub(crate) enum Files {
     /// By who is to use it.
     Needed,
     /// By whom it is for: who only checks may not be allowed to look.
@@ -47,11 +54,11 @@ pub(super) enum Files {
 }
 
 /// What was taken down.
-pub(super) struct Taken {
-    pub(super) problems: Vec<Problem>,
-    pub(super) remarks: Vec<Problem>,
+pub(crate) struct Taken {
+    pub(crate) problems: Vec<Problem>,
+    pub(crate) remarks: Vec<Problem>,
     /// What could not be looked at, and may well be right.
-    pub(super) unseen: Vec<Problem>,
+    pub(crate) unseen: Vec<Problem>,
 }
 
 impl Problem {
@@ -65,14 +72,14 @@ impl Problem {
 }
 
 impl Problems {
-    pub(super) fn new(file: &str, mut list: Vec<Problem>) -> Self {
+    pub(crate) fn new(file: &str, mut list: Vec<Problem>) -> Self {
         list.sort();
         list.dedup();
         Self { file: file.to_owned(), list }
     }
 
     /// For a file that cannot be read at all.
-    pub(super) fn of_file(file: &str, what: String) -> Self {
+    pub(crate) fn of_file(file: &str, what: String) -> Self {
         Self::new(file, vec![Problem { place: None, key: String::new(), what }])
     }
 
@@ -98,13 +105,13 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 impl<'a> Notes<'a> {
-    pub(super) fn new(text: &'a str, files: Files) -> Self {
+    pub(crate) fn new(text: &'a str, files: Files) -> Self {
         let (problems, remarks, unseen) = (RefCell::default(), RefCell::default(), RefCell::default());
         Self { text, files, problems, remarks, unseen }
     }
 
     /// A file cannot be used. `Ok` when that is only because we may not look at it.
-    pub(super) fn file(&self, span: &Range<usize>, key: &str, why: Unusable) -> Result<(), Reported> {
+    pub(crate) fn file(&self, span: &Range<usize>, key: &str, why: Unusable) -> Result<(), Reported> {
         match why {
             Unusable::Hidden(what) if self.files == Files::IfWeMay => {
                 self.unseen.borrow_mut().push(self.at(span, key, format!("not looked at: {what}")));
@@ -114,25 +121,25 @@ impl<'a> Notes<'a> {
         }
     }
 
-    pub(super) fn problem(&self, span: &Range<usize>, key: &str, what: String) -> Reported {
+    pub(crate) fn problem(&self, span: &Range<usize>, key: &str, what: String) -> Reported {
         self.problems.borrow_mut().push(self.at(span, key, what));
         Reported(())
     }
 
-    pub(super) fn remark(&self, span: &Range<usize>, key: &str, what: String) {
+    pub(crate) fn remark(&self, span: &Range<usize>, key: &str, what: String) {
         self.remarks.borrow_mut().push(self.at(span, key, what));
     }
 
-    pub(super) fn text(&self) -> &'a str {
+    pub(crate) fn text(&self) -> &'a str {
         self.text
     }
 
     /// Line of a place in the text, from 1.
-    pub(super) fn line(&self, span: &Range<usize>) -> usize {
+    pub(crate) fn line(&self, span: &Range<usize>) -> usize {
         self.place(span).0
     }
 
-    pub(super) fn taken(self) -> Taken {
+    pub(crate) fn taken(self) -> Taken {
         let Self { problems, remarks, unseen, .. } = self;
         Taken { problems: problems.into_inner(), remarks: remarks.into_inner(), unseen: unseen.into_inner() }
     }
@@ -151,7 +158,7 @@ impl<'a> Notes<'a> {
 }
 
 /// A value as it may be shown: quoted, no control characters, not too long.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     const MOST_CHARS: usize = 60;
     if text.chars().count() <= MOST_CHARS {
         return format!("{text:?}");
@@ -161,7 +168,7 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// The known word that was probably meant.
-pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+pub(crate) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     let plain = |text: &str| text.to_ascii_lowercase().replace('-', "_");
     let word = plain(word.get(..word.len().min(LONGEST_TYPO_BYTES)).unwrap_or_default());
     known

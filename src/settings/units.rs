@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// What a text with a unit can be wrong in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum UnitError {
+pub(crate) enum UnitError {
     /// A number alone.
     NoUnit,
     /// Nothing that can be read.
@@ -15,7 +15,7 @@ pub(super) enum UnitError {
 }
 
 /// Reads `1GiB`, `64 KiB`, `1.5MB` (MB is 1,000,000 bytes, MiB is 1,048,576).
-pub(super) fn size(text: &str) -> Result<u64, UnitError> {
+pub(crate) fn size(text: &str) -> Result<u64, UnitError> {
     let text = text.trim();
     if is_number(text) {
         return Err(UnitError::NoUnit);
@@ -29,7 +29,7 @@ pub(super) fn size(text: &str) -> Result<u64, UnitError> {
 }
 
 /// Reads `100ms`, `30s`, `1h 30m`, `7d`.
-pub(super) fn time(text: &str) -> Result<Duration, UnitError> {
+pub(crate) fn time(text: &str) -> Result<Duration, UnitError> {
     let text = text.trim();
     if is_number(text) {
         return Err(UnitError::NoUnit);
@@ -40,13 +40,13 @@ pub(super) fn time(text: &str) -> Result<Duration, UnitError> {
 }
 
 /// The shortest exact way to write a size.
-pub(super) fn show_size(bytes: u64) -> String {
+pub(crate) fn show_size(bytes: u64) -> String {
     const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     show(bytes, &UNITS, "B")
 }
 
 /// The shortest exact way to write a time, to the millisecond.
-pub(super) fn show_time(time: Duration) -> String {
+pub(crate) fn show_time(time: Duration) -> String {
     const UNITS: [(u64, &str); 4] = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
     show(u64::try_from(time.as_millis()).unwrap_or(u64::MAX), &UNITS, "ms")
 }
