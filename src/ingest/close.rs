@@ -15,11 +15,14 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::time::Duration;
 
 use super::broker::fault::{BrokerFault, NO_ANSWER};
 use super::codec::encode::EncodeError;
 use super::codec::{DecodeError, reason};
+use super::limits::{FAULT_TIMEOUT, STOP_TIMEOUT};
 use crate::config::MqttVersion;
+use crate::planted::{Bug, planted};
 
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +169,25 @@ impl Close {
             (Self::Client(fault), _) => fault.reason,
             (Self::BufferStopped | Self::Silent | Self::Unsendable(_), Peer::Broker)
             | (Self::Disconnected { .. } | Self::Closed | Self::Broke(_), _) => None,
+        }
+    }
+
+    /// How long commits under way may still be answered before the connection is closed. Nothing may follow what a client is
+    /// told; a broker is told last.
+    pub(super) fn time_for_answers(&self, to: Peer) -> Duration {
+        match (self, to) {
+            (Self::Stopping, _) if planted(Bug::CarelessStop) => Duration::ZERO,
+            (Self::Stopping, _) => STOP_TIMEOUT,
+            (_, Peer::Broker) if self.reason(to).is_some() => FAULT_TIMEOUT,
+            (_, Peer::Broker | Peer::Client) => Duration::ZERO,
+        }
+    }
+
+    /// Is there anybody to hear a goodbye? A client that is taken over is none: its next connection shall not wait for this.
+    pub(super) fn is_heard(&self, by: Peer) -> bool {
+        match by {
+            Peer::Broker => self.reason(by).is_some(),
+            Peer::Client => matches!(self.kind(), Kind::Refused | Kind::Broke | Kind::Stopped),
         }
     }
 

@@ -28,8 +28,8 @@
 mod complaint;
 mod distrust;
 pub(super) mod fault;
+mod link;
 mod session;
-mod stream;
 mod subscriptions;
 mod task;
 mod trust;

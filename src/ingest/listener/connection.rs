@@ -6,6 +6,7 @@
 //! if there is one to be published. Nothing of that waits for room in the buffer: a client that has gone holds no place.
 //! A connection is never cancelled by dropping it, except at the end of the process.
 
+use std::future;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,29 +14,27 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
+use super::client::Client;
 use super::gate::Stage;
 use super::handshake::{Admission, Handshake, Progress, refusal};
-use super::link::{Link, told};
 use super::registry::{Answer, Claim, ConnectionId, Departure, Entry, Now, session_key};
 use super::remarks::Remark;
 use super::session::{Last, Session};
-use super::socket::read;
 use super::terms::Terms;
 use super::users::{Users, Verdict};
 use crate::clock::{self, Moment};
 use crate::event::Sender;
-use crate::ingest::close::{Close, Kind};
+use crate::ingest::close::Close;
 use crate::ingest::codec::{Will, reason};
+use crate::ingest::connection::{self, Wires};
 use crate::ingest::door::{Door, Entrance};
-use crate::ingest::limits::{
-    CLIENT_TOPICS_BYTES, CONNECT_TIMEOUT, DISCONNECT_TIMEOUT, MAX_WAITING_WILL_BYTES, READ_BYTES,
-};
+use crate::ingest::limits::{CLIENT_TOPICS_BYTES, CONNECT_TIMEOUT, MAX_WAITING_WILL_BYTES};
 use crate::ingest::status::LinkStatus;
+use crate::ingest::stream::Stream;
 use crate::stop::Stop;
 
 /// What all connections of a listener share.
@@ -119,12 +118,13 @@ impl Visitor {
 
 /// A connection from accept to end.
 pub(super) async fn serve(
-    mut stream: TcpStream,
+    stream: TcpStream,
     peer: SocketAddr,
     connection: ConnectionId,
     go: oneshot::Receiver<()>,
     shared: Arc<Shared>,
 ) -> Ended {
+    let mut stream = Stream::Plain(stream);
     let mut visitor = Visitor { connection, peer, go: Some(go) };
     let mut stop = shared.stop.clone();
     let let_in = tokio::select! {
@@ -140,7 +140,7 @@ pub(super) async fn serve(
                 tokio::select! {
                     biased;
                     () = told(&mut visitor.go) => {}
-                    () = farewell(stream, answer) => {}
+                    () = stream.close(&answer) => {}
                 }
             }
             return Ended::without_session(&visitor, client, end);
@@ -151,7 +151,7 @@ pub(super) async fn serve(
     }
     let client = Arc::clone(&admission.client);
     let key = session_key(&shared.name, &client).into();
-    let (mut door, mut replies) = Door::new(&shared.entrance, key, Arc::clone(&shared.status));
+    let (door, replies) = Door::new(&shared.entrance, key, Arc::clone(&shared.status));
     let sender = Arc::new(Sender { client: Arc::clone(&client), user: admission.user.take() });
     if let Some(will) = &mut admission.will {
         will.sender = Some(Arc::clone(&sender));
@@ -161,18 +161,12 @@ pub(super) async fn serve(
     let mut session = Session::enter(*admission, lent, Arc::clone(&shared.terms), topics, now());
     LinkStatus::add(&shared.status.connects, 1);
     LinkStatus::add(&shared.status.connected, 1);
-    let mut link = Link::new(&mut session, &mut door, &mut replies, displaced, peer, Arc::clone(&client), &shared);
-    if link.serve(&mut stream).await.is_err() {
-        session.finish(Close::Stopping);
-    }
+    let mut wires = Wires { door, replies, stop };
+    let mut role = Client::new(&mut session, displaced, peer, Arc::clone(&client), &shared);
+    connection::serve(&mut role, &mut wires, stream).await;
     shared.status.connected.fetch_sub(1, Ordering::Relaxed);
-    let Last { end, memory, expiry_s, will, changes, output } = session.into_last();
-    match end.kind() {
-        // Nobody listens any more, or (taken over) the next connection shall not wait for this one.
-        Kind::Goodbye | Kind::Gone => drop(stream),
-        Kind::Refused | Kind::Broke | Kind::Stopped => farewell(stream, output.freeze()).await,
-    }
-    if door.announce(changes).is_err() {
+    let Last { end, memory, expiry_s, will, changes } = session.into_last();
+    if wires.door.announce(changes).is_err() {
         tracing::debug!(%client, "the buffer has stopped before the end of a session was written");
     }
     let will_room = match &will {
@@ -180,7 +174,7 @@ pub(super) async fn serve(
             tokio::select! {
                 biased;
                 room = will_room(&shared.wills, will) => room,
-                () = stop.wait() => None,
+                () = wires.stop.wait() => None,
             }
         }
         Some(_) | None => None,
@@ -219,7 +213,7 @@ impl Turned {
 }
 
 async fn let_in(
-    stream: &mut TcpStream,
+    stream: &mut Stream,
     visitor: &mut Visitor,
     shared: &Shared,
 ) -> Result<(Box<Admission>, Box<Entry>), Turned> {
@@ -271,14 +265,13 @@ fn judge(verdict: Verdict, admission: &Admission) -> Result<(), Turned> {
     }
 }
 
-async fn greet(stream: &mut TcpStream, shared: &Shared) -> Result<Box<Admission>, Turned> {
+async fn greet(stream: &mut Stream, shared: &Shared) -> Result<Box<Admission>, Turned> {
     let mut too_late = pin!(sleep(CONNECT_TIMEOUT));
     let turned = |answer, end| Turned { client: None, answer, end };
     let mut handshake = Handshake::new();
-    let (mut reader, _) = stream.split();
     loop {
         let mut progress = Progress::ReadOn;
-        let took = read(&mut reader, READ_BYTES, |bytes| progress = handshake.received(bytes, &shared.terms));
+        let took = stream.read_shared(|bytes| progress = handshake.received(bytes, &shared.terms));
         tokio::select! {
             took = took => match took {
                 Ok(0) if handshake.is_silent() => return Err(turned(Bytes::new(), Close::nothing_said())),
@@ -302,18 +295,14 @@ async fn greet(stream: &mut TcpStream, shared: &Shared) -> Result<Box<Admission>
     }
 }
 
-/// Says the last words and waits until the client has closed its side, or for a moment. A socket that is closed with
-/// unread bytes in it is reset, and a reset may overtake the acknowledgements before it.
-async fn farewell(mut stream: TcpStream, last_words: Bytes) {
-    let said = async {
-        stream.write_all(&last_words).await?;
-        stream.shutdown().await?;
-        let (mut reader, _) = stream.split();
-        while read(&mut reader, READ_BYTES, |_| ()).await? > 0 {}
-        Ok::<(), std::io::Error>(())
+/// Waits until it is told; never ready when nobody can tell any more, and once only.
+async fn told(by: &mut Option<oneshot::Receiver<()>>) {
+    let told = match by {
+        Some(by) => by.await,
+        None => future::pending().await,
     };
-    match timeout(DISCONNECT_TIMEOUT, said).await {
-        Ok(Ok(())) | Err(_) => {}
-        Ok(Err(error)) => tracing::trace!(%error, "a client did not wait for the goodbye"),
+    *by = None;
+    if told.is_err() {
+        future::pending::<()>().await;
     }
 }

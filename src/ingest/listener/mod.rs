@@ -48,12 +48,11 @@ mod complaints;
 mod connection;
 mod gate;
 mod handshake;
-mod link;
+mod client;
 mod memory;
 mod registry;
 mod remarks;
 mod session;
-mod socket;
 mod terms;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, clippy::arithmetic_side_effects, reason = "a test that meets them fails")]

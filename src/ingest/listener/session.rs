@@ -106,7 +106,6 @@ pub(super) struct Last {
     pub(super) will: Option<(Will, Duration)>,
     /// To be handed to the buffer before anything of the client's next connection.
     pub(super) changes: Vec<IdChange>,
-    pub(super) output: BytesMut,
 }
 
 impl Session {
@@ -147,10 +146,14 @@ impl Session {
         session
     }
 
-    /// Bytes came in.
-    pub(super) fn received(&mut self, bytes: &[u8], now: Now) {
+    /// What a read brings.
+    pub(super) fn append(&mut self, bytes: &[u8]) {
         self.input.extend_from_slice(bytes);
-        self.since_heard = self.since_heard.saturating_add(bytes.len());
+    }
+
+    /// So many bytes came in.
+    pub(super) fn received(&mut self, bytes: usize, now: Now) {
+        self.since_heard = self.since_heard.saturating_add(bytes);
         if self.since_heard >= SIGN_OF_LIFE_BYTES {
             self.hear(now);
         }
@@ -248,6 +251,14 @@ impl Session {
         matches!(self.state, State::Over(_))
     }
 
+    /// Why it is over, if it is.
+    pub(super) fn ending(&self) -> Option<&Close> {
+        match &self.state {
+            State::Over(end) => Some(end),
+            State::Settling | State::Open => None,
+        }
+    }
+
     /// Which packet is arriving.
     pub(super) fn packet_number(&self) -> u64 {
         self.packets
@@ -296,10 +307,10 @@ impl Session {
         } else if expiry_s != self.granted_expiry_s {
             changes.push(IdChange::Keep(expiry_s));
         }
-        let Self { memory, output, .. } = self;
+        let Self { memory, .. } = self;
         // A new session that is not on disk has not begun.
         let expiry_s = if unsettled && !memory.on_disk { 0 } else { expiry_s };
-        Last { end, memory, expiry_s, will, changes, output }
+        Last { end, memory, expiry_s, will, changes }
     }
 
     #[cfg(test)]

@@ -79,7 +79,8 @@ impl Bench {
     }
 
     fn feed(&mut self, bytes: &[u8]) {
-        self.session.received(bytes, self.now);
+        self.session.append(bytes);
+        self.session.received(bytes.len(), self.now);
     }
 
     /// Hands what was read to the buffer; it is not committed yet.

@@ -223,12 +223,8 @@ fn a_client_that_waits_too_long_for_its_connack_is_told_to_come_again() {
 fn a_client_that_has_gone_unread_is_judged_by_what_it_had_sent() {
     let readings =
         || [publish(V5, 0, false, 0, "zero"), publish(V5, 1, false, 1, "one"), publish(V5, 2, false, 2, "two")];
-    for (settled, goodbye, kind) in [
-        (true, true, Kind::Goodbye),
-        (true, false, Kind::Gone),
-        (false, true, Kind::Goodbye),
-        (false, false, Kind::Gone),
-    ] {
+    for (settled, goodbye) in [(true, true), (true, false), (false, true), (false, false)] {
+        let kind = if goodbye { Kind::Goodbye } else { Kind::Gone };
         let asked = connect(V5, "press").kept().with_will(0);
         let mut bench = if settled { Bench::open(&asked) } else { Bench::enter(&asked, nothing()) };
         bench.session.hold(true, bench.now.instant);
