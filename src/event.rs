@@ -52,11 +52,7 @@ impl Event {
     #[must_use]
     pub(crate) fn cost_bytes(&self) -> usize {
         let properties = self.properties.as_ref().map_or(0, |p| p.cost_bytes());
-        self.topic
-            .len()
-            .saturating_add(self.payload.len())
-            .saturating_add(properties)
-            .saturating_add(EVENT_OVERHEAD_BYTES)
+        self.topic.len() + self.payload.len() + properties + EVENT_OVERHEAD_BYTES
     }
 }
 
@@ -95,13 +91,11 @@ impl Properties {
     /// Memory they occupy.
     #[must_use]
     pub(crate) fn cost_bytes(&self) -> usize {
-        let fixed = self.content_type.as_ref().map_or(0, |t| t.len());
-        let fixed = fixed.saturating_add(self.correlation_data.as_ref().map_or(0, Bytes::len));
-        let fixed = fixed.saturating_add(self.response_topic.as_ref().map_or(0, |t| t.len()));
-        let fixed = fixed.saturating_add(self.flaw.as_ref().map_or(0, |t| t.len()));
-        self.user.iter().fold(fixed.saturating_add(size_of::<Self>()), |sum, (k, v)| {
-            sum.saturating_add(k.len()).saturating_add(v.len()).saturating_add(USER_PROPERTY_OVERHEAD_BYTES)
-        })
+        let texts = [&self.content_type, &self.response_topic, &self.flaw];
+        let texts = texts.into_iter().flatten().map(|text| text.len()).sum::<usize>();
+        let correlation_data = self.correlation_data.as_ref().map_or(0, Bytes::len);
+        let user = self.user.iter().map(|(name, value)| name.len() + value.len() + USER_PROPERTY_OVERHEAD_BYTES);
+        size_of::<Self>() + texts + correlation_data + user.sum::<usize>()
     }
 }
 

@@ -30,7 +30,7 @@ impl Repeats {
 
     /// It has come again.
     pub(crate) fn count(&mut self) {
-        self.unsaid = self.unsaid.saturating_add(1);
+        self.unsaid += 1;
     }
 
     /// How often it was not said.
@@ -72,15 +72,15 @@ impl LogThrottle {
                 repeats.count();
                 return None;
             }
-            return Some(repeats.say(now).saturating_add(std::mem::take(&mut self.unsaid)));
+            return Some(repeats.say(now) + std::mem::take(&mut self.unsaid));
         }
         if self.texts.len() >= TEXTS {
             let oldest = self.texts.iter().enumerate().min_by_key(|(_, said)| said.repeats.said);
             let Some((oldest, _)) = oldest.filter(|(_, said)| said.repeats.is_due(now, SAY_AGAIN)) else {
-                self.unsaid = self.unsaid.saturating_add(1);
+                self.unsaid += 1;
                 return None;
             };
-            self.unsaid = self.unsaid.saturating_add(self.texts.remove(oldest).repeats.unsaid);
+            self.unsaid += self.texts.remove(oldest).repeats.unsaid;
         }
         self.texts.push(Said { text: text.to_owned(), repeats: Repeats::said(now) });
         Some(std::mem::take(&mut self.unsaid))

@@ -169,7 +169,7 @@ pub(crate) fn die(bug: Bug) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     static AT: LazyLock<u32> =
         LazyLock::new(|| std::env::var("TIDEGATE_PLANT_AT").ok().and_then(|at| at.parse().ok()).unwrap_or(3));
-    if planted(bug) && COUNT.fetch_add(1, Ordering::Relaxed).saturating_add(1) >= *AT {
+    if planted(bug) && COUNT.fetch_add(1, Ordering::Relaxed) + 1 >= *AT {
         // It may fail only where there is no such process.
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap_or_default();
     }

@@ -25,7 +25,7 @@ impl Backoff {
     /// The wait before the next try; the one after it will be longer.
     pub(crate) fn next_wait(&mut self) -> Duration {
         let window = self.window;
-        self.window = window.saturating_mul(2).min(LONGEST_WAIT);
+        self.window = (window * 2).min(LONGEST_WAIT);
         window.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 

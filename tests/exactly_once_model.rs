@@ -10,7 +10,7 @@
 //! gateway that may hold a transaction open on the partition of the watermark topic.
 
 #![allow(missing_docs, reason = "a test")]
-#![expect(clippy::arithmetic_side_effects, clippy::indexing_slicing, reason = "small numbers in a test")]
+#![expect(clippy::indexing_slicing, reason = "small numbers in a test")]
 
 use stateright::{Checker, Model, Property};
 

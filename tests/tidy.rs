@@ -4,7 +4,6 @@
     clippy::panic,
     clippy::expect_used,
     clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
     clippy::case_sensitive_file_extension_comparisons,
     reason = "a test that panics has failed"
 )]

@@ -16,6 +16,7 @@ use rusqlite::Connection;
 use super::envelope::{Damage, Opener, Sealer};
 use super::error::{LoadError, is_about_the_row};
 use super::ledger::Ledger;
+use super::limits::{MAX_COUNT, MAX_SEQUENCE};
 use super::spans::Settled;
 use super::{LaneId, PacketIds, StoredSession};
 use crate::cbor;
@@ -124,7 +125,9 @@ impl Books {
         let damaged = |what| move |cause: Damage| LoadError::Damaged { what, cause: cause.to_string() };
         let raw = opener.open(&body).map_err(damaged("state"))?;
         let (transaction, next, released, spans, ledger, watermark) =
-            read_state(&raw).map_err(|e| damaged("state")(e.into()))?;
+            read_state(&raw).map_err(|e| damaged("state")(e.into())).and_then(|row| {
+                if is_possible(&row) { Ok(row) } else { Err(damaged("state")(Damage::Content("absurd counts".into()))) }
+            })?;
         let mut end = released;
         let spans = spans.into_iter().map(|(gap, length)| {
             let first = end.saturating_add(gap);
@@ -145,7 +148,7 @@ impl Books {
     pub(super) fn seal<'a>(&self, raw: &mut Vec<u8>, sealer: &'a mut Sealer) -> Result<&'a [u8], Damage> {
         let mut end = self.settled.released();
         let spans = self.settled.above().map(|(first, last)| {
-            let delta = (first.saturating_sub(end), last.saturating_sub(first));
+            let delta = (first - end, last - first);
             end = last;
             delta
         });
@@ -212,6 +215,15 @@ fn read_state(raw: &[u8]) -> Result<StateRow, cbor::Error> {
     })
 }
 
+/// Can these numbers have been counted?
+fn is_possible((transaction, next, released, _, ledger, watermark): &StateRow) -> bool {
+    let mut counts = ledger.iter().flat_map(|&(_, received, delivered, dead, dropped, purged, held, lost)| {
+        [received, delivered, dead, dropped, purged, held, lost]
+    });
+    let sequences = [*transaction, *next, *released, *watermark];
+    *next > 0 && sequences.iter().all(|number| *number <= MAX_SEQUENCE) && counts.all(|count| count <= MAX_COUNT)
+}
+
 /// `[[first, more], …]`: brokers count packet ids upwards, so a window is one or two runs.
 type Runs = Vec<(u16, u16)>;
 
@@ -241,7 +253,7 @@ fn runs(ids: impl Iterator<Item = u16>) -> Runs {
     for id in ids {
         match runs.last_mut() {
             Some((first, more)) if first.checked_add(*more).and_then(|last| last.checked_add(1)) == Some(id) => {
-                *more = more.saturating_add(1);
+                *more += 1;
             }
             _ => runs.push((id, 0)),
         }
@@ -270,6 +282,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn numbers_that_nobody_can_have_counted_are_damage() {
+        let row = |next, received| (1, next, 0, Vec::new(), vec![(0, received, 0, 0, 0, 0, received, 0)], 0);
+        assert!(is_possible(&row(1, MAX_COUNT)) && is_possible(&row(MAX_SEQUENCE, 0)));
+        for row in [row(0, 0), row(u64::MAX, 0), row(1, u64::MAX)] {
+            assert!(!is_possible(&row), "{row:?}");
+        }
+    }
 
     proptest! {
         #[test]

@@ -141,7 +141,7 @@ impl ChunkWriter {
         self.clock = stored.event.clock;
         let extent = self.open.get_or_insert(Extent { first: sequence, last: sequence, count: 0, oldest_ms: at });
         extent.last = sequence;
-        extent.count = extent.count.saturating_add(1);
+        extent.count += 1;
         extent.oldest_ms = extent.oldest_ms.min(at);
         Ok(self.raw.len() >= CHUNK_RAW_BYTES)
     }
@@ -152,7 +152,7 @@ impl ChunkWriter {
         let len = u64::try_from(self.raw.len()).unwrap_or(u64::MAX);
         let body = self.sealer.seal(&self.raw, self.compress);
         self.raw.clear();
-        self.raw.shrink_to(CHUNK_RAW_BYTES.saturating_mul(2));
+        self.raw.shrink_to(CHUNK_RAW_BYTES * 2);
         body.map(|body| Some((extent, body))).ok_or(Damage::TooLong(len))
     }
 
@@ -255,8 +255,8 @@ impl ChunkReader {
         }
         let new: Arc<str> = Arc::from(name);
         if name.len() <= LONGEST_NAME_KEPT {
-            let cost = name.len().saturating_add(NAME_OVERHEAD_BYTES);
-            self.names_bytes = self.names_bytes.saturating_add(cost);
+            let cost = name.len() + NAME_OVERHEAD_BYTES;
+            self.names_bytes += cost;
             if self.names_bytes > NAMES_KEPT_BYTES {
                 self.names = HashSet::new();
                 self.names_bytes = cost;
@@ -268,7 +268,6 @@ impl ChunkReader {
 }
 
 #[cfg(test)]
-#[expect(clippy::arithmetic_side_effects, reason = "tests count small numbers")]
 mod tests {
     use proptest::prelude::*;
 

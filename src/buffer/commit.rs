@@ -68,12 +68,11 @@ impl<R> Batch<R> {
     /// Adds one; its events get their sequences, counting from `next` for the first of the batch.
     pub(super) fn add(&mut self, arrivals: Arrivals<R>, next: Sequence) {
         let Arrivals { events, sessions, receipt, reply, room } = arrivals;
-        let mut sequence = self.events.last().map_or(next, |last| last.sequence.saturating_add(1));
+        let first = self.events.last().map_or(next, |last| last.sequence + 1);
         self.events.reserve(events.len());
-        for event in events {
-            self.raw_bytes = self.raw_bytes.saturating_add(event.topic.len()).saturating_add(event.payload.len());
+        for (sequence, event) in (first..).zip(events) {
+            self.raw_bytes += event.topic.len() + event.payload.len();
             self.events.push(Stored { sequence, event });
-            sequence = sequence.saturating_add(1);
         }
         self.sessions.extend(sessions);
         self.answers.push(Answer { receipt, reply, room });
@@ -143,7 +142,7 @@ impl<R> Batch<R> {
     pub(super) fn found_on_disk(&mut self, on_disk: &Books) -> Vec<Stored> {
         match self.last() {
             // Cannot be, because the transaction's number was the attempted one. Better unanswered than wrong.
-            Some(last) if on_disk.next != last.saturating_add(1) => Vec::new(),
+            Some(last) if on_disk.next != last + 1 => Vec::new(),
             _ => self.acknowledge(),
         }
     }
@@ -162,7 +161,7 @@ impl<R> Batch<R> {
         }
         self.write_events(books, tx, tools)?;
         sessions::apply(&self.sessions, &mut books.sessions, tx, &mut scratch.raw, &mut scratch.sealer)?;
-        books.transaction = books.transaction.saturating_add(1);
+        books.transaction += 1;
         let body = books.seal(&mut scratch.raw, &mut scratch.sealer)?;
         tx.update_state.execute([body])?;
         Ok(())
@@ -177,7 +176,7 @@ impl<R> Batch<R> {
             }
             let route = stored.event.route;
             run = match run {
-                Some((same, events)) if same == route => Some((same, events.saturating_add(1))),
+                Some((same, events)) if same == route => Some((same, events + 1)),
                 ended => {
                     book(ended, books);
                     Some((route, 1))
@@ -187,7 +186,7 @@ impl<R> Batch<R> {
         insert_chunk(tx, tools)?;
         book(run, books);
         if let Some(last) = self.last() {
-            books.next = last.saturating_add(1);
+            books.next = last + 1;
         }
         Ok(())
     }

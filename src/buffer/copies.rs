@@ -144,7 +144,7 @@ fn to_lanes(
         let mut moved = 0_u64;
         tools.writer.discard();
         for event in sequences.into_iter().filter_map(|sequence| find(events, sequence)) {
-            moved = moved.saturating_add(1);
+            moved += 1;
             if tools.writer.push(event)? {
                 insert_lane_chunk(lane, tx, tools)?;
             }

@@ -39,7 +39,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use uuid::Uuid;
 
-use super::limits::{MARK_EVERY, RESERVE_LEAST, RESERVE_MOST};
+use super::limits::{MARK_EVERY, MAX_SEQUENCE, RESERVE_LEAST, RESERVE_MOST};
 use super::private;
 use crate::event::Sequence;
 use crate::watermark::Instance;
@@ -222,6 +222,9 @@ fn parse(text: &str) -> Option<Marks> {
     let mut marks = Marks::new(value("buffer")?.parse().ok()?, 0, Place::default());
     marks.reserved = value("reserved")?.parse().ok()?;
     marks.committed = value("committed")?.parse().ok()?;
+    if marks.reserved.max(marks.committed) > MAX_SEQUENCE {
+        return None;
+    }
     if title == TITLE_1 {
         let Marks { buffer_id, reserved, committed, .. } = marks;
         let head = format!("{TITLE_1}\nbuffer {buffer_id}\nreserved {reserved}\ncommitted {committed}\n");
@@ -259,7 +262,7 @@ pub(super) fn set_aside(path: &Path, now_ms: i64) -> io::Result<Option<PathBuf>>
     let mut more = 1_u32;
     while target.exists() || with("-wal", &target).exists() {
         target = with(&format!(".set-aside-{now_ms}-{more}"), path);
-        more = more.saturating_add(1);
+        more += 1;
     }
     let mut any = false;
     // The log first: while the database has its name, the next start comes here again.
@@ -296,6 +299,11 @@ mod tests {
             assert_eq!(Marks::read(dir.path()).unwrap(), Some(marks));
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_number_that_no_sequence_reaches_is_damage() {
+        assert_eq!(parse(&Marks { reserved: u64::MAX, ..marks() }.text()), None);
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl<R> Inbox<R> {
         let mut taken = 0_usize;
         while let Ok(arrivals) = self.arrivals.try_recv() {
             self.batch.add(arrivals, books.next);
-            taken = taken.saturating_add(1);
+            taken += 1;
         }
         taken
     }

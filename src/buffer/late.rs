@@ -41,7 +41,7 @@ pub(super) fn renumber(
     for (first, last) in spans(connection).map_err(&disk)? {
         let Some(events) = readable(connection, &mut reader, books, first, last).map_err(&disk)? else { continue };
         let count = u64::try_from(events.len()).unwrap_or(u64::MAX);
-        let (next, newest) = (books.next, books.next.saturating_sub(1).saturating_add(count));
+        let (next, newest) = (books.next, books.next - 1 + count);
         // No sequence is given out before the side file says so.
         let opened = Some(Opened { instance, boot: identity::boot(), lazy: database.is_lazy() });
         marks = Marks { opened, closed: false, ..marks }.reserving(newest, count, Duration::ZERO);
@@ -115,7 +115,7 @@ fn move_behind(
     };
     for Stored { sequence: old, event } in events {
         let stored = Stored { sequence: books.next, event };
-        books.next = books.next.saturating_add(1);
+        books.next += 1;
         books.settled.insert_span(old, old);
         holes.insert(old);
         if writer.push(&stored).map_err(damaged)? {
@@ -131,7 +131,7 @@ fn move_behind(
     }
     tx.execute("DELETE FROM unread WHERE first = ?1", [row_id(first)])?;
     tx.execute("DELETE FROM chunk WHERE first BETWEEN ?1 AND ?2 AND last <= ?2", (row_id(first), row_id(last)))?;
-    books.transaction = books.transaction.saturating_add(1);
+    books.transaction += 1;
     books.write(&tx)?;
     tx.commit()?;
     Ok(())

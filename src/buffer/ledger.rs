@@ -29,15 +29,15 @@ impl Ledger {
     /// Events taken in and held.
     pub(super) fn stored(&mut self, route: RouteId, events: u64) {
         let line = self.line(route);
-        line.received = line.received.saturating_add(events);
-        line.held = line.held.saturating_add(events);
+        line.received += events;
+        line.held += events;
     }
 
     /// Events that found no room.
     pub(super) fn dropped(&mut self, route: RouteId, events: u64) {
         let line = self.line(route);
-        line.received = line.received.saturating_add(events);
-        line.dropped = line.dropped.saturating_add(events);
+        line.received += events;
+        line.dropped += events;
     }
 
     /// Held events that Kafka has.
@@ -45,8 +45,8 @@ impl Ledger {
         let line = self.line(route);
         let moved = events.min(line.held);
         debug_assert_eq!(moved, events, "more delivered than held");
-        line.held = line.held.saturating_sub(moved);
-        line.delivered = line.delivered.saturating_add(moved);
+        line.held -= moved;
+        line.delivered += moved;
     }
 
     /// A held event that Kafka will never take.
@@ -54,8 +54,8 @@ impl Ledger {
         let line = self.line(route);
         let moved = line.held.min(1);
         debug_assert_eq!(moved, 1, "more dead letters than held");
-        line.held = line.held.saturating_sub(moved);
-        line.dead_lettered = line.dead_lettered.saturating_add(moved);
+        line.held -= moved;
+        line.dead_lettered += moved;
     }
 
     /// No event is held.
@@ -67,8 +67,8 @@ impl Ledger {
     pub(super) fn lost(&mut self, route: RouteId, events: u64) -> u64 {
         let line = self.line(route);
         let moved = events.min(line.held);
-        line.held = line.held.saturating_sub(moved);
-        line.lost = line.lost.saturating_add(moved);
+        line.held -= moved;
+        line.lost += moved;
         moved
     }
 
@@ -117,7 +117,7 @@ impl Ledger {
     pub(super) fn balanced(&self) -> bool {
         self.0.values().all(|line| {
             let parts = [line.delivered, line.dead_lettered, line.dropped, line.purged, line.lost, line.held];
-            parts.iter().fold(0_u64, |sum, part| sum.saturating_add(*part)) == line.received
+            parts.iter().sum::<u64>() == line.received
         })
     }
 

@@ -138,7 +138,7 @@ pub(crate) fn take_new_identity(settings: &settings::Buffer, data_dir: &Path) ->
         }
     })?;
     // A new id: nothing was given out under it.
-    let marks = Marks::new(new, books.next.saturating_sub(1), Place::of(database.path()));
+    let marks = Marks::new(new, books.next - 1, Place::of(database.path()));
     marks.write(data_dir).map_err(OpenError::files("write", &data_dir.join(FILE_NAME)))?;
     let forgotten = books.sessions.values().map(|session| session.packet_ids.len()).sum();
     Ok((new, forgotten))
@@ -148,7 +148,7 @@ fn rename(connection: &Connection) -> Result<(Uuid, Books), LoadError> {
     let (mut books, _said_at_the_next_start) = Books::load(connection)?;
     // Of the other one's watermarks nothing is true here.
     books.watermark = 0;
-    books.transaction = books.transaction.saturating_add(1);
+    books.transaction += 1;
     let (mut raw, mut sealer) = (Vec::new(), Sealer::default());
     let damaged = |cause: super::envelope::Damage| LoadError::Damaged { what: "state", cause: cause.to_string() };
     let state = books.seal(&mut raw, &mut sealer).map_err(damaged)?.to_vec();
@@ -157,7 +157,7 @@ fn rename(connection: &Connection) -> Result<(Uuid, Books), LoadError> {
     let tx = connection.unchecked_transaction()?;
     tx.execute(
         "INSERT INTO former (buffer_id, last, ended_ms) SELECT buffer_id, ?1, ?2 FROM identity",
-        (row_id(books.next.saturating_sub(1)), clock::now_ms()),
+        (row_id(books.next - 1), clock::now_ms()),
     )?;
     tx.execute("UPDATE identity SET buffer_id = ?1", [new.as_bytes()])?;
     tx.execute("UPDATE session SET packet_ids = ?1", [no_ids])?;
@@ -210,7 +210,7 @@ fn read_earlier(connection: &Connection, books: &Books, commit: u64) -> rusqlite
         Ok(Life {
             instance: Instance(u128::from_be_bytes(row.get(0)?)),
             first: sequence(row.get(1)?),
-            last: last.map_or(books.next.saturating_sub(1), sequence),
+            last: last.map_or(books.next - 1, sequence),
             commit: last.map_or(Ok(commit), |_| row.get(3).map(sequence))?,
         })
     })?;

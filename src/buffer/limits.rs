@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::event::Sequence;
+
 /// Memory for events that wait for their commit. A commit on an SD card takes up to 50 ms and 30,000 events/s of 260
 /// bytes (100 payload, 160 structs) fill 390 KB meanwhile; 2 MiB is five such commits, and a tenth of the agent's 20 MB.
 pub(super) const INTAKE_BYTES: usize = 2 * 1024 * 1024;
@@ -94,6 +96,13 @@ pub(super) const NO_SPACE_RETRY: Duration = Duration::from_secs(1);
 
 /// How long SQLite waits for a lock. Only a checkpoint against a reader, or a person with a shell, can hold one.
 pub(super) const BUSY_WAIT: Duration = Duration::from_secs(5);
+
+/// No count of events in the ledger is larger: a million a second for 285 years. A larger one on disk is damage, so
+/// that arithmetic on those in memory is plain: it cannot overflow.
+pub(super) const MAX_COUNT: u64 = 1 << 53;
+
+/// Likewise for sequences: beyond SQLite's last row id and what is reserved behind it, far below the end of 64 bits.
+pub(super) const MAX_SEQUENCE: Sequence = 3 << 62;
 
 /// Sequences that the side file reserves at a time: twice what came until its last mark, so that the marks reserve and
 /// no write of its own is needed. A gateway of 300 events/s reserves no more than these, and leaves out no more after a loss.

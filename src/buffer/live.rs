@@ -67,10 +67,10 @@ impl Live {
     /// After COMMIT: these events are on disk.
     pub(super) fn offer(&self, events: Vec<Stored>) {
         let Some(last) = events.last().map(|event| event.sequence) else { return };
-        let cost = events.iter().fold(0_usize, |sum, event| sum.saturating_add(event.event.cost_bytes()));
+        let cost = events.iter().map(|event| event.event.cost_bytes()).sum::<usize>();
         let mut inner = self.lock();
         inner.committed = last;
-        let bytes = inner.bytes.saturating_add(cost);
+        let bytes = inner.bytes + cost;
         if bytes <= LIVE_BYTES {
             inner.bytes = bytes;
             inner.batches.push_back((cost, events));
@@ -181,7 +181,7 @@ impl Inner {
                 }
                 return;
             }
-            self.bytes = self.bytes.saturating_sub(*cost);
+            self.bytes -= *cost;
             self.batches.pop_front();
         }
     }
@@ -195,18 +195,18 @@ impl Inner {
         let mut taken_bytes = 0_usize;
         let fits = events.iter().take_while(|event| {
             let before = taken_bytes;
-            taken_bytes = taken_bytes.saturating_add(event.event.cost_bytes());
+            taken_bytes += event.event.cost_bytes();
             before < NEXT_BYTES
         });
         let fits = fits.count();
         if fits < events.len() {
             let rest = events.split_off(fits);
-            let rest_cost = rest.iter().fold(0_usize, |sum, event| sum.saturating_add(event.event.cost_bytes()));
-            self.bytes = self.bytes.saturating_sub(cost.saturating_sub(rest_cost));
+            let rest_cost = rest.iter().map(|event| event.event.cost_bytes()).sum();
+            self.bytes -= *cost - rest_cost;
             *cost = rest_cost;
             return Some(std::mem::replace(events, rest));
         }
-        self.bytes = self.bytes.saturating_sub(*cost);
+        self.bytes -= *cost;
         self.batches.pop_front().map(|(_, events)| events)
     }
 }

@@ -164,7 +164,7 @@ pub(super) fn books_anew(connection: &Connection, marks: Option<&Marks>) -> Resu
     write_lanes(&tx, &mut books, &stock.lanes)?;
     books.write(&tx)?;
     tx.commit()?;
-    let held = books.ledger.held().iter().fold(0_u64, |sum, (_, events)| sum.saturating_add(*events));
+    let held = books.ledger.held().iter().map(|(_, events)| events).sum::<u64>();
     tracing::error!(
         held,
         next = books.next,
@@ -216,7 +216,7 @@ pub(super) fn book_losses(connection: &Connection, books: &mut Books) -> Result<
         connection.execute("DELETE FROM chunk WHERE first = ?1", [first])?;
     }
     write_lanes(connection, books, &stock.lanes)?;
-    books.transaction = books.transaction.saturating_add(1);
+    books.transaction += 1;
     books.write(connection)?;
     Ok(losses)
 }
@@ -257,21 +257,21 @@ fn walk(connection: &Connection, settled: &Settled) -> Result<Stock, LoadError> 
             Ok(events) => {
                 for stored in events.iter().filter(|stored| !settled.contains(stored.sequence)) {
                     let held = stock.held.entry(stored.event.route).or_default();
-                    *held = held.saturating_add(1);
+                    *held += 1;
                 }
             }
             Err(_damage) => {
                 let waiting = (first..=last).filter(|sequence| !settled.contains(*sequence)).count();
-                stock.unreadable = stock.unreadable.saturating_add(u64::try_from(waiting).unwrap_or(u64::MAX));
+                stock.unreadable += u64::try_from(waiting).unwrap_or(u64::MAX);
             }
         }
     }
     each_lane_chunk(connection, |lane, events| {
         let count = stock.lanes.entry(lane).or_default();
-        *count = count.saturating_add(u64::try_from(events.len()).unwrap_or(u64::MAX));
+        *count += u64::try_from(events.len()).unwrap_or(u64::MAX);
         for stored in events {
             let held = stock.held.entry(stored.event.route).or_default();
-            *held = held.saturating_add(1);
+            *held += 1;
         }
     })?;
     Ok(stock)

@@ -52,7 +52,6 @@ mod statements;
 mod status;
 mod tail;
 #[cfg(test)]
-#[expect(clippy::arithmetic_side_effects, reason = "tests count small numbers")]
 mod tests;
 mod trouble;
 mod writer;

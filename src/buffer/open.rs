@@ -408,7 +408,7 @@ fn reconcile(
         }
     };
     let Some(marks) = marks else {
-        let new = Marks::new(buffer_id, books.next.saturating_sub(1), place);
+        let new = Marks::new(buffer_id, books.next - 1, place);
         new.write(data_dir).map_err(OpenError::files("write", &side_file))?;
         return Ok(new);
     };
@@ -421,7 +421,7 @@ fn reconcile(
     }
     // What the last start has left is looked through: whatever becomes of this one before it gives out a sequence, the
     // next one need not look again.
-    let new = Marks { committed: books.next.saturating_sub(1), closed: true, ..new };
+    let new = Marks { committed: books.next - 1, closed: true, ..new };
     match new.write(data_dir) {
         Ok(()) => Ok(new),
         Err(error) if is_lost => Err(OpenError::files("write", &side_file)(error)),
@@ -473,7 +473,7 @@ fn skip(
     }
     books.settled.insert_span(first, last);
     books.next = last.saturating_add(1);
-    books.transaction = books.transaction.saturating_add(1);
+    books.transaction += 1;
     let tx = connection.unchecked_transaction()?;
     books.write(&tx).map_err(|error| match error {
         LoadError::Sqlite(source) => source,
@@ -521,7 +521,7 @@ fn assign_routes(connection: &Connection, wanted: &[Definition], books: &mut Boo
                         }
                         names.insert(id, from);
                     }
-                    (Err(error), _) | (_, Err(error)) if is_unreadable(&error) => damaged = damaged.saturating_add(1),
+                    (Err(error), _) | (_, Err(error)) if is_unreadable(&error) => damaged += 1,
                     (Err(error), _) | (_, Err(error)) => return Err(error),
                 }
             }

@@ -269,7 +269,7 @@ impl Outlet {
         let mut events = Vec::new();
         let mut bytes = 0_usize;
         let mut last_seen = position;
-        let mut rows = chunks.query((row_id(position), row_id(position.saturating_add(1)), NEXT_CHUNKS))?;
+        let mut rows = chunks.query((row_id(position), row_id(position + 1), NEXT_CHUNKS))?;
         loop {
             let row = match rows.next() {
                 Ok(Some(row)) => row,
@@ -290,7 +290,7 @@ impl Outlet {
             match self.reader.read(body, first, last) {
                 Ok(mut read) => {
                     read.retain(|event| event.sequence > position);
-                    bytes = read.iter().fold(bytes, |sum, event| sum.saturating_add(event.event.cost_bytes()));
+                    bytes += read.iter().map(|event| event.event.cost_bytes()).sum::<usize>();
                     last_seen = last;
                     append(&mut events, read);
                 }

@@ -26,11 +26,11 @@ impl Pace {
     /// Is company likely? Asked once before each commit.
     pub(super) fn expects_company(&mut self, now: Instant) -> bool {
         if self.skip > 0 {
-            self.skip = self.skip.saturating_sub(1);
+            self.skip -= 1;
             return false;
         }
         self.last_commit.is_some_and(|(at, events)| {
-            let close = GATHER_SPACING.saturating_mul(u32::try_from(events).unwrap_or(u32::MAX));
+            let close = GATHER_SPACING * u32::try_from(events).unwrap_or(u32::MAX);
             events >= GATHER_EVENTS && now.saturating_duration_since(at) <= close
         })
     }
@@ -38,7 +38,7 @@ impl Pace {
     /// The wait is over: events kept coming, or it ended in silence.
     pub(super) fn waited(&mut self, silence: bool) {
         if silence {
-            self.futile = self.futile.saturating_add(1).min(GATHER_FUTILE);
+            self.futile = (self.futile + 1).min(GATHER_FUTILE);
             self.skip = 1_u32.checked_shl(self.futile).unwrap_or(1);
         } else {
             self.futile = 0;

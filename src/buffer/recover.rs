@@ -57,7 +57,7 @@ impl<R> Writer<R> {
     }
 
     fn failed(&mut self, error: &WriteError) {
-        self.counts.write_failures = self.counts.write_failures.saturating_add(1);
+        self.counts.write_failures += 1;
         self.counts.publish_due = true;
         self.counts.trouble.failed(error);
         let failures = self.counts.write_failures;
@@ -97,7 +97,7 @@ impl<R> Writer<R> {
         }
         let (on_disk, _said_at_the_next_start) = Books::load(&connection)?;
         let found = on_disk.transaction;
-        if found != self.durable && found != self.durable.saturating_add(1) {
+        if found != self.durable && found != self.durable + 1 {
             return Err(WriteError::Strange { expected: self.durable, found });
         }
         Ok((connection, on_disk))

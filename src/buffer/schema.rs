@@ -113,11 +113,11 @@ pub(super) struct Database {
 
 impl Database {
     pub(super) fn new(data_dir: &Path, settings: &settings::Buffer) -> Self {
-        let headroom = HEADROOM_BYTES.saturating_add(settings.max_bytes / HEADROOM_DIVISOR);
+        let headroom = HEADROOM_BYTES + settings.max_bytes / HEADROOM_DIVISOR;
         Self {
             path: data_dir.join(FILE_NAME),
             sync: settings.sync,
-            max_pages: settings.max_bytes.saturating_add(headroom).div_ceil(PAGE_BYTES).min(MOST_PAGES),
+            max_pages: (settings.max_bytes + headroom).div_ceil(PAGE_BYTES).min(MOST_PAGES),
             wal_pages: (settings.max_bytes / PAGE_BYTES / 4).clamp(WAL_PAGES_LEAST, WAL_PAGES),
         }
     }
@@ -244,7 +244,7 @@ impl Database {
 }
 
 fn cache_size() -> i64 {
-    CACHE_KIB.saturating_neg()
+    -CACHE_KIB
 }
 
 fn int(number: u64) -> Value {

@@ -96,7 +96,7 @@ impl Pending {
         for proof in delivered {
             if first(&mut self.spans, proof.sequence()) {
                 let count = self.delivered.entry(proof.route()).or_default();
-                *count = count.saturating_add(1);
+                *count += 1;
             }
         }
         for letter in dead {
@@ -127,7 +127,7 @@ impl Pending {
         for (route, events) in dropped {
             self.since.get_or_insert_with(Instant::now);
             let count = self.dropped.entry(route).or_default();
-            *count = count.saturating_add(events);
+            *count += events;
         }
     }
 
@@ -163,7 +163,7 @@ impl Pending {
         }
         for (route, events) in later.delivered {
             let count = self.delivered.entry(route).or_default();
-            *count = count.saturating_add(events);
+            *count += events;
         }
         self.drop_events(later.dropped.into_iter());
         self.dead.extend(later.dead);
@@ -300,7 +300,7 @@ fn release(
     for (first, _) in spans.iter().filter(|(_, last)| *last > released) {
         if first > swept
             && let Some((start, end)) = books.settled.span_of(first)
-            && end.saturating_sub(start) >= SWEEP_SEQUENCES
+            && end - start >= SWEEP_SEQUENCES
         {
             // A cursor that cannot move (a damaged chunk) must not keep everything behind it on disk.
             tx.delete_chunks.execute((row_id(start), row_id(end)))?;
@@ -351,7 +351,7 @@ impl LaneChunkSettled {
         // custody rule 2: only what is accounted for, one by one, goes.
         let settled: BTreeSet<Sequence> =
             self.delivered.iter().map(Delivered::sequence).chain(self.dead.iter().map(|d| d.sequence)).collect();
-        let reports = self.delivered.len().saturating_add(self.dead.len());
+        let reports = self.delivered.len() + self.dead.len();
         if reports != events.len() || !events.iter().all(|event| settled.contains(&event.sequence)) {
             let held = events.len();
             tracing::error!(chunk = self.chunk, held, reports, "ignored: settlement does not cover its chunk");

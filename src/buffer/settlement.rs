@@ -117,7 +117,7 @@ impl Settler {
     /// When the buffer has stopped; what was not applied will be sent again.
     pub(crate) fn settle(&self, settlement: Settlement) -> Result<Ticket, Stopped> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let ticket = queue.last.saturating_add(1);
+        let ticket = queue.last + 1;
         queue.sender.send((ticket, settlement)).map_err(|mpsc::SendError(_)| Stopped)?;
         queue.last = ticket;
         Ok(ticket)

@@ -114,7 +114,7 @@ impl Space {
     }
 
     fn resume(&self) -> u64 {
-        (self.max_bytes / 100).saturating_mul(RESUME_PERCENT)
+        self.max_bytes / 100 * RESUME_PERCENT
     }
 
     /// Bytes of pages in use, and of the log.

@@ -84,7 +84,7 @@ impl Buffer {
         let applied = Arc::new(Applied::default());
         applied.set_lanes(self.books.lanes.iter().map(|(id, lane)| (Arc::clone(&lane.kafka_topic), *id)));
         let (settler, settlements) = Settler::new(Arc::clone(&applied));
-        let live = Arc::new(Live::new(self.books.next.saturating_sub(1)));
+        let live = Arc::new(Live::new(self.books.next - 1));
         let outlet = Outlet::new(self.reader, Arc::clone(&live), self.books.settled.released());
         let (status, status_receiver) = watch::channel(Arc::new(BufferStatus::default()));
         let compress = self.settings.compression == Compression::Zstd;

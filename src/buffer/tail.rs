@@ -85,7 +85,7 @@ impl Log {
         let (mut frames, mut sound) = (0_u32, true);
         let (mut head, mut page) = ([0; FRAME_HEAD_BYTES], vec![0; usize::try_from(PAGE_BYTES).unwrap_or_default()]);
         while fill(&mut file, &mut head)? && fill(&mut file, &mut page)? {
-            frames = frames.saturating_add(1);
+            frames += 1;
             let [_, commit, _, _, sum0, sum1] = words(&head);
             let is_ours = head.get(8..16) == Some(&salts[..]);
             if sound {

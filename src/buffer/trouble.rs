@@ -24,10 +24,10 @@ impl Trouble {
         let (text, now) = (error.to_string(), Instant::now());
         match &mut self.current {
             Some(current) if current.text == text && now.saturating_duration_since(current.said) < SAY_AGAIN => {
-                current.failures = current.failures.saturating_add(1);
+                current.failures += 1;
             }
             other => {
-                let failures = other.as_ref().map_or(1, |current| current.failures.saturating_add(1));
+                let failures = other.as_ref().map_or(1, |current| current.failures + 1);
                 tracing::error!(error = text, failures, "buffer: write failed; nothing is acknowledged until it works");
                 *other = Some(Current { text, said: now, failures });
             }

@@ -215,7 +215,7 @@ impl<R> Writer<R> {
             {
                 std::thread::sleep(GATHER_STEP);
                 let came = self.inbox.take_arrivals(&self.books);
-                silent_steps = if came == 0 { silent_steps.saturating_add(1) } else { 0 };
+                silent_steps = if came == 0 { silent_steps + 1 } else { 0 };
             }
             self.counts.pace.waited(silent_steps >= GATHER_QUIET_STEPS);
         }
@@ -252,7 +252,7 @@ impl<R> Writer<R> {
         }
         match done {
             Ok(events) => {
-                self.counts.commit_time = self.counts.commit_time.saturating_add(started.elapsed());
+                self.counts.commit_time += started.elapsed();
                 match settle {
                     Some(Part::All) => {
                         let pending = std::mem::take(&mut self.inbox.pending);
@@ -295,7 +295,7 @@ impl<R> Writer<R> {
     /// Tells everyone who waits for it. The acknowledgements have left already.
     pub(super) fn committed(&mut self, events: Vec<Stored>, pending: &Pending) {
         self.durable = self.books.transaction;
-        self.counts.commits = self.counts.commits.saturating_add(1);
+        self.counts.commits += 1;
         self.counts.publish_due = true;
         self.counts.stuck_since = None;
         self.counts.backoff.reset();
@@ -382,7 +382,7 @@ impl<R> Writer<R> {
     }
 
     fn committed_sequence(&self) -> Sequence {
-        self.books.next.saturating_sub(1)
+        self.books.next - 1
     }
 
     /// Everything is committed: leaves a short log and an exact side file. The next start can do without both.

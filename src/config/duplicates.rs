@@ -34,11 +34,11 @@ pub(super) fn note(notes: &Notes<'_>, root: &DeTable<'_>, span: &Range<usize>) {
 
 /// When a header stands at this place: it, and the line of the same one before.
 fn header_before(text: &str, at: usize) -> Option<(String, usize)> {
-    let start = text.get(..at)?.rfind('\n').map_or(0, |newline| newline.saturating_add(1));
+    let start = text.get(..at)?.rfind('\n').map_or(0, |newline| newline + 1);
     let header = header(text.get(start..)?.lines().next()?)?;
     let same = |line: &str| self::header(line) == Some(header);
     let first = text.get(..start)?.lines().position(same)?;
-    Some((header.trim_matches(['[', ']', ' ']).to_owned(), first.saturating_add(1)))
+    Some((header.trim_matches(['[', ']', ' ']).to_owned(), first + 1))
 }
 
 fn header(line: &str) -> Option<&str> {

@@ -27,5 +27,5 @@ const JSON_FACTOR: u64 = 6;
 /// What a packet of that size can become: our own limit on records never refuses what an acknowledgement was given for.
 pub(super) fn largest_record_bytes(packet: u32, json: bool) -> u64 {
     let factor = if json { JSON_FACTOR } else { 1 };
-    u64::from(packet).saturating_mul(factor).saturating_add(2 * MQTT_TOPIC_BYTES + HEADERS_BYTES)
+    u64::from(packet) * factor + 2 * MQTT_TOPIC_BYTES + HEADERS_BYTES
 }

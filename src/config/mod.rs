@@ -255,14 +255,14 @@ fn read_file(path: &Path) -> Result<String, String> {
     let cannot = |error: std::io::Error| format!("cannot be read: {error}; {remedy}");
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(cannot)?;
-    file.take(MAX_FILE_BYTES.saturating_add(1)).read_to_end(&mut bytes).map_err(cannot)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(cannot)?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_FILE_BYTES {
         return Err(format!("more than {MAX_FILE_BYTES} bytes: this is no configuration"));
     }
     String::from_utf8(bytes).map_err(|error| {
         let good = error.utf8_error().valid_up_to();
         let before = error.as_bytes().iter().take(good);
-        let line = before.filter(|byte| **byte == b'\n').count().saturating_add(1);
+        let line = before.filter(|byte| **byte == b'\n').count() + 1;
         format!("not UTF-8 text: a bad byte in line {line}")
     })
 }

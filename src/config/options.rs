@@ -106,7 +106,7 @@ fn flatten<'t>(
         if let Some(text) = value.get_ref().as_str() {
             entries.push((name, text, value.span()));
         } else if let Some(inner) = value.get_ref().as_table().filter(|_| part < MOST_PARTS) {
-            problem = flatten(section, inner, &format!("{name}."), part.saturating_add(1), entries).or(problem);
+            problem = flatten(section, inner, &format!("{name}."), part + 1, entries).or(problem);
         } else {
             let what = format!("found {}; allowed: text, in quotes", article(value.get_ref()));
             problem = Some(section.problem_at(&value.span(), &path(&name), what));

@@ -399,7 +399,7 @@ proptest! {
         let text = changed(&changes, switched_on);
         if let Err(problems) = read(&text) {
             prop_assert!(!problems.list().is_empty());
-            let lines = text.lines().count().saturating_add(1);
+            let lines = text.lines().count() + 1;
             for problem in problems.list() {
                 let (line, column) = problem.place.unwrap();
                 prop_assert!((1..=lines).contains(&line) && column > 0, "{}", problems);

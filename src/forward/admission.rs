@@ -61,7 +61,7 @@ impl Admission {
 
     /// A topic was found missing.
     pub(super) fn found_missing(&mut self) {
-        self.missing = self.missing.saturating_add(1);
+        self.missing += 1;
     }
 
     /// Is it better to ask for that topic in a lane of its own first? A missing one holds up all others while librdkafka

@@ -75,7 +75,7 @@ impl Clients {
 
     /// A place for one more; `None`: too many are being ended.
     pub(super) fn place(&self) -> Option<Place> {
-        let one_more = |live: usize| (live < MOST).then(|| live.saturating_add(1));
+        let one_more = |live: usize| (live < MOST).then(|| live + 1);
         self.live.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
         Some(Place(Arc::clone(&self.live)))
     }

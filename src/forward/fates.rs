@@ -61,8 +61,8 @@ impl Fates {
             && ticket <= applied
         {
             self.handed.pop_front();
-            self.all.events = self.all.events.saturating_sub(load.events);
-            self.all.bytes = self.all.bytes.saturating_sub(load.bytes);
+            self.all.events -= load.events;
+            self.all.bytes -= load.bytes;
         }
         self.all.events < MOST && self.all.bytes < MOST_BYTES
     }
@@ -70,8 +70,8 @@ impl Fates {
 
 impl Load {
     fn add(&mut self, more: Self) {
-        self.events = self.events.saturating_add(more.events);
-        self.bytes = self.bytes.saturating_add(more.bytes);
+        self.events += more.events;
+        self.bytes += more.bytes;
     }
 }
 

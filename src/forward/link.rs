@@ -225,7 +225,6 @@ pub(super) fn say(line: Line) {
 }
 
 #[cfg(test)]
-#[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests {
     use super::*;
 

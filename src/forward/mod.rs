@@ -121,7 +121,6 @@ mod talk;
 mod targets;
 mod time;
 #[cfg(test)]
-#[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests;
 mod topic_state;
 mod transaction;

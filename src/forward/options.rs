@@ -171,7 +171,7 @@ impl Names {
 
     /// Goes on under the next one.
     pub(super) fn next(&mut self, config: &mut ClientConfig) {
-        self.number = if self.number >= MOST_NAMES { 1 } else { self.number.saturating_add(1) };
+        self.number = if self.number >= MOST_NAMES { 1 } else { self.number + 1 };
         self.enter(config);
     }
 
@@ -255,7 +255,7 @@ const USUAL_MESSAGE_BYTES: u64 = 1_000_000;
 /// A queue that is smaller than the largest record would be "full" for it for ever, and nothing behind it would go.
 fn least_queue_kib(config: &ClientConfig) -> u64 {
     let largest = config.get(MESSAGE_BYTES).and_then(|bytes| bytes.parse().ok()).unwrap_or(USUAL_MESSAGE_BYTES);
-    largest.div_ceil(1024).saturating_add(1)
+    largest.div_ceil(1024) + 1
 }
 
 fn queue_problem(options: &BTreeMap<String, Secret>, largest_record_bytes: u64) -> Option<(String, String)> {

@@ -62,7 +62,7 @@ impl Outcome {
 
     /// Events of a parked lane go elsewhere.
     pub(super) fn lane_move(&mut self, moved: LaneMove, now: Instant) {
-        self.note(moved.parked.len().saturating_add(moved.dead.len()), now);
+        self.note(moved.parked.len() + moved.dead.len(), now);
         self.settlement.lane_moves.push(moved);
     }
 
@@ -126,7 +126,7 @@ impl Outcome {
         dead: Vec<DeadLetter>,
         now: Instant,
     ) {
-        self.note(delivered.len().saturating_add(dead.len()), now);
+        self.note(delivered.len() + dead.len(), now);
         self.settlement.lane_chunks.push((lane, chunk, delivered, dead));
     }
 
@@ -151,7 +151,7 @@ impl Outcome {
     }
 
     fn note(&mut self, events: usize, now: Instant) {
-        self.events = self.events.saturating_add(events);
+        self.events += events;
         self.since.get_or_insert(now);
     }
 }

@@ -77,8 +77,8 @@ impl Outstanding {
         let offset = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
         let (topic, at) = (Arc::clone(topic), self.now);
         self.entries.push_back(Entry { sequence, route, bytes, state: State::InFlight, topic, at });
-        self.in_flight = self.in_flight.saturating_add(1);
-        self.in_flight_bytes = self.in_flight_bytes.saturating_add(width(bytes));
+        self.in_flight += 1;
+        self.in_flight_bytes += width(bytes);
         self.first_slot.wrapping_add(offset)
     }
 
@@ -115,11 +115,11 @@ impl Outstanding {
         for entry in self.entries.iter_mut().filter(|entry| entry.state == State::InFlight && &*entry.topic == topic) {
             first.get_or_insert((entry.sequence, entry.route));
             entry.state = State::Failed;
-            landed = landed.saturating_add(1);
-            bytes = bytes.saturating_add(width(entry.bytes));
+            landed += 1;
+            bytes += width(entry.bytes);
         }
-        self.in_flight = self.in_flight.saturating_sub(landed);
-        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(bytes);
+        self.in_flight -= landed;
+        self.in_flight_bytes -= bytes;
         first
     }
 
@@ -156,7 +156,7 @@ impl Outstanding {
             Verdict::Failed => State::Failed,
         };
         if verdict == Verdict::Acked {
-            self.acked = self.acked.saturating_add(1);
+            self.acked += 1;
         }
         self.landed(before, bytes);
         self.forget_settled();
@@ -190,7 +190,7 @@ impl Outstanding {
 
     /// Events of the open transaction: in flight or acknowledged.
     pub(super) fn uncommitted(&self) -> usize {
-        self.in_flight.saturating_add(self.acked)
+        self.in_flight + self.acked
     }
 
     /// Events from the oldest unsettled one on.
@@ -214,7 +214,7 @@ impl Outstanding {
         let mut settled: Vec<RangeInclusive<Sequence>> = Vec::new();
         for entry in self.entries.iter().filter(|entry| entry.state == State::Settled) {
             match settled.last_mut() {
-                Some(last) if last.end().saturating_add(1) == entry.sequence => {
+                Some(last) if last.end() + 1 == entry.sequence => {
                     *last = *last.start()..=entry.sequence;
                 }
                 Some(_) | None => settled.push(entry.sequence..=entry.sequence),
@@ -236,8 +236,8 @@ impl Outstanding {
 
     fn landed(&mut self, before: State, bytes: u32) {
         if before == State::InFlight {
-            self.in_flight = self.in_flight.saturating_sub(1);
-            self.in_flight_bytes = self.in_flight_bytes.saturating_sub(width(bytes));
+            self.in_flight -= 1;
+            self.in_flight_bytes -= width(bytes);
         }
     }
 

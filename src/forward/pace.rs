@@ -69,6 +69,7 @@ impl Pace {
         if in_flight == 0 && self.sent > 0 {
             self.sent = 0;
             if span.grows {
+                // As often as all goes well, for ever: at its end it is "as many as there are".
                 span.size = span.size.saturating_mul(2);
             }
         }
@@ -86,7 +87,7 @@ impl Pace {
 
     /// One more went out.
     pub(super) fn sent(&mut self) {
-        self.sent = self.sent.saturating_add(1);
+        self.sent += 1;
     }
 
     /// So many were refused for what they are, the newest of them with that sequence; nothing is in flight.
@@ -110,7 +111,6 @@ impl Pace {
 }
 
 #[cfg(test)]
-#[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests {
     use proptest::prelude::*;
 

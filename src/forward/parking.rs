@@ -152,7 +152,7 @@ impl Parking {
     pub(super) fn lane_settled(&mut self, topic: &str, events: u64) {
         if let Some(parked) = self.topics.get_mut(topic) {
             parked.unhanded = true; // its settlement, too, must be on disk before the topic is direct again
-            parked.sent = parked.sent.saturating_add(events);
+            parked.sent += events;
         }
     }
 
@@ -186,14 +186,14 @@ impl Parking {
 
     /// Still refused, or the try came to nothing: wait longer. True when Kafka had not been asked for it before.
     pub(super) fn refused(&mut self, topic: &str, reason: Option<&str>, now: Instant) -> bool {
-        let longest = EACH.saturating_mul(u32::try_from(self.topics.len()).unwrap_or(u32::MAX)).max(LONGEST_WAIT);
+        let longest = (EACH * u32::try_from(self.topics.len()).unwrap_or(u32::MAX)).max(LONGEST_WAIT);
         let Some(parked) = self.topics.get_mut(topic) else { return false };
         let was_unasked = parked.reason == UNASKED && reason.is_some();
         if let Some(reason) = reason {
             reason.clone_into(&mut parked.reason);
         }
         parked.stage = Stage::Waiting(later(now, parked.wait));
-        parked.wait = parked.wait.saturating_mul(2).min(longest);
+        parked.wait = (parked.wait * 2).min(longest);
         was_unasked
     }
 

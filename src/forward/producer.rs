@@ -349,7 +349,7 @@ impl Producer {
     fn send_seal(&self, record: BaseRecord<'_, str, str, usize>) -> Result<(), Code> {
         {
             let mut desk = self.desk();
-            desk.seals.in_flight = desk.seals.in_flight.saturating_add(1);
+            desk.seals.in_flight += 1;
         }
         self.native.producer.send(record).map_err(|(error, _record)| {
             self.desk().seals.in_flight = 0;
@@ -468,7 +468,7 @@ impl ProducerContext for Context {
         self.heard.fetch_add(1, Ordering::Relaxed);
         let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
         if desk.seals.in_flight > 0 {
-            desk.seals.in_flight = desk.seals.in_flight.saturating_sub(1);
+            desk.seals.in_flight -= 1;
             match report {
                 Ok(message) => {
                     if let Timestamp::LogAppendTime(told_ms) = message.timestamp() {
@@ -488,7 +488,7 @@ impl ProducerContext for Context {
             match Acked::reported(report, sequence, route) {
                 Ok(acked) => {
                     desk.outstanding.report(slot, outstanding::Verdict::Acked);
-                    desk.reports.acked = desk.reports.acked.saturating_add(1);
+                    desk.reports.acked += 1;
                     desk.batch.push(acked);
                 }
                 Err(error) => desk.failed(slot, report, (sequence, route), &error),

@@ -125,7 +125,7 @@ impl Queue {
             match shared.outlet.parked(lane, after) {
                 Ok(Some(LaneChunk { id, events })) => {
                     after = id;
-                    bytes = events.iter().fold(bytes, |sum, stored| sum.saturating_add(stored.event.cost_bytes()));
+                    bytes += events.iter().map(|stored| stored.event.cost_bytes()).sum::<usize>();
                     group.events.extend(events);
                     group.chunks.push((id, group.events.len()));
                 }
@@ -169,7 +169,7 @@ impl Queue {
     pub(super) fn next(&mut self, producer: &Producer, generation: Generation, shared: &mut Shared) -> Next {
         let Some(stored) = self.front() else { return Next::Nothing };
         if self.place.done.contains(&stored.sequence) {
-            self.next = self.next.saturating_add(1);
+            self.next += 1;
             return Next::Settled;
         }
         let (target, turn) = self.target(stored, producer, generation, shared);
@@ -202,7 +202,7 @@ impl Queue {
 
     /// The one in front was handed to librdkafka.
     pub(super) fn sent(&mut self) {
-        self.next = self.next.saturating_add(1);
+        self.next += 1;
     }
 
     /// The one in front becomes a dead letter.
@@ -291,7 +291,7 @@ impl Queue {
         let mut events = group.events.iter();
         let mut from = 0_usize;
         for (id, end) in group.chunks {
-            let of_chunk = events.by_ref().take(end.saturating_sub(from)).map(|stored| stored.sequence);
+            let of_chunk = events.by_ref().take(end - from).map(|stored| stored.sequence);
             let (mut proofs, mut letters) = (Vec::new(), Vec::new());
             for sequence in of_chunk {
                 proofs.extend(confirmed.remove(&sequence));

@@ -223,7 +223,7 @@ fn until_answered(question: &Question, line: &Line) -> Option<Recalled> {
             Err(ReadError::Silence) => line.say("read the watermark: no answer".to_owned()),
             Err(ReadError::System(error)) => line.say(format!("read the watermark: {error}")),
         }
-        ask = ask.saturating_mul(2).min(LONGEST_ASK);
+        ask = (ask * 2).min(LONGEST_ASK);
         if !line.sleep(backoff.next_wait()) {
             return None;
         }

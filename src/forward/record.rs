@@ -150,7 +150,7 @@ fn wrapped<'a>(written: Result<(), String>, value: &'a [u8], event: &'a Event) -
 
 fn headers(id: &str, instance: Option<&str>, event: &Event, names: HeaderNames) -> OwnedHeaders {
     let user = event.properties.as_ref().map_or(0, |properties| properties.user.len());
-    let headers = OwnedHeaders::new_with_capacity(user.saturating_add(USUAL_HEADERS))
+    let headers = OwnedHeaders::new_with_capacity(user + USUAL_HEADERS)
         .insert(Header { key: "tidegate-id", value: Some(id) })
         .insert(Header { key: "mqtt-topic", value: Some(&*event.topic) });
     let headers = match instance {

@@ -205,7 +205,7 @@ impl Relay {
     /// Does everything that can be done, without waiting.
     fn apply(&mut self, event: Event, now: Instant) -> Result<(), ForwardError> {
         let before = self.place();
-        self.quiet = self.quiet.saturating_mul(2).min(LONGEST_POLL.max(self.shortest_poll()));
+        self.quiet = (self.quiet * 2).min(LONGEST_POLL.max(self.shortest_poll()));
         match event {
             Event::Readings(events) => {
                 self.listen();

@@ -93,7 +93,7 @@ impl Relocation {
                 Ok(Some(chunk)) => self.look_through(lane, &topic, chunk, last, shared, now),
                 Ok(None) => self.lane_done(&topic, shared),
                 Err(error @ ReadError::Damaged { .. }) => {
-                    self.lane.stayed = self.lane.stayed.saturating_add(1);
+                    self.lane.stayed += 1;
                     return Err(error);
                 }
                 Err(error) => return Err(error),
@@ -136,7 +136,7 @@ impl Relocation {
             let (sequence, route, bytes) = (stored.sequence, stored.event.route, stored.event.cost_bytes());
             match place {
                 Place::Stays => {
-                    self.lane.stayed = self.lane.stayed.saturating_add(1);
+                    self.lane.stayed += 1;
                     continue;
                 }
                 Place::Goes(kafka_topic) => {
@@ -159,9 +159,9 @@ impl Relocation {
             shared.fates.add(bytes);
         }
         let (parked, dead) = (moved.parked.len(), moved.dead.len());
-        if parked.saturating_add(dead) > 0 {
-            self.lane.moved = self.lane.moved.saturating_add(u64::try_from(parked).unwrap_or(u64::MAX));
-            self.lane.given_up = self.lane.given_up.saturating_add(u64::try_from(dead).unwrap_or(u64::MAX));
+        if parked + dead > 0 {
+            self.lane.moved += u64::try_from(parked).unwrap_or(u64::MAX);
+            self.lane.given_up += u64::try_from(dead).unwrap_or(u64::MAX);
             shared.declare_lane(topic);
             shared.outcome.admitted(shared.admission.take_fresh(), now);
             shared.outcome.lane_move(moved, now);
@@ -171,7 +171,7 @@ impl Relocation {
     fn lane_done(&mut self, topic: &Arc<str>, shared: &mut Shared) {
         self.lanes.pop_front();
         let Progress { moved, given_up, stayed, vouched, .. } = std::mem::take(&mut self.lane);
-        if moved.saturating_add(given_up) > 0 {
+        if moved + given_up > 0 {
             tracing::info!(
                 topic = &**topic,
                 moved,

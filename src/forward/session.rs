@@ -421,5 +421,4 @@ fn outside(terms: &Terms, partition: i32, records: &[Record]) {
 }
 
 #[cfg(test)]
-#[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 pub(in crate::forward) mod tests;

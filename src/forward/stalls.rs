@@ -72,9 +72,9 @@ impl Stalls {
         if let Some(answer) = self.asking.as_ref().and_then(Call::answer) {
             self.asking = None;
             stalled.extend(self.answered(answer, &overdue, producer, now));
-            self.told_nothing = if stalled.is_empty() { self.told_nothing.saturating_add(1) } else { 0 };
+            self.told_nothing = if stalled.is_empty() { self.told_nothing + 1 } else { 0 };
         } else if self.asking.is_none() && self.next_ask.is_none_or(|at| at <= now) {
-            let wait = ASK.saturating_mul(1 << self.told_nothing.min(8)).min(SELDOM);
+            let wait = (ASK * (1 << self.told_nothing.min(8))).min(SELDOM);
             self.next_ask = now.checked_add(wait);
             let mut topics = overdue;
             topics.truncate(if self.told_nothing == 0 { MOST } else { FEW });

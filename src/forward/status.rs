@@ -198,7 +198,7 @@ impl CommitTimes {
         self.seconds += seconds;
         let class = COMMIT_BOUNDS_S.partition_point(|bound| *bound < seconds);
         if let Some(count) = self.counts.get_mut(class) {
-            *count = count.saturating_add(1);
+            *count += 1;
         }
     }
 }

@@ -71,8 +71,7 @@ impl Stream {
             self.pending.gather_until = now.checked_add(self.linger);
             self.pending.since = Some(now);
         }
-        self.pending.bytes =
-            events.iter().fold(self.pending.bytes, |sum, stored| sum.saturating_add(stored.event.cost_bytes()));
+        self.pending.bytes = events.iter().fold(self.pending.bytes, |sum, stored| sum + stored.event.cost_bytes());
         if self.pending.events.is_empty() {
             self.pending.events = events.into();
         } else {

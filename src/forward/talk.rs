@@ -59,7 +59,7 @@ impl Talk {
                 let Some((topic, answer)) = refused(line) else { return };
                 if let Some((last, count)) = self.refusals.get_mut(topic) {
                     answer.clone_into(last);
-                    *count = count.saturating_add(1);
+                    *count += 1;
                 } else if self.refusals.len() < MOST_TOPICS {
                     self.refusals.insert(topic.to_owned(), (answer.to_owned(), 1));
                 }

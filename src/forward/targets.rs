@@ -138,14 +138,14 @@ impl<K: Eq + Hash> Ages<K> {
             target.key = Arc::clone(&event.topic); // mostly; so it is in memory once
         }
         let user = |by: &Arc<Sender>| by.user.as_ref().map_or(0, |user| user.len());
-        let sender = event.sender.as_ref().map_or(0, |by| by.client.len().saturating_add(user(by)));
+        let sender = event.sender.as_ref().map_or(0, |by| by.client.len() + user(by));
         let names = [event.topic.len(), target.key.len(), target.topic.len(), sender];
-        let cost = names.into_iter().fold(OVERHEAD_BYTES, usize::saturating_add);
+        let cost = OVERHEAD_BYTES + names.into_iter().sum::<usize>();
         self.put(place, Known { target: Arc::new(target), proof: Proof::None, cost });
     }
 
     fn put(&mut self, place: K, known: Known) {
-        self.young_bytes = self.young_bytes.saturating_add(known.cost);
+        self.young_bytes += known.cost;
         if self.young_bytes > AGE_BYTES {
             self.old = std::mem::take(&mut self.young);
             self.young_bytes = known.cost;

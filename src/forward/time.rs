@@ -255,7 +255,7 @@ impl Times {
             return false;
         }
         let ahead_ms = STEP_MS.saturating_mul(1_i64.checked_shl(self.steps).unwrap_or(i64::MAX));
-        self.steps = self.steps.saturating_add(1);
+        self.steps += 1;
         let guess = self.now.wall_ms.saturating_sub(ahead_ms);
         if guess <= EARLIEST_MS {
             self.steps = MOST_STEPS;
@@ -308,7 +308,6 @@ impl Times {
 }
 
 #[cfg(test)]
-#[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests {
     use bytes::Bytes;
 

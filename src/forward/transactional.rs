@@ -265,7 +265,7 @@ impl Transactional {
     fn worth(&self, patience: &Patience) -> Duration {
         match self.waiting_since {
             Some(_) => patience.worth(self.ends),
-            None => self.ends.saturating_mul(2).min(LONGEST),
+            None => (self.ends * 2).min(LONGEST),
         }
     }
 
@@ -306,7 +306,7 @@ impl Transactional {
         // The mean of the last few: one slow commit makes no habit.
         self.ends = match self.ends {
             Duration::ZERO => ends,
-            before => before.mul_f64(0.75).saturating_add(ends.mul_f64(0.25)),
+            before => before.mul_f64(0.75) + ends.mul_f64(0.25),
         };
         let all = now.saturating_duration_since(self.begun);
         Cost { ends: self.ends, all, was_waiting: self.waiting_since.is_some() }

@@ -281,7 +281,7 @@ impl Page<'_> {
     fn histogram(&mut self, name: &str, help: &str, times: &CommitTimes) -> fmt::Result {
         let bounds = COMMIT_BOUNDS_S.into_iter().chain([f64::INFINITY]);
         let classes: Vec<(f64, u64)> = bounds.zip(times.counts).collect();
-        let count = times.counts.into_iter().fold(0, u64::saturating_add);
+        let count = times.counts.into_iter().sum();
         self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?.encode_histogram::<NoLabelSet>(
             times.seconds,
             count,

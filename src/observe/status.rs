@@ -360,13 +360,13 @@ impl Sources {
 impl Books {
     fn plus(self, other: Self) -> Self {
         Self {
-            received: self.received.saturating_add(other.received),
-            delivered: self.delivered.saturating_add(other.delivered),
-            dead_lettered: self.dead_lettered.saturating_add(other.dead_lettered),
-            dropped: self.dropped.saturating_add(other.dropped),
-            purged: self.purged.saturating_add(other.purged),
-            lost: self.lost.saturating_add(other.lost),
-            held: self.held.saturating_add(other.held),
+            received: self.received + other.received,
+            delivered: self.delivered + other.delivered,
+            dead_lettered: self.dead_lettered + other.dead_lettered,
+            dropped: self.dropped + other.dropped,
+            purged: self.purged + other.purged,
+            lost: self.lost + other.lost,
+            held: self.held + other.held,
         }
     }
 
@@ -374,7 +374,7 @@ impl Books {
     #[must_use]
     pub(crate) fn balanced(self) -> bool {
         let accounted = [self.delivered, self.dead_lettered, self.dropped, self.purged, self.lost, self.held];
-        self.received == accounted.into_iter().fold(0_u64, u64::saturating_add)
+        self.received == accounted.into_iter().sum::<u64>()
     }
 }
 

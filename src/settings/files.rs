@@ -62,7 +62,7 @@ pub(crate) struct Contents {
 pub(crate) fn read_secret(path: &Path) -> Result<Contents, Unusable> {
     let (file, metadata) = open(path)?;
     let mut bytes = Vec::new();
-    file.take(MAX_SECRET_BYTES.saturating_add(3)).read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
+    file.take(MAX_SECRET_BYTES + 3).read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
     let Ok(text) = String::from_utf8(bytes) else {
         return Err(Unusable::Wrong(format!("{}: not UTF-8 text", path.display())));
     };

@@ -5,7 +5,6 @@
 //! scenario on a binary with a bug planted at the line that keeps the rule, and wants it red.
 
 #![expect(
-    clippy::arithmetic_side_effects,
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
     clippy::cast_precision_loss,

@@ -98,18 +98,18 @@ fn frames(log: &File) -> io::Result<HashMap<Number, u64>> {
         return Ok(newest);
     }
     let mut at = LOG_HEAD;
-    let frame_bytes = FRAME_HEAD.saturating_add(PAGE_OFFSET);
-    while at.saturating_add(frame_bytes) <= bytes {
+    let frame_bytes = FRAME_HEAD + PAGE_OFFSET;
+    while at + frame_bytes <= bytes {
         let mut frame = [0; 24];
         if log.read_exact_at(&mut frame, at).is_ok() && frame.get(FRAME_SALTS_AT) == head.get(SALTS_AT) {
             let number = number_at(&frame, 0).unwrap_or(0);
-            open.push((number, at.saturating_add(FRAME_HEAD)));
+            open.push((number, at + FRAME_HEAD));
             // The last frame of a transaction says how large the database is after it.
             if number_at(&frame, 4).is_some_and(|pages| pages > 0) {
                 newest.extend(open.drain(..));
             }
         }
-        at = at.saturating_add(frame_bytes);
+        at += frame_bytes;
     }
     Ok(newest)
 }

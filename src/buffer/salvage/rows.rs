@@ -35,9 +35,9 @@ pub(super) fn rows(number: Number, page: &[u8; PAGE], pages: &Pages) -> Vec<Row>
         INDEX_INTERIOR => 12_usize,
         _ => return Vec::new(),
     };
-    let cells = short_at(page, start.saturating_add(3)).unwrap_or(0);
-    let pointers = start.saturating_add(head);
-    let pointer = |nth: usize| short_at(page, pointers.saturating_add(nth.saturating_mul(2)));
+    let cells = short_at(page, start + 3).unwrap_or(0);
+    let pointers = start + head;
+    let pointer = |nth: usize| short_at(page, pointers + nth * 2);
     (0..cells.min(PAGE / 2)).filter_map(|nth| row(page, pointer(nth)?, kind, pages)).collect()
 }
 
@@ -55,8 +55,8 @@ fn row(page: &[u8; PAGE], at: usize, kind: u8, pages: &Pages) -> Option<Row> {
         while payload.len() < length {
             // Each page gives at least a byte, so a chain that bites its own tail ends.
             let overflow = pages.read(next)?;
-            let wanted = length.saturating_sub(payload.len()).min(PAGE.saturating_sub(4));
-            payload.extend_from_slice(overflow.get(4..wanted.saturating_add(4))?);
+            let wanted = (length - payload.len()).min(PAGE - 4);
+            payload.extend_from_slice(overflow.get(4..wanted + 4)?);
             next = number_at(&overflow, 0)?;
         }
     }
@@ -64,10 +64,10 @@ fn row(page: &[u8; PAGE], at: usize, kind: u8, pages: &Pages) -> Option<Row> {
 }
 
 /// By the file format for pages of 4096 bytes: what a row may have on its own page, at most and at least.
-const TABLE_MOST: usize = PAGE.saturating_sub(35);
+const TABLE_MOST: usize = PAGE - 35;
 const INDEX_MOST: usize = 1_002;
 const LEAST: usize = 489;
-const OVERFLOW: usize = PAGE.saturating_sub(4);
+const OVERFLOW: usize = PAGE - 4;
 
 /// How much of a row stands on its own page.
 fn local_bytes(length: usize, kind: u8) -> usize {
@@ -75,8 +75,8 @@ fn local_bytes(length: usize, kind: u8) -> usize {
     if length <= most {
         return length;
     }
-    let beyond = length.saturating_sub(LEAST).checked_rem(OVERFLOW).unwrap_or(0);
-    let fits = LEAST.saturating_add(beyond);
+    let beyond = (length - LEAST) % OVERFLOW;
+    let fits = LEAST + beyond;
     if fits <= most { fits } else { LEAST }
 }
 

@@ -183,7 +183,7 @@ impl Auditor {
         let Some(id) = record.id else { return add(&mut self.counts.foreign) };
         let Some((id, sequence)) = event_id(id) else { return add(&mut self.counts.broken) };
         let Some(instance) = record.instance.map_or(Some(0), instance) else { return add(&mut self.counts.broken) };
-        self.counts.by_arrival = self.counts.by_arrival.saturating_add(record.by_arrival.into());
+        self.counts.by_arrival += u64::from(record.by_arrival);
         let new = self.see_event(id, sequence, instance, record);
         for was in &record.was {
             match event_id(was) {
@@ -278,7 +278,7 @@ impl Auditor {
 
     /// Keeps the books of what takes memory. Too much: whoever takes more than the mean forgets its lower half.
     fn weigh(&mut self, before: usize, after: usize) {
-        self.entries = self.entries.saturating_add(after).saturating_sub(before);
+        self.entries = self.entries + after - before;
         if self.entries <= self.limits.entries {
             return;
         }
@@ -385,13 +385,13 @@ impl Buffer {
 
     fn entries(&self) -> usize {
         let sets = self.stored_by.values().chain(self.moved.values());
-        sets.fold(self.seen.entries(), |sum, set| sum.saturating_add(set.entries()))
+        self.seen.entries() + sets.map(Sequences::entries).sum::<usize>()
     }
 
     /// As far as an event of that start can change it.
     fn entries_for(&self, instance: Instance) -> usize {
         let sets = [self.stored_by.get(&instance), self.moved.get(&instance)];
-        sets.into_iter().flatten().fold(self.seen.entries(), |sum, set| sum.saturating_add(set.entries()))
+        self.seen.entries() + sets.into_iter().flatten().map(Sequences::entries).sum::<usize>()
     }
 }
 
@@ -417,5 +417,5 @@ fn event_id(text: &[u8]) -> Option<(Uuid, Sequence)> {
 }
 
 fn add(count: &mut u64) {
-    *count = count.saturating_add(1);
+    *count += 1;
 }

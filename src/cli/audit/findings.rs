@@ -111,7 +111,7 @@ pub(super) struct Spot {
 impl Spots {
     /// One more.
     pub(super) fn add(&mut self, spot: impl FnOnce() -> Spot) {
-        self.count = self.count.saturating_add(1);
+        self.count += 1;
         if self.examples.len() < EXAMPLES {
             self.examples.push(spot());
         }

@@ -181,7 +181,7 @@ impl<'a> Accounts<'a> {
         self.waiting = waiting;
         for (first, last) in rest {
             self.missing.unexplained = self.missing.unexplained.saturating_add(count(first, last));
-            self.gap_count = self.gap_count.saturating_add(1);
+            self.gap_count += 1;
             if self.gaps.len() < EXAMPLES {
                 self.gaps.push((first, last));
             }

@@ -72,7 +72,7 @@ pub(super) fn audit(plan: &Plan, mut far: impl FnMut(&str, Far)) -> Result<Found
     };
     let mut told = 0_u64;
     let hear = |_: usize, message: &BorrowedMessage<'_>| {
-        told = told.saturating_add(1);
+        told += 1;
         auditor.hear(message.key().unwrap_or_default(), message.payload());
         Flow::GoOn
     };
@@ -224,10 +224,7 @@ impl Notes {
     /// What the watermark topic tells of topics that are not audited.
     fn elsewhere(&mut self, buffers: &[BufferFindings], (others, silent): (usize, usize)) {
         if others > silent {
-            self.say(format!(
-                "{} buffers wrote only to other topics and are not judged",
-                others.saturating_sub(silent)
-            ));
+            self.say(format!("{} buffers wrote only to other topics and are not judged", others - silent));
         }
         if silent > 0 {
             self.say(format!(
@@ -261,7 +258,7 @@ impl Notes {
     /// What did not fit into the memory.
     fn limits(&mut self, counts: Counts, buffers: &[BufferFindings]) {
         let scattered = buffers.iter().filter(|buffer| buffer.not_judged_up_to > 0).count();
-        let not_watched = buffers.iter().fold(0, |sum: u64, buffer| sum.saturating_add(buffer.order_not_watched));
+        let not_watched = buffers.iter().map(|buffer| buffer.order_not_watched).sum::<u64>();
         self.incomplete_if(u64::try_from(scattered).unwrap_or(u64::MAX), |count| {
             format!(
                 "the sequences of {count} buffers are too scattered for the memory: these topics hold only a small part \
@@ -287,7 +284,7 @@ fn close(auditor: &Auditor, mut notes: Notes, topics: Vec<(String, i32)>, starte
     if counts.foreign_watermarks > 0 {
         notes.say(format!("{} records of the watermark topic are nothing of Tidegate's", counts.foreign_watermarks));
     }
-    let newer = buffers.iter().fold(0, |sum: u64, buffer| sum.saturating_add(buffer.newer_records));
+    let newer = buffers.iter().map(|buffer| buffer.newer_records).sum::<u64>();
     if newer > 0 {
         notes.say(format!("{newer} records of the watermark topic are of a newer Tidegate; use that one's audit"));
     }

@@ -53,7 +53,6 @@ mod report;
 mod said;
 mod sequences;
 #[cfg(test)]
-#[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests;
 mod when;
 

@@ -234,7 +234,7 @@ impl Reader {
                     }
                 }
             }
-            until_look = until_look.saturating_sub(1);
+            until_look -= 1;
             if silence || until_look == 0 {
                 until_look = LOOK_EVERY;
                 if silence {
@@ -374,7 +374,7 @@ impl<'s> Reading<'s> {
             return false;
         }
         if offset < span.end {
-            self.records = self.records.saturating_add(1);
+            self.records += 1;
             if heard(index) == Flow::Enough {
                 return self.reached(index, span.end);
             }

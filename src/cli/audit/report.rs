@@ -15,7 +15,7 @@ pub(super) fn for_people(out: &mut impl Write, found: &Found) -> io::Result<()> 
         write_buffer(out, buffer)?;
     }
     if quiet.len() > QUIET_BUFFERS {
-        writeln!(out, "… and {} buffers more without trouble", quiet.len().saturating_sub(QUIET_BUFFERS))?;
+        writeln!(out, "… and {} buffers more without trouble", quiet.len() - QUIET_BUFFERS)?;
     }
     for buffer in loud {
         write_buffer(out, buffer)?;

@@ -55,7 +55,7 @@ impl Sequences {
             }
             self.partial.insert(block, bits);
         }
-        self.count = self.count.saturating_add(1);
+        self.count += 1;
         self.first = Some(self.first.map_or(sequence, |first| first.min(sequence)));
         self.last = self.last.max(Some(sequence));
         true
@@ -87,7 +87,7 @@ impl Sequences {
 
     /// Entries that take memory: about 130 bytes each.
     pub(super) fn entries(&self) -> usize {
-        self.full.len().saturating_add(self.partial.len())
+        self.full.len() + self.partial.len()
     }
 
     /// Forgets the lower half of what takes memory; the highest sequence that is not known any more, 0 when none.
@@ -96,7 +96,7 @@ impl Sequences {
         let mut blocks: Vec<u64> = self.partial.keys().copied().chain(self.full.values().copied()).collect();
         blocks.sort_unstable();
         let Some(floor) = blocks.get(half).copied() else { return 0 };
-        self.partial = self.partial.split_off(&floor.saturating_add(1));
+        self.partial = self.partial.split_off(&(floor + 1));
         self.full.retain(|_, last| *last > floor);
         last_of(floor)
     }
@@ -104,7 +104,7 @@ impl Sequences {
     /// Forgets the blocks up to this sequence, the end of one.
     pub(super) fn forget_up_to(&mut self, floor: Sequence) {
         let (block, _, _) = place(floor);
-        self.partial = self.partial.split_off(&block.saturating_add(1));
+        self.partial = self.partial.split_off(&(block + 1));
         self.full.retain(|_, last| *last > block);
     }
 
@@ -150,11 +150,11 @@ impl Sequences {
     /// Makes a block part of a range, together with the ranges beside it.
     fn complete(&mut self, block: u64) {
         let (mut first, mut last) = (block, block);
-        if let Some(after) = self.full.remove(&block.saturating_add(1)) {
+        if let Some(after) = self.full.remove(&(block + 1)) {
             last = after;
         }
         if let Some((before, end)) = self.full.range(..block).next_back().map(|(before, end)| (*before, *end))
-            && end.saturating_add(1) == block
+            && end + 1 == block
         {
             first = before;
         }
@@ -199,7 +199,6 @@ fn runs_of(first: Sequence, bits: &Bits, run: &mut impl FnMut(Sequence, Sequence
 }
 
 #[cfg(test)]
-#[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests {
     use std::collections::BTreeSet;
 

@@ -147,9 +147,9 @@ impl Books {
     }
 
     fn close(&mut self, journal: &Journal, found: &Found) {
-        self.published = self.published.saturating_add(count(journal.acknowledged.len()));
-        self.refused = self.refused.saturating_add(journal.refused);
-        self.stray = self.stray.saturating_add(journal.stray);
+        self.published += count(journal.acknowledged.len());
+        self.refused += journal.refused;
+        self.stray += journal.stray;
         for (acknowledged, seen) in journal.acknowledged.iter().zip(&found.seen) {
             if *acknowledged {
                 add(&mut self.acknowledged);
@@ -162,12 +162,10 @@ impl Books {
 
     /// All repeats, whoever made them.
     pub(super) fn repeated(&self) -> u64 {
-        [self.repeated_by_relay, self.repeated_by_sensor, self.repeated_unexplained, self.qos_2_twice]
-            .into_iter()
-            .fold(0, u64::saturating_add)
+        [self.repeated_by_relay, self.repeated_by_sensor, self.repeated_unexplained, self.qos_2_twice].into_iter().sum()
     }
 
-    /// Published and never acknowledged: the sensor still holds them.
+    /// Published and never acknowledged: the sensor still holds them. An acknowledgement too many is a fault of its own.
     pub(super) fn unacknowledged(&self) -> u64 {
         self.published.saturating_sub(self.acknowledged)
     }
@@ -220,7 +218,7 @@ fn missing<'a>(ids: impl Iterator<Item = &'a EventId>) -> u64 {
 }
 
 fn add(counter: &mut u64) {
-    *counter = counter.saturating_add(1);
+    *counter += 1;
 }
 
 fn count(length: usize) -> u64 {

@@ -193,7 +193,7 @@ impl Reader {
 
     fn take_down(&mut self, record: Option<Record>) {
         let Some(record) = record else {
-            self.haul.foreign = self.haul.foreign.saturating_add(1);
+            self.haul.foreign += 1;
             return;
         };
         if let (Some(seen), Ok(n)) = (self.seen.get_mut(record.sensor), usize::try_from(record.n)) {

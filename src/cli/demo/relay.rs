@@ -230,7 +230,7 @@ async fn get(address: SocketAddr, path: &str) -> io::Result<Option<Vec<u8>>> {
     if !answer.starts_with(b"HTTP/1.1 200 ") {
         return Ok(None);
     }
-    let body = answer.windows(4).position(|window| window == b"\r\n\r\n").map(|head| head.saturating_add(4));
+    let body = answer.windows(4).position(|window| window == b"\r\n\r\n").map(|head| head + 4);
     Ok(body.and_then(|body| answer.get(body..)).map(<[u8]>::to_vec))
 }
 

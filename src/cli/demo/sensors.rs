@@ -58,7 +58,7 @@ impl Pace {
     fn due(&self, index: u64, elapsed: Duration) -> u64 {
         let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         let of_all = micros.saturating_mul(self.per_second) / 1_000_000;
-        let rounded_up_for_the_first = self.sensors.saturating_sub(index.saturating_add(1));
+        let rounded_up_for_the_first = self.sensors - (index + 1);
         of_all.saturating_add(rounded_up_for_the_first).checked_div(self.sensors).unwrap_or(0)
     }
 }
@@ -125,7 +125,7 @@ impl Link {
                 break;
             }
             sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
-            pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
         (self.sensor.index, self.session.into_journal())
     }
@@ -221,7 +221,7 @@ impl Link {
 
     fn count(&mut self) {
         let now = self.session.acknowledged();
-        self.tally.acknowledged.fetch_add(now.saturating_sub(self.counted), Ordering::Relaxed);
+        self.tally.acknowledged.fetch_add(now - self.counted, Ordering::Relaxed);
         self.counted = now;
     }
 

@@ -134,7 +134,7 @@ impl Session {
             }
             (Qos::ExactlyOnce, Incoming::Received { packet_id, accepted: true }) => {
                 let Some(flight) = self.in_flight.iter_mut().find(|flight| flight.packet_id == *packet_id) else {
-                    self.journal.stray = self.journal.stray.saturating_add(1);
+                    self.journal.stray += 1;
                     return None;
                 };
                 flight.step = Step::Released;
@@ -146,7 +146,7 @@ impl Session {
             }
             (_, Incoming::Connected { .. } | Incoming::Pong) => None,
             (_, Incoming::Acknowledged { .. } | Incoming::Received { .. } | Incoming::Completed { .. }) => {
-                self.journal.stray = self.journal.stray.saturating_add(1);
+                self.journal.stray += 1;
                 None
             }
         }
@@ -175,8 +175,8 @@ impl Session {
         let place = self.in_flight.iter().position(|flight| flight.packet_id == packet_id && flight.step == step);
         match place.and_then(|place| self.in_flight.remove(place)) {
             Some(flight) if accepted => self.acknowledge(flight.n),
-            Some(_) => self.journal.refused = self.journal.refused.saturating_add(1),
-            None => self.journal.stray = self.journal.stray.saturating_add(1),
+            Some(_) => self.journal.refused += 1,
+            None => self.journal.stray += 1,
         }
     }
 
@@ -184,7 +184,7 @@ impl Session {
         let place = usize::try_from(n).ok().and_then(|n| n.checked_sub(1));
         if let Some(slot) = place.and_then(|place| self.journal.acknowledged.get_mut(place)) {
             *slot = true;
-            self.acknowledged = self.acknowledged.saturating_add(1);
+            self.acknowledged += 1;
         }
     }
 

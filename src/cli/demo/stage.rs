@@ -68,14 +68,15 @@ struct Times {
 impl Times {
     /// A short demo has a short outage; a long one has more of the rest.
     fn new(seconds: u64) -> Self {
+        // Too short for its parts: they shrink to nothing.
         let play = Duration::from_secs(seconds).saturating_sub(BEFORE_AND_AFTER);
         let outage = OUTAGE.min(play.mul_f64(0.3));
         let kafka_goes = play.saturating_sub(outage).mul_f64(0.4);
         Self {
             kafka_goes,
-            killed: kafka_goes.saturating_add(outage.mul_f64(0.5)),
+            killed: kafka_goes + outage.mul_f64(0.5),
             dark: outage.mul_f64(0.1),
-            kafka_back: kafka_goes.saturating_add(outage),
+            kafka_back: kafka_goes + outage,
             sensors_stop: play,
         }
     }
@@ -210,8 +211,8 @@ impl Act<'_> {
         self.until(self.times.kafka_back, &mut relay).await?;
         self.view.scene(format!(
             "In the outage {} readings were acknowledged. {} of {} sensors found their session again.",
-            grouped(self.numbers().acknowledged.saturating_sub(acknowledged_before)),
-            self.tally.resumed.load(Ordering::Relaxed).saturating_sub(resumed_before),
+            grouped(self.numbers().acknowledged - acknowledged_before),
+            self.tally.resumed.load(Ordering::Relaxed) - resumed_before,
             self.options.sensors
         ));
         Ok(relay)
@@ -229,7 +230,7 @@ impl Act<'_> {
         let almost_none = self.options.rate / 2;
         while self.start.elapsed() < self.times.sensors_stop {
             self.pause(&mut relay).await?;
-            if back.elapsed() > LOOK.saturating_mul(3) && self.held.get() <= almost_none {
+            if back.elapsed() > LOOK * 3 && self.held.get() <= almost_none {
                 self.view.scene(format!(
                     "The backlog is gone, {:.1} s after Kafka came back.",
                     back.elapsed().as_secs_f64()
@@ -281,6 +282,7 @@ impl Act<'_> {
                 status.total.held
             } else {
                 // It is dead or busy: what was promised and has not arrived is the best guess.
+                // What it sent just before may have been counted there first.
                 let numbers = self.numbers();
                 numbers.acknowledged.saturating_sub(numbers.in_kafka)
             };

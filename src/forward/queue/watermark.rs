@@ -90,7 +90,7 @@ impl Queue {
         let group = self.group.as_ref()?;
         let last = self.next.checked_sub(1).and_then(|at| group.events.get(at))?;
         let (delivered, at_ms) = (last.sequence, unix_ms());
-        let waiting = waiting(group, self.next, self.place.done.len().saturating_add(uncommitted), shared);
+        let waiting = waiting(group, self.next, self.place.done.len() + uncommitted, shared);
         let (kafka_topic, holes) = (self.topic.to_string(), u64::try_from(self.place.dead.len()).ok());
         let mut records = vec![Record::Lane { kafka_topic, instance, delivered, waiting, holes, at_ms }];
         records.extend(self.place.dead.iter().map(|letter| Record::Hole {

@@ -138,7 +138,7 @@ impl Backwards {
 }
 
 #[cfg(test)]
-#[expect(clippy::arithmetic_side_effects, clippy::cast_sign_loss, reason = "small numbers in tests")]
+#[expect(clippy::cast_sign_loss, reason = "small numbers in tests")]
 mod tests {
     use proptest::prelude::*;
 

@@ -105,7 +105,7 @@ fn joined(mut spans: Vec<(Sequence, Sequence)>) -> Vec<(Sequence, Sequence)> {
             _ => Sequence::MAX,
         };
         let nearest = spans.windows(2).enumerate().min_by_key(|(_, pair)| between(pair)).map_or(0, |(at, _)| at);
-        let (_, last) = spans.remove(nearest.saturating_add(1));
+        let (_, last) = spans.remove(nearest + 1);
         if let Some(span) = spans.get_mut(nearest) {
             span.1 = last;
         }
