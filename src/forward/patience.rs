@@ -36,8 +36,16 @@ const WORTH: u32 = 16;
 const NOT_WORTH: u32 = 12;
 
 /// Where nothing is connected yet, a transaction takes up to so many of the round trips that a start measures, which are one
-/// or two each. At 300 ms the shortest times are enough, and another producer would cost two seconds of the start.
+/// or two each.
 const COLD: u32 = 10;
+
+/// ... and its ends so many of them, once everything is connected. With a backlog a start takes times that are worth such
+/// ends at once: a producer more in the midst of it costs ten round trips, and the window that it had.
+const ENDS: u32 = 4;
+
+/// One measured round trip of so much is enough to know that the link is long, before anything is sent. Less may be a
+/// broker that has just started; the window finds it out by and by.
+const SURELY_LONG: Duration = Duration::from_millis(200);
 
 /// The least was overdue so many times in a row: once may be a link that was gone for a while.
 const MOST_OVERDUE: u32 = 2;
@@ -63,6 +71,8 @@ pub(super) struct Patience {
     asked: Option<Duration>,
     /// Round trips are long ([`Window::is_long`](super::window::Window::is_long)), though the shortest times may do.
     long: bool,
+    /// A round trip was measured, or nobody has answered.
+    measured: bool,
     overdue: u32,
     less_would_do_since: Option<Instant>,
 }
@@ -77,7 +87,16 @@ impl Patience {
             Some(asked) => vec![asked],
             None => REQUESTS.to_vec(),
         };
-        Self { transactional, steps, step: 0, asked, long: false, overdue: 0, less_would_do_since: None }
+        Self {
+            transactional,
+            steps,
+            step: 0,
+            asked,
+            long: false,
+            measured: false,
+            overdue: 0,
+            less_would_do_since: None,
+        }
     }
 
     /// Gives a configuration the present times.
@@ -102,9 +121,20 @@ impl Patience {
         }
     }
 
-    /// Round trips have turned out to be long.
-    pub(super) fn link_is_long(&mut self) {
-        self.long = true;
+    /// Confirmations have told whether round trips are long.
+    pub(super) fn link_is(&mut self, long: bool) {
+        self.long = long;
+    }
+
+    /// How long a round trip takes is to be measured before anything is sent.
+    pub(super) fn is_new_to_the_link(&self) -> bool {
+        !self.measured
+    }
+
+    /// A round trip took so long; `None`: nobody has answered, and the confirmations will tell.
+    pub(super) fn measured(&mut self, round_trip: Option<Duration>) {
+        self.measured = true;
+        self.long |= round_trip.is_some_and(|round_trip| round_trip >= SURELY_LONG);
     }
 
     /// A producer of that configuration makes requests as this link wants them.
@@ -168,10 +198,14 @@ impl Patience {
         now.saturating_duration_since(since) >= GIVE_BACK && self.take(shorter)
     }
 
-    /// A start has found out how long a round trip takes. True: no transaction would get through, and the next producer
-    /// shall have other times.
-    pub(super) fn began(&mut self, round_trip: Duration) -> bool {
-        let is_enough = |timeout: Duration| round_trip.saturating_mul(COLD) <= timeout;
+    /// A start has found out how long a round trip takes; is a backlog `waiting`? True: no transaction would get through, or
+    /// be worth its ends, and the next producer shall have other times.
+    pub(super) fn began(&mut self, round_trip: Duration, waiting: bool) -> bool {
+        self.measured(Some(round_trip));
+        let is_enough = |timeout: Duration| {
+            let is_worth = || round_trip.saturating_mul(ENDS).saturating_mul(NOT_WORTH) <= filling(timeout);
+            round_trip.saturating_mul(COLD) <= timeout && (!waiting || is_worth())
+        };
         let longest = LONGEST_FOR_ENDS.min(self.last());
         let enough = (self.step..=longest).find(|step| is_enough(self.at(*step))).unwrap_or(longest);
         self.take(enough.max(self.step))
@@ -267,10 +301,31 @@ mod tests {
 
     #[test]
     fn a_start_over_a_long_link_takes_longer_times_at_once() {
-        let mut patience = transactional();
-        assert!(!patience.began(SECOND / 2));
-        assert!(patience.began(2 * SECOND));
-        assert_eq!(patience.timeout(), 60 * SECOND);
+        for (round_trip, waiting, timeout) in [
+            (SECOND / 2, false, 15),
+            (2 * SECOND, false, 60),
+            (SECOND / 10, true, 15),
+            (SECOND / 3, true, 60),
+            (2 * SECOND, true, 300),
+        ] {
+            let mut patience = transactional();
+            assert_eq!(patience.began(round_trip, waiting), timeout > 15, "{round_trip:?} {waiting}");
+            assert_eq!(patience.timeout(), timeout * SECOND, "{round_trip:?} {waiting}");
+            assert!(!patience.is_new_to_the_link() && patience.is_long() == (round_trip >= SURELY_LONG));
+        }
+    }
+
+    #[test]
+    fn one_long_round_trip_is_enough_to_begin_with_and_confirmations_know_better() {
+        let mut patience = Patience::new(ClientConfig::new().set("linger.ms", "0"));
+        let mut config = ClientConfig::new();
+        for (round_trip, linger) in [(None, "0"), (Some(SECOND / 10), "0"), (Some(SECOND), LINGER_MS)] {
+            patience.measured(round_trip);
+            patience.apply(&mut config);
+            assert_eq!(config.get("linger.ms"), Some(linger));
+        }
+        patience.link_is(false);
+        assert!(!patience.suits(&config), "a broker that was slow once");
     }
 
     #[test]

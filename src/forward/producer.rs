@@ -20,7 +20,7 @@ use super::end_txn::EndTxn;
 use super::link::Remarks;
 use super::outstanding::{self, Outstanding, Restart};
 use super::talk::{self, Snag, Talk};
-use super::topic_state::{self, Answers};
+use super::topic_state::{self, Answers, Found};
 use super::verdict::code_of;
 use crate::clock;
 use crate::delivered::{Acked, Batch, Delivered};
@@ -298,6 +298,16 @@ impl Producer {
         Call::begin("kafka look", &self.wake, move || {
             let client = native.producer.client();
             topics.into_iter().map(|topic| (Arc::clone(&topic), topic_state::look(client, &topic, ASK_WAIT))).collect()
+        })
+    }
+
+    /// How long a broker takes to answer, beside the loop; `None`: it does not.
+    pub(super) fn round_trip(&self, topic: &Arc<str>) -> std::io::Result<Call<Option<Duration>>> {
+        let (native, topic) = (Arc::clone(&self.native), Arc::clone(topic));
+        Call::begin("kafka link", &self.wake, move || {
+            let asked = Instant::now();
+            let found = topic_state::look(native.producer.client(), &topic, ASK_WAIT);
+            (!matches!(found, Found::Silent(_))).then(|| asked.elapsed())
         })
     }
 

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use rdkafka::config::ClientConfig;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use super::aside::Call;
 use super::asking::Answer;
 use super::delivery::{Delivery, Refused};
 use super::feed::Feed;
@@ -81,6 +82,8 @@ pub(super) struct Sender {
     /// When something was sent with nothing else in flight, or came back.
     pub(super) moved: Instant,
     pub(super) delivery: Delivery,
+    /// How long a round trip takes is being measured, before anything is sent.
+    pub(super) measuring: Option<Call<Option<Duration>>>,
 }
 
 /// See the drawing above.
@@ -147,6 +150,7 @@ impl Sender {
             closed: None,
             moved: now,
             delivery,
+            measuring: None,
         }
     }
 
@@ -164,6 +168,11 @@ impl Sender {
         self.failures = Vec::new();
         self.moved = now;
         self.phase = Phase::Pausing(now);
+    }
+
+    /// Of the present producer, or the next one.
+    pub(super) fn config(&self) -> &ClientConfig {
+        &self.config
     }
 
     /// The present producer, if there is one.
@@ -352,8 +361,8 @@ impl Sender {
             self.names.home(&mut self.config);
             return self.end(producer, Renewal::AtOnce, feed, shared, now);
         }
-        if self.window.is_long() {
-            shared.patience.link_is_long();
+        if let Some(long) = self.window.finds_long() {
+            shared.patience.link_is(long);
         }
         let all_closed = self.closed.is_some_and(|closed| now.saturating_duration_since(closed) >= ALL_CLOSED);
         if self.delivery.is_idle() && (all_closed || !shared.patience.suits(&self.config)) {

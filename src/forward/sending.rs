@@ -1,5 +1,6 @@
 //! The send loop: one for the stream and for every blocked topic's queue, with transactions and without.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use rdkafka::types::RDKafkaErrorCode as Code;
@@ -47,6 +48,9 @@ impl Sender {
             if let Err(full) = self.room(producer, stored, shared, now) {
                 return full;
             }
+            if !self.knows_the_link(producer, &target.topic, shared) {
+                return Sent::Done;
+            }
             match self.delivery.may_send(producer, feed.since(), now) {
                 Ok(true) => {}
                 Ok(false) => return Sent::Done,
@@ -69,6 +73,24 @@ impl Sender {
                 }
             }
         }
+    }
+
+    /// A producer for long links is another one, and better made before anything is sent. With transactions the start has
+    /// measured a round trip; without, a broker that was met is asked for the topic that is to be sent to.
+    fn knows_the_link(&mut self, producer: &Producer, topic: &Arc<str>, shared: &mut Shared) -> bool {
+        if !shared.patience.is_new_to_the_link() {
+            return true;
+        }
+        let Some(measuring) = &self.measuring else {
+            // Without a broker or a thread the confirmations will tell.
+            self.measuring = if producer.has_met_a_broker() { producer.round_trip(topic).ok() } else { None };
+            return self.measuring.is_none();
+        };
+        let Some(round_trip) = measuring.answer() else { return false };
+        self.measuring = None;
+        shared.patience.measured(round_trip);
+        // Let it be told whether this producer suits the link.
+        shared.patience.suits(self.config())
     }
 
     /// May one more go? By memory, by what the link takes, by the bisection.

@@ -257,7 +257,8 @@ impl StreamSender {
             let since_ms = recalled.main.as_ref().map_or(i64::MIN, |word| word.at_ms().saturating_sub(SLACK_MS));
             shared.declare_again(through, since_ms, MOST_DECLARED_AGAIN);
         }
-        shared.patience.began(recalled.round_trip);
+        let waiting = self.has_events() || shared.outlet.has_more();
+        shared.patience.began(recalled.round_trip, waiting);
         self.stream.asks_about = Vec::new();
         shared.recalled_lanes.get_or_insert(recalled.lanes);
         shared.partitions = Some(recalled.partitions);

@@ -104,9 +104,14 @@ impl Window {
         takes
     }
 
+    /// Are round trips long? `None`: too few have been seen.
+    pub(super) fn finds_long(&self) -> Option<bool> {
+        self.quickest.filter(|_| self.seen >= SURE).map(|quickest| quickest >= LONG)
+    }
+
     /// A round trip is long, for sure.
-    pub(super) fn is_long(&self) -> bool {
-        self.seen >= SURE && self.quickest.is_some_and(|quickest| quickest >= LONG)
+    fn is_long(&self) -> bool {
+        self.finds_long() == Some(true)
     }
 
     /// That reading was handed over. The last one of a moment is watched: the first may go alone, and say nothing of the others.
