@@ -82,9 +82,11 @@ impl Sender {
             return true;
         }
         let Some(measuring) = &self.measuring else {
-            // Without a broker or a thread the confirmations will tell.
-            self.measuring = if producer.has_met_a_broker() { producer.round_trip(topic).ok() } else { None };
-            return self.measuring.is_none();
+            if producer.has_met_a_broker() {
+                // Without a thread it is asked again.
+                self.measuring = producer.round_trip(topic).ok();
+            }
+            return false;
         };
         let Some(round_trip) = measuring.answer() else { return false };
         self.measuring = None;
