@@ -13,6 +13,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::aside::Call;
+use super::custody::Custody;
 use super::delivery::Delivery;
 use super::feed::Feed;
 use super::judge::Renewal;
@@ -22,9 +23,9 @@ use super::parking::Opened;
 use super::producer::Producer;
 use super::queue::{LeftOff, Queue, Refused};
 use super::sender::{Happened, Place, Sender};
-use super::shared::Shared;
 use super::topic_state::{Answers, Found};
 use super::transactional::Transactional;
+use super::wire::Wire;
 use crate::buffer::ReadError;
 
 /// A try without any progress ends after this time, or after that of a transaction or a request; another topic may be
@@ -120,43 +121,43 @@ impl BlockedTopics {
     }
 
     /// Does what can be done now without waiting.
-    pub(super) fn step(&mut self, shared: &mut Shared, now: Instant) -> Result<(), ReadError> {
-        if self.active.is_none() && !self.begins(shared, now) {
+    pub(super) fn step(&mut self, custody: &mut Custody, wire: &mut Wire, now: Instant) -> Result<(), ReadError> {
+        if self.active.is_none() && !self.begins(custody, wire, now) {
             return Ok(());
         }
-        let Some(end) = self.go_on(shared, now)? else { return Ok(()) };
+        let Some(end) = self.go_on(custody, wire, now)? else { return Ok(()) };
         let Some(active) = &self.active else { return Ok(()) };
         let topic = Arc::clone(&active.queue.topic);
         match end {
-            End::Opened(opened) => self.opened(&topic, &opened, shared, now),
-            End::NothingYet => self.end(shared, now),
+            End::Opened(opened) => self.opened(&topic, &opened, custody, wire, now),
+            End::NothingYet => self.end(custody, wire, now),
             End::GivesWay => {
-                shared.parking.gives_way(&topic, now);
-                self.end(shared, now);
+                custody.parking.gives_way(&topic, now);
+                self.end(custody, wire, now);
             }
             End::Refused(Refused { reason, outnumbered }) => {
                 if outnumbered {
                     self.outnumbered.insert(Arc::clone(&topic), (active.in_sync, now));
                 }
-                shared.changed = true;
+                custody.changed = true;
                 tracing::debug!(topic = &*topic, ?reason, "kafka: parked topic was tried, and stays parked");
                 let (reason, remedy) = (reason.map(|(reason, _)| reason), reason.map_or("", |(_, remedy)| remedy));
-                if shared.parking.refused(&topic, reason, now) {
-                    shared.say_parked(&topic, reason.unwrap_or_default(), remedy, now);
+                if custody.parking.refused(&topic, reason, now) {
+                    custody.say_parked(&topic, reason.unwrap_or_default(), remedy, now);
                 }
-                self.end(shared, now);
+                self.end(custody, wire, now);
             }
         }
         Ok(())
     }
 
     /// Begins with the topic whose turn it is; false when it is nobody's.
-    fn begins(&mut self, shared: &mut Shared, now: Instant) -> bool {
-        let is_due = shared.parking.next_wake().is_some_and(|due| due <= now);
-        if is_due && !shared.times.is_settled() {
+    fn begins(&mut self, custody: &mut Custody, wire: &mut Wire, now: Instant) -> bool {
+        let is_due = custody.parking.next_wake().is_some_and(|due| due <= now);
+        if is_due && !wire.times.is_settled() {
             return false;
         }
-        let Some(topic) = shared.parking.next_due(now) else { return false };
+        let Some(topic) = custody.parking.next_due(now) else { return false };
         let place = self.left_off.remove(&topic).unwrap_or_default();
         let outnumbered =
             self.outnumbered.get(&topic).filter(|(_, at)| now.saturating_duration_since(*at) < OUTNUMBERED);
@@ -168,94 +169,85 @@ impl BlockedTopics {
     }
 
     /// The topic takes all that waited for it.
-    fn opened(&mut self, topic: &Arc<str>, opened: &Opened, shared: &mut Shared, now: Instant) {
-        shared.changed = true;
-        shared.admission.is_direct(topic);
-        if let Some(more) = shared.opened_lines.may_say(now) {
-            tracing::info!(
-                topic = &**topic,
-                parked_s = opened.parked_for.as_secs_f64(),
-                events = opened.events,
-                more,
-                "kafka: topic is open again; its readings flow"
-            );
-        }
+    fn opened(&mut self, topic: &Arc<str>, opened: &Opened, custody: &mut Custody, wire: &mut Wire, now: Instant) {
+        custody.changed = true;
+        custody.admission.is_direct(topic);
+        custody.say_opened(topic, opened, now);
         self.left_off.remove(topic);
         self.outnumbered.remove(topic);
         if let Some(mut active) = self.active.take() {
-            self.sender.retire(&mut Feed::Queue(&mut active.queue), shared, now);
+            self.sender.retire(&mut Feed::queue(&mut active.queue, custody), wire, now);
         }
     }
 
     /// A stop: begins nothing, sends on what was begun of a group. True when nothing is left in between.
-    pub(super) fn wind_down(&mut self, shared: &mut Shared, now: Instant) -> bool {
+    pub(super) fn wind_down(&mut self, custody: &mut Custody, wire: &mut Wire, now: Instant) -> bool {
         let Some(active) = &mut self.active else { return true };
         if active.queue.is_untouched() && self.sender.in_flight() == 0 {
             return true; // nothing of the group is in Kafka: nothing would be repeated
         }
-        self.sender.collect(&mut Feed::Queue(&mut active.queue), shared, now);
+        self.sender.collect(&mut Feed::queue(&mut active.queue, custody), wire, now);
         let is_done = self.sender.delivery.commits() && self.sender.wind_down(now);
         if is_done || !self.sender.failures.is_empty() || !self.sender.flows() {
             return true;
         }
-        let refusal = self.turn(shared, now);
+        let refusal = self.turn(custody, wire, now);
         let Some(active) = &mut self.active else { return true };
-        active.queue.settle_group(shared, now);
+        active.queue.settle_group(custody, now);
         refusal.is_some() || !self.sender.delivery.commits() && !active.queue.has_group()
     }
 
     /// Ends the try; what was confirmed until the last moment is kept.
-    pub(super) fn end(&mut self, shared: &mut Shared, now: Instant) {
+    pub(super) fn end(&mut self, custody: &mut Custody, wire: &mut Wire, now: Instant) {
         let Some(mut active) = self.active.take() else { return };
-        self.sender.retire(&mut Feed::Queue(&mut active.queue), shared, now);
-        active.queue.settle_group(shared, now);
+        self.sender.retire(&mut Feed::queue(&mut active.queue, custody), wire, now);
+        active.queue.settle_group(custody, now);
         let Queue { topic, place, .. } = active.queue;
-        shared.parking.put_back(&topic, now);
+        custody.parking.put_back(&topic, now);
         if place.is_of_use() {
             self.left_off.insert(topic, place);
         }
     }
 
     /// One step of the try; how it ends, if it does.
-    fn go_on(&mut self, shared: &mut Shared, now: Instant) -> Result<Option<End>, ReadError> {
+    fn go_on(&mut self, custody: &mut Custody, wire: &mut Wire, now: Instant) -> Result<Option<End>, ReadError> {
         let Some(active) = &mut self.active else { return Ok(None) };
-        self.sender.collect(&mut Feed::Queue(&mut active.queue), shared, now);
+        self.sender.collect(&mut Feed::queue(&mut active.queue, custody), wire, now);
         if self.sender.failures.is_empty() {
-            active.queue.settle_group(shared, now);
+            active.queue.settle_group(custody, now);
             if !active.queue.has_group() {
-                if let Some(end) = active.read_on(shared, now)? {
+                if let Some(end) = active.read_on(custody, now)? {
                     return Ok(Some(end));
                 }
                 self.sender.moved = now;
             }
         }
         if (active.queue.has_group() || self.sender.producer().is_some())
-            && let Some(refused) = self.turn(shared, now)
+            && let Some(refused) = self.turn(custody, wire, now)
         {
             return Ok(Some(End::Refused(refused)));
         }
-        let gets_nowhere =
-            now.saturating_duration_since(self.sender.moved) > NO_PROGRESS.max(shared.patience.timeout());
+        let gets_nowhere = now.saturating_duration_since(self.sender.moved) > NO_PROGRESS.max(wire.patience.timeout());
         let nothing_new = Refused { reason: None, outnumbered: false };
         Ok(gets_nowhere.then_some(End::Refused(nothing_new)))
     }
 
     /// One turn of the sender, and what it means for the try. `Some`: Kafka does not take it now.
-    fn turn(&mut self, shared: &mut Shared, now: Instant) -> Option<Refused> {
+    fn turn(&mut self, custody: &mut Custody, wire: &mut Wire, now: Instant) -> Option<Refused> {
         let Try { queue, .. } = self.active.as_mut()?;
         let own = &mut self.sender;
         // The stream's producer sees the same brokers and says what is to be said; these must only not pile up.
         let has_producer = own.producer().map(|producer| drop(producer.remarks())).is_some();
         if let Some(transactions) = own.delivery.transactions_mut() {
-            transactions.may_begin(shared.is_itself);
+            transactions.may_begin(wire.partitions.is_some());
             if !has_producer {
                 // Where the queue stands is known unless a transaction of it is in doubt, or this is the first since the start.
-                let known = shared.partitions.filter(|_| shared.lanes_delivered.contains_key(&queue.topic));
+                let known = wire.partitions.filter(|_| custody.lanes_delivered.contains_key(&queue.topic));
                 transactions.nothing_is_in_doubt(known);
             }
         }
-        let happened = own.turn(&mut Feed::Queue(queue), shared, now);
-        self.apply(happened, shared, now);
+        let happened = own.turn(&mut Feed::queue(queue, custody), wire, now);
+        self.apply(happened, custody, wire, now);
         let active = self.active.as_mut()?;
         if let Some(producer) = self.sender.producer() {
             active.ask_for_leaders(producer);
@@ -263,22 +255,22 @@ impl BlockedTopics {
         active.queue.take_refusal()
     }
 
-    fn apply(&mut self, happened: Happened, shared: &mut Shared, now: Instant) {
+    fn apply(&mut self, happened: Happened, custody: &mut Custody, wire: &mut Wire, now: Instant) {
         let Some(Try { queue, .. }) = &mut self.active else { return };
         match happened {
             Happened::Nothing | Happened::NewProducer | Happened::Ended(Renewal::AtOnce) => {}
             Happened::NoProducer(_) => queue.refused(None),
             Happened::Recalled(recalled) => {
                 let terms = self.sender.delivery.transactions().map(Transactional::terms);
-                if !terms.is_some_and(|terms| queue.recovered(recalled, terms, shared)) {
+                if !terms.is_some_and(|terms| queue.recovered(recalled, terms, custody)) {
                     queue.refused(None);
                 }
             }
-            Happened::WatermarkDue => self.write_watermark(shared, now),
+            Happened::WatermarkDue => self.write_watermark(custody, wire, now),
             Happened::Committed(proofs, ending, _) => {
-                queue.committed(shared);
-                shared.note_committed(ending);
-                queue.confirmed(proofs, shared);
+                queue.committed(custody);
+                custody.note_committed(ending);
+                queue.confirmed(proofs, custody);
             }
             Happened::Ended(Renewal::AfterWait(code, detail)) => {
                 tracing::debug!(topic = &*queue.topic, %code, detail, "kafka: a parked topic's producer is over");
@@ -291,13 +283,13 @@ impl BlockedTopics {
 
     /// A chunk that could not be read is behind all that this watermark vouches for; and dead letters of the groups before
     /// are on disk: its holes are all that a reader must know.
-    fn write_watermark(&mut self, shared: &mut Shared, now: Instant) {
+    fn write_watermark(&mut self, custody: &mut Custody, wire: &mut Wire, now: Instant) {
         let Some(Try { queue, .. }) = &mut self.active else { return };
         // custody rule 3: of two records with one key the later one is found.
-        if shared.declarations.is_under_way(&queue.topic) {
+        if custody.declarations.is_under_way(&queue.topic) {
             return;
         }
-        match shared.fates_are_durable() {
+        match custody.fates_are_durable() {
             Ok(true) => {}
             Ok(false) => return,
             Err(_stopped) => return queue.refused(None),
@@ -306,8 +298,8 @@ impl BlockedTopics {
         let uncommitted = own.producer().map_or(0, Producer::uncommitted);
         let instance = own.delivery.transactions().map(|own| own.terms().lives.present);
         let Some(instance) = instance else { return };
-        let records = queue.watermark(instance, uncommitted, shared);
-        let written = records.map(|records| own.write_watermark(&records, shared.times.now_ms(), now));
+        let records = queue.watermark(instance, uncommitted, custody);
+        let written = records.map(|records| own.write_watermark(&records, wire.times.now_ms(), now));
         if !matches!(written, Some(Ok(()))) {
             queue.refused(None);
         }
@@ -316,25 +308,25 @@ impl BlockedTopics {
 
 impl Try {
     /// Reads the next group; how the try ends if there is none, or if it is another topic's turn.
-    fn read_on(&mut self, shared: &mut Shared, now: Instant) -> Result<Option<End>, ReadError> {
+    fn read_on(&mut self, custody: &mut Custody, now: Instant) -> Result<Option<End>, ReadError> {
         let topic = &self.queue.topic;
         if now < self.look_at {
             return Ok(None);
         }
-        if now.saturating_duration_since(self.began) > TURN && shared.parking.others_wait(topic, now) {
+        if now.saturating_duration_since(self.began) > TURN && custody.parking.others_wait(topic, now) {
             return Ok(Some(End::GivesWay));
         }
         // What was on disk before the queue is read is seen by the reading; so this comes first.
-        let applied = shared.settler.applied();
-        if self.queue.load(shared)? {
+        let applied = custody.settler.applied();
+        if self.queue.load(custody)? {
             return Ok(None);
         }
         self.look_at = now.checked_add(LOOK_AGAIN).unwrap_or(now);
         let topic = &self.queue.topic;
-        if let Some(opened) = shared.parking.seen_empty(topic, applied, now) {
+        if let Some(opened) = custody.parking.seen_empty(topic, applied, now) {
             return Ok(Some(End::Opened(opened)));
         }
-        Ok(shared.parking.waits(topic).then_some(End::NothingYet))
+        Ok(custody.parking.waits(topic).then_some(End::NothingYet))
     }
 
     /// Whether the topic may be sent to.

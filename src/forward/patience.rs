@@ -57,9 +57,25 @@ const GIVE_BACK: Duration = Duration::from_secs(3600);
 /// would cost a round trip.
 const LINGER_MS: &str = "20";
 
+/// From this round trip on a twentieth of it is nothing, and a slow processor hands over a whole window in it.
+pub(super) const VERY_LONG: Duration = Duration::from_secs(1);
+const VERY_LONG_LINGER_MS: &str = "50";
+
 /// There, a request holds more: with one at a time, each costs a round trip. It is librdkafka's own size, which fits into what
 /// brokers take.
 const LONG_BATCH_BYTES: &str = "1000000";
+
+/// How long a link is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Reach {
+    /// Nothing was measured yet.
+    Unknown,
+    Short,
+    /// As [`SURELY_LONG`] says, or the window's confirmations.
+    Long,
+    /// [`VERY_LONG`]
+    VeryLong,
+}
 
 /// See the module's words.
 #[derive(Debug)]
@@ -69,10 +85,8 @@ pub(super) struct Patience {
     step: usize,
     /// `socket.timeout.ms`, if `[kafka.options]` has it.
     asked: Option<Duration>,
-    /// Round trips are long ([`Window::is_long`](super::window::Window::is_long)), though the shortest times may do.
-    long: bool,
-    /// A round trip was measured, or nobody has answered.
-    measured: bool,
+    /// How long a round trip takes; the shortest times may do all the same.
+    reach: Reach,
     overdue: u32,
     less_would_do_since: Option<Instant>,
 }
@@ -87,16 +101,7 @@ impl Patience {
             Some(asked) => vec![asked],
             None => REQUESTS.to_vec(),
         };
-        Self {
-            transactional,
-            steps,
-            step: 0,
-            asked,
-            long: false,
-            measured: false,
-            overdue: 0,
-            less_would_do_since: None,
-        }
+        Self { transactional, steps, step: 0, asked, reach: Reach::Unknown, overdue: 0, less_would_do_since: None }
     }
 
     /// Gives a configuration the present times.
@@ -123,18 +128,22 @@ impl Patience {
 
     /// Confirmations have told whether round trips are long.
     pub(super) fn link_is(&mut self, long: bool) {
-        self.long = long;
+        self.reach = if long { self.reach.max(Reach::Long) } else { Reach::Short };
     }
 
     /// How long a round trip takes is to be measured before anything is sent.
     pub(super) fn is_new_to_the_link(&self) -> bool {
-        !self.measured
+        self.reach == Reach::Unknown
     }
 
-    /// A round trip took so long; `None`: nobody has answered, and the confirmations will tell.
-    pub(super) fn measured(&mut self, round_trip: Option<Duration>) {
-        self.measured = true;
-        self.long |= round_trip.is_some_and(|round_trip| round_trip >= SURELY_LONG);
+    /// A round trip took so long, or longer: who gives no answer in the time that any has is far away, or will be found out.
+    pub(super) fn measured(&mut self, round_trip: Duration) {
+        let reach = match round_trip {
+            long if long >= VERY_LONG => Reach::VeryLong,
+            long if long >= SURELY_LONG => Reach::Long,
+            _ => Reach::Short,
+        };
+        self.reach = self.reach.max(reach);
     }
 
     /// A producer of that configuration makes requests as this link wants them.
@@ -143,11 +152,16 @@ impl Patience {
     }
 
     fn linger_ms(&self) -> &'static str {
-        if self.is_long() { LINGER_MS } else { "0" }
+        match self.reach {
+            Reach::VeryLong => VERY_LONG_LINGER_MS,
+            Reach::Long => LINGER_MS,
+            Reach::Unknown | Reach::Short if self.step > 0 => LINGER_MS,
+            Reach::Unknown | Reach::Short => "0",
+        }
     }
 
     fn is_long(&self) -> bool {
-        self.long || self.step > 0
+        self.reach >= Reach::Long || self.step > 0
     }
 
     /// A transaction, or without them a request, is over after this time.
@@ -201,7 +215,7 @@ impl Patience {
     /// A start has found out how long a round trip takes; is a backlog `waiting`? True: no transaction would get through, or
     /// be worth its ends, and the next producer shall have other times.
     pub(super) fn began(&mut self, round_trip: Duration, waiting: bool) -> bool {
-        self.measured(Some(round_trip));
+        self.measured(round_trip);
         let is_enough = |timeout: Duration| {
             let is_worth = || round_trip.saturating_mul(ENDS).saturating_mul(NOT_WORTH) <= filling(timeout);
             round_trip.saturating_mul(COLD) <= timeout && (!waiting || is_worth())
@@ -319,7 +333,7 @@ mod tests {
     fn one_long_round_trip_is_enough_to_begin_with_and_confirmations_know_better() {
         let mut patience = Patience::new(ClientConfig::new().set("linger.ms", "0"));
         let mut config = ClientConfig::new();
-        for (round_trip, linger) in [(None, "0"), (Some(SECOND / 10), "0"), (Some(SECOND), LINGER_MS)] {
+        for (round_trip, linger) in [(SECOND / 10, "0"), (SECOND / 2, LINGER_MS), (SECOND, VERY_LONG_LINGER_MS)] {
             patience.measured(round_trip);
             patience.apply(&mut config);
             assert_eq!(config.get("linger.ms"), Some(linger));

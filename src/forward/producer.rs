@@ -20,7 +20,7 @@ use super::end_txn::EndTxn;
 use super::link::Remarks;
 use super::outstanding::{self, Outstanding, Restart};
 use super::talk::{self, Snag, Talk};
-use super::topic_state::{self, Answers, Found};
+use super::topic_state::{self, Answers};
 use super::verdict::code_of;
 use crate::clock;
 use crate::delivered::{Acked, Batch, Delivered};
@@ -301,13 +301,13 @@ impl Producer {
         })
     }
 
-    /// How long a broker takes to answer, beside the loop; `None`: it does not.
-    pub(super) fn round_trip(&self, topic: &Arc<str>) -> std::io::Result<Call<Option<Duration>>> {
+    /// How long a broker takes to answer, beside the loop; it is not waited for longer than for any answer.
+    pub(super) fn round_trip(&self, topic: &Arc<str>) -> std::io::Result<Call<Duration>> {
         let (native, topic) = (Arc::clone(&self.native), Arc::clone(topic));
         Call::begin("kafka link", &self.wake, move || {
             let asked = Instant::now();
-            let found = topic_state::look(native.producer.client(), &topic, ASK_WAIT);
-            (!matches!(found, Found::Silent(_))).then(|| asked.elapsed())
+            topic_state::look(native.producer.client(), &topic, ASK_WAIT);
+            asked.elapsed()
         })
     }
 

@@ -16,12 +16,12 @@ use std::time::Instant;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use self::watermark::Vouched;
+use super::custody::Custody;
 use super::feed::Next;
 use super::judge::Judged;
 use super::producer::{Failure, Producer};
-use super::shared::Shared;
 use super::targets::{Generation, Turn};
-use super::time::Refusal;
+use super::time::{Refusal, Times};
 use super::verdict::{dead_letter_reason, park_reason};
 use crate::buffer::{DeadLetter, LaneChunk, LaneId, ReadError};
 use crate::delivered::Delivered;
@@ -112,17 +112,17 @@ impl Queue {
     }
 
     /// Reads the next chunks; false when there are none.
-    pub(super) fn load(&mut self, shared: &mut Shared) -> Result<bool, ReadError> {
+    pub(super) fn load(&mut self, custody: &mut Custody) -> Result<bool, ReadError> {
         if let Some(damaged) = self.damaged.take() {
             return Err(damaged);
         }
         let now = Instant::now();
         // Asked each time: a queue that was empty for a moment comes back under another id.
-        let Some(lane) = shared.settler.lane(&self.topic) else { return Ok(false) };
+        let Some(lane) = custody.settler.lane(&self.topic) else { return Ok(false) };
         let mut group = Group { lane, chunks: Vec::new(), events: Vec::new() };
         let (mut after, mut bytes) = (self.place.after, 0_usize);
         while group.events.len() < GROUP_EVENTS && bytes < GROUP_BYTES {
-            match shared.outlet.parked(lane, after) {
+            match custody.outlet.parked(lane, after) {
                 Ok(Some(LaneChunk { id, events })) => {
                     after = id;
                     bytes += events.iter().map(|stored| stored.event.cost_bytes()).sum::<usize>();
@@ -133,7 +133,7 @@ impl Queue {
                 Err(error) => {
                     if let ReadError::Damaged { parked: Some(chunk), .. } = &error {
                         // Durable before the queue's next watermark, whatever that passes.
-                        shared.outcome.lane_unread(lane, *chunk, now);
+                        custody.outcome.lane_unread(lane, *chunk, now);
                     }
                     if group.chunks.is_empty() {
                         return Err(error);
@@ -148,7 +148,7 @@ impl Queue {
             self.place = LeftOff { after: self.place.after, first: *first, ..LeftOff::default() };
         }
         if group.events.len() < CAUGHT_UP {
-            shared.parking.caught_up(&self.topic);
+            custody.parking.caught_up(&self.topic);
         }
         self.next = 0;
         self.group = Some(group);
@@ -166,13 +166,13 @@ impl Queue {
     }
 
     /// What to do with the one in front.
-    pub(super) fn next(&mut self, producer: &Producer, generation: Generation, shared: &mut Shared) -> Next {
+    pub(super) fn next(&mut self, producer: &Producer, generation: Generation, custody: &mut Custody) -> Next {
         let Some(stored) = self.front() else { return Next::Nothing };
         if self.place.done.contains(&stored.sequence) {
             self.next += 1;
             return Next::Settled;
         }
-        let (target, turn) = self.target(stored, producer, generation, shared);
+        let (target, turn) = self.target(stored, producer, generation, custody);
         Next::Send(target, turn)
     }
 
@@ -182,10 +182,10 @@ impl Queue {
         stored: &Stored,
         producer: &Producer,
         generation: Generation,
-        shared: &mut Shared,
+        custody: &mut Custody,
     ) -> (Arc<Target>, Turn) {
         let topic = Arc::clone(&self.topic);
-        match shared.targets.find(&stored.event) {
+        match custody.targets.find(&stored.event) {
             Ok(known) => {
                 let turn = known.turn(generation, |first| producer.has_come_back(first));
                 let target = Arc::clone(&known.target);
@@ -206,35 +206,35 @@ impl Queue {
     }
 
     /// The one in front becomes a dead letter.
-    pub(super) fn put_aside(&mut self, reason: String, shared: &mut Shared, now: Instant) {
+    pub(super) fn put_aside(&mut self, reason: String, custody: &mut Custody, now: Instant) {
         let Some(stored) = self.front() else { return };
         let letter = dead_letter(&self.topic, stored, reason);
         let mqtt_topic = Arc::clone(&stored.event.topic);
-        self.dead(letter, &mqtt_topic, shared, now);
+        self.dead(letter, &mqtt_topic, custody, now);
     }
 
-    fn dead(&mut self, letter: DeadLetter, mqtt_topic: &str, shared: &mut Shared, now: Instant) {
-        shared.count_dead(&letter, mqtt_topic, now);
-        shared.declare_dead(&letter);
+    fn dead(&mut self, letter: DeadLetter, mqtt_topic: &str, custody: &mut Custody, now: Instant) {
+        custody.count_dead(&letter, mqtt_topic, now);
+        custody.declare_dead(&letter);
         self.place.done.insert(letter.sequence);
         self.place.dead.push(letter);
     }
 
     /// Kafka has these, for good.
-    pub(super) fn confirmed(&mut self, proofs: Vec<Delivered>, shared: &mut Shared) {
+    pub(super) fn confirmed(&mut self, proofs: Vec<Delivered>, custody: &mut Custody) {
         if proofs.is_empty() {
             return;
         }
         self.place.done.extend(proofs.iter().map(Delivered::sequence));
         self.place.confirmed.extend(proofs);
-        shared.parking.accepted(&self.topic);
+        custody.parking.accepted(&self.topic);
         if planted(Bug::ParkedOutOfOrder) {
-            shared.parking.open_at_once(&self.topic);
+            custody.parking.open_at_once(&self.topic);
         }
     }
 
     /// Records came back without confirmation, and were judged.
-    pub(super) fn judged(&mut self, judged: Judged, shared: &mut Shared, now: Instant) {
+    pub(super) fn judged(&mut self, judged: Judged, custody: &mut Custody, times: &mut Times, now: Instant) {
         if judged.distrusted().is_some() {
             self.refused(None);
         }
@@ -243,12 +243,12 @@ impl Queue {
         }
         if !judged.mistimed.is_empty() {
             // Where Kafka's time is to be asked for, the stream does it; the next try has it.
-            let again = shared.times.refused(&self.topic) == Refusal::Again;
+            let again = times.refused(&self.topic) == Refusal::Again;
             self.refused((!again).then_some(Code::InvalidTimestamp));
         }
         for Failure { sequence, route, code, .. } in judged.dead {
             let (kafka_topic, reason) = (Arc::clone(&self.topic), dead_letter_reason(code));
-            self.dead(DeadLetter { sequence, route, kafka_topic, reason }, "", shared, now);
+            self.dead(DeadLetter { sequence, route, kafka_topic, reason }, "", custody, now);
         }
     }
 
@@ -279,11 +279,11 @@ impl Queue {
     }
 
     /// Settles the group's chunks, one by one, when all its events are done with.
-    pub(super) fn settle_group(&mut self, shared: &mut Shared, now: Instant) {
+    pub(super) fn settle_group(&mut self, custody: &mut Custody, now: Instant) {
         let all_done = |group: &mut Group| group.events.iter().all(|s| self.place.done.contains(&s.sequence));
         let Some(group) = self.group.take_if(all_done) else { return };
         let LeftOff { confirmed, dead, done, .. } = std::mem::take(&mut self.place);
-        shared.count_delivered(confirmed.len());
+        custody.count_delivered(confirmed.len());
         let mut confirmed: BTreeMap<Sequence, Delivered> =
             confirmed.into_iter().map(|proof| (proof.sequence(), proof)).collect();
         let mut dead: BTreeMap<Sequence, DeadLetter> =
@@ -297,14 +297,14 @@ impl Queue {
                 proofs.extend(confirmed.remove(&sequence));
                 letters.extend(dead.remove(&sequence));
             }
-            shared.outcome.lane_chunk(group.lane, id, proofs, letters, now);
+            custody.outcome.lane_chunk(group.lane, id, proofs, letters, now);
             self.place.after = id;
             from = end;
         }
-        if let Some(stand) = shared.lanes_delivered.get_mut(&self.topic) {
+        if let Some(stand) = custody.lanes_delivered.get_mut(&self.topic) {
             stand.has_holes = false; // no watermark is written before that is on disk
         }
-        shared.parking.lane_settled(&self.topic, u64::try_from(done.len()).unwrap_or(u64::MAX));
+        custody.parking.lane_settled(&self.topic, u64::try_from(done.len()).unwrap_or(u64::MAX));
     }
 }
 

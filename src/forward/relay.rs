@@ -16,15 +16,16 @@ use tokio::sync::watch;
 
 use super::aside::Call;
 use super::blocked_topics::BlockedTopics;
+use super::custody::{Custody, unix_ms};
 use super::link::{self, Link};
 use super::relocation::Relocation;
 use super::sender::Place;
-use super::shared::{Shared, unix_ms};
 use super::start::ForwardError;
 use super::status::{ForwardStatus, Reason};
 use super::stream_sender::StreamSender;
 use super::topic_state::{Answers, Found};
 use super::waiting::{self, Obstacle, Watch};
+use super::wire::Wire;
 use crate::buffer::{Awaited, ReadError};
 use crate::clock;
 use crate::event::Stored;
@@ -78,7 +79,8 @@ enum Event {
 }
 
 pub(super) struct Relay {
-    shared: Shared,
+    custody: Custody,
+    wire: Wire,
     relocation: Relocation,
     stream: StreamSender,
     blocked_topics: BlockedTopics,
@@ -107,7 +109,7 @@ pub(super) struct Relay {
 impl Relay {
     /// Of these parts.
     pub(super) fn new(
-        shared: Shared,
+        (custody, wire): (Custody, Wire),
         relocation: Relocation,
         stream: StreamSender,
         blocked_topics: BlockedTopics,
@@ -117,7 +119,8 @@ impl Relay {
     ) -> Self {
         let now = Instant::now();
         Self {
-            shared,
+            custody,
+            wire,
             relocation,
             stream,
             blocked_topics,
@@ -158,9 +161,9 @@ impl Relay {
         let reads = self.read_after <= now && self.stream.wants_events(now);
         if !self.goes_on {
             // Whoever has no room now has it when something is on disk.
-            self.shared.fates_have_room();
-            let awaited = Awaited { events: reads, settled: self.shared.fates.are_under_way() };
-            self.shared.outlet.wait(awaited, self.next_due(now).saturating_duration_since(now));
+            self.custody.fates_have_room();
+            let awaited = Awaited { events: reads, settled: self.custody.fates.are_under_way() };
+            self.custody.outlet.wait(awaited, self.next_due(now).saturating_duration_since(now));
         }
         self.pulse.beat();
         if self.stop.requested() {
@@ -169,7 +172,7 @@ impl Relay {
         if !reads {
             return Event::Woken;
         }
-        match self.shared.outlet.next(Duration::ZERO) {
+        match self.custody.outlet.next(Duration::ZERO) {
             Ok(events) if events.is_empty() => Event::Woken,
             Ok(events) => Event::Readings(events),
             Err(error) => Event::Unreadable(error),
@@ -182,13 +185,12 @@ impl Relay {
         let idle = after(if self.link.never_met() { MEETING } else { IDLE });
         let moves = self.relocation.is_under_way().then(|| after(MOMENT));
         // One topic is tried at a time: while that lasts, another that is due has to wait. None before the time is known.
-        let must_wait =
-            self.blocked_topics.is_busy() || self.relocation.is_under_way() || self.shared.times.is_pending();
-        let next_try = if must_wait { None } else { self.shared.parking.next_wake() };
+        let must_wait = self.blocked_topics.is_busy() || self.relocation.is_under_way() || self.wire.times.is_pending();
+        let next_try = if must_wait { None } else { self.custody.parking.next_wake() };
         let blocked = self.blocked_topics.next_wake(now);
         let polls = (self.stream.sender.awaits_word() || self.blocked_topics.awaits_word()).then(|| after(self.quiet));
-        let publishes = self.shared.changed.then_some(self.publish_after);
-        let dues = [self.stream.next_wake(now), self.shared.outcome.due(), next_try, blocked, moves, polls, publishes];
+        let publishes = self.custody.changed.then_some(self.publish_after);
+        let dues = [self.stream.next_wake(now), self.custody.outcome.due(), next_try, blocked, moves, polls, publishes];
         dues.into_iter().flatten().fold(idle, Instant::min)
     }
 
@@ -213,34 +215,35 @@ impl Relay {
             }
             Event::Unreadable(error) => {
                 if let ReadError::Damaged { first, last, .. } = &error {
-                    self.stream.unread(*first, *last, &mut self.shared);
+                    self.stream.unread(*first, *last, &mut self.custody);
                 }
                 self.read_failed(&error, now)?;
             }
             Event::Woken | Event::Stop => {}
         }
-        self.shared.times.tick(clock::now());
-        if self.stream.collect(&mut self.shared, now) {
+        self.wire.times.tick(clock::now());
+        if self.stream.collect(&mut self.custody, &mut self.wire, now) {
             self.answered(now);
         }
         self.watch_link(now);
-        self.stream.turn(self.link.connected(), &mut self.shared, now);
+        self.stream.turn(self.link.connected(), &mut self.custody, &mut self.wire, now);
         if let Some(fault) = self.stream.fault() {
             return Err(fault);
         }
         let blocked = if self.relocation.is_under_way() {
-            self.relocation.step(&mut self.shared, now)
+            self.relocation.hears(&mut self.stream.recalled_lanes);
+            self.relocation.step(&mut self.custody, now)
         } else {
-            self.blocked_topics.step(&mut self.shared, now)
+            self.blocked_topics.step(&mut self.custody, &mut self.wire, now)
         };
         if let Err(error) = blocked {
             if matches!(error, ReadError::Disk(_)) {
-                self.blocked_topics.end(&mut self.shared, now);
+                self.blocked_topics.end(&mut self.custody, &mut self.wire, now);
             }
             self.read_failed(&error, now)?;
         }
-        if self.shared.outcome.due().is_some_and(|due| due <= now) {
-            self.shared.settle()?;
+        if self.custody.outcome.due().is_some_and(|due| due <= now) {
+            self.custody.settle()?;
         }
         self.watch_flow(now);
         self.publish(now);
@@ -269,7 +272,7 @@ impl Relay {
         let Some(producer) = self.stream.sender.producer() else { return };
         let remarks = producer.remarks();
         if !remarks.is_empty() {
-            self.shared.changed = true;
+            self.custody.changed = true;
             if let Some(line) = self.link.heard(remarks, now) {
                 link::say(line);
             }
@@ -308,17 +311,17 @@ impl Relay {
             return;
         }
         self.flow_after = now.checked_add(PUBLISH).unwrap_or(now);
-        let waits = self.stream.has_events() || self.shared.outlet.has_more();
-        let delivered = self.shared.status.delivered;
+        let waits = self.stream.has_events() || self.custody.outlet.has_more();
+        let delivered = self.custody.status.delivered;
         let mut watch = std::mem::take(&mut self.watch);
         let (waiting, line) = watch.look(waits, delivered, || self.obstacle(now), (now, unix_ms()));
         self.watch = watch;
         if let Some(line) = line {
             waiting::say(line);
         }
-        if waiting != self.shared.status.waiting {
-            self.shared.changed = true;
-            self.shared.status.waiting = waiting;
+        if waiting != self.custody.status.waiting {
+            self.custody.changed = true;
+            self.custody.status.waiting = waiting;
         }
     }
 
@@ -328,7 +331,7 @@ impl Relay {
             return Some(Obstacle::new(Reason::Buffer, "the buffer's file cannot be read"));
         }
         if self.link.connected() {
-            let obstacle = self.stream.obstacle(&self.shared, now)?;
+            let obstacle = self.stream.obstacle(&self.wire, now)?;
             // One broker of several refuses: whatever waits for that one waits for this reason.
             let refused = self.link.refused_lately(now).filter(|_| obstacle.reason.may_come_of_a_refusal());
             return Some(refused.map_or(obstacle, |why| Obstacle::new(Reason::Refused, why)));
@@ -353,8 +356,8 @@ impl Relay {
             ReadError::Stopped => return Err(ForwardError::BufferStopped),
             ReadError::Damaged { first, last, .. } => {
                 let unread = last.saturating_sub(*first).saturating_add(1);
-                self.shared.status.unread = self.shared.status.unread.saturating_add(unread);
-                self.shared.changed = true;
+                self.custody.status.unread = self.custody.status.unread.saturating_add(unread);
+                self.custody.changed = true;
                 tracing::error!(%error, "kafka: readings that cannot be read stay in the file; they are tried again at the next start");
             }
             ReadError::Disk(_) => {
@@ -370,7 +373,7 @@ impl Relay {
     fn publish(&mut self, now: Instant) {
         let in_flight = u64::try_from(self.stream.sender.in_flight()).unwrap_or(u64::MAX);
         let connected = self.link.connected();
-        let status = &mut self.shared.status;
+        let status = &mut self.custody.status;
         let trouble = self.stream.trouble();
         if let Some(transactions) = &mut status.transactions {
             // A person is needed: it is said at once. Anything else may be over in a moment; what lasts is said as a wait.
@@ -391,25 +394,25 @@ impl Relay {
                 None => "",
             };
             if transactions.blocked != *blocked {
-                self.shared.changed = true;
+                self.custody.changed = true;
                 blocked.clone_into(&mut transactions.blocked);
             }
             transactions.topic_unusable = trouble.topic_unusable;
         }
-        let clock_ahead_ms = self.shared.times.ahead_ms();
-        self.shared.changed |= in_flight != status.in_flight
+        let clock_ahead_ms = self.wire.times.ahead_ms();
+        self.custody.changed |= in_flight != status.in_flight
             || clock_ahead_ms.is_some() != status.clock_ahead_ms.is_some()
             || connected != status.connected
             || self.link.last_error() != status.last_error;
-        if !self.shared.changed || now < self.publish_after {
+        if !self.custody.changed || now < self.publish_after {
             return;
         }
-        self.shared.changed = false;
+        self.custody.changed = false;
         self.publish_after = now.checked_add(PUBLISH).unwrap_or(now);
         status.in_flight = in_flight;
         status.clock_ahead_ms = clock_ahead_ms;
         status.connected = connected;
-        status.parked = self.shared.parking.status();
+        status.parked = self.custody.parking.status();
         if self.link.last_error() != status.last_error {
             self.link.last_error().clone_into(&mut status.last_error);
         }
@@ -422,23 +425,23 @@ impl Relay {
         while !planted(Bug::CarelessStop) && deadline.is_some_and(|deadline| Instant::now() < deadline) {
             self.pulse.beat();
             let now = Instant::now();
-            self.stream.collect(&mut self.shared, now);
-            let lane_done = self.blocked_topics.wind_down(&mut self.shared, now);
+            self.stream.collect(&mut self.custody, &mut self.wire, now);
+            let lane_done = self.blocked_topics.wind_down(&mut self.custody, &mut self.wire, now);
             self.watch_link(now);
-            let main_done = self.stream.wind_down(self.link.connected(), &mut self.shared, now);
+            let main_done = self.stream.wind_down(self.link.connected(), &mut self.custody, &mut self.wire, now);
             // Without a link no answer will come in time.
             if main_done && lane_done || !self.link.connected() {
                 break;
             }
-            self.shared.outlet.wait(Awaited { events: false, settled: true }, MOMENT);
+            self.custody.outlet.wait(Awaited { events: false, settled: true }, MOMENT);
         }
         let now = Instant::now();
-        self.stream.retire(&mut self.shared, now);
-        self.blocked_topics.end(&mut self.shared, now);
-        self.shared.clients.wait_for_the_end(LAST_CLIENTS);
-        self.shared.settle()?;
+        self.stream.retire(&mut self.custody, &mut self.wire, now);
+        self.blocked_topics.end(&mut self.custody, &mut self.wire, now);
+        self.wire.clients.wait_for_the_end(LAST_CLIENTS);
+        self.custody.settle()?;
         self.publish_after = now;
-        self.shared.changed = true;
+        self.custody.changed = true;
         self.publish(now);
         Ok(())
     }

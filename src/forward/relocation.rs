@@ -16,7 +16,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::shared::{Shared, Stand};
+use super::custody::{Custody, Stand};
 use crate::buffer::{DeadLetter, LaneChunk, LaneId, LaneMove, OVERFLOW, Parked, ReadError};
 use crate::delivered::Word;
 use crate::event::{Sequence, Stored};
@@ -75,23 +75,27 @@ impl Relocation {
         !self.is_over
     }
 
-    /// Does what can be done now without waiting.
-    pub(super) fn step(&mut self, shared: &mut Shared, now: Instant) -> Result<(), ReadError> {
+    /// What Kafka has of the lanes, once that is known.
+    pub(super) fn hears(&mut self, words: &mut Option<HashMap<String, Word>>) {
         if self.words.is_none() {
-            self.words = shared.recalled_lanes.take();
+            self.words = words.take();
         }
+    }
+
+    /// Does what can be done now without waiting.
+    pub(super) fn step(&mut self, custody: &mut Custody, now: Instant) -> Result<(), ReadError> {
         if self.is_over || self.words.is_none() {
             return Ok(());
         }
         for _ in 0..CHUNKS_A_TURN {
-            let Some((lane, topic)) = self.lanes.front().cloned() else { return self.finish(shared, now) };
-            if !shared.fates_have_room() {
+            let Some((lane, topic)) = self.lanes.front().cloned() else { return self.finish(custody, now) };
+            if !custody.fates_have_room() {
                 return Ok(());
             }
-            let last = self.vouched(lane, &topic, shared)?;
-            match shared.outlet.parked(lane, self.lane.after) {
-                Ok(Some(chunk)) => self.look_through(lane, &topic, chunk, last, shared, now),
-                Ok(None) => self.lane_done(&topic, shared),
+            let last = self.vouched(lane, &topic, custody)?;
+            match custody.outlet.parked(lane, self.lane.after) {
+                Ok(Some(chunk)) => self.look_through(lane, &topic, chunk, last, custody, now),
+                Ok(None) => self.lane_done(&topic, custody),
                 Err(error @ ReadError::Damaged { .. }) => {
                     self.lane.stayed += 1;
                     return Err(error);
@@ -107,11 +111,11 @@ impl Relocation {
         &mut self,
         lane: LaneId,
         topic: &Arc<str>,
-        shared: &mut Shared,
+        custody: &mut Custody,
     ) -> Result<Option<(i64, Sequence)>, ReadError> {
         if !self.lane.is_vouched_known {
             let word = self.words.as_mut().and_then(|words| words.remove(&**topic));
-            let chunk = word.as_ref().map(|word| shared.outlet.parked_at(lane, word.through())).transpose()?.flatten();
+            let chunk = word.as_ref().map(|word| custody.outlet.parked_at(lane, word.through())).transpose()?.flatten();
             self.lane.vouched = chunk.zip(word);
             self.lane.is_vouched_known = true;
         }
@@ -124,7 +128,7 @@ impl Relocation {
         topic: &Arc<str>,
         LaneChunk { id, events }: LaneChunk,
         vouched: Option<(i64, Sequence)>,
-        shared: &mut Shared,
+        custody: &mut Custody,
         now: Instant,
     ) {
         self.lane.after = id;
@@ -132,7 +136,7 @@ impl Relocation {
             |stored: &Stored| vouched.is_some_and(|(last, through)| id <= last && stored.sequence <= through);
         let mut moved = LaneMove { lane, chunk: id, parked: Vec::new(), dead: Vec::new() };
         for stored in &events {
-            let place = if is_vouched(stored) { Place::Stays } else { place(topic, stored, shared) };
+            let place = if is_vouched(stored) { Place::Stays } else { place(topic, stored, custody) };
             let (sequence, route, bytes) = (stored.sequence, stored.event.route, stored.event.cost_bytes());
             match place {
                 Place::Stays => {
@@ -141,34 +145,34 @@ impl Relocation {
                 }
                 Place::Goes(kafka_topic) => {
                     if &*kafka_topic == OVERFLOW {
-                        shared.shut_overflow(now);
+                        custody.shut_overflow(now);
                     } else {
-                        shared.park_quietly(&kafka_topic, "its readings have waited for another topic", now);
+                        custody.park_quietly(&kafka_topic, "its readings have waited for another topic", now);
                     }
-                    shared.parking.parked_one(&kafka_topic);
-                    shared.declare_lane(&kafka_topic);
+                    custody.parking.parked_one(&kafka_topic);
+                    custody.declare_lane(&kafka_topic);
                     moved.parked.push(Parked { sequence, kafka_topic });
                 }
                 Place::GivenUp(reason) => {
                     let letter = DeadLetter { sequence, route, kafka_topic: Arc::clone(topic), reason };
-                    shared.count_dead(&letter, &stored.event.topic, now);
-                    shared.declare_dead(&letter);
+                    custody.count_dead(&letter, &stored.event.topic, now);
+                    custody.declare_dead(&letter);
                     moved.dead.push(letter);
                 }
             }
-            shared.fates.add(bytes);
+            custody.fates.add(bytes);
         }
         let (parked, dead) = (moved.parked.len(), moved.dead.len());
         if parked + dead > 0 {
             self.lane.moved += u64::try_from(parked).unwrap_or(u64::MAX);
             self.lane.given_up += u64::try_from(dead).unwrap_or(u64::MAX);
-            shared.declare_lane(topic);
-            shared.outcome.admitted(shared.admission.take_fresh(), now);
-            shared.outcome.lane_move(moved, now);
+            custody.declare_lane(topic);
+            custody.outcome.admitted(custody.admission.take_fresh(), now);
+            custody.outcome.lane_move(moved, now);
         }
     }
 
-    fn lane_done(&mut self, topic: &Arc<str>, shared: &mut Shared) {
+    fn lane_done(&mut self, topic: &Arc<str>, custody: &mut Custody) {
         self.lanes.pop_front();
         let Progress { moved, given_up, stayed, vouched, .. } = std::mem::take(&mut self.lane);
         if moved + given_up > 0 {
@@ -184,20 +188,20 @@ impl Relocation {
             // So that the watermark topic hears that nothing waits there any more.
             let through = vouched.map_or(0, |(_, word)| word.through());
             let stand = Stand { delivered: through, has_holes: false };
-            shared.lanes_delivered.insert(Arc::clone(topic), stand);
-            shared.parking.forget(topic);
-            shared.changed = true;
+            custody.lanes_delivered.insert(Arc::clone(topic), stand);
+            custody.parking.forget(topic);
+            custody.changed = true;
         }
     }
 
     /// All moves are on disk before anything is sent: what is sent next may be newer.
-    fn finish(&mut self, shared: &mut Shared, now: Instant) -> Result<(), ReadError> {
-        if shared.fates_are_durable().map_err(|_stopped| ReadError::Stopped)? {
-            shared.outcome.lanes_are_in_line(self.mark, now);
-            shared.is_on_hold = false;
+    fn finish(&mut self, custody: &mut Custody, now: Instant) -> Result<(), ReadError> {
+        if custody.fates_are_durable().map_err(|_stopped| ReadError::Stopped)? {
+            custody.outcome.lanes_are_in_line(self.mark, now);
+            custody.is_on_hold = false;
             // What still waits beyond the limit must not be overtaken.
-            let waits = shared.settler.lane(OVERFLOW).is_some();
-            shared.admission.open(!waits);
+            let waits = custody.settler.lane(OVERFLOW).is_some();
+            custody.admission.open(!waits);
             self.is_over = true;
         }
         Ok(())
@@ -205,8 +209,8 @@ impl Relocation {
 }
 
 /// Where the configuration wants an event that waits for `topic`.
-fn place(topic: &Arc<str>, stored: &Stored, shared: &mut Shared) -> Place {
-    let found = match shared.targets.find(&stored.event) {
+fn place(topic: &Arc<str>, stored: &Stored, custody: &mut Custody) -> Place {
+    let found = match custody.targets.find(&stored.event) {
         Ok(known) => Ok((Arc::clone(&known.target.topic), known.target.is_fixed)),
         Err(given_up @ NoTarget::GivenUp(_)) => Err(given_up),
         Err(NoTarget::NoRoute | NoTarget::IllegalTopic(_) | NoTarget::Reserved) if &**topic == OVERFLOW => {
@@ -214,12 +218,12 @@ fn place(topic: &Arc<str>, stored: &Stored, shared: &mut Shared) -> Place {
         }
         // No verdict over what is held: it goes on waiting for the topic that it was parked for.
         Err(NoTarget::NoRoute | NoTarget::IllegalTopic(_) | NoTarget::Reserved) => {
-            shared.targets.routes().redirected(topic).map(|topic| (topic, true))
+            custody.targets.routes().redirected(topic).map(|topic| (topic, true))
         }
     };
     match found {
         Ok((wanted, _)) if wanted == *topic => Place::Stays,
-        Ok((wanted, is_fixed)) if is_fixed || shared.admission.admits(&wanted) => Place::Goes(wanted),
+        Ok((wanted, is_fixed)) if is_fixed || custody.admission.admits(&wanted) => Place::Goes(wanted),
         Ok(_) if &**topic == OVERFLOW => Place::Stays,
         Ok(_) => Place::Goes(Arc::from(OVERFLOW)),
         Err(given_up) => Place::GivenUp(given_up.to_string()),

@@ -35,13 +35,13 @@ use super::producer::{Failure, Producer, Reports};
 use super::recall::Recalled;
 use super::sending::Sent;
 use super::session::Step;
-use super::shared::Shared;
 use super::stalls::Stalls;
 use super::targets::Generation;
 use super::transaction::State;
 use super::transactional::Cost;
 use super::verdict::is_an_answer;
 use super::window::Window;
+use super::wire::Wire;
 use crate::delivered::Delivered;
 use crate::watermark::Record;
 
@@ -83,7 +83,7 @@ pub(super) struct Sender {
     pub(super) moved: Instant,
     pub(super) delivery: Delivery,
     /// How long a round trip takes is being measured, before anything is sent.
-    pub(super) measuring: Option<Call<Option<Duration>>>,
+    pub(super) measuring: Option<Call<Duration>>,
 }
 
 /// See the drawing above.
@@ -155,8 +155,8 @@ impl Sender {
     }
 
     /// The first producer, at once, so that a configuration that makes none ends the start.
-    pub(super) fn begins_with(&mut self, producer: Producer, feed: &Feed<'_>, shared: &mut Shared) {
-        self.phase = self.opened(producer, feed, shared, Instant::now());
+    pub(super) fn begins_with(&mut self, producer: Producer, feed: &Feed<'_>, wire: &mut Wire) {
+        self.phase = self.opened(producer, feed, wire, Instant::now());
     }
 
     /// For another queue: nothing that was found out about the last one holds.
@@ -219,7 +219,7 @@ impl Sender {
     }
 
     /// Polls and books what came back.
-    pub(super) fn collect(&mut self, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Collected {
+    pub(super) fn collect(&mut self, feed: &mut Feed<'_>, wire: &mut Wire, now: Instant) -> Collected {
         let Some(producer) = self.producer() else { return Collected::default() };
         producer.poll(Duration::ZERO);
         let reports = producer.reports();
@@ -228,7 +228,7 @@ impl Sender {
         let taken = confirmed || reports.acked > 0;
         let answered = taken || reports.failures.iter().any(|failure| is_an_answer(failure.code));
         if is_confirmed {
-            self.window.confirmed(shared.patience.flight(), now);
+            self.window.confirmed(wire.patience.flight(), now);
         }
         let drain = self.longest_drain(now);
         if let Phase::Draining(_, until) = &mut self.phase
@@ -239,17 +239,17 @@ impl Sender {
         if taken {
             self.moved = now;
         }
-        feed.confirmed(reports.confirmed, shared, now);
+        feed.confirmed(reports.confirmed, now);
         self.failures.extend(reports.failures);
         Collected { answered, confirmed }
     }
 
     /// Does what can be done without waiting.
-    pub(super) fn turn(&mut self, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Happened {
+    pub(super) fn turn(&mut self, feed: &mut Feed<'_>, wire: &mut Wire, now: Instant) -> Happened {
         let (phase, happened) = match mem::replace(&mut self.phase, Phase::Pausing(now)) {
-            Phase::Flowing(producer) => self.flow(producer, feed, shared, now),
-            Phase::Draining(producer, until) => self.drain(producer, until, feed, shared, now),
-            Phase::Pausing(until) if until <= now => self.renew(feed, shared, now),
+            Phase::Flowing(producer) => self.flow(producer, feed, wire, now),
+            Phase::Draining(producer, until) => self.drain(producer, until, feed, wire, now),
+            Phase::Pausing(until) if until <= now => self.renew(feed, wire, now),
             Phase::Pausing(until) => (Phase::Pausing(until), Happened::Nothing),
         };
         self.phase = phase;
@@ -272,12 +272,12 @@ impl Sender {
         &mut self,
         renewal: Renewal,
         feed: &mut Feed<'_>,
-        shared: &mut Shared,
+        wire: &mut Wire,
         now: Instant,
     ) -> Happened {
         match mem::replace(&mut self.phase, Phase::Pausing(now)) {
             Phase::Flowing(producer) | Phase::Draining(producer, _) => {
-                let (phase, happened) = self.end(producer, renewal, feed, shared, now);
+                let (phase, happened) = self.end(producer, renewal, feed, wire, now);
                 self.phase = phase;
                 happened
             }
@@ -286,14 +286,14 @@ impl Sender {
     }
 
     /// No producer for now: what is in flight comes back, as far as it has.
-    pub(super) fn retire(&mut self, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) {
+    pub(super) fn retire(&mut self, feed: &mut Feed<'_>, wire: &mut Wire, now: Instant) {
         if let Phase::Flowing(producer) | Phase::Draining(producer, _) =
             mem::replace(&mut self.phase, Phase::Pausing(now))
         {
-            self.note_overdue(&producer, None, shared);
+            self.note_overdue(&producer, None, wire);
             self.takes_another_name(None, now);
             let (reports, _restart) = producer.retire();
-            feed.confirmed(reports.confirmed, shared, now);
+            feed.confirmed(reports.confirmed, now);
             self.window.forget();
         }
         self.failures = Vec::new();
@@ -306,111 +306,111 @@ impl Sender {
         self.delivery.wind_down(in_flight, now)
     }
 
-    fn flow(&mut self, producer: Producer, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Turned {
+    fn flow(&mut self, producer: Producer, feed: &mut Feed<'_>, wire: &mut Wire, now: Instant) -> Turned {
         if self.delivery.times_each_request() && producer.was_overdue() {
             // librdkafka sends the same request again: over this link it would be overdue for ever.
-            let longer = shared.patience.overdue(self.window.is_least());
-            if longer || shared.patience.is_overdue() {
+            let longer = wire.patience.overdue(self.window.is_least());
+            if longer || wire.patience.is_overdue() {
                 let why = "a request takes longer over this link than it may; smaller ones from now on".to_owned();
-                return self.end(producer, Renewal::AfterWait(Code::RequestTimedOut, why), feed, shared, now);
+                return self.end(producer, Renewal::AfterWait(Code::RequestTimedOut, why), feed, wire, now);
             }
         }
         // Before a transaction goes on, whose watermark is due when nothing is in flight any more: what was given up has not
         // come back.
         if self.delivery.sends_records() {
-            self.abandon_stalled(&producer, shared, now);
+            self.abandon_stalled(&producer, now);
         }
         if !self.failures.is_empty() {
-            return self.refused(producer, feed, shared, now);
+            return self.refused(producer, feed, wire, now);
         }
         let happened = match self.delivery.step(&producer, now) {
-            Step::Send => return self.fill(producer, feed, shared, now),
+            Step::Send => return self.fill(producer, feed, wire, now),
             Step::Wait => Happened::Nothing,
             Step::Known(recalled) => Happened::Recalled(recalled),
             Step::Seal => Happened::WatermarkDue,
             Step::Committed(proofs, ending) => {
-                shared.times.heard(producer.told());
+                wire.times.heard(producer.told());
                 Happened::Committed(proofs, ending, self.delivery.committed(now))
             }
-            Step::Aborted => return self.aborted(producer, feed, shared, now),
+            Step::Aborted => return self.aborted(producer, feed, wire, now),
             Step::Retried => {
                 self.keeps_partitions();
-                shared.note_retried();
-                return self.end(producer, Renewal::AtOnce, feed, shared, now);
+                feed.retried();
+                return self.end(producer, Renewal::AtOnce, feed, wire, now);
             }
             // Of the watermark: those of readings are judged.
             Step::Lost(Code::InvalidTimestamp, _) => {
-                shared.times.refused_watermark();
-                return self.end(producer, Renewal::AtOnce, feed, shared, now);
+                wire.times.refused_watermark();
+                return self.end(producer, Renewal::AtOnce, feed, wire, now);
             }
             Step::Lost(code, detail) => {
-                return self.end(producer, Renewal::AfterWait(code, detail), feed, shared, now);
+                return self.end(producer, Renewal::AfterWait(code, detail), feed, wire, now);
             }
         };
         (Phase::Flowing(producer), happened)
     }
 
     /// Nothing is in the way of sending but what is sent.
-    fn fill(&mut self, producer: Producer, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Turned {
+    fn fill(&mut self, producer: Producer, feed: &mut Feed<'_>, wire: &mut Wire, now: Instant) -> Turned {
         // Between two transactions nothing is in doubt, and a producer with other times costs no repeat.
-        if self.delivery.needs_other_times(&shared.patience) {
+        if self.delivery.needs_other_times(&wire.patience) {
             self.keeps_partitions();
-            return self.end(producer, Renewal::AtOnce, feed, shared, now);
+            return self.end(producer, Renewal::AtOnce, feed, wire, now);
         }
         if self.wants_home(now) {
             self.names.home(&mut self.config);
-            return self.end(producer, Renewal::AtOnce, feed, shared, now);
+            return self.end(producer, Renewal::AtOnce, feed, wire, now);
         }
         if let Some(long) = self.window.finds_long() {
-            shared.patience.link_is(long);
+            wire.patience.link_is(long);
         }
         let all_closed = self.closed.is_some_and(|closed| now.saturating_duration_since(closed) >= ALL_CLOSED);
-        if self.delivery.is_idle() && (all_closed || !shared.patience.suits(&self.config)) {
+        if self.delivery.is_idle() && (all_closed || !wire.patience.suits(&self.config)) {
             if producer.in_flight().0 > 0 {
                 return (Phase::Flowing(producer), Happened::Nothing);
             }
             self.keeps_partitions();
-            return self.end(producer, Renewal::AtOnce, feed, shared, now);
+            return self.end(producer, Renewal::AtOnce, feed, wire, now);
         }
         let is_ready = feed.is_ready(now);
         if is_ready {
             feed.begins_to_send();
         }
         let not_begun = |code| Renewal::AfterWait(code, "begin a transaction".to_owned());
-        let sent = match self.delivery.ask_the_time(&producer, is_ready, &mut shared.times, now) {
-            Ok(Answer::Known) if is_ready => self.send(&producer, feed, shared, now),
+        let sent = match self.delivery.ask_the_time(&producer, is_ready, &mut wire.times, now) {
+            Ok(Answer::Known) if is_ready => self.send(&producer, feed, wire, now),
             Ok(Answer::Known) => Sent::Done,
             Ok(Answer::NotYet) => return (Phase::Flowing(producer), Happened::Nothing),
             // Its report would be taken for a reading's; nothing else is in flight.
-            Ok(Answer::Never) => return self.end(producer, Renewal::AtOnce, feed, shared, now),
+            Ok(Answer::Never) => return self.end(producer, Renewal::AtOnce, feed, wire, now),
             Err(code) => Sent::NotBegun(code),
         };
         match sent {
             Sent::Done | Sent::GroupDone => {}
-            Sent::Failed => return self.refused(producer, feed, shared, now),
-            Sent::BatchesTooLarge => return self.shrink(producer, feed, shared, now),
-            Sent::NotBegun(code) => return self.end(producer, not_begun(code), feed, shared, now),
+            Sent::Failed => return self.refused(producer, feed, wire, now),
+            Sent::BatchesTooLarge => return self.shrink(producer, feed, now),
+            Sent::NotBegun(code) => return self.end(producer, not_begun(code), feed, wire, now),
         }
-        let (hand, held_up) = (feed.hand(shared), matches!(sent, Sent::GroupDone));
-        match self.delivery.after_sending(&producer, hand, held_up, &shared.patience, now) {
+        let (hand, held_up) = (feed.hand(), matches!(sent, Sent::GroupDone));
+        match self.delivery.after_sending(&producer, hand, held_up, &wire.patience, now) {
             Ok(()) => (Phase::Flowing(producer), Happened::Nothing),
-            Err(code) => self.end(producer, not_begun(code), feed, shared, now),
+            Err(code) => self.end(producer, not_begun(code), feed, wire, now),
         }
     }
 
     /// Records came back without confirmation, or librdkafka did not take one.
-    fn refused(&mut self, producer: Producer, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Turned {
+    fn refused(&mut self, producer: Producer, feed: &mut Feed<'_>, wire: &mut Wire, now: Instant) -> Turned {
         match self.delivery.refused(&producer, &self.failures, now) {
             Refused::Drain => (Phase::Draining(producer, self.longest_drain(now)), Happened::Nothing),
             Refused::Aborting => (Phase::Flowing(producer), Happened::Nothing),
-            Refused::Aborted => self.aborted(producer, feed, shared, now),
+            Refused::Aborted => self.aborted(producer, feed, wire, now),
             Refused::Over(code, detail) => {
                 // The failures are judged all the same: what is known of them stays known.
                 let or_else = if self.abandoned { Renewal::AtOnce } else { Renewal::AfterWait(code, detail) };
                 let judged = Judged::of(mem::take(&mut self.failures), &mut self.bisection);
                 let renewal = judged.renewal(producer.fatal()).unwrap_or(or_else);
-                feed.judged(judged, &producer, shared, now);
-                self.end(producer, renewal, feed, shared, now)
+                feed.judged(judged, &producer, &mut wire.times, now);
+                self.end(producer, renewal, feed, wire, now)
             }
         }
     }
@@ -420,7 +420,7 @@ impl Sender {
         producer: Producer,
         until: Instant,
         feed: &mut Feed<'_>,
-        shared: &mut Shared,
+        wire: &mut Wire,
         now: Instant,
     ) -> Turned {
         let in_flight = producer.in_flight().0;
@@ -437,19 +437,19 @@ impl Sender {
         } else {
             judged.renewal(producer.fatal())
         };
-        self.after(judged, renewal, producer, feed, shared, now)
+        self.after(judged, renewal, producer, feed, wire, now)
     }
 
     /// All reports are there, nothing of the transaction is in Kafka for a reader to see.
-    fn aborted(&mut self, producer: Producer, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Turned {
+    fn aborted(&mut self, producer: Producer, feed: &mut Feed<'_>, wire: &mut Wire, now: Instant) -> Turned {
         let reports = producer.reports();
-        feed.confirmed(reports.confirmed, shared, now);
+        feed.confirmed(reports.confirmed, now);
         self.failures.extend(reports.failures);
-        feed.aborted(shared);
+        feed.aborted();
         let judged = Judged::of(mem::take(&mut self.failures), &mut self.bisection);
         let fatal = producer.fatal();
         let renewal = if self.abandoned { judged.renewal(fatal) } else { judged.renewal_after_abort(fatal) };
-        self.after(judged, renewal, producer, feed, shared, now)
+        self.after(judged, renewal, producer, feed, wire, now)
     }
 
     /// Nothing is in flight, or nothing more is waited for, and what came back is judged.
@@ -459,19 +459,19 @@ impl Sender {
         renewal: Option<Renewal>,
         producer: Producer,
         feed: &mut Feed<'_>,
-        shared: &mut Shared,
+        wire: &mut Wire,
         now: Instant,
     ) -> Turned {
         if !judged.closed.is_empty() {
             self.closed = Some(now);
         }
-        feed.judged(judged, &producer, shared, now);
+        feed.judged(judged, &producer, &mut wire.times, now);
         if let Some(renewal) = renewal.or_else(|| self.abandoned.then_some(Renewal::AtOnce)) {
-            return self.end(producer, renewal, feed, shared, now);
+            return self.end(producer, renewal, feed, wire, now);
         }
         let restart = producer.give_up();
-        self.generation = shared.next_generation();
-        self.goes_back(restart, feed, shared);
+        self.generation = wire.next_generation();
+        self.goes_back(restart, feed);
         (Phase::Flowing(producer), Happened::Nothing)
     }
 
@@ -480,7 +480,7 @@ impl Sender {
         producer: Producer,
         renewal: Renewal,
         feed: &mut Feed<'_>,
-        shared: &mut Shared,
+        wire: &mut Wire,
         now: Instant,
     ) -> Turned {
         let code = match &renewal {
@@ -488,13 +488,13 @@ impl Sender {
             Renewal::AfterWait(code, _) => Some(*code),
         };
         if code.is_some() {
-            self.note_overdue(&producer, code, shared);
+            self.note_overdue(&producer, code, wire);
         }
         self.delivery.ends();
         let (Reports { confirmed, .. }, restart) = producer.retire();
         // The failures among the reports are unsettled, and go again from the restart on.
-        feed.confirmed(confirmed, shared, now);
-        self.goes_back(restart, feed, shared);
+        feed.confirmed(confirmed, now);
+        self.goes_back(restart, feed);
         self.stalls = Stalls::default();
         self.closed = None;
         self.takes_another_name(code, now);
@@ -527,55 +527,54 @@ impl Sender {
     }
 
     /// Why this one ended may be that the link is slower than was thought.
-    fn note_overdue(&self, producer: &Producer, code: Option<Code>, shared: &mut Shared) {
+    fn note_overdue(&self, producer: &Producer, code: Option<Code>, wire: &mut Wire) {
         if code == Some(Code::InvalidTransactionTimeout) {
-            shared.patience.refused();
+            wire.patience.refused();
         } else if !self.delivery.times_each_request() && producer.was_overdue() {
-            shared.patience.overdue(self.window.is_least());
+            wire.patience.overdue(self.window.is_least());
         }
     }
 
     /// Reads again from the oldest unsettled event.
-    fn goes_back(&mut self, restart: Restart, feed: &mut Feed<'_>, shared: &mut Shared) {
+    fn goes_back(&mut self, restart: Restart, feed: &mut Feed<'_>) {
         self.bisection.restart();
         self.window.forget();
-        feed.goes_back(restart, shared);
+        feed.goes_back(restart);
     }
 
     /// Nothing is in flight here: a new producer costs no repeat.
-    fn shrink(&mut self, producer: Producer, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Turned {
+    fn shrink(&mut self, producer: Producer, feed: &mut Feed<'_>, now: Instant) -> Turned {
         if let Some(bytes) = options::shrink_batches(&mut self.config) {
             tracing::info!(bytes, "kafka: batches are too large for a topic; smaller ones from now on");
         }
         let (_, restart) = producer.retire();
-        self.goes_back(restart, feed, shared);
+        self.goes_back(restart, feed);
         (Phase::Pausing(now), Happened::Nothing)
     }
 
-    fn renew(&mut self, feed: &Feed<'_>, shared: &mut Shared, now: Instant) -> Turned {
-        let Some(place) = shared.clients.place() else {
+    fn renew(&mut self, feed: &Feed<'_>, wire: &mut Wire, now: Instant) -> Turned {
+        let Some(place) = wire.clients.place() else {
             return (Phase::Pausing(now.checked_add(NO_PLACE).unwrap_or(now)), Happened::Nothing);
         };
-        shared.patience.apply(&mut self.config);
-        match Producer::new(&self.config, &shared.clients, place) {
-            Ok(producer) => (self.opened(producer, feed, shared, now), Happened::NewProducer),
+        wire.patience.apply(&mut self.config);
+        match Producer::new(&self.config, &wire.clients, place) {
+            Ok(producer) => (self.opened(producer, feed, wire, now), Happened::NewProducer),
             Err(error) => (Phase::Pausing(now), Happened::NoProducer(options::cause(&error))),
         }
     }
 
-    fn opened(&mut self, producer: Producer, feed: &Feed<'_>, shared: &mut Shared, now: Instant) -> Phase {
+    fn opened(&mut self, producer: Producer, feed: &Feed<'_>, wire: &mut Wire, now: Instant) -> Phase {
         self.window.begin_anew();
-        self.delivery.begins(feed.asks_about(), &shared.patience, now);
-        self.generation = shared.next_generation();
+        self.delivery.begins(feed.asks_about(), &wire.patience, now);
+        self.generation = wire.next_generation();
         Phase::Flowing(producer)
     }
 
     /// Topics that do not confirm although brokers answer shall wait alone; their records count as failed.
-    fn abandon_stalled(&mut self, producer: &Producer, shared: &mut Shared, now: Instant) {
+    fn abandon_stalled(&mut self, producer: &Producer, now: Instant) {
         for (topic, code) in self.stalls.look(producer, now) {
             self.abandoned = true;
             self.failures.extend(producer.fail(&topic, code));
-            shared.changed = true;
         }
     }
 

@@ -9,12 +9,10 @@ use super::feed::{Feed, Next};
 use super::pace::Permit;
 use super::producer::{Failure, MESSAGE_OVERHEAD_BYTES, Producer};
 use super::sender::Sender;
-use super::shared::Shared;
 use super::targets::Turn;
 use super::verdict::{Verdict, dead_letter_reason, send_verdict};
+use super::wire::Wire;
 use crate::event::{Sequence, Stored};
-#[cfg(feature = "planted")]
-use crate::planted::{Bug, planted};
 use crate::route::Target;
 
 /// How sending went.
@@ -34,9 +32,9 @@ pub(super) enum Sent {
 
 impl Sender {
     /// Hands over what may go, one reading after the other, in order.
-    pub(super) fn send(&mut self, producer: &Producer, feed: &mut Feed<'_>, shared: &mut Shared, now: Instant) -> Sent {
+    pub(super) fn send(&mut self, producer: &Producer, feed: &mut Feed<'_>, wire: &mut Wire, now: Instant) -> Sent {
         loop {
-            let (target, turn) = match feed.next(producer, self.generation, shared, now) {
+            let (target, turn) = match feed.next(producer, self.generation, now) {
                 Next::Send(target, turn) => (target, turn),
                 Next::Settled => continue,
                 Next::Nothing => return Sent::Done,
@@ -45,10 +43,10 @@ impl Sender {
             if turn == Turn::NotYet {
                 return Sent::Done;
             }
-            if let Err(full) = self.room(producer, stored, shared, now) {
+            if let Err(full) = self.room(producer, stored, wire, now) {
                 return full;
             }
-            if !self.knows_the_link(producer, &target.topic, shared) {
+            if !self.knows_the_link(producer, &target.topic, wire) {
                 return Sent::Done;
             }
             match self.delivery.may_send(producer, feed.since(), now) {
@@ -57,17 +55,13 @@ impl Sender {
                 Err(code) => return Sent::NotBegun(code),
             }
             let (sequence, in_flight) = (stored.sequence, producer.in_flight().0);
-            match shared.send(producer, stored, &target) {
+            match wire.send(producer, stored, &target) {
                 Ok(()) => {
-                    #[cfg(feature = "planted")]
-                    if planted(Bug::ReleaseBeforeDelivery) && matches!(feed, Feed::Stream(_)) {
-                        shared.outcome.release_at_send(sequence, stored.event.route, now);
-                    }
+                    feed.sent(&target, turn, self.generation, now);
                     self.note_sent(sequence, in_flight, now);
-                    feed.sent(&target, turn, self.generation, shared);
                 }
                 Err(code) => {
-                    if let Some(sent) = self.not_taken(code, &target, in_flight, producer, feed, shared, now) {
+                    if let Some(sent) = self.not_taken(code, &target, in_flight, producer, feed, now) {
                         return sent;
                     }
                 }
@@ -77,8 +71,8 @@ impl Sender {
 
     /// A producer for long links is another one, and better made before anything is sent. With transactions the start has
     /// measured a round trip; without, a broker that was met is asked for the topic that is to be sent to.
-    fn knows_the_link(&mut self, producer: &Producer, topic: &Arc<str>, shared: &mut Shared) -> bool {
-        if !shared.patience.is_new_to_the_link() {
+    fn knows_the_link(&mut self, producer: &Producer, topic: &Arc<str>, wire: &mut Wire) -> bool {
+        if !wire.patience.is_new_to_the_link() {
             return true;
         }
         let Some(measuring) = &self.measuring else {
@@ -90,20 +84,20 @@ impl Sender {
         };
         let Some(round_trip) = measuring.answer() else { return false };
         self.measuring = None;
-        shared.patience.measured(round_trip);
+        wire.patience.measured(round_trip);
         // Let it be told whether this producer suits the link.
-        shared.patience.suits(self.config())
+        wire.patience.suits(self.config())
     }
 
     /// May one more go? By memory, by what the link takes, by the bisection.
-    fn room(&mut self, producer: &Producer, stored: &Stored, shared: &Shared, now: Instant) -> Result<(), Sent> {
+    fn room(&mut self, producer: &Producer, stored: &Stored, wire: &Wire, now: Instant) -> Result<(), Sent> {
         let (in_flight, bytes) = producer.in_flight();
         let (most, most_bytes) = self.delivery.bounds();
         if in_flight >= most || bytes >= most_bytes {
             return Err(Sent::Done);
         }
         let cost = stored.event.cost_bytes().saturating_add(MESSAGE_OVERHEAD_BYTES);
-        if !self.window.takes(bytes, cost, shared.patience.flight(), now) {
+        if !self.window.takes(bytes, cost, wire.patience.flight(), now) {
             return Err(Sent::Done);
         }
         match self.bisection.permit(stored.sequence, self.delivery.unproven(producer, in_flight)) {
@@ -122,7 +116,6 @@ impl Sender {
     }
 
     /// librdkafka did not take the one in front. `None`: it is settled, and the next one may go.
-    #[expect(clippy::too_many_arguments, reason = "the rest of the send loop: each is its own")]
     fn not_taken(
         &mut self,
         code: Code,
@@ -130,7 +123,6 @@ impl Sender {
         in_flight: usize,
         producer: &Producer,
         feed: &mut Feed<'_>,
-        shared: &mut Shared,
         now: Instant,
     ) -> Option<Sent> {
         let reason = match send_verdict(code) {
@@ -146,7 +138,7 @@ impl Sender {
                 return Some(Sent::Failed);
             }
         };
-        feed.put_aside(producer, &target.topic, reason, shared, now);
+        feed.put_aside(producer, &target.topic, reason, now);
         None
     }
 }

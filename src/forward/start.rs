@@ -12,6 +12,7 @@ use super::admission::Admission;
 use super::aside::{Clients, Wake};
 use super::asking::Asking;
 use super::blocked_topics::BlockedTopics;
+use super::custody::{Crowd, Custody, unix_ms};
 use super::declarations::Declarations;
 use super::delivery::Delivery as Mode;
 use super::end_txn;
@@ -26,7 +27,6 @@ use super::relocation::Relocation;
 use super::retention;
 use super::sender::Sender;
 use super::session::Terms;
-use super::shared::{Crowd, Shared, unix_ms};
 use super::status::{ForwardStatus, Transactions};
 use super::stream::Stream;
 use super::stream::watermark::StreamWatermark;
@@ -34,6 +34,7 @@ use super::stream_sender::StreamSender;
 use super::targets::Targets;
 use super::time::Times;
 use super::transactional::Transactional;
+use super::wire::Wire;
 use crate::buffer::{Hole, LaneId, Lives, OVERFLOW, Outlet, Recovered, Settler, Stopped};
 use crate::event::{RouteId, Sequence};
 use crate::observe::pulse::Pulse;
@@ -169,20 +170,16 @@ pub(crate) fn run(
     }
     let targets = Targets::new(Arc::new(routes));
     let records = Records::new(recovery.buffer_id, recovery.lives, settings.headers);
-    let made_by = (targets, records, Times::new(settings.timestamp));
-    let mut shared = Shared::new(outlet, settler, (clients, patience, terms), made_by);
-    shared.parking = lanes.parking;
-    shared.admission = lanes.admission;
-    shared.is_on_hold = lanes.is_on_hold;
-    shared.declarations = declarations;
-    shared.status = ForwardStatus { producers: 1, transactions, ..ForwardStatus::default() };
+    let mut wire = Wire::new(clients, patience, records, Times::new(settings.timestamp));
+    let held = (lanes.parking, lanes.admission, lanes.is_on_hold);
+    let mut custody = Custody::new((outlet, settler), targets, held, declarations, transactions);
     if recovery.lanes.iter().any(|(_, topic)| &**topic == OVERFLOW) {
-        shared.shut_overflow(now);
+        custody.shut_overflow(now);
     }
     let mut stream = StreamSender::new(Sender::new(config, own), stream);
-    stream.begins_with(producer, &mut shared);
+    stream.begins_with(producer, &mut custody, &mut wire);
     let blocked_topics = BlockedTopics::new(queues_config, of_queues);
-    Relay::new(shared, lanes.relocation, stream, blocked_topics, status, pulse, stop).run()
+    Relay::new((custody, wire), lanes.relocation, stream, blocked_topics, status, pulse, stop).run()
 }
 
 /// For the stream's producers, and for those of blocked topics.

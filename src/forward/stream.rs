@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use self::watermark::StreamWatermark;
+use super::custody::{Custody, Way, add};
 use super::feed::{Hand, Next};
 use super::judge::Judged;
 use super::outstanding::{Restart, Skips};
 use super::producer::{Failure, MESSAGE_OVERHEAD_BYTES, Producer};
-use super::shared::{Shared, Way, add};
 use super::targets::{Generation, Turn};
-use super::time::Refusal;
+use super::time::{Refusal, Times};
 use super::verdict::dead_letter_reason;
 use crate::buffer::DeadLetter;
 use crate::event::Stored;
@@ -111,13 +111,13 @@ impl Stream {
         self.pending.events.front()
     }
 
-    pub(super) fn hand(&self, shared: &Shared) -> Hand {
+    pub(super) fn hand(&self, custody: &Custody) -> Hand {
         Hand {
             any: !self.pending.events.is_empty(),
             gathers: self.pending.gather_until.is_some(),
             linger: self.linger,
-            declares: shared.declarations.any(),
-            is_full: shared.declarations.is_full(),
+            declares: custody.declarations.any(),
+            is_full: custody.declarations.is_full(),
         }
     }
 
@@ -130,11 +130,11 @@ impl Stream {
         &mut self,
         producer: &Producer,
         generation: Generation,
-        shared: &mut Shared,
+        custody: &mut Custody,
         now: Instant,
     ) -> Next {
         let Some(stored) = self.pending.events.front() else { return Next::Nothing };
-        if shared.is_on_hold {
+        if custody.is_on_hold {
             return Next::Nothing;
         }
         let (sequence, route) = (stored.sequence, stored.event.route);
@@ -143,34 +143,34 @@ impl Stream {
             return Next::Settled;
         }
         if let Some(proof) = self.watermark.vouches_for(sequence, route) {
-            shared.count_delivered(1);
-            shared.outcome.delivered(vec![proof], now);
+            custody.count_delivered(1);
+            custody.outcome.delivered(vec![proof], now);
             self.pass(producer);
             return Next::Settled;
         }
         // Whatever becomes of this one, it is remembered until the oldest one in flight has come back.
-        if !shared.fates_have_room() || producer.remembers_too_much() {
+        if !custody.fates_have_room() || producer.remembers_too_much() {
             return Next::Nothing;
         }
         if let Some(reason) = stored.event.flaw().map(str::to_owned) {
-            self.put_aside(producer, Arc::from(""), reason, shared, now);
+            self.put_aside(producer, Arc::from(""), reason, custody, now);
             return Next::Settled;
         }
-        let known = match shared.targets.find(&stored.event) {
+        let known = match custody.targets.find(&stored.event) {
             Ok(known) => known,
             Err(no_target) => {
-                self.put_aside(producer, Arc::from(""), no_target.to_string(), shared, now);
+                self.put_aside(producer, Arc::from(""), no_target.to_string(), custody, now);
                 return Next::Settled;
             }
         };
         // custody rule 4, see `targets.rs`.
         let turn = known.turn(generation, |first| producer.has_come_back(first));
         let target = Arc::clone(&known.target);
-        match shared.way(&target, now) {
+        match custody.way(&target, now) {
             Way::Direct => Next::Send(target, turn),
             Way::Hold => Next::Nothing,
             Way::Lane(lane) => {
-                shared.park_one((sequence, route), &lane, stored.event.cost_bytes(), now);
+                custody.park_one((sequence, route), &lane, stored.event.cost_bytes(), now);
                 self.pass(producer);
                 Next::Settled
             }
@@ -178,9 +178,9 @@ impl Stream {
     }
 
     /// The first one was handed to librdkafka.
-    pub(super) fn sent(&mut self, target: &Target, turn: Turn, shared: &mut Shared) {
+    pub(super) fn sent(&mut self, target: &Target, turn: Turn, custody: &mut Custody) {
         if turn == Turn::First {
-            shared.admission.is_direct(&target.topic);
+            custody.admission.is_direct(&target.topic);
         }
         if !self.known_topic.as_ref().is_some_and(|known| Arc::ptr_eq(known, &target.topic)) {
             self.known_topic = Some(Arc::clone(&target.topic));
@@ -196,12 +196,12 @@ impl Stream {
         producer: &Producer,
         kafka_topic: Arc<str>,
         reason: String,
-        shared: &mut Shared,
+        custody: &mut Custody,
         now: Instant,
     ) {
         let Some(Stored { sequence, event }) = self.pending.events.front() else { return };
         let letter = DeadLetter { sequence: *sequence, route: event.route, kafka_topic, reason };
-        shared.dead(letter, &event.topic, event.cost_bytes(), now);
+        custody.dead(letter, &event.topic, event.cost_bytes(), now);
         self.pass(producer);
     }
 
@@ -214,31 +214,31 @@ impl Stream {
     }
 
     /// Records came back without confirmation, and were judged.
-    pub(super) fn judged(judged: Judged, producer: &Producer, shared: &mut Shared, now: Instant) {
-        add(&mut shared.status.retried, judged.failures);
-        shared.changed = true;
+    pub(super) fn judged(judged: Judged, producer: &Producer, custody: &mut Custody, times: &mut Times, now: Instant) {
+        add(&mut custody.status.retried, judged.failures);
+        custody.changed = true;
         for (topic, code) in judged.closed {
-            shared.park_topic(&topic, code, now);
+            custody.park_topic(&topic, code, now);
         }
         for topic in judged.mistimed {
-            if shared.times.refused(&topic) == Refusal::Hopeless {
-                shared.park_topic(&topic, Code::InvalidTimestamp, now);
+            if times.refused(&topic) == Refusal::Hopeless {
+                custody.park_topic(&topic, Code::InvalidTimestamp, now);
             }
         }
         for failure in judged.dead {
-            bury(failure, producer, shared, now);
+            bury(failure, producer, custody, now);
         }
     }
 
     /// Reads again from the oldest unsettled event.
-    pub(super) fn goes_back(&mut self, restart: Restart, shared: &mut Shared) {
+    pub(super) fn goes_back(&mut self, restart: Restart, custody: &mut Custody) {
         if let Some(after) = restart.after {
             self.pending = Pending::default();
-            shared.outlet.rewind(after);
+            custody.outlet.rewind(after);
             self.skips.restart(restart.settled);
             self.watermark.goes_back(after);
         }
-        shared.declarations.undone();
+        custody.declarations.undone();
     }
 }
 
@@ -253,11 +253,11 @@ impl Pending {
 }
 
 /// A failed record that is guilty by itself.
-fn bury(failure: Failure, producer: &Producer, shared: &mut Shared, now: Instant) {
+fn bury(failure: Failure, producer: &Producer, custody: &mut Custody, now: Instant) {
     producer.settle_failed(failure.sequence);
     let letter = dead_letter(failure);
     // It was in flight alone or among few: the bound on these is far above it.
-    shared.dead(letter, "", MESSAGE_OVERHEAD_BYTES, now);
+    custody.dead(letter, "", MESSAGE_OVERHEAD_BYTES, now);
 }
 
 fn dead_letter(failure: Failure) -> DeadLetter {

@@ -1,25 +1,26 @@
 //! The stream and its sender: what is done about what happens to it. How long a lost producer's successor waits, what the
 //! watermark of the stream says and when, what a recovered one means.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use super::custody::{Custody, add, unix_ms};
 use super::feed::Feed;
 use super::judge::Renewal;
 use super::producer::Producer;
 use super::recall::{Recalled, Trouble};
 use super::sender::{Collected, Happened, Sender};
 use super::session::Terms;
-use super::shared::{Shared, add, unix_ms};
 use super::stalls::OVERDUE;
 use super::start::ForwardError;
 use super::status::Reason;
 use super::stream::Stream;
 use super::transactional::{Cost, Transactional};
 use super::waiting::Obstacle;
+use super::wire::Wire;
 use crate::delivered::{Delivered, Word};
 use crate::event::{Sequence, Stored};
 use crate::log_throttle::LogThrottle;
@@ -57,6 +58,8 @@ pub(super) struct StreamSender {
     declared_again: bool,
     /// Whose Kafka's last watermark is, until the buffer hears of it.
     heard: Option<(Instance, Arc<Terms>)>,
+    /// What Kafka has of the lanes that were asked for at the start.
+    pub(super) recalled_lanes: Option<HashMap<String, Word>>,
     /// Why the agent cannot go on.
     fault: Option<ForwardError>,
 }
@@ -74,13 +77,14 @@ impl StreamSender {
             behind_was_said: false,
             declared_again: false,
             heard: None,
+            recalled_lanes: None,
             fault: None,
         }
     }
 
     /// With the first producer.
-    pub(super) fn begins_with(&mut self, producer: Producer, shared: &mut Shared) {
-        self.sender.begins_with(producer, &Feed::Stream(&mut self.stream), shared);
+    pub(super) fn begins_with(&mut self, producer: Producer, custody: &mut Custody, wire: &mut Wire) {
+        self.sender.begins_with(producer, &Feed::stream(&mut self.stream, custody), wire);
     }
 
     /// Why the agent cannot go on, if it cannot.
@@ -109,9 +113,9 @@ impl StreamSender {
     }
 
     /// These cannot be read and are passed by.
-    pub(super) fn unread(&mut self, first: Sequence, last: Sequence, shared: &mut Shared) {
+    pub(super) fn unread(&mut self, first: Sequence, last: Sequence, custody: &mut Custody) {
         if let Some((first, last)) = self.stream.watermark.unread(first, last) {
-            shared.outcome.unread(first, last, Instant::now());
+            custody.outcome.unread(first, last, Instant::now());
         }
     }
 
@@ -122,51 +126,52 @@ impl StreamSender {
     }
 
     /// Polls and books what came back; true when a broker has answered.
-    pub(super) fn collect(&mut self, shared: &mut Shared, now: Instant) -> bool {
-        let Collected { answered, confirmed } = self.sender.collect(&mut Feed::Stream(&mut self.stream), shared, now);
+    pub(super) fn collect(&mut self, custody: &mut Custody, wire: &mut Wire, now: Instant) -> bool {
+        let Collected { answered, confirmed } =
+            self.sender.collect(&mut Feed::stream(&mut self.stream, custody), wire, now);
         if confirmed {
             self.backoff.reset();
-            shared.patience.confirmed();
+            wire.patience.confirmed();
         }
         answered
     }
 
     /// Does what can be done without waiting. `link_is_up`: a broker answers, by the link's last word.
-    pub(super) fn turn(&mut self, link_is_up: bool, shared: &mut Shared, now: Instant) {
+    pub(super) fn turn(&mut self, link_is_up: bool, custody: &mut Custody, wire: &mut Wire, now: Instant) {
         if let Some(own) = self.sender.delivery.transactions_mut() {
             own.may_begin(link_is_up);
         }
         if let Some((of, _)) = self.heard.take_if(|(_, terms)| terms.may_speak())
             && !planted::planted(Bug::SpeakUnwritten)
         {
-            shared.outcome.heard(of, now);
+            custody.outcome.heard(of, now);
         }
-        let happened = self.sender.turn(&mut Feed::Stream(&mut self.stream), shared, now);
-        self.apply(happened, shared, now);
+        let happened = self.sender.turn(&mut Feed::stream(&mut self.stream, custody), wire, now);
+        self.apply(happened, custody, wire, now);
     }
 
     /// A stop: what was begun is brought to an end. True when nothing is under way any more.
-    pub(super) fn wind_down(&mut self, link_is_up: bool, shared: &mut Shared, now: Instant) -> bool {
+    pub(super) fn wind_down(&mut self, link_is_up: bool, custody: &mut Custody, wire: &mut Wire, now: Instant) -> bool {
         let is_done = self.sender.wind_down(now);
         if !is_done && self.sender.delivery.commits() {
-            self.turn(link_is_up, shared, now);
+            self.turn(link_is_up, custody, wire, now);
         }
         is_done
     }
 
     /// The end of a stop: what is in flight comes back, as far as it has.
-    pub(super) fn retire(&mut self, shared: &mut Shared, now: Instant) {
-        self.sender.retire(&mut Feed::Stream(&mut self.stream), shared, now);
+    pub(super) fn retire(&mut self, custody: &mut Custody, wire: &mut Wire, now: Instant) {
+        self.sender.retire(&mut Feed::stream(&mut self.stream, custody), wire, now);
     }
 
-    fn apply(&mut self, happened: Happened, shared: &mut Shared, now: Instant) {
+    fn apply(&mut self, happened: Happened, custody: &mut Custody, wire: &mut Wire, now: Instant) {
         match happened {
             Happened::Nothing => {}
             Happened::NewProducer => {
-                add(&mut shared.status.producers, 1);
-                shared.changed = true;
-                let timeout = shared.patience.timeout();
-                if let Some(status) = shared.transactions() {
+                add(&mut custody.status.producers, 1);
+                custody.changed = true;
+                let timeout = wire.patience.timeout();
+                if let Some(status) = custody.transactions() {
                     status.timeout = timeout;
                 }
             }
@@ -178,17 +183,17 @@ impl StreamSender {
                 self.cause = cause;
                 self.sender.pause_until(now.checked_add(wait).unwrap_or(now));
             }
-            Happened::Recalled(recalled) => self.recalled(recalled, shared),
-            Happened::WatermarkDue => self.write_watermark(shared, now),
-            Happened::Committed(proofs, ending, cost) => self.committed(proofs, ending, cost, shared, now),
-            Happened::Ended(renewal) => self.ended(renewal, shared, now),
+            Happened::Recalled(recalled) => self.recalled(recalled, custody, wire),
+            Happened::WatermarkDue => self.write_watermark(custody, wire, now),
+            Happened::Committed(proofs, ending, cost) => self.committed(proofs, ending, cost, custody, wire, now),
+            Happened::Ended(renewal) => self.ended(renewal, wire, now),
         }
     }
 
     /// The producer is over.
-    fn ended(&mut self, renewal: Renewal, shared: &mut Shared, now: Instant) {
+    fn ended(&mut self, renewal: Renewal, wire: &mut Wire, now: Instant) {
         // Whoever was to answer it is gone.
-        shared.times.unanswered();
+        wire.times.unanswered();
         let Renewal::AfterWait(code, detail) = renewal else { return };
         self.cause = if detail.is_empty() { code.to_string() } else { format!("{code}: {detail}") };
         self.note_fencing(code, now);
@@ -201,10 +206,10 @@ impl StreamSender {
     }
 
     /// This producer is over, for a reason of the stream's.
-    fn end_producer(&mut self, code: Code, why: &str, shared: &mut Shared, now: Instant) {
+    fn end_producer(&mut self, code: Code, why: &str, custody: &mut Custody, wire: &mut Wire, now: Instant) {
         let renewal = Renewal::AfterWait(code, why.to_owned());
-        let happened = self.sender.end_producer(renewal, &mut Feed::Stream(&mut self.stream), shared, now);
-        self.apply(happened, shared, now);
+        let happened = self.sender.end_producer(renewal, &mut Feed::stream(&mut self.stream, custody), wire, now);
+        self.apply(happened, custody, wire, now);
     }
 
     /// What transactions have in common, if there are any.
@@ -231,7 +236,7 @@ impl StreamSender {
     }
 
     /// The watermark is known: never back, and never by a twin's word.
-    fn recalled(&mut self, recalled: Recalled, shared: &mut Shared) {
+    fn recalled(&mut self, recalled: Recalled, custody: &mut Custody, wire: &mut Wire) {
         let Some(terms) = self.terms().cloned() else { return };
         let through = recalled.main.as_ref().map_or(0, Word::through);
         let (committed, highest) = (self.stream.watermark.through(), self.stream.watermark.highest());
@@ -255,32 +260,31 @@ impl StreamSender {
         }
         if !std::mem::replace(&mut self.declared_again, true) {
             let since_ms = recalled.main.as_ref().map_or(i64::MIN, |word| word.at_ms().saturating_sub(SLACK_MS));
-            shared.declare_again(through, since_ms, MOST_DECLARED_AGAIN);
+            custody.declare_again(through, since_ms, MOST_DECLARED_AGAIN);
         }
-        let waiting = self.has_events() || shared.outlet.has_more();
-        shared.patience.began(recalled.round_trip, waiting);
+        let waiting = self.has_events() || custody.outlet.has_more();
+        wire.patience.began(recalled.round_trip, waiting);
         self.stream.asks_about = Vec::new();
-        shared.recalled_lanes.get_or_insert(recalled.lanes);
-        shared.partitions = Some(recalled.partitions);
-        shared.is_itself = true;
+        self.recalled_lanes.get_or_insert(recalled.lanes);
+        wire.partitions = Some(recalled.partitions);
         self.stream.watermark.recovered(recalled.main);
-        shared.changed = true;
+        custody.changed = true;
         let watermark = self.stream.watermark.through();
-        if let Some(status) = shared.transactions() {
+        if let Some(status) = custody.transactions() {
             status.watermark = watermark;
         }
         tracing::debug!(watermark = through, "kafka: watermark known");
     }
 
     /// All records of the transaction are confirmed. What else became of readings that the watermark passes is on disk first.
-    fn write_watermark(&mut self, shared: &mut Shared, now: Instant) {
-        match shared.fates_are_durable() {
+    fn write_watermark(&mut self, custody: &mut Custody, wire: &mut Wire, now: Instant) {
+        match custody.fates_are_durable() {
             Ok(true) => {}
             Ok(false) => {
                 let closed = self.sender.delivery.transactions().and_then(Transactional::closed);
                 if closed.is_some_and(|closed| now.saturating_duration_since(closed) >= FATES) {
                     let why = "the buffer does not store what became of other readings";
-                    self.end_producer(Code::Fail, why, shared, now);
+                    self.end_producer(Code::Fail, why, custody, wire, now);
                 }
                 return;
             }
@@ -296,41 +300,49 @@ impl StreamSender {
         #[cfg(feature = "planted")]
         if planted::planted(Bug::CursorBeforeCommit) {
             let proofs = producer.take_batch().forge();
-            shared.outcome.delivered(proofs, now);
-            shared.settle().unwrap_or_default();
+            custody.outcome.delivered(proofs, now);
+            custody.settle().unwrap_or_default();
             std::thread::sleep(Duration::from_millis(500));
         }
         // Dead letters and parked events whose chunk could not be read when they were to be copied: they are held.
-        self.stream.watermark.leaves_out(shared.settler.take_unread());
+        self.stream.watermark.leaves_out(custody.settler.take_unread());
         let (instance, at_ms) = (terms.lives.present, unix_ms());
-        let mut records = vec![self.stream.watermark.record(instance, shared.settler.rests_on(), at_ms)];
-        records.extend(shared.lane_records(instance, at_ms));
-        records.extend(shared.declarations.seal());
-        if let Err(code) = self.sender.write_watermark(&records, shared.times.now_ms(), now) {
-            self.end_producer(code, "send the watermark", shared, now);
+        let mut records = vec![self.stream.watermark.record(instance, custody.settler.rests_on(), at_ms)];
+        records.extend(custody.lane_records(instance, at_ms));
+        records.extend(custody.declarations.seal());
+        if let Err(code) = self.sender.write_watermark(&records, wire.times.now_ms(), now) {
+            self.end_producer(code, "send the watermark", custody, wire, now);
         }
     }
 
-    fn committed(&mut self, proofs: Vec<Delivered>, ending: Duration, cost: Cost, shared: &mut Shared, now: Instant) {
+    fn committed(
+        &mut self,
+        proofs: Vec<Delivered>,
+        ending: Duration,
+        cost: Cost,
+        custody: &mut Custody,
+        wire: &mut Wire,
+        now: Instant,
+    ) {
         self.stream.watermark.committed();
-        shared.patience.committed(cost.ends, cost.all, cost.was_waiting, now);
+        wire.patience.committed(cost.ends, cost.all, cost.was_waiting, now);
         self.backoff.reset();
-        shared.declarations.committed();
-        shared.count_delivered(proofs.len());
-        shared.changed = true;
+        custody.declarations.committed();
+        custody.count_delivered(proofs.len());
+        custody.changed = true;
         let watermark = self.stream.watermark.through();
-        shared.note_committed(ending);
-        if let Some(status) = shared.transactions() {
+        custody.note_committed(ending);
+        if let Some(status) = custody.transactions() {
             status.watermark = watermark;
         }
-        shared.outcome.delivered(proofs, now);
-        shared.outcome.watermark(watermark, now);
+        custody.outcome.delivered(proofs, now);
+        custody.outcome.watermark(watermark, now);
     }
 
     /// What keeps readings from being sent or confirmed, if anything does.
-    pub(super) fn obstacle(&self, shared: &Shared, now: Instant) -> Option<Obstacle> {
+    pub(super) fn obstacle(&self, wire: &Wire, now: Instant) -> Option<Obstacle> {
         let Some(producer) = self.sender.producer() else {
-            if shared.clients.is_full() {
+            if wire.clients.is_full() {
                 let why = "former clients of librdkafka are still being ended: they wait for a name look-up";
                 return Some(Obstacle::new(Reason::EndingClients, why));
             }

@@ -16,6 +16,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::patience::VERY_LONG;
 use crate::event::Sequence;
 
 /// Memory of the readings that go out first, librdkafka's overhead included: five small ones, 0.4 s at 9,600 bit/s.
@@ -49,6 +50,7 @@ const SURE: u32 = 8;
 
 /// A round takes what comes within this time: as long as librdkafka waits for company on such links (`patience.rs`).
 const ROUND: Duration = Duration::from_millis(20);
+const VERY_LONG_ROUND: Duration = Duration::from_millis(50);
 
 /// See the module's words.
 #[derive(Debug)]
@@ -92,7 +94,7 @@ impl Window {
             self.round = Some(now);
             return true;
         }
-        if self.is_long() && self.round.is_none_or(|began| now.saturating_duration_since(began) > ROUND) {
+        if self.is_long() && self.round.is_none_or(|began| now.saturating_duration_since(began) > self.round()) {
             return false;
         }
         // When the watched one is late, what is in flight is more than the link takes now.
@@ -114,10 +116,14 @@ impl Window {
         self.finds_long() == Some(true)
     }
 
+    fn round(&self) -> Duration {
+        if self.quickest.is_some_and(|quickest| quickest >= VERY_LONG) { VERY_LONG_ROUND } else { ROUND }
+    }
+
     /// That reading was handed over. The last one of a moment is watched: the first may go alone, and say nothing of the others.
     pub(super) fn sent(&mut self, sequence: Sequence, now: Instant) {
         let began = self.watched.map_or(now, |watched| watched.began);
-        if now.saturating_duration_since(began) <= ROUND {
+        if now.saturating_duration_since(began) <= self.round() {
             self.watched = Some(Watched { sequence, since: now, began });
         }
     }

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use super::{Group, Queue, dead_letter};
 use crate::delivered::{DeclaredHole, Word};
 use crate::event::Sequence;
+use crate::forward::custody::{Custody, Stand, unix_ms};
 use crate::forward::recall::Recalled;
 use crate::forward::session::Terms;
-use crate::forward::shared::{Shared, Stand, unix_ms};
 use crate::watermark::{Fate, Instance, Record, Waiting};
 
 /// See the module's words.
@@ -26,7 +26,12 @@ pub(super) struct Vouched {
 
 impl Queue {
     /// Kafka's last watermark of this queue is known. False: it cannot be gone on with now.
-    pub(in crate::forward) fn recovered(&mut self, mut recalled: Recalled, terms: &Terms, shared: &mut Shared) -> bool {
+    pub(in crate::forward) fn recovered(
+        &mut self,
+        mut recalled: Recalled,
+        terms: &Terms,
+        custody: &mut Custody,
+    ) -> bool {
         let word = recalled.lanes.remove(&*self.topic);
         let through = word.as_ref().map_or(0, Word::through);
         // What a twin says is not true of this queue. The stream will find it out as well, and end this life.
@@ -35,9 +40,9 @@ impl Queue {
             return false;
         }
         let stand = Stand { delivered: through, has_holes: !recalled.holes.is_empty() };
-        shared.lanes_delivered.insert(Arc::clone(&self.topic), stand);
-        let Some((word, lane)) = word.zip(shared.settler.lane(&self.topic)) else { return true };
-        match shared.outlet.parked_at(lane, through) {
+        custody.lanes_delivered.insert(Arc::clone(&self.topic), stand);
+        let Some((word, lane)) = word.zip(custody.settler.lane(&self.topic)) else { return true };
+        match custody.outlet.parked_at(lane, through) {
             Ok(Some(chunk)) => {
                 let holes = recalled.holes.into();
                 self.word = Some(Vouched { word, chunk, holes });
@@ -47,7 +52,7 @@ impl Queue {
             Ok(None) => true,
             Err(error) => {
                 tracing::warn!(%error, topic = &*self.topic, "kafka: the lane of a parked topic cannot be read");
-                shared.lanes_delivered.remove(&self.topic);
+                custody.lanes_delivered.remove(&self.topic);
                 false
             }
         }
@@ -85,12 +90,12 @@ impl Queue {
         &mut self,
         instance: Instance,
         uncommitted: usize,
-        shared: &mut Shared,
+        custody: &mut Custody,
     ) -> Option<Vec<Record>> {
         let group = self.group.as_ref()?;
         let last = self.next.checked_sub(1).and_then(|at| group.events.get(at))?;
         let (delivered, at_ms) = (last.sequence, unix_ms());
-        let waiting = waiting(group, self.next, self.place.done.len() + uncommitted, shared);
+        let waiting = waiting(group, self.next, self.place.done.len() + uncommitted, custody);
         let (kafka_topic, holes) = (self.topic.to_string(), u64::try_from(self.place.dead.len()).ok());
         let mut records = vec![Record::Lane { kafka_topic, instance, delivered, waiting, holes, at_ms }];
         records.extend(self.place.dead.iter().map(|letter| Record::Hole {
@@ -103,26 +108,26 @@ impl Queue {
         }));
         self.written = delivered;
         // Until it is committed nobody knows where the queue stands.
-        shared.lanes_delivered.remove(&self.topic);
+        custody.lanes_delivered.remove(&self.topic);
         Some(records)
     }
 
     /// That transaction is committed.
-    pub(in crate::forward) fn committed(&self, shared: &mut Shared) {
+    pub(in crate::forward) fn committed(&self, custody: &mut Custody) {
         let stand = Stand { delivered: self.written, has_holes: !self.place.dead.is_empty() };
-        shared.lanes_delivered.insert(Arc::clone(&self.topic), stand);
+        custody.lanes_delivered.insert(Arc::clone(&self.topic), stand);
     }
 }
 
 /// What is still held of the queue when the first `next` events of the group, `gone` in all, are delivered.
-fn waiting(group: &Group, next: usize, gone: usize, shared: &Shared) -> Option<Waiting> {
+fn waiting(group: &Group, next: usize, gone: usize, custody: &Custody) -> Option<Waiting> {
     let before = group.chunks.first().map_or(0, |(id, _)| id.saturating_sub(1));
     let behind = group.chunks.last().map_or(0, |(id, _)| *id);
-    let (_, last, held) = shared.outlet.waiting(group.lane, before).ok().flatten()?;
+    let (_, last, held) = custody.outlet.waiting(group.lane, before).ok().flatten()?;
     let events = held.saturating_sub(u64::try_from(gone).unwrap_or(u64::MAX));
     let first = match group.events.get(next) {
         Some(stored) => stored.sequence,
-        None => shared.outlet.waiting(group.lane, behind).ok().flatten()?.0,
+        None => custody.outlet.waiting(group.lane, behind).ok().flatten()?.0,
     };
     (events > 0).then_some(Waiting { first, last, events })
 }

@@ -1,4 +1,6 @@
-//! What the main lane and the parked lanes work with in common. All of it belongs to the one thread.
+//! Where readings are while they are held, and what becomes of them: which Kafka topics take them, what is on its way to the
+//! disk about them, what is to be declared, what is counted. The stream and the queues of blocked topics decide by it and
+//! write into it; a sender knows nothing of it. All of it belongs to the one thread.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,68 +9,43 @@ use std::time::{Duration, Instant};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::admission::Admission;
-use super::aside::Clients;
 use super::declarations::Declarations;
 use super::fates::Fates;
 use super::outcome::Outcome;
-use super::parking::{Gate, Parking, UNASKED};
-use super::patience::Patience;
-use super::producer::{MESSAGE_OVERHEAD_BYTES, Outgoing, Producer};
-use super::record::Records;
-use super::session::Terms;
+use super::parking::{Gate, Opened, Parking, UNASKED};
 use super::status::{ForwardStatus, Transactions};
-use super::targets::{Generation, Targets};
-use super::time::Times;
+use super::targets::Targets;
 use super::verdict::park_reason;
-use super::watermark_topic::Partitions;
 use crate::buffer::{DeadLetter, OVERFLOW, Outlet, Settler, Stopped};
 use crate::clock;
-use crate::delivered::Word;
-use crate::event::{RouteId, Sequence, Stored};
+use crate::event::{RouteId, Sequence};
 use crate::log_throttle::LogThrottle;
 use crate::route::Target;
 use crate::watermark::{Instance, Record, Waiting};
 
 /// See the module's words.
-pub(super) struct Shared {
+pub(super) struct Custody {
     pub(super) outlet: Outlet,
     pub(super) settler: Settler,
-    pub(super) parking: Parking,
-    /// How long Kafka may take.
-    pub(super) patience: Patience,
-    pub(super) outcome: Outcome,
     pub(super) targets: Targets,
-    pub(super) records: Records,
-    /// What time records bear.
-    pub(super) times: Times,
-    pub(super) status: ForwardStatus,
-    /// The status differs from the one that was published.
-    pub(super) changed: bool,
-    pub(super) dead_letters: LogThrottle,
-    pub(super) parked_lines: Crowd,
-    pub(super) opened_lines: Crowd,
+    pub(super) parking: Parking,
     pub(super) admission: Admission,
     /// Lanes are being brought in line with the configuration: nothing is sent meanwhile.
     pub(super) is_on_hold: bool,
-    /// With transactions: what Kafka has of the lanes that were asked for at the start.
-    pub(super) recalled_lanes: Option<HashMap<String, Word>>,
-    /// The last one that was given out.
-    pub(super) generation: Generation,
-    /// Of this process.
-    pub(super) clients: Clients,
-    /// With transactions: what they have in common.
-    pub(super) terms: Option<Arc<Terms>>,
-    /// With transactions: what they have to say besides the watermark.
+    pub(super) outcome: Outcome,
+    /// Dead letters and parked events under way: no watermark passes these before they are on disk.
+    pub(super) fates: Fates,
+    /// What transactions have to say besides the watermark.
     pub(super) declarations: Declarations,
     /// With transactions: where each parked Kafka topic's lane stands, by a committed watermark. Not there while that is
     /// in doubt, so that nobody writes an old word over a new one.
     pub(super) lanes_delivered: HashMap<Arc<str>, Stand>,
-    /// With transactions: the main lane's watermark was read, and no twin wrote it. Before that no lane sends.
-    pub(super) is_itself: bool,
-    /// With transactions: of the watermark topic, once it was read.
-    pub(super) partitions: Option<Partitions>,
-    /// Dead letters and parked events under way: no watermark passes these before they are on disk.
-    pub(super) fates: Fates,
+    pub(super) status: ForwardStatus,
+    /// The status differs from the one that was published.
+    pub(super) changed: bool,
+    dead_letters: LogThrottle,
+    parked_lines: Crowd,
+    opened_lines: Crowd,
 }
 
 /// How an event goes.
@@ -91,68 +68,32 @@ pub(super) struct Stand {
     pub(super) has_holes: bool,
 }
 
-impl Shared {
-    /// Between the buffer's doors and Kafka's clients, with what makes records; nothing is parked.
+impl Custody {
+    /// Between the buffer's doors; of what the buffer held at the start.
     pub(super) fn new(
-        outlet: Outlet,
-        settler: Settler,
-        (clients, patience, terms): (Clients, Patience, Option<Arc<Terms>>),
-        (targets, records, times): (Targets, Records, Times),
+        (outlet, settler): (Outlet, Settler),
+        targets: Targets,
+        (parking, admission, is_on_hold): (Parking, Admission, bool),
+        declarations: Declarations,
+        transactions: Option<Transactions>,
     ) -> Self {
         Self {
             outlet,
             settler,
-            parking: Parking::default(),
-            patience,
-            outcome: Outcome::default(),
             targets,
-            records,
-            times,
-            status: ForwardStatus::default(),
+            parking,
+            admission,
+            is_on_hold,
+            outcome: Outcome::default(),
+            fates: Fates::default(),
+            declarations,
+            lanes_delivered: HashMap::new(),
+            status: ForwardStatus { producers: 1, transactions, ..ForwardStatus::default() },
             changed: true,
             dead_letters: LogThrottle::default(),
             parked_lines: Crowd::default(),
             opened_lines: Crowd::default(),
-            admission: Admission::new(0, Vec::new(), false),
-            is_on_hold: false,
-            recalled_lanes: None,
-            generation: 0,
-            clients,
-            terms,
-            declarations: Declarations::default(),
-            lanes_delivered: HashMap::new(),
-            partitions: None,
-            is_itself: false,
-            fates: Fates::default(),
         }
-    }
-
-    /// For a producer that begins.
-    pub(super) fn next_generation(&mut self) -> Generation {
-        self.generation = self.generation.saturating_add(1);
-        self.generation
-    }
-
-    /// Makes the record of an event and hands it to a producer.
-    pub(super) fn send(&mut self, producer: &Producer, stored: &Stored, target: &Target) -> Result<(), Code> {
-        if self.terms.is_some() {
-            self.declarations.wrote(&target.topic);
-        }
-        let sent_ms = self.times.sent_ms();
-        let timestamp_ms = self.times.stamp(&stored.event, &target.topic);
-        let (headers, value) = self.records.build(stored.sequence, &stored.event, target.value, sent_ms);
-        producer.send(Outgoing {
-            sequence: stored.sequence,
-            route: stored.event.route,
-            target,
-            headers,
-            value,
-            timestamp_ms,
-            // The MQTT topic is in a record twice: as a header and, mostly, as the key.
-            cost_bytes: [stored.event.topic.len(), target.key.len(), MESSAGE_OVERHEAD_BYTES]
-                .into_iter()
-                .fold(stored.event.cost_bytes(), usize::saturating_add),
-        })
     }
 
     /// Counts confirmations.
@@ -190,9 +131,7 @@ impl Shared {
 
     /// A hole that readers will see.
     pub(super) fn declare_dead(&mut self, letter: &DeadLetter) {
-        if self.terms.is_some() {
-            self.declarations.dead(letter.sequence, &letter.kafka_topic, &letter.reason, unix_ms());
-        }
+        self.declarations.dead(letter.sequence, &letter.kafka_topic, &letter.reason, unix_ms());
     }
 
     /// How an event goes to its topic.
@@ -234,6 +173,19 @@ impl Shared {
             self.changed = true;
         }
         parked
+    }
+
+    /// A blocked topic takes readings again.
+    pub(super) fn say_opened(&mut self, topic: &str, opened: &Opened, now: Instant) {
+        if let Some(more) = self.opened_lines.may_say(now) {
+            tracing::info!(
+                topic,
+                parked_s = opened.parked_for.as_secs_f64(),
+                events = opened.events,
+                more,
+                "kafka: topic is open again; its readings flow"
+            );
+        }
     }
 
     /// A topic was found missing or forbidden.
@@ -288,9 +240,7 @@ impl Shared {
 
     /// What waits for that topic has changed.
     pub(super) fn declare_lane(&mut self, topic: &Arc<str>) {
-        if self.terms.is_some() {
-            self.declarations.lane(topic);
-        }
+        self.declarations.lane(topic);
     }
 
     /// The counters of transactions.
