@@ -107,7 +107,7 @@ impl<'a> Feed<'a> {
     }
 
     /// The one in front was handed to librdkafka.
-    pub(super) fn sent(&mut self, target: &Target, turn: Turn, generation: Generation, now: Instant) {
+    pub(super) fn sent(&mut self, target: &Target, turn: Turn, generation: Generation) {
         let stored = match &self.source {
             Source::Stream(stream) => stream.front(),
             Source::Queue(queue) => queue.front(),
@@ -119,7 +119,7 @@ impl<'a> Feed<'a> {
         }
         #[cfg(feature = "planted")]
         if planted(Bug::ReleaseBeforeDelivery) && matches!(self.source, Source::Stream(_)) {
-            self.custody.outcome.release_at_send(stored.sequence, stored.event.route, now);
+            self.custody.outcome.release_at_send(stored.sequence, stored.event.route, Instant::now());
         }
         match &mut self.source {
             Source::Stream(stream) => stream.sent(target, turn, self.custody),

@@ -57,7 +57,7 @@ impl Sender {
             let (sequence, in_flight) = (stored.sequence, producer.in_flight().0);
             match wire.send(producer, stored, &target) {
                 Ok(()) => {
-                    feed.sent(&target, turn, self.generation, now);
+                    feed.sent(&target, turn, self.generation);
                     self.note_sent(sequence, in_flight, now);
                 }
                 Err(code) => {
