@@ -160,7 +160,8 @@ impl Patience {
         }
     }
 
-    fn is_long(&self) -> bool {
+    /// Each round trip counts: requests carry what they can, and readings go in rounds.
+    pub(super) fn is_long(&self) -> bool {
         self.reach >= Reach::Long || self.step > 0
     }
 

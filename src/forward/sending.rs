@@ -97,7 +97,7 @@ impl Sender {
             return Err(Sent::Done);
         }
         let cost = stored.event.cost_bytes().saturating_add(MESSAGE_OVERHEAD_BYTES);
-        if !self.window.takes(bytes, cost, wire.patience.flight(), now) {
+        if !self.window.takes(bytes, cost, wire.patience.flight(), wire.patience.is_long(), now) {
             return Err(Sent::Done);
         }
         match self.bisection.permit(stored.sequence, self.delivery.unproven(producer, in_flight)) {

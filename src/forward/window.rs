@@ -87,14 +87,22 @@ impl Window {
         Self { round, bytes, watched, was_full: false, alone: false, quickest, seen: 0, latest: Duration::ZERO }
     }
 
-    /// May a reading of that cost go, with so many bytes in flight? None of them may take `longest` or longer.
-    pub(super) fn takes(&mut self, in_flight: usize, cost: usize, longest: Duration, now: Instant) -> bool {
+    /// May a reading of that cost go, with so many bytes in flight? None of them may take `longest` or longer; on a long link
+    /// they go `in_rounds`.
+    pub(super) fn takes(
+        &mut self,
+        in_flight: usize,
+        cost: usize,
+        longest: Duration,
+        in_rounds: bool,
+        now: Instant,
+    ) -> bool {
         if in_flight == 0 {
             self.alone = cost > self.bytes;
             self.round = Some(now);
             return true;
         }
-        if self.is_long() && self.round.is_none_or(|began| now.saturating_duration_since(began) > self.round()) {
+        if in_rounds && self.round.is_none_or(|began| now.saturating_duration_since(began) > self.round()) {
             return false;
         }
         // When the watched one is late, what is in flight is more than the link takes now.
@@ -109,11 +117,6 @@ impl Window {
     /// Are round trips long? `None`: too few have been seen.
     pub(super) fn finds_long(&self) -> Option<bool> {
         self.quickest.filter(|_| self.seen >= SURE).map(|quickest| quickest >= LONG)
-    }
-
-    /// A round trip is long, for sure.
-    fn is_long(&self) -> bool {
-        self.finds_long() == Some(true)
     }
 
     fn round(&self) -> Duration {
@@ -224,7 +227,7 @@ mod tests {
             // What waits in librdkafka goes at once; what there is room for then goes with the next one.
             let mut hand_over = |queue: &mut Vec<_>, in_request: usize| {
                 while (queue.len() + in_request) * COST < 2 << 20
-                    && window.takes((queue.len() + in_request) * COST, COST, longest, now)
+                    && window.takes((queue.len() + in_request) * COST, COST, longest, round_trip >= LONG, now)
                 {
                     queue.push((next, now));
                     window.sent(next, now);
@@ -277,15 +280,17 @@ mod tests {
         for (round_trip, follows) in [(LONG / 2, true), (LONG, false)] {
             let (mut window, start) = (Window::new(), Instant::now());
             for sequence in 1..=Sequence::from(SURE) {
-                assert!(!window.is_long() && window.takes(0, COST, LEAST_AIM, start));
+                assert!(window.finds_long().is_none() && window.takes(0, COST, LEAST_AIM, false, start));
                 window.sent(sequence, start);
                 window.confirmed(LEAST_AIM, start + round_trip);
             }
-            assert_eq!(window.is_long(), !follows);
+            let in_rounds = window.finds_long().unwrap();
+            assert_eq!(in_rounds, !follows);
             let began = start + round_trip * 2;
-            assert!(window.takes(0, COST, LEAST_AIM, began) && window.takes(COST, COST, LEAST_AIM, began + ROUND));
-            assert_eq!(window.takes(COST, COST, LEAST_AIM, began + ROUND * 2), follows, "{round_trip:?}");
-            assert!(window.takes(0, COST, LEAST_AIM, began + ROUND * 3), "the next round");
+            assert!(window.takes(0, COST, LEAST_AIM, in_rounds, began));
+            assert!(window.takes(COST, COST, LEAST_AIM, in_rounds, began + ROUND));
+            assert_eq!(window.takes(COST, COST, LEAST_AIM, in_rounds, began + ROUND * 2), follows, "{round_trip:?}");
+            assert!(window.takes(0, COST, LEAST_AIM, in_rounds, began + ROUND * 3), "the next round");
         }
     }
 
@@ -293,7 +298,7 @@ mod tests {
     fn it_does_not_grow_while_nobody_waits_for_room() {
         let (mut window, now) = (Window::new(), Instant::now());
         for sequence in 1..100 {
-            assert!(window.takes(0, COST, LEAST_AIM, now));
+            assert!(window.takes(0, COST, LEAST_AIM, false, now));
             window.sent(sequence, now);
             window.confirmed(LEAST_AIM, now);
         }
@@ -304,9 +309,9 @@ mod tests {
     fn a_reading_that_is_larger_than_the_window_goes_alone() {
         let (mut window, now) = (Window::new(), Instant::now());
         window.bytes = 2 * LEAST_BYTES;
-        assert!(window.takes(0, 100_000, LEAST_AIM, now) && window.is_least());
-        assert!(!window.takes(100_000, COST, LEAST_AIM, now));
-        assert!(!window.takes(COST, 100_000, LEAST_AIM, now));
-        assert!(window.takes(0, COST, LEAST_AIM, now) && !window.is_least());
+        assert!(window.takes(0, 100_000, LEAST_AIM, false, now) && window.is_least());
+        assert!(!window.takes(100_000, COST, LEAST_AIM, false, now));
+        assert!(!window.takes(COST, 100_000, LEAST_AIM, false, now));
+        assert!(window.takes(0, COST, LEAST_AIM, false, now) && !window.is_least());
     }
 }
