@@ -36,14 +36,13 @@ use toml::de::DeTable;
 
 pub(crate) use crate::settings::env::Env;
 pub(crate) use crate::settings::problems::{Problem, Problems};
-pub(crate) use crate::settings::{Broker, Identity, Listener, MqttVersion, Secret, Subscription, Tls};
 
 use crate::observe::log::check_level;
 use crate::route::Routes;
 use crate::settings::machine::{AgentKeys, BufferKeys, HttpKeys, LogKeys};
 use crate::settings::problems::{Files, Notes, Reported, Taken, quoted};
 use crate::settings::reading::Document;
-use crate::settings::{Agent, Buffer, Http, Kafka, Log, TABLES};
+use crate::settings::{Agent, Broker, Buffer, Http, Kafka, Listener, Log, TABLES};
 
 /// Everything the agent is told, checked. Each stage takes its own part by value.
 #[derive(Debug, Clone)]

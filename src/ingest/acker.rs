@@ -32,8 +32,8 @@ use super::codec::encode::{self, AckKind};
 use super::codec::reason;
 use super::receipt::{Answer, Epoch, Receipts};
 use crate::buffer::Durable;
-use crate::config::MqttVersion;
 use crate::planted::{Bug, planted};
+use crate::settings::MqttVersion;
 
 /// Writes the acknowledgements of one connection.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl Acker {
     }
 
     fn answer(&self, receipts: Receipts, out: &mut BytesMut) -> Acknowledged {
-        out.reserve(receipts.len().saturating_mul(ACK_BYTES));
+        out.reserve(receipts.len() * ACK_BYTES);
         let mut done = Acknowledged::default();
         for receipt in receipts {
             if receipt.epoch() != self.epoch && !planted(Bug::NoConnectionEpoch) {
@@ -90,7 +90,7 @@ impl Acker {
                 }
             };
             encode::ack_with_reason(out, self.version, kind, receipt.packet_id(), reason);
-            done.packets = done.packets.saturating_add(1);
+            done.packets += 1;
         }
         done
     }

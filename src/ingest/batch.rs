@@ -37,9 +37,9 @@ impl Batch {
         topics: &mut Topics,
         unreleased: &mut Unreleased,
     ) {
-        self.messages = self.messages.saturating_add(1);
+        self.messages += 1;
         let payload_bytes = u64::try_from(publish.payload_len()).unwrap_or(u64::MAX);
-        self.payload_bytes = self.payload_bytes.saturating_add(payload_bytes);
+        self.payload_bytes += payload_bytes;
         let packet_id = publish.packet_id;
         match publish.qos {
             Qos::AtMostOnce => {}
@@ -48,7 +48,7 @@ impl Batch {
                 self.answer(Receipt::new(epoch, packet_id, Answer::PubRec));
                 let digest = publish.digest();
                 if unreleased.publish(packet_id, publish.dup, digest) == Delivery::Repeat {
-                    self.repeats = self.repeats.saturating_add(1);
+                    self.repeats += 1;
                     return;
                 }
                 self.id_change(IdChange::Add(packet_id, digest));
@@ -69,7 +69,7 @@ impl Batch {
     /// A PUBLISH came that cannot be read, and would come for ever: it is answered, and its bytes are put where they can be
     /// looked at.
     pub(crate) fn flawed(&mut self, epoch: Epoch, flawed: Flawed, why: &str, arrived: Moment, topics: &mut Topics) {
-        self.messages = self.messages.saturating_add(1);
+        self.messages += 1;
         let Flawed { qos, packet_id, topic, bytes } = flawed;
         match qos {
             Qos::AtMostOnce => {}
@@ -99,7 +99,7 @@ impl Batch {
 
     /// A PUBLISH came that is not taken: it is answered in its turn, and nothing of it is stored.
     pub(crate) fn refuse(&mut self, epoch: Epoch, publish: &Publish, reason: u8) {
-        self.messages = self.messages.saturating_add(1);
+        self.messages += 1;
         match publish.qos {
             Qos::AtMostOnce => {}
             Qos::AtLeastOnce => self.answer(Receipt::new(epoch, publish.packet_id, Answer::NoPubAck(reason))),
@@ -117,7 +117,7 @@ impl Batch {
 
     /// An event that no PUBLISH brought: a will.
     pub(crate) fn event(&mut self, event: Event) {
-        self.cost_bytes = self.cost_bytes.saturating_add(event.cost_bytes());
+        self.cost_bytes += event.cost_bytes();
         self.events.push(event);
     }
 
@@ -136,7 +136,7 @@ impl Batch {
     /// Memory it will occupy until it is committed.
     #[must_use]
     pub(crate) fn cost_bytes(&self) -> usize {
-        self.cost_bytes.saturating_add(BATCH_COST_BYTES)
+        self.cost_bytes + BATCH_COST_BYTES
     }
 
     /// Takes the events out that nobody waits for an answer to, and says how many there were of each route.
@@ -147,11 +147,11 @@ impl Batch {
             if event.qos != Qos::AtMostOnce {
                 return true;
             }
-            freed = freed.saturating_add(event.cost_bytes());
+            freed += event.cost_bytes();
             count(&mut dropped, event.route, 1);
             false
         });
-        self.cost_bytes = self.cost_bytes.saturating_sub(freed);
+        self.cost_bytes -= freed;
         dropped
     }
 
@@ -168,7 +168,7 @@ impl Batch {
     }
 
     fn answer(&mut self, receipt: Receipt) {
-        self.cost_bytes = self.cost_bytes.saturating_add(RECEIPT_COST_BYTES);
+        self.cost_bytes += RECEIPT_COST_BYTES;
         self.receipts.push(receipt);
     }
 }
@@ -176,7 +176,7 @@ impl Batch {
 /// Adds to a count by route. Few routes: a list is searched faster than a map.
 pub(super) fn count(counts: &mut Vec<(RouteId, u64)>, route: RouteId, more: u64) {
     match counts.iter_mut().find(|(counted, _)| *counted == route) {
-        Some((_, n)) => *n = n.saturating_add(more),
+        Some((_, n)) => *n += more,
         None => counts.push((route, more)),
     }
 }

@@ -21,8 +21,8 @@ use super::broker::fault::{BrokerFault, NO_ANSWER};
 use super::codec::encode::EncodeError;
 use super::codec::{DecodeError, reason};
 use super::limits::{FAULT_TIMEOUT, STOP_TIMEOUT};
-use crate::config::MqttVersion;
 use crate::planted::{Bug, planted};
+use crate::settings::MqttVersion;
 
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]

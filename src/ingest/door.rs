@@ -154,7 +154,7 @@ impl Door {
 
     /// The buffer has answered a batch.
     pub(crate) fn answered(&mut self) {
-        self.outstanding = self.outstanding.saturating_sub(1);
+        self.outstanding -= 1;
     }
 
     /// Batches that the buffer has not answered yet.
@@ -171,7 +171,7 @@ impl Door {
         room: Option<Room>,
     ) -> Result<(), Stopped> {
         self.intake.store(Arrivals { events, sessions, receipt, reply: self.reply.clone(), room })?;
-        self.outstanding = self.outstanding.saturating_add(1);
+        self.outstanding += 1;
         Ok(())
     }
 

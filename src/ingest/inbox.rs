@@ -23,7 +23,7 @@ impl Inbox {
 
     /// The buffer with space for the next read (`read_buf` fills it; call [`Inbox::filled`] after).
     pub(crate) fn space(&mut self) -> &mut BytesMut {
-        let spare = self.buffer.capacity().saturating_sub(self.buffer.len());
+        let spare = self.buffer.capacity() - self.buffer.len();
         // A rest of a quarter is used up first: a new buffer a read would pin more memory than it saves calls.
         if spare < self.read_bytes / 4 {
             self.buffer.reserve(self.read_bytes);
@@ -35,7 +35,7 @@ impl Inbox {
     pub(crate) fn filled(&mut self, bytes: usize) {
         let full = self.buffer.capacity() == self.buffer.len();
         if full {
-            self.read_bytes = self.read_bytes.saturating_mul(2).min(READ_BYTES);
+            self.read_bytes = (self.read_bytes * 2).min(READ_BYTES);
         } else if bytes < self.read_bytes / 16 {
             self.read_bytes = (self.read_bytes / 2).max(MIN_READ_BYTES);
         }
@@ -48,7 +48,7 @@ impl Inbox {
 
     /// Gives back the memory that a large packet needed. Call it when a read has been decoded.
     pub(crate) fn shrink(&mut self) {
-        if self.buffer.is_empty() && self.buffer.capacity() > READ_BYTES.saturating_mul(2) {
+        if self.buffer.is_empty() && self.buffer.capacity() > READ_BYTES * 2 {
             self.buffer = BytesMut::new();
         }
     }

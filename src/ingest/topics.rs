@@ -56,8 +56,8 @@ impl Topics {
         let route = self.routes.find(topic).and_then(|index| self.route_ids.get(index).copied());
         let route = route.unwrap_or(RouteId::UNROUTED);
         if topic.len() <= MAX_CACHED_TOPIC_BYTES {
-            let cost = topic.len().saturating_add(TOPIC_COST_BYTES);
-            self.bytes = self.bytes.saturating_add(cost);
+            let cost = topic.len() + TOPIC_COST_BYTES;
+            self.bytes += cost;
             if self.bytes > self.max_bytes {
                 self.known = HashMap::new();
                 self.bytes = cost;

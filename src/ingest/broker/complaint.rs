@@ -57,7 +57,7 @@ impl Complaint {
             self.trouble = Some(Trouble { since: now, failures: 1, repeats: Repeats::said(now), known, last: reason });
             return Some(line);
         };
-        trouble.failures = trouble.failures.saturating_add(1);
+        trouble.failures += 1;
         trouble.repeats.count();
         let new = !trouble.known.contains(&reason.text) && trouble.known.len() < MAX_LOGGED_REASONS;
         if new {
@@ -104,7 +104,6 @@ fn began(wall_ms: i64, lasted: Duration) -> String {
 }
 
 #[cfg(test)]
-#[expect(clippy::arithmetic_side_effects, reason = "small numbers in tests")]
 mod tests {
     use super::*;
     use crate::ingest::broker::fault::BrokerFault;

@@ -4,8 +4,8 @@ use std::io;
 
 use super::distrust::Distrust;
 use super::trust::Unusable;
-use crate::config::MqttVersion;
 use crate::ingest::codec::reason;
+use crate::settings::MqttVersion;
 
 /// Why a link to a broker failed.
 #[derive(Debug, thiserror::Error)]

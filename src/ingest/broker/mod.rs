@@ -36,10 +36,9 @@ mod trust;
 mod version;
 
 #[cfg(test)]
-#[expect(clippy::arithmetic_side_effects, clippy::wildcard_enum_match_arm, reason = "a test may panic")]
+#[expect(clippy::wildcard_enum_match_arm, reason = "a test may panic")]
 mod model_tests;
 #[cfg(test)]
-#[expect(clippy::arithmetic_side_effects, reason = "a test may panic")]
 mod tests;
 
 pub(crate) use self::task::{Kept, run};

@@ -11,11 +11,11 @@ use super::session::Session;
 use super::tests::{connack, publish, pubrel, settings};
 use crate::buffer::{IdChange, StoredSession};
 use crate::clock::Moment;
-use crate::config::MqttVersion;
 use crate::ingest::batch::Batch;
 use crate::ingest::close::Close;
 use crate::ingest::codec::{self, Packet};
 use crate::ingest::topics::Topics;
+use crate::settings::MqttVersion;
 
 #[derive(Debug, Clone, Copy)]
 enum Step {

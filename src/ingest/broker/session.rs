@@ -25,7 +25,6 @@ use super::subscriptions::{Stray, Subscriptions};
 use super::version::Version;
 use crate::buffer::{Durable, IdChange, StoredSession};
 use crate::clock::Moment;
-use crate::config::{Broker, MqttVersion};
 use crate::event::{MAX_USER_PROPERTIES, Qos};
 use crate::ingest::acker::{Acker, Acknowledged};
 use crate::ingest::batch::Batch;
@@ -37,6 +36,7 @@ use crate::ingest::receipt::{Epoch, Receipts};
 use crate::ingest::topics::Topics;
 use crate::ingest::unreleased::Unreleased;
 use crate::planted::{Bug, planted};
+use crate::settings::{Broker, MqttVersion};
 
 /// Where the session stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,6 +230,7 @@ impl Session {
     fn is_hopeless(&mut self, flawed: &Flawed) -> bool {
         let digest = flawed.digest();
         let times = match self.flawed {
+            // More often than is told apart is as good as for ever.
             Some((known, times)) if known == digest => times.saturating_add(1),
             Some(_) | None => 1,
         };
@@ -378,7 +379,7 @@ impl Session {
             return Err(self.refused(ack));
         }
         self.version.accepted(now);
-        self.counts.connects = self.counts.connects.saturating_add(1);
+        self.counts.connects += 1;
         let keepalive_s = ack.server_keepalive_s.unwrap_or(whole_seconds(self.settings.keepalive, u16::MAX));
         self.keepalive = (keepalive_s > 0).then(|| Duration::from_secs(u64::from(keepalive_s)));
         self.see_expiry(&ack);
@@ -387,7 +388,7 @@ impl Session {
         }
         if self.must_forget {
             let lost = u64::try_from(self.unreleased.len()).unwrap_or(u64::MAX);
-            self.counts.unreleased_lost = self.counts.unreleased_lost.saturating_add(lost);
+            self.counts.unreleased_lost += lost;
             self.unreleased.clear();
             // Our side has no expiry of its own: the broker decides whether the session still exists.
             self.batch.session(self.acker.epoch(), [IdChange::Forget, IdChange::Keep(u32::MAX)]);
@@ -405,7 +406,7 @@ impl Session {
         if matches!(ack.reason, 1 | reason::UNSUPPORTED_PROTOCOL_VERSION) && self.version.refused() {
             return BrokerFault::OtherVersion { refused, next: self.version() }.into();
         }
-        self.counts.refusals = self.counts.refusals.saturating_add(1);
+        self.counts.refusals += 1;
         BrokerFault::Refused { code: ack.reason, words: ack.reason_string }.into()
     }
 
@@ -472,7 +473,7 @@ impl Session {
 
     fn subscribed(&mut self, now: Instant, packet_id: u16, codes: &[u8]) -> Result<(), Close> {
         let refused = self.subscriptions.answer(packet_id, codes).map_err(|Stray| BrokerFault::StraySubAck)?;
-        self.counts.refusals = self.counts.refusals.saturating_add(refused);
+        self.counts.refusals += refused;
         if self.state == State::Subscribing && !self.subscriptions.waiting() {
             self.say_whose_promise_it_is();
             self.go(State::Online, now);

@@ -15,10 +15,10 @@ use bytes::BytesMut;
 use tracing::{info, warn};
 
 use crate::buffer::IdChange;
-use crate::config::{MqttVersion, Subscription};
 use crate::ingest::codec::encode::{self, EncodeError};
 use crate::ingest::codec::reason;
 use crate::ingest::limits::MAX_FILTERS_A_PACKET;
+use crate::settings::{MqttVersion, Subscription};
 
 /// All filters of one `[[mqtt]]` table.
 #[derive(Debug)]
@@ -182,7 +182,7 @@ impl Subscriptions {
             let Some(wanted) = self.wanted.get_mut(*index) else { continue };
             wanted.standing = if code < 0x80 { Standing::Granted } else { Standing::Refused };
             if code >= 0x80 {
-                refused = refused.saturating_add(1);
+                refused += 1;
             }
             if wanted.said.replace(code) != Some(code) {
                 say(&self.broker, &wanted.subscription, code);

@@ -15,8 +15,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
-use crate::config::{Identity, Tls};
 use crate::ingest::limits::MAX_PEM_BYTES;
+use crate::settings::{Identity, Tls};
 
 /// Where distributions keep the bundle: Debian, Alpine and Arch; Fedora; openSUSE; Alpine and the BSDs.
 const SYSTEM_BUNDLES: [&str; 4] = [
@@ -139,7 +139,7 @@ fn authorities(path: &Path) -> Result<(RootCertStore, usize), String> {
     for certificate in CertificateDer::pem_slice_iter(&text) {
         let taken = certificate.is_ok_and(|certificate| roots.add(certificate).is_ok());
         if !taken {
-            passed_over = passed_over.saturating_add(1);
+            passed_over += 1;
         }
     }
     match (roots.is_empty(), passed_over) {
@@ -202,7 +202,7 @@ fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
     }
     let mut text = Vec::new();
     let file = File::open(path).map_err(unreadable)?;
-    let bytes = file.take(MAX_PEM_BYTES.saturating_add(1)).read_to_end(&mut text).map_err(unreadable)?;
+    let bytes = file.take(MAX_PEM_BYTES + 1).read_to_end(&mut text).map_err(unreadable)?;
     if u64::try_from(bytes).unwrap_or(u64::MAX) > MAX_PEM_BYTES {
         return Err(format!("{}: more than {MAX_PEM_BYTES} bytes", path.display()));
     }

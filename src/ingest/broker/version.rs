@@ -7,8 +7,8 @@
 
 use std::time::Instant;
 
-use crate::config::MqttVersion;
 use crate::ingest::limits::{FALLBACK_TIME, MAX_WORDLESS_CLOSES};
+use crate::settings::MqttVersion;
 
 /// The choice for one broker.
 #[derive(Debug)]
@@ -61,6 +61,7 @@ impl Version {
         if self.wanted == MqttVersion::V311 || self.accepted.is_some() {
             return;
         }
+        // From the bound on it is as good as for ever.
         self.wordless = self.wordless.saturating_add(1);
         if self.current == MqttVersion::V311 || self.wordless >= MAX_WORDLESS_CLOSES {
             self.change();

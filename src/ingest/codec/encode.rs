@@ -8,8 +8,8 @@ use rumqttc::mqttbytes::{self as v4, v4 as v4packets};
 use rumqttc::v5::mqttbytes::{self as v5, v5 as v5packets};
 
 use super::{frame, reason};
-use crate::config::{MqttVersion, Secret, Subscription};
 use crate::event::Qos;
+use crate::settings::{MqttVersion, Secret, Subscription};
 
 /// A packet could not be written: a string or the whole is longer than MQTT can say.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -296,12 +296,12 @@ pub(crate) fn suback(out: &mut BytesMut, version: MqttVersion, packet_id: u16, c
     out.put_u8(frame::SUBACK << 4);
     match version {
         MqttVersion::V311 => {
-            put_length(out, codes.len().saturating_add(2));
+            put_length(out, codes.len() + 2);
             out.put_u16(packet_id);
             out.extend(codes.iter().map(|code| if *code < 0x80 { *code } else { 0x80 }));
         }
         MqttVersion::V5 => {
-            put_length(out, codes.len().saturating_add(3));
+            put_length(out, codes.len() + 3);
             out.put_u16(packet_id);
             out.put_u8(0);
             out.extend_from_slice(codes);
@@ -318,7 +318,7 @@ pub(crate) fn unsuback(out: &mut BytesMut, version: MqttVersion, packet_id: u16,
             out.put_u16(packet_id);
         }
         MqttVersion::V5 => {
-            put_length(out, filters.saturating_add(3));
+            put_length(out, filters + 3);
             out.put_u16(packet_id);
             out.put_u8(0);
             out.put_bytes(code, filters);

@@ -32,8 +32,8 @@ impl Frame {
         let Some((&first, rest)) = buffer.split_first() else { return Ok(None) };
         check_flags(first)?;
         let Some((remaining, length_bytes)) = remaining_length(rest)? else { return Ok(None) };
-        let header = length_bytes.saturating_add(1);
-        let total = header.saturating_add(remaining);
+        let header = length_bytes + 1;
+        let total = header + remaining;
         if u32::try_from(total).map_or(true, |total| total > max_bytes) {
             return Err(DecodeError::TooLarge { bytes: total, max: max_bytes });
         }
@@ -86,7 +86,7 @@ pub(super) fn beginning_of_publish(bytes: &[u8]) -> Option<(Frame, usize)> {
 pub(super) fn announced(bytes: &[u8]) -> Option<usize> {
     let (_, rest) = bytes.split_first()?;
     let (remaining, length_bytes) = remaining_length(rest).ok()??;
-    Some(remaining.saturating_add(length_bytes).saturating_add(1))
+    Some(remaining + length_bytes + 1)
 }
 
 /// The variable byte integer and how many bytes it takes; `None` when it is not complete.
@@ -94,9 +94,9 @@ fn remaining_length(bytes: &[u8]) -> Result<Option<(usize, usize)>, DecodeError>
     let mut value = 0_usize;
     for (position, byte) in bytes.iter().take(4).enumerate() {
         // At most 28 bits: position is 0 to 3.
-        value |= usize::from(byte & 0x7f) << position.saturating_mul(7);
+        value |= usize::from(byte & 0x7f) << (position * 7);
         if byte & 0x80 == 0 {
-            return Ok(Some((value, position.saturating_add(1))));
+            return Ok(Some((value, position + 1)));
         }
     }
     if bytes.len() >= 4 { Err(DecodeError::Malformed("remaining length of more than 4 bytes")) } else { Ok(None) }

@@ -38,8 +38,8 @@ pub(crate) use self::flawed::Flawed;
 use self::frame::Frame;
 pub(crate) use self::packets::{Ack, ConnAck, Connect, Disconnect, Subscribe, SubscribeFilter, Unsubscribe, Will};
 pub(crate) use self::publish::Publish;
-use crate::config::MqttVersion;
 use crate::event::MAX_USER_PROPERTIES;
+use crate::settings::MqttVersion;
 
 /// A packet as received.
 #[derive(Debug, Clone, PartialEq, Eq)]

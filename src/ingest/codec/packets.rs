@@ -9,8 +9,8 @@ use super::frame::Frame;
 use super::properties::{self, Place, Property};
 use super::reader::Reader;
 use super::{DecodeError, Packet, reason};
-use crate::config::{MqttVersion, Secret};
 use crate::event::{MAX_USER_PROPERTIES, Properties, Qos, Sender};
+use crate::settings::{MqttVersion, Secret};
 
 /// CONNECT.
 #[derive(Clone, PartialEq, Eq)]
@@ -78,9 +78,8 @@ impl Will {
     #[must_use]
     pub(crate) fn cost_bytes(&self) -> usize {
         // Itself twice: it stands in a map, which doubles.
-        let fixed =
-            size_of::<Self>().saturating_mul(2).saturating_add(self.topic.len()).saturating_add(self.payload.len());
-        fixed.saturating_add(self.properties.as_ref().map_or(0, |properties| properties.cost_bytes()))
+        let fixed = size_of::<Self>() * 2 + self.topic.len() + self.payload.len();
+        fixed + self.properties.as_ref().map_or(0, |properties| properties.cost_bytes())
     }
 }
 
@@ -381,7 +380,7 @@ impl Unsubscribe {
         let mut filters = 0_usize;
         while !reader.is_empty() {
             reader.string()?;
-            filters = filters.saturating_add(1);
+            filters += 1;
         }
         if filters == 0 {
             return Err(DecodeError::Protocol("UNSUBSCRIBE without a filter"));

@@ -8,10 +8,10 @@ use super::DecodeError;
 use super::frame::Frame;
 use super::properties::{self, Place, Property};
 use super::reader::Reader;
-use crate::config::MqttVersion;
 use crate::event::{MAX_USER_PROPERTIES, Properties, Qos};
 use crate::ingest::limits::OWN_BUFFER_BYTES;
 use crate::planted::{Bug, planted};
+use crate::settings::MqttVersion;
 
 /// A message as received.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +63,8 @@ impl Publish {
 
     /// Keeps the first bytes of the payload, of which `missing` are not here.
     pub(super) fn keep(&mut self, most: usize, missing: usize) {
-        self.whole_bytes = u32::try_from(self.payload_len().saturating_add(missing)).ok();
-        self.bytes.truncate(self.payload_at.saturating_add(most));
+        self.whole_bytes = u32::try_from(self.payload_len() + missing).ok();
+        self.bytes.truncate(self.payload_at + most);
     }
 
     /// The topic that its alias stands for.
@@ -75,7 +75,7 @@ impl Publish {
     /// Length of the application message.
     #[must_use]
     pub(crate) fn payload_len(&self) -> usize {
-        self.bytes.len().saturating_sub(self.payload_at)
+        self.bytes.len() - self.payload_at
     }
 
     /// Of topic and payload: tells one message from another under the same packet id. What else is in the packet may
@@ -117,7 +117,7 @@ impl Publish {
         if topic_len == 0 && alias.is_none() {
             return Err(DecodeError::Protocol("PUBLISH without a topic"));
         }
-        let payload_at = from_topic.saturating_sub(reader.remaining());
+        let payload_at = from_topic - reader.remaining();
         bytes.advance(2);
         Ok(Self {
             dup: flags & 0b1000 != 0,
@@ -178,7 +178,7 @@ fn read_properties(reader: &mut Reader<'_>) -> Result<Read, DecodeError> {
             if user.len() < MAX_USER_PROPERTIES {
                 user.push((name.into(), value.into()));
             } else {
-                cut = cut.saturating_add(1);
+                cut += 1;
             }
         }
         Property::TopicAlias(number) => alias = Some(number),

@@ -7,8 +7,8 @@ use rumqttc::v5::mqttbytes::{self as r5, v5 as r5p};
 
 use super::encode::{self, AckKind, Grants, Hello};
 use super::*;
-use crate::config::{Secret, Subscription};
 use crate::event::Qos;
+use crate::settings::{Secret, Subscription};
 
 const MAX: u32 = 1 << 20;
 const BOTH: [MqttVersion; 2] = [MqttVersion::V311, MqttVersion::V5];

@@ -38,12 +38,12 @@ impl Aliases {
             return Ok(());
         }
         if self.names.len() <= place {
-            self.names.resize(place.saturating_add(1), None);
+            self.names.resize(place + 1, None);
         }
         let Some(slot) = self.names.get_mut(place) else { return Ok(()) };
         let before = slot.as_ref().map_or(0, |name| name.len());
         // custody rule 5: a client may name topics of 64 KiB.
-        let bytes = self.bytes.saturating_sub(before).saturating_add(publish.topic().len());
+        let bytes = self.bytes - before + publish.topic().len();
         if bytes > MAX_ALIAS_BYTES {
             let detail = format!("the topics behind them have {bytes} bytes; at most {MAX_ALIAS_BYTES} are remembered");
             return Err(Close::broke(reason::QUOTA_EXCEEDED, "client's topic aliases take too much memory", detail));

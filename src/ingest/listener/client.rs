@@ -115,7 +115,7 @@ impl<'a> Client<'a> {
         let announced = self.session.announced_bytes();
         self.session.expect(announced);
         let seconds = u32::try_from(announced).unwrap_or(u32::MAX) / SLOWEST_BYTES_PER_S;
-        let time = PACKET_PAUSE.saturating_add(Duration::from_secs(seconds.into()));
+        let time = PACKET_PAUSE + Duration::from_secs(seconds.into());
         let now = Instant::now();
         let by = now.checked_add(time).unwrap_or(now);
         Assembly::Granted { packet: self.session.packet_number(), by, _until_complete: permit }

@@ -88,7 +88,7 @@ impl Gate {
     pub(super) fn passed(&mut self, connection: ConnectionId) {
         let Some(Stranger { origin, go, .. }) = self.strangers.remove(&connection) else { return };
         if go.is_none() {
-            self.going = self.going.saturating_sub(1);
+            self.going -= 1;
             return;
         }
         self.unlist(connection, origin);
@@ -104,13 +104,13 @@ impl Gate {
     pub(super) fn make_room(&mut self, newcomer: Origin) -> bool {
         let share = |(origin, strangers): &(&Origin, &VecDeque<ConnectionId>)| {
             let its_own = **origin == newcomer;
-            (strangers.len().saturating_add(usize::from(its_own)), its_own)
+            (strangers.len() + usize::from(its_own), its_own)
         };
         let Some(origin) = self.by_origin.iter().max_by_key(share).map(|(origin, _)| *origin) else { return false };
         let Some(connection) = self.least_promising(origin) else { return false };
         self.unlist(connection, origin);
         if let Some(go) = self.strangers.get_mut(&connection).and_then(|stranger| stranger.go.take()) {
-            self.going = self.going.saturating_add(1);
+            self.going += 1;
             if go.send(()).is_err() {
                 tracing::trace!(connection, "a stranger is already going");
             }

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::terms::Terms;
-use crate::config::MqttVersion;
 use crate::ingest::close::{Close, Peer};
 use crate::ingest::codec::encode::{self, Grants};
 use crate::ingest::codec::{self, Connect, DecodeError, Will, reason};
 use crate::ingest::limits::{MAX_CLIENT_ID_BYTES, MAX_CONNECT_BYTES};
+use crate::settings::MqttVersion;
 
 /// A connection that has not said who it is.
 #[derive(Debug)]
@@ -216,7 +216,7 @@ fn another_protocol(input: &[u8]) -> Option<Close> {
 /// The version of a CONNECT that may be damaged further on, so that its client can be told. No more than a glance.
 fn spoken_version(input: &[u8]) -> Option<MqttVersion> {
     let (_, rest) = input.split_first()?;
-    let length_bytes = rest.iter().take(4).take_while(|byte| **byte & 0x80 != 0).count().saturating_add(1);
+    let length_bytes = rest.iter().take(4).take_while(|byte| **byte & 0x80 != 0).count() + 1;
     match rest.get(length_bytes..)? {
         [0, 4, b'M', b'Q', b'T', b'T', 5, ..] => Some(MqttVersion::V5),
         [0, 4, b'M', b'Q', b'T', b'T', 4, ..] | [0, 6, b'M', b'Q', b'I', b's', b'd', b'p', 3, ..] => {

@@ -55,7 +55,7 @@ mod remarks;
 mod session;
 mod terms;
 #[cfg(test)]
-#[expect(clippy::wildcard_enum_match_arm, clippy::arithmetic_side_effects, reason = "a test that meets them fails")]
+#[expect(clippy::wildcard_enum_match_arm, reason = "a test that meets them fails")]
 mod tests;
 mod users;
 
@@ -78,7 +78,6 @@ use self::session::event;
 use self::users::{Users, UsersFile};
 pub(crate) use self::users::{UsersError, check_users_file};
 use crate::buffer::{Arrivals, SessionChange, Stopped, StoredSession};
-use crate::config::Listener;
 use crate::ingest::batch::Batch;
 use crate::ingest::close::Kind;
 use crate::ingest::codec::Will;
@@ -89,6 +88,7 @@ use crate::ingest::limits::{
 };
 use crate::ingest::status::LinkStatus;
 use crate::observe::pulse::Pulse;
+use crate::settings::Listener;
 use crate::stop::Stop;
 
 /// A `[[listen]]` table cannot be served.
@@ -201,7 +201,7 @@ pub(crate) async fn run(
         shared: Arc::new(shared),
         connections: JoinSet::new(),
         wills: JoinSet::new(),
-        max_sockets: settings.max_connections.saturating_add(SPARE_SOCKETS),
+        max_sockets: settings.max_connections + SPARE_SOCKETS,
         last_id: 0,
         address,
         exhausted: false,

@@ -261,9 +261,9 @@ impl Registry {
                 return (Vec::new(), will.map(|(will, _)| will).into_iter().collect());
             }
         };
-        self.connected = self.connected.saturating_sub(1);
+        self.connected -= 1;
         if connected.gives_way {
-            self.giving_way = self.giving_way.saturating_sub(1);
+            self.giving_way -= 1;
         } else {
             self.give_back(connected.origin);
         }
@@ -277,7 +277,7 @@ impl Registry {
         });
         if expiry_s > 0 || memory.stale {
             let will = will.and_then(|(will, delay)| {
-                let bytes = self.waiting_will_bytes.saturating_add(will.cost_bytes());
+                let bytes = self.waiting_will_bytes + will.cost_bytes();
                 let delay = delay.min(MAX_WILL_DELAY);
                 match now.instant.checked_add(delay) {
                     Some(due) if bytes <= MAX_WAITING_WILL_BYTES => {
@@ -347,7 +347,7 @@ impl Registry {
         if self.share(origin) >= self.max_per_origin {
             return Some(Answer::Crowded);
         }
-        let full = self.connected.saturating_sub(self.giving_way) >= self.max_connections;
+        let full = self.connected - self.giving_way >= self.max_connections;
         if full && !self.make_room(origin) { Some(Answer::Busy) } else { None }
     }
 
@@ -357,7 +357,7 @@ impl Registry {
         let Some((&most, &share)) = self.shares.iter().max_by_key(|(origin, share)| (**share, **origin)) else {
             return false;
         };
-        if share < self.share(newcomer).saturating_add(2) || self.giving_way >= GOING_SOCKETS {
+        if share < self.share(newcomer) + 2 || self.giving_way >= GOING_SOCKETS {
             return false;
         }
         let of_most = self.clients.values_mut().filter_map(|client| match client {
@@ -367,7 +367,7 @@ impl Registry {
         let Some(newest) = of_most.max_by_key(|connected| connected.connection) else { return false };
         newest.displace(Displaced::ByAnother);
         newest.gives_way = true;
-        self.giving_way = self.giving_way.saturating_add(1);
+        self.giving_way += 1;
         self.give_back(most);
         true
     }
@@ -377,7 +377,7 @@ impl Registry {
     }
 
     fn give_back(&mut self, origin: Origin) {
-        let share = self.share(origin).saturating_sub(1);
+        let share = self.share(origin) - 1;
         if share == 0 {
             self.shares.remove(&origin);
         } else {
@@ -390,7 +390,7 @@ impl Registry {
     fn not_too_often(&mut self, client: &Arc<str>, will: Will, now: Instant) -> Option<Will> {
         self.said.retain(|_, then| now.saturating_duration_since(*then) < WILL_PAUSE);
         let due = self.said.get(client).and_then(|then| then.checked_add(WILL_PAUSE));
-        let bytes = self.waiting_will_bytes.saturating_add(will.cost_bytes());
+        let bytes = self.waiting_will_bytes + will.cost_bytes();
         match due {
             Some(due) if bytes <= MAX_WAITING_WILL_BYTES => {
                 self.waiting_will_bytes = bytes;
@@ -411,7 +411,7 @@ impl Registry {
     fn enter(&mut self, claim: Claim, before: Option<Away>, now: Now) -> Option<Will> {
         let Claim { connection, origin, client, resume, answer } = claim;
         if let Some((will, _)) = self.held_back.remove(&client) {
-            self.waiting_will_bytes = self.waiting_will_bytes.saturating_sub(will.cost_bytes());
+            self.waiting_will_bytes -= will.cost_bytes();
         }
         let (mut memory, mut present, mut overdue) = (Memory::default(), false, None);
         if let Some(mut away) = before {
@@ -429,9 +429,9 @@ impl Registry {
         let (displace, displaced) = oneshot::channel();
         match answer.send(Answer::Enter(Box::new(Entry { lent: Lent { memory, present }, displaced }))) {
             Ok(()) => {
-                self.connected = self.connected.saturating_add(1);
+                self.connected += 1;
                 let share = self.shares.entry(origin).or_default();
-                *share = share.saturating_add(1);
+                *share += 1;
                 let displace = Some(displace);
                 let connected = Connected { connection, origin, displace, gives_way: false, next: None };
                 self.clients.insert(client, Client::Connected(connected));
@@ -482,7 +482,7 @@ impl Registry {
 
     fn lost(&mut self, memory: &Memory) {
         let count = u64::try_from(memory.unreleased.len()).unwrap_or(u64::MAX);
-        self.unreleased_lost = self.unreleased_lost.saturating_add(count);
+        self.unreleased_lost += count;
     }
 
     fn take_wills(&mut self, mut which: impl FnMut(&Will, Instant) -> bool) -> Vec<Will> {
@@ -491,12 +491,12 @@ impl Registry {
             if let Client::Away(away) = client
                 && let Some((will, _)) = away.will.take_if(|(will, due)| which(will, *due))
             {
-                self.waiting_will_bytes = self.waiting_will_bytes.saturating_sub(will.cost_bytes());
+                self.waiting_will_bytes -= will.cost_bytes();
                 taken.push(will);
             }
         }
         for (client, (will, _)) in self.held_back.extract_if(|_, (will, due)| which(will, *due)) {
-            self.waiting_will_bytes = self.waiting_will_bytes.saturating_sub(will.cost_bytes());
+            self.waiting_will_bytes -= will.cost_bytes();
             self.said.insert(client, Instant::now());
             taken.push(will);
         }
@@ -505,7 +505,7 @@ impl Registry {
 
     fn take_will(&mut self, away: &mut Away) -> Option<Will> {
         let (will, _) = away.will.take()?;
-        self.waiting_will_bytes = self.waiting_will_bytes.saturating_sub(will.cost_bytes());
+        self.waiting_will_bytes -= will.cost_bytes();
         Some(will)
     }
 }

@@ -48,7 +48,7 @@ impl Remarks {
     pub(super) fn add(&mut self, remark: Remark, times: usize) {
         let times = u64::try_from(times).unwrap_or(u64::MAX);
         match self.0.iter_mut().find(|(known, _)| *known == remark) {
-            Some((_, count)) => *count = count.saturating_add(times),
+            Some((_, count)) => *count += times,
             None => self.0.push((remark, times)),
         }
     }

@@ -33,7 +33,6 @@ use super::registry::{Lent, Now};
 use super::remarks::{Remark, Remarks};
 use super::terms::{Terms, patience};
 use crate::buffer::{Durable, IdChange};
-use crate::config::MqttVersion;
 use crate::event::{Event, MAX_USER_PROPERTIES, Qos};
 use crate::ingest::acker::{Acker, Acknowledged};
 use crate::ingest::batch::Batch;
@@ -45,6 +44,7 @@ use crate::ingest::limits::{
 };
 use crate::ingest::receipt::{Epoch, Receipts};
 use crate::ingest::topics::Topics;
+use crate::settings::MqttVersion;
 
 /// See the drawing above.
 #[derive(Debug)]
@@ -153,7 +153,7 @@ impl Session {
 
     /// So many bytes came in.
     pub(super) fn received(&mut self, bytes: usize, now: Now) {
-        self.since_heard = self.since_heard.saturating_add(bytes);
+        self.since_heard += bytes;
         if self.since_heard >= SIGN_OF_LIFE_BYTES {
             self.hear(now);
         }
@@ -405,7 +405,7 @@ impl Session {
         let Some((_, left)) = &mut self.oversized else { return Ok(None) };
         let passed = (*left).min(self.input.len());
         self.input.advance(passed);
-        *left = left.saturating_sub(passed);
+        *left -= passed;
         if *left > 0 {
             return Ok(None);
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::Listener;
+use crate::settings::Listener;
 
 /// The same for all clients of a listener.
 #[derive(Debug, Clone)]
@@ -33,5 +33,5 @@ impl From<&Listener> for Terms {
 
 /// The standard allows a client one and a half times its keepalive of silence.
 pub(super) fn patience(keepalive_s: u16) -> Duration {
-    Duration::from_millis(u64::from(keepalive_s).saturating_mul(1500))
+    Duration::from_millis(u64::from(keepalive_s) * 1500)
 }

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use super::super::session::Session;
 use super::{Bench, V5, V311, connack, puback, pubcomp, publish, pubrec, pubrel, settings};
 use crate::buffer::{PacketIds, StoredSession};
-use crate::config::Broker;
 use crate::event::MAX_USER_PROPERTIES;
 use crate::ingest::close::{Close, Peer};
 use crate::ingest::codec::{DecodeError, reason};
 use crate::ingest::topics::Topics;
+use crate::settings::Broker;
 
 #[test]
 fn every_qos_is_taken_and_answered_only_after_its_commit() {

@@ -2,8 +2,8 @@
 
 use bytes::{BufMut, BytesMut};
 
-use crate::config::MqttVersion;
 use crate::ingest::codec::{self, Packet};
+use crate::settings::MqttVersion;
 
 pub(super) const V5: MqttVersion = MqttVersion::V5;
 pub(super) const V311: MqttVersion = MqttVersion::V311;

@@ -6,10 +6,10 @@ use super::super::handshake::{Handshake, Progress};
 use super::super::terms::Terms;
 use super::client::{Connect, V5, V311, connect, packet, packets, pingreq, publish};
 use super::{admitted, terms};
-use crate::config::MqttVersion;
 use crate::ingest::close::{Close, Kind};
 use crate::ingest::codec::Packet;
 use crate::ingest::limits::{MAX_CLIENT_ID_BYTES, MAX_CONNECT_BYTES};
+use crate::settings::MqttVersion;
 
 fn refused(bytes: &[u8], terms: &Terms) -> (Bytes, Close) {
     match Handshake::new().received(bytes, terms) {

@@ -18,12 +18,12 @@ use super::session::{Last, Session, event};
 use super::terms::Terms;
 use crate::buffer::IdChange;
 use crate::clock::Clock;
-use crate::config::MqttVersion;
 use crate::event::Event;
 use crate::ingest::close::Close;
 use crate::ingest::codec::{Packet, Will};
 use crate::ingest::receipt::Receipts;
 use crate::ingest::topics::Topics;
+use crate::settings::MqttVersion;
 
 const MAX_PACKET: u32 = 4000;
 const RECEIVE_MAXIMUM: u16 = 4;

@@ -131,7 +131,7 @@ impl UsersFile {
         let file = File::open(&self.path).map_err(failed)?;
         let stamp = Stamp::from(&file.metadata().map_err(failed)?);
         let mut text = String::new();
-        let bytes = file.take(MAX_USERS_FILE_BYTES.saturating_add(1)).read_to_string(&mut text).map_err(failed)?;
+        let bytes = file.take(MAX_USERS_FILE_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
         if u64::try_from(bytes).is_ok_and(|bytes| bytes > MAX_USERS_FILE_BYTES) {
             return Err(failed(io::Error::other(format!("longer than {MAX_USERS_FILE_BYTES} bytes"))));
         }

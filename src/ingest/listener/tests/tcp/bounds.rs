@@ -10,9 +10,9 @@ use tokio::time::{sleep, timeout};
 
 use super::super::client::{Connect, V5, V311, connect, disconnect, publish, publish_to};
 use super::{Client, PATIENCE, Site, settings};
-use crate::config::Listener;
 use crate::ingest::codec::Packet;
 use crate::ingest::limits::{PACKET_PAUSE, SPARE_SOCKETS, TICK};
+use crate::settings::Listener;
 
 #[tokio::test]
 async fn whoever_comes_above_max_connections_is_told_so_and_an_old_client_gets_back_in() {

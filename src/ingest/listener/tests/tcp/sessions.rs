@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::super::super::bind;
 use super::super::client::{V5, V311, connect, disconnect, pingreq, publish, pubrel, subscribe};
 use super::{Client, Site, settings};
-use crate::config::{Listener, MqttVersion};
 use crate::ingest::codec::Packet;
+use crate::settings::{Listener, MqttVersion};
 
 #[tokio::test]
 async fn every_qos_of_both_versions_comes_into_the_buffer_and_is_acknowledged() {
