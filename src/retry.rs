@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// First wait after a failure. Short enough that a broker restart is hardly noticed.
-pub(crate) const FIRST_WAIT: Duration = Duration::from_millis(250);
+const FIRST_WAIT: Duration = Duration::from_millis(250);
 
 /// Longest wait. 5,000 gateways at 30 s are 170 connection attempts a second at the centre, which a broker bears.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(30);

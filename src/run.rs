@@ -37,17 +37,17 @@ use crate::ingest::listener::{self, ListenError};
 use crate::ingest::status::LinkStatus;
 use crate::observe::pulse::Pulse;
 use crate::observe::status::Sources;
-use crate::observe::{self, http, systemd};
+use crate::observe::{self, http, systemd, watchdog};
 use crate::planted::{Bug, planted};
 use crate::settings::{self, Delivery};
 use crate::stop::{self, Stopper};
 
 /// Ingest has this long to commit and acknowledge what it has read. With [`FORWARD_TIME`] and the buffer's last commit
 /// it stays below the 10 s that are promised for SIGTERM.
-pub(crate) const INGEST_TIME: Duration = Duration::from_secs(4);
+const INGEST_TIME: Duration = Duration::from_secs(4);
 
 /// Forward has this long to hear from Kafka about what is in flight, and the buffer to close behind it.
-pub(crate) const FORWARD_TIME: Duration = Duration::from_secs(5);
+const FORWARD_TIME: Duration = Duration::from_secs(5);
 
 /// A file that is damaged again so soon after it was rebuilt lies on a card that is dying: the process ends, and whoever
 /// starts it again waits ever longer.
@@ -277,7 +277,7 @@ impl Stages {
         });
         let (stop_observers, stop) = stop::pair();
         let mut observers = JoinSet::new();
-        observers.spawn(systemd::attend(Arc::clone(&sources), stop.clone()));
+        observers.spawn(watchdog::attend(Arc::clone(&sources), stop.clone()));
         observers.spawn(observe::clock::watch(Arc::clone(&sources), stop.clone()));
         if let Some(page) = page {
             observers.spawn(http::serve(page, Arc::clone(&sources), stop));
@@ -414,5 +414,16 @@ impl Signals {
                 _ = self.hangup.recv() => info!("SIGHUP is reserved and does nothing; restart to read the configuration again"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::limits::WHOLE_STOP_TIMEOUT;
+
+    #[test]
+    fn every_connection_stops_within_the_time_of_ingest() {
+        assert!(WHOLE_STOP_TIMEOUT < INGEST_TIME);
     }
 }

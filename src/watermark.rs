@@ -78,7 +78,7 @@ const VERSION: u64 = 1;
 pub(crate) const MORE_TOPICS: &str = "*";
 
 /// The longest reason that is written: a sentence with Kafka's words in it. What is longer is cut.
-pub(crate) const MAX_REASON_BYTES: usize = 512;
+const MAX_REASON_BYTES: usize = 512;
 
 /// A number that a process draws at its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

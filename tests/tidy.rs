@@ -12,6 +12,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+#[path = "tidy/imports.rs"]
+mod imports;
+
+use imports::{Product, circles};
+
 /// Long enough for one subject; a longer file is two. 450 would be better.
 const LONGEST_FILE: usize = 660;
 
@@ -60,6 +65,85 @@ fn imports_follow_the_data() {
             }
         }
     }
+}
+
+/// Where circles and twins are being mended at this moment. Empty when that is done.
+const STILL_MENDED: [&str; 1] = ["src/ingest"];
+
+fn is_still_mended(path: &Path) -> bool {
+    STILL_MENDED.iter().any(|place| path.starts_with(place))
+}
+
+/// A circle of any size is one file in pieces: none of them can be read, tested or moved alone. `tests/tidy/imports.rs` says
+/// what counts.
+#[test]
+fn no_imports_go_in_a_circle() {
+    let product = Product::new(&all_sources(&["src"]));
+    let edges = product.edges();
+    assert!(edges.len() > 500, "only {} imports found: is the search broken?", edges.len());
+    let mut found = circles(&edges);
+    found.retain(|(from, to), _| !is_still_mended(from) || !is_still_mended(to));
+    let lines: Vec<String> = found
+        .iter()
+        .map(|((from, to), names)| format!("{} names {names:?} of {}", from.display(), to.display()))
+        .collect();
+    assert!(lines.is_empty(), "imports in a circle:\n{}", lines.join("\n"));
+}
+
+#[test]
+fn a_circle_of_imports_is_seen_through_re_exports_and_not_where_only_tests_make_it() {
+    let files = |one: &str, two: &str| {
+        let own = [
+            ("src/lib.rs", "mod a; mod b; mod c;"),
+            ("src/a/mod.rs", "mod one; pub(crate) use one::{One, one}; // crate::b::Two\n"),
+            ("src/a/one.rs", one),
+            ("src/b.rs", two),
+            ("src/c.rs", "use crate::a::One; use crate::b; fn c(_: One) -> b::Two { b::two() }"),
+        ];
+        let own = own.into_iter().map(|(path, source)| (PathBuf::from(path), source.to_owned())).collect();
+        circles(&Product::new(&own).edges()).into_keys().map(|(from, _)| from).collect::<Vec<_>>()
+    };
+    let one = "pub(crate) struct One<'a>(&'a str); pub(crate) fn one() -> char { '\\'' }";
+    let two = "use crate::a::One; pub(crate) struct Two(One<'static>);";
+    assert_eq!(files(one, two), Vec::<PathBuf>::new());
+    assert_eq!(files(&format!("use crate::b::Two; {one}"), two), ["src/a/one.rs", "src/b.rs"].map(PathBuf::from));
+    assert_eq!(files(&format!("fn f() {{ crate::b::two(); }} {one}"), two).len(), 2);
+    assert_eq!(files(&format!("#[cfg(test)] mod tests {{ use crate::b::Two; }} {one}"), two).len(), 0);
+    assert_eq!(files(&format!("const TEXT: &str = r#\"crate::b::Two \"#; {one}"), two).len(), 0);
+    let parent = "use super::super::b::Two; use super::Three; struct Four(Two, Three);";
+    assert_eq!(files(&format!("{parent} {one}"), two).len(), 2, "of three files one only declares");
+}
+
+/// Two files that say the same number under the same name will not both be changed.
+#[test]
+fn no_constant_is_defined_twice() {
+    let product = Product::new(&all_sources(&["src"]));
+    let mut seen: BTreeMap<&[String; 3], &Path> = BTreeMap::new();
+    for file in product.files() {
+        for constant in &file.constants {
+            let Some(other) = seen.insert(constant, &file.path).filter(|other| *other != file.path) else { continue };
+            let [name, _, value] = constant;
+            let places = format!("{} and {}", other.display(), file.path.display());
+            assert!(
+                is_still_mended(other) || is_still_mended(&file.path),
+                "{name} = {value} is defined in {places}: one of them may name the other's"
+            );
+        }
+    }
+}
+
+/// What is `pub` and named nowhere else is private, or below `#[cfg(test)]` if it is there for tests: else nobody sees that it
+/// is of no use.
+#[test]
+fn what_other_files_may_name_is_named_by_one() {
+    let product = Product::new(&all_sources(&["src"]));
+    let mut useless = Vec::new();
+    for file in product.files().filter(|file| !is_still_mended(&file.path)) {
+        for name in file.offered.iter().filter(|name| product.is_named_nowhere_else(name, file)) {
+            useless.push(format!("{}: {name}", file.path.display()));
+        }
+    }
+    assert!(useless.is_empty(), "pub for no other file, or for tests only:\n{}", useless.join("\n"));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use rusqlite::Connection;
 
 use super::envelope::{Damage, Opener, Sealer};
 use super::error::{LoadError, is_about_the_row};
-use super::ledger::Ledger;
+use super::ledger::{Ledger, LedgerRow};
 use super::limits::{MAX_COUNT, MAX_SEQUENCE};
 use super::spans::Settled;
 use super::{LaneId, PacketIds, StoredSession};
@@ -46,7 +46,6 @@ pub(super) struct Lane {
 }
 
 type StateRow = (u64, Sequence, Sequence, Vec<(u64, u64)>, Vec<LedgerRow>, Sequence);
-pub(super) type LedgerRow = (u16, u64, u64, u64, u64, u64, u64, u64);
 /// Of format versions 1 to 3.
 type StateRow1 = (u64, Sequence, Sequence, Vec<(u64, u64)>, Vec<LedgerRow2>);
 type StateRow2 = (u64, Sequence, Sequence, Vec<(u64, u64)>, Vec<LedgerRow2>, Sequence);

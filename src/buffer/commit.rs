@@ -23,15 +23,17 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::books::Books;
+use super::copies::Tools;
 use super::envelope::Sealer;
 use super::error::{WriteError, is_full, row_id};
-use super::settle::{Part, Pending, Tools};
+use super::sessions::{self, IdChange, SessionChange};
+use super::settle::{Part, Pending};
 use super::statements::Statements;
-use super::{Arrivals, IdChange, Room, SessionChange, sessions};
-use crate::event::{Qos, RouteId, Sequence, Stored};
+use crate::event::{Event, Qos, RouteId, Sequence, Stored};
 use crate::planted::{Bug, planted};
 
 /// The proof that what came with this receipt is on disk: the synced commit has returned.
@@ -46,6 +48,27 @@ impl<R> Durable<R> {
     }
 }
 
+/// One socket read's worth of work from one connection. Everything in it becomes durable in one commit.
+///
+/// `R` is the right to answer, which the buffer does not look at: it comes back inside a [`Durable`].
+#[derive(Debug)]
+pub(crate) struct Arrivals<R> {
+    /// In arrival order.
+    pub events: Vec<Event>,
+    /// QoS 2 packet ids, in the same transaction as the events.
+    pub sessions: Vec<SessionChange>,
+    /// What the sender may answer once this is durable.
+    pub receipt: R,
+    /// Where the answer goes. Unbounded in count, bounded by the bytes of `room`.
+    pub reply: UnboundedSender<Durable<R>>,
+    /// The memory this occupies, given back after the commit. `None` for work without events.
+    pub room: Option<Room>,
+}
+
+/// Memory that was granted; dropping it gives it back.
+#[derive(Debug)]
+pub(crate) struct Room(#[expect(dead_code, reason = "held for its Drop")] pub(super) OwnedSemaphorePermit);
+
 /// Arrivals that share the next transaction, in the order they came.
 pub(super) struct Batch<R> {
     events: Vec<Stored>,
@@ -56,7 +79,7 @@ pub(super) struct Batch<R> {
 
 struct Answer<R> {
     receipt: R,
-    reply: mpsc::UnboundedSender<Durable<R>>,
+    reply: UnboundedSender<Durable<R>>,
     room: Option<Room>,
 }
 

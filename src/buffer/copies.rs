@@ -11,15 +11,22 @@ use bytes::Bytes;
 use rusqlite::OptionalExtension;
 
 use super::books::{Books, Lane};
-use super::chunk::Extent;
+use super::chunk::{ChunkReader, ChunkWriter, Extent};
 use super::error::{WriteError, is_unreadable, row_id, sequence};
-use super::settle::Tools;
 use super::settlement::{DeadLetter, LaneMove, Parked};
 use super::statements::Statements;
 use super::{LaneId, clock};
 use crate::event::{RouteId, Sequence, Stored};
 #[cfg(feature = "planted")]
 use crate::planted::{Bug, planted};
+
+/// What transactions need beside the database; kept, because its memory is used again.
+pub(super) struct Tools {
+    pub(super) writer: ChunkWriter,
+    pub(super) reader: ChunkReader,
+    /// What should have been copied and could not be read: it is held, and forward is told once that is on disk.
+    pub(super) unread: BTreeSet<Sequence>,
+}
 
 /// Copies events of the main lane; their chunks stay where they are. Returns those that could not be read.
 pub(super) fn out_of_main_lane(

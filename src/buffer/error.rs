@@ -19,6 +19,11 @@ pub(crate) enum NextStep {
     Halt,
 }
 
+/// The buffer has stopped; nothing is accepted any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the buffer has stopped")]
+pub(crate) struct Stopped;
+
 /// The buffer could not be opened. Nothing was deleted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {

@@ -31,21 +31,18 @@
 //! Version 1 had the first three lines only; it is read as a closed one of an unknown place.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::num::ParseIntError;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use uuid::Uuid;
 
+use super::directory::{self, SIDE_FILE};
 use super::limits::{MARK_EVERY, MAX_SEQUENCE, RESERVE_LEAST, RESERVE_MOST};
-use super::private;
 use crate::event::Sequence;
 use crate::watermark::Instance;
-
-/// Its name in the data directory.
-pub(super) const FILE_NAME: &str = "identity";
 
 const TITLE: &str = "tidegate-identity 2";
 const TITLE_1: &str = "tidegate-identity 1";
@@ -146,7 +143,7 @@ impl Marks {
 
     /// What is in the directory; `None` when there is no side file.
     pub(super) fn read(dir: &Path) -> Result<Option<Self>, ReadFault> {
-        let path = dir.join(FILE_NAME);
+        let path = dir.join(SIDE_FILE);
         match fs::metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -159,14 +156,14 @@ impl Marks {
 
     /// Puts these marks in place of the old ones; durable when it returns.
     pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
-        let temporary = dir.join(format!("{FILE_NAME}.new"));
-        let mut file = private::create(&temporary)?;
+        let temporary = dir.join(format!("{SIDE_FILE}.new"));
+        let mut file = directory::create(&temporary)?;
         file.set_len(0)?;
         file.write_all(self.text().as_bytes())?;
         file.sync_all()?;
         drop(file);
-        fs::rename(&temporary, dir.join(FILE_NAME))?;
-        sync_dir(dir)
+        fs::rename(&temporary, dir.join(SIDE_FILE))?;
+        directory::sync_dir(dir)
     }
 
     /// The same with room for `last` and for what may come until the next mark, when `lately` came in the time `since`
@@ -245,40 +242,6 @@ fn parse(text: &str) -> Option<Marks> {
     (marks.text() == text).then_some(marks)
 }
 
-/// Makes renames in it durable.
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
-
-/// Gives a file that cannot be used another name, never deletes it: `name.set-aside-<ms>`, with `-wal` and `-shm` of a
-/// database behind it, so that `sqlite3` finds them. `None` when there was nothing to set aside.
-pub(super) fn set_aside(path: &Path, now_ms: i64) -> io::Result<Option<PathBuf>> {
-    let with = |suffix: &str, of: &Path| {
-        let mut name = of.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    };
-    let mut target = with(&format!(".set-aside-{now_ms}"), path);
-    let mut more = 1_u32;
-    while target.exists() || with("-wal", &target).exists() {
-        target = with(&format!(".set-aside-{now_ms}-{more}"), path);
-        more += 1;
-    }
-    let mut any = false;
-    // The log first: while the database has its name, the next start comes here again.
-    for suffix in ["-wal", "-shm", ""] {
-        match fs::rename(with(suffix, path), with(suffix, &target)) {
-            Ok(()) => any = true,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    if let Some(dir) = path.parent() {
-        sync_dir(dir)?;
-    }
-    Ok(any.then_some(target))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -311,7 +274,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let id = Uuid::new_v4();
         let text = with_sum(&format!("{TITLE_1}\nbuffer {id}\nreserved 1000000\ncommitted 7\n"));
-        fs::write(dir.path().join(FILE_NAME), text).unwrap();
+        fs::write(dir.path().join(SIDE_FILE), text).unwrap();
         let marks = Marks { reserved: 1_000_000, ..Marks::new(id, 7, Place::default()) };
         assert_eq!(Marks::read(dir.path()).unwrap(), Some(marks));
     }
@@ -357,28 +320,12 @@ mod tests {
         for bit in 0..good.len() * 8 {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
-            fs::write(dir.path().join(FILE_NAME), &bad).unwrap();
+            fs::write(dir.path().join(SIDE_FILE), &bad).unwrap();
             assert!(matches!(Marks::read(dir.path()), Err(ReadFault::Damaged)), "bit {bit}");
         }
         for len in 0..good.len() {
-            fs::write(dir.path().join(FILE_NAME), &good[..len]).unwrap();
+            fs::write(dir.path().join(SIDE_FILE), &good[..len]).unwrap();
             assert!(matches!(Marks::read(dir.path()), Err(ReadFault::Damaged)), "cut to {len}");
         }
-    }
-
-    #[test]
-    fn setting_aside_deletes_nothing_and_overwrites_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let db = dir.path().join("buffer.db");
-        for round in ["one", "two", "three"] {
-            fs::write(&db, round).unwrap();
-            fs::write(dir.path().join("buffer.db-wal"), round).unwrap();
-            let target = set_aside(&db, 7).unwrap().unwrap();
-            assert_eq!(fs::read_to_string(&target).unwrap(), round);
-            let wal = format!("{}-wal", target.display());
-            assert_eq!(fs::read_to_string(wal).unwrap(), round);
-        }
-        assert_eq!(set_aside(&db, 7).unwrap(), None);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 6);
     }
 }

@@ -3,61 +3,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak, mpsc};
 
-use tokio::sync::mpsc::UnboundedSender;
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, Semaphore};
 
-use super::Durable;
+use super::commit::{Arrivals, Room};
+use super::error::Stopped;
 use super::limits::INTAKE_BYTES;
-use crate::event::{Event, RouteId};
+use crate::event::RouteId;
 use crate::planted::{Bug, planted};
-
-/// One socket read's worth of work from one connection. Everything in it becomes durable in one commit.
-///
-/// `R` is the right to answer, which the buffer does not look at: it comes back inside a [`Durable`].
-#[derive(Debug)]
-pub(crate) struct Arrivals<R> {
-    /// In arrival order.
-    pub events: Vec<Event>,
-    /// QoS 2 packet ids, in the same transaction as the events.
-    pub sessions: Vec<SessionChange>,
-    /// What the sender may answer once this is durable.
-    pub receipt: R,
-    /// Where the answer goes. Unbounded in count, bounded by the bytes of `room`.
-    pub reply: UnboundedSender<Durable<R>>,
-    /// The memory this occupies, given back after the commit. `None` for work without events.
-    pub room: Option<Room>,
-}
-
-/// Changes to one persistent MQTT session.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct SessionChange {
-    /// `broker:<name>` or `listen:<name>:<client id>`.
-    pub session: Arc<str>,
-    /// In order.
-    pub changes: Vec<IdChange>,
-}
-
-/// One change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum IdChange {
-    /// A QoS 2 packet id arrived, with a message of this digest. Replaces what is known of the id.
-    Add(u16, u32),
-    /// It was released (PUBREL); PUBCOMP follows when this is durable.
-    Remove(u16),
-    /// Remember this session and its expiry in seconds (`u32::MAX` = never), packet ids kept.
-    Keep(u32),
-    /// Forget the session and all its ids.
-    Forget,
-}
-
-/// Memory that was granted; dropping it gives it back.
-#[derive(Debug)]
-pub(crate) struct Room(#[expect(dead_code, reason = "held for its Drop")] OwnedSemaphorePermit);
-
-/// The buffer has stopped; nothing is accepted any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the buffer has stopped")]
-pub(crate) struct Stopped;
 
 /// Ingest's end of the queue to the buffer thread. Cheap to clone.
 #[derive(Debug)]

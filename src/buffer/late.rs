@@ -13,6 +13,7 @@ use rusqlite::Connection;
 use super::books::Books;
 use super::chunk::{ChunkReader, ChunkWriter};
 use super::clock;
+use super::directory;
 use super::error::{LoadError, OpenError, row_id, sequence};
 use super::identity::{self, Marks, Opened};
 use super::schema::Database;
@@ -45,7 +46,7 @@ pub(super) fn renumber(
         // No sequence is given out before the side file says so.
         let opened = Some(Opened { instance, boot: identity::boot(), lazy: database.is_lazy() });
         marks = Marks { opened, closed: false, ..marks }.reserving(newest, count, Duration::ZERO);
-        marks.write(data_dir).map_err(OpenError::files("write", &data_dir.join(identity::FILE_NAME)))?;
+        marks.write(data_dir).map_err(OpenError::files("write", &data_dir.join(directory::SIDE_FILE)))?;
         move_behind(connection, books, &mut writer, events, (first, last)).map_err(|error| match error {
             LoadError::Sqlite(source) => OpenError::Disk { operation: "give late readings new numbers", source },
             LoadError::Damaged { .. } => {

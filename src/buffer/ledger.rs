@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::LedgerLine;
-use super::books::LedgerRow;
 use crate::event::RouteId;
 
 /// The books of all routes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Ledger(BTreeMap<RouteId, Line>);
+
+/// A line as the state row has it: its number, then received, delivered, dead lettered, dropped, purged, held, lost.
+pub(super) type LedgerRow = (u16, u64, u64, u64, u64, u64, u64, u64);
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Line {

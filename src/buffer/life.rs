@@ -25,9 +25,10 @@ use rusqlite::Connection;
 use uuid::Uuid;
 
 use super::books::{Books, seal_packet_ids};
+use super::directory::{self, SIDE_FILE};
 use super::envelope::Sealer;
 use super::error::{LoadError, OpenError, row_id, sequence};
-use super::identity::{FILE_NAME, Marks, Opened, Place};
+use super::identity::{Marks, Opened, Place};
 use super::schema::Database;
 use super::{Life, Lives, clock};
 use crate::event::Sequence;
@@ -126,7 +127,7 @@ pub(super) fn remember(
 /// # Errors
 /// When the buffer cannot be opened or written; then nothing has changed.
 pub(crate) fn take_new_identity(settings: &settings::Buffer, data_dir: &Path) -> Result<(Uuid, usize), OpenError> {
-    let _lock = super::open::lock(data_dir)?;
+    let _lock = directory::lock(data_dir)?;
     let database = Database::new(data_dir, settings);
     let connection = database.open_existing().map_err(OpenError::disk("open the database"))?;
     database.apply(&connection)?;
@@ -139,7 +140,7 @@ pub(crate) fn take_new_identity(settings: &settings::Buffer, data_dir: &Path) ->
     })?;
     // A new id: nothing was given out under it.
     let marks = Marks::new(new, books.next - 1, Place::of(database.path()));
-    marks.write(data_dir).map_err(OpenError::files("write", &data_dir.join(FILE_NAME)))?;
+    marks.write(data_dir).map_err(OpenError::files("write", &data_dir.join(SIDE_FILE)))?;
     let forgotten = books.sessions.values().map(|session| session.packet_ids.len()).sum();
     Ok((new, forgotten))
 }

@@ -124,9 +124,6 @@ pub(super) const SWEEP_SEQUENCES: u64 = 1024;
 /// A disk that fails while the agent stops gets this long; what is left then was never acknowledged.
 pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A failing disk is mentioned again at most this often.
-pub(super) const SAY_AGAIN: Duration = Duration::from_secs(60);
-
 /// How long a start waits for the process before it to let go of the directory: a killed one needs milliseconds,
 /// more if it is in the middle of a sync.
 pub(super) const LOCK_WAIT: Duration = Duration::from_secs(2);

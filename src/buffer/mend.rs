@@ -28,7 +28,7 @@ use super::{LaneId, life_signs};
 use crate::event::{RouteId, Sequence, Stored};
 
 /// Why sequences are declared lost, for a person at the centre.
-pub(super) const LOST_REASON: &str = "their part of the gateway's file was damaged";
+const LOST_REASON: &str = "their part of the gateway's file was damaged";
 
 /// What went with the damaged part of a file.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -16,12 +16,10 @@
 //! custody rule 6: nothing is ever deleted here. One agent a directory: a lock file is held until the thread ends.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
-use std::time::Instant;
 
 use rusqlite::{Connection, OptionalExtension};
 use uuid::Uuid;
@@ -30,10 +28,9 @@ use super::books::{Books, StateRead};
 use super::envelope::Sealer;
 use super::error::{LoadError, OpenError, is_damage, is_full, is_unreadable, row_id, sequence};
 use super::identity::{self, Marks, Place, ReadFault};
-use super::limits::{LOCK_STEP, LOCK_WAIT};
 use super::schema::{APPLICATION_ID, Database, FORMAT_VERSION};
 use super::tail::{self, Tail};
-use super::{Hole, OVERFLOW, Recovered, clock, late, life, mend, private, salvage};
+use super::{Hole, OVERFLOW, Recovered, clock, directory, late, life, mend, salvage};
 use crate::event::{RouteId, Sequence};
 use crate::planted::{Bug, planted};
 use crate::route::Definition;
@@ -70,8 +67,8 @@ impl Buffer {
         data_dir: &Path,
         routes: &[Definition],
     ) -> Result<(Self, Recovered), OpenError> {
-        private::directory(data_dir).map_err(OpenError::files("make the data directory", data_dir))?;
-        let lock = lock(data_dir)?;
+        directory::directory(data_dir).map_err(OpenError::files("make the data directory", data_dir))?;
+        let lock = directory::lock(data_dir)?;
         let database = Database::new(data_dir, &settings);
         match Self::open_locked(settings.clone(), data_dir, routes, lock.try_clone()) {
             // A page that only writing comes by.
@@ -142,24 +139,9 @@ impl Buffer {
     }
 }
 
-/// One agent a directory. A process that was killed a moment ago may still be on its way out: its lock goes with it.
-pub(super) fn lock(data_dir: &Path) -> Result<File, OpenError> {
-    let path = data_dir.join("lock");
-    let file = private::create(&path).map_err(OpenError::files("open", &path))?;
-    let since = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if since.elapsed() < LOCK_WAIT => thread::sleep(LOCK_STEP),
-            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { path }),
-            Err(TryLockError::Error(source)) => return Err(OpenError::Files { operation: "lock", path, source }),
-        }
-    }
-}
-
 /// The side file; a damaged one is set aside.
 fn read_marks(data_dir: &Path) -> Result<Option<Marks>, OpenError> {
-    let path = data_dir.join(identity::FILE_NAME);
+    let path = data_dir.join(directory::SIDE_FILE);
     match Marks::read(data_dir) {
         Ok(marks) => Ok(marks),
         Err(ReadFault::Io(source)) => Err(OpenError::Files { operation: "read", path, source }),
@@ -206,7 +188,7 @@ fn open_or_create(
         return Ok(opened);
     }
     let kept = set_aside(path)?;
-    let kept_marks = if marks.is_some() { set_aside(&data_dir.join(identity::FILE_NAME))? } else { None };
+    let kept_marks = if marks.is_some() { set_aside(&data_dir.join(directory::SIDE_FILE))? } else { None };
     if let Some(cause) = cause {
         let old = marks.map_or_else(|| "unknown".to_owned(), |marks| marks.buffer_id.to_string());
         let committed = marks.map_or(0, |marks| marks.committed);
@@ -364,7 +346,7 @@ fn create(database: &Database) -> Result<(Connection, Books, Uuid), OpenError> {
     };
     fill(&mut connection).map_err(OpenError::disk("create the tables"))?;
     if let Some(dir) = database.path().parent() {
-        identity::sync_dir(dir).map_err(OpenError::files("sync", dir))?;
+        directory::sync_dir(dir).map_err(OpenError::files("sync", dir))?;
     }
     tracing::info!(%buffer_id, path = %database.path().display(), "buffer: made");
     Ok((connection, books, buffer_id))
@@ -389,7 +371,7 @@ fn reconcile(
     connection: &Connection,
     data_dir: &Path,
 ) -> Result<Marks, OpenError> {
-    let side_file = data_dir.join(identity::FILE_NAME);
+    let side_file = data_dir.join(directory::SIDE_FILE);
     let marks = match marks {
         Some(marks) if marks.buffer_id == buffer_id => Some(marks),
         // It was set aside together with its database.
@@ -582,7 +564,7 @@ fn admitted(connection: &Connection, books: &Books) -> rusqlite::Result<(Vec<Arc
 }
 
 fn set_aside(path: &Path) -> Result<Option<PathBuf>, OpenError> {
-    identity::set_aside(path, clock::now_ms()).map_err(OpenError::files("set aside", path))
+    directory::set_aside(path, clock::now_ms()).map_err(OpenError::files("set aside", path))
 }
 
 fn shown(path: Option<&PathBuf>) -> String {

@@ -202,6 +202,14 @@ impl Outlet {
     /// with what was written together with them; about the oldest `most` of them, each with its time.
     ///
     /// # Errors
+    /// How SQLite finds them.
+    #[cfg(test)]
+    pub(super) fn plan_of_dead_letters(&self) -> String {
+        let mut plan = self.connection.prepare(&format!("EXPLAIN QUERY PLAN {DEAD_LETTERS}")).unwrap();
+        let steps = plan.query_map((0, 0, 10), |row| row.get::<_, String>(3)).unwrap();
+        steps.collect::<rusqlite::Result<Vec<_>>>().unwrap().join("; ")
+    }
+
     /// As [`Outlet::next`]; what is damaged is left out.
     pub(crate) fn dead_letters(
         &mut self,
@@ -335,7 +343,7 @@ impl Outlet {
 
 /// Each part goes by an index and ends after so many rows, however many dead letters there are: this runs in the
 /// forwarder's thread, and its watchdog waits.
-pub(super) const DEAD_LETTERS: &str = "SELECT sequence, last, route, kafka_topic, reason, at_ms FROM dead_letter WHERE sequence IN ( \
+const DEAD_LETTERS: &str = "SELECT sequence, last, route, kafka_topic, reason, at_ms FROM dead_letter WHERE sequence IN ( \
     SELECT sequence FROM (SELECT sequence FROM dead_letter WHERE sequence > ?1 ORDER BY sequence LIMIT ?3) \
     UNION SELECT sequence FROM (SELECT sequence FROM dead_letter WHERE last > ?1 ORDER BY last LIMIT ?3) \
     UNION SELECT sequence FROM (SELECT sequence FROM dead_letter WHERE at_ms >= ?2 ORDER BY at_ms LIMIT ?3) \

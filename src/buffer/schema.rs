@@ -26,9 +26,9 @@ use std::path::{Path, PathBuf};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 
+use super::directory;
 use super::error::OpenError;
 use super::limits::{BUSY_WAIT, CACHE_KIB, HEADROOM_BYTES, HEADROOM_DIVISOR, PAGE_BYTES, WAL_PAGES, WAL_PAGES_LEAST};
-use super::private;
 use crate::settings::{self, SyncMode};
 
 /// `TdGt`.
@@ -36,9 +36,6 @@ pub(super) const APPLICATION_ID: i64 = 0x5464_4774;
 
 /// Goes up when an older Tidegate could not read what a newer one writes.
 pub(super) const FORMAT_VERSION: i64 = 4;
-
-/// The database's name in the data directory.
-pub(super) const FILE_NAME: &str = "buffer.db";
 
 /// SQLite's own limit.
 const MOST_PAGES: u64 = 4_294_967_294;
@@ -115,7 +112,7 @@ impl Database {
     pub(super) fn new(data_dir: &Path, settings: &settings::Buffer) -> Self {
         let headroom = HEADROOM_BYTES + settings.max_bytes / HEADROOM_DIVISOR;
         Self {
-            path: data_dir.join(FILE_NAME),
+            path: data_dir.join(directory::DATABASE),
             sync: settings.sync,
             max_pages: (settings.max_bytes + headroom).div_ceil(PAGE_BYTES).min(MOST_PAGES),
             wal_pages: (settings.max_bytes / PAGE_BYTES / 4).clamp(WAL_PAGES_LEAST, WAL_PAGES),
@@ -151,7 +148,7 @@ impl Database {
     pub(super) fn create(&self) -> Result<Connection, OpenError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
         // SQLite takes an empty file for a new database, and gives the files beside it the same rights.
-        private::create(&self.path).map_err(OpenError::files("create", &self.path))?;
+        directory::create(&self.path).map_err(OpenError::files("create", &self.path))?;
         let connection = self.connect(flags).map_err(OpenError::disk("create the database"))?;
         // The page size is fixed by the first write, and with it the journal mode.
         set(&connection, "page_size", &int(PAGE_BYTES))?;

@@ -5,13 +5,35 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::StoredSession;
 use super::books::seal_packet_ids;
 use super::clock;
 use super::envelope::Sealer;
 use super::error::WriteError;
 use super::statements::Statements;
-use super::{IdChange, SessionChange, StoredSession};
 use crate::planted::{Bug, planted};
+
+/// Changes to one persistent MQTT session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SessionChange {
+    /// `broker:<name>` or `listen:<name>:<client id>`.
+    pub session: Arc<str>,
+    /// In order.
+    pub changes: Vec<IdChange>,
+}
+
+/// One change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IdChange {
+    /// A QoS 2 packet id arrived, with a message of this digest. Replaces what is known of the id.
+    Add(u16, u32),
+    /// It was released (PUBREL); PUBCOMP follows when this is durable.
+    Remove(u16),
+    /// Remember this session and its expiry in seconds (`u32::MAX` = never), packet ids kept.
+    Keep(u32),
+    /// Forget the session and all its ids.
+    Forget,
+}
 
 /// Applies all changes in order and writes each changed session once.
 pub(super) fn apply(

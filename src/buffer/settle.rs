@@ -16,8 +16,7 @@ use std::time::{Duration, Instant};
 use rusqlite::OptionalExtension;
 
 use super::books::Books;
-use super::chunk::{ChunkReader, ChunkWriter};
-use super::copies;
+use super::copies::{self, Tools};
 use super::error::{WriteError, row_id, sequence};
 use super::limits::{SETTLE_DELAY, SWEEP_SEQUENCES};
 use super::settlement::{DeadLetter, LaneMove, Parked, Settlement, Ticket};
@@ -322,14 +321,6 @@ fn first_time(spans: &mut Spans, sequence: Sequence, books: &Books, doubtful: Op
         tracing::debug!(sequence, "ignored: settled before");
     }
     first
-}
-
-/// What transactions need beside the database; kept, because its memory is used again.
-pub(super) struct Tools {
-    pub(super) writer: ChunkWriter,
-    pub(super) reader: ChunkReader,
-    /// What should have been copied and could not be read: it is held, and forward is told once that is on disk.
-    pub(super) unread: BTreeSet<Sequence>,
 }
 
 impl LaneChunkSettled {

@@ -4,7 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
-use super::{LaneId, Stopped};
+use super::LaneId;
+use super::error::Stopped;
 use crate::delivered::Delivered;
 use crate::event::{RouteId, Sequence};
 use crate::watermark::Instance;

@@ -8,12 +8,12 @@ use rusqlite::Connection;
 use tokio::sync::{Semaphore, watch};
 
 use super::chunk::{ChunkReader, ChunkWriter};
+use super::copies::Tools;
 use super::error::{CloseError, OpenError};
 use super::inbox::Inbox;
 use super::intake::Drops;
 use super::limits::INTAKE_BYTES;
 use super::live::Live;
-use super::settle::Tools;
 use super::settlement::Applied;
 use super::space::Space;
 use super::writer::{Attempted, Counts, Outside, Writer};

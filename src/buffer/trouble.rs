@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::time::Instant;
 
-use super::limits::SAY_AGAIN;
+use crate::log_throttle::SAY_AGAIN;
 
 /// A failing disk, from its first failure to the first commit that works again.
 #[derive(Debug, Default)]

@@ -23,6 +23,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::books::Books;
 use super::commit::{Batch, Scratch};
+use super::copies::Tools;
 use super::error::{CloseError, WriteError, is_full};
 use super::identity::{self, Marks, Opened};
 use super::inbox::Inbox;
@@ -31,7 +32,7 @@ use super::limits::{DELAY_BYTES, GATHER_BYTES, GATHER_LONGEST, GATHER_QUIET_STEP
 use super::live::Live;
 use super::pace::{self, Pace};
 use super::schema::Database;
-use super::settle::{Part, Pending, Tools};
+use super::settle::{Part, Pending};
 use super::settlement::Applied;
 use super::space::Space;
 use super::statements::Statements;

@@ -4,7 +4,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{EXIT_CONFIG, EXIT_FAILED, EXIT_OK, out};
+use super::exit::{EXIT_CONFIG, EXIT_FAILED, EXIT_OK};
+use super::out;
 use crate::config::{self, Config, Inspected, Problems};
 use crate::settings::links::Url;
 use crate::settings::{Broker, Buffer, Delivery, MqttVersion};
@@ -90,7 +91,7 @@ mod tests {
     fn run(text: &str) -> (String, String) {
         let env = Env::of("gw");
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        report("t.toml", &config::inspect_text(text, "t.toml", &env), &mut out, &mut err).unwrap();
+        report("t.toml", &Inspected::of(text, "t.toml", &env), &mut out, &mut err).unwrap();
         (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
     }
 

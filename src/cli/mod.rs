@@ -7,22 +7,18 @@ pub mod audit; // what Kafka holds, and what is missing
 pub mod kafka_setup; // what the centre must have
 pub mod demo; // everything embedded
 pub mod version; // which build this is
+mod config_file; // which configuration
+mod exit; // what the exit code says
 mod out; // what they say, and to whom if nobody listens any more
 #[cfg(test)]
 mod manual; // tidegate(1) and completions, in step with the above
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
-/// Stopped as asked.
-pub const EXIT_OK: u8 = 0;
-/// Anything that is neither of the others.
-pub const EXIT_FAILED: u8 = 1;
-/// `EX_CONFIG` of sysexits: the configuration or the command line is wrong, or the buffer is not for this version; systemd
-/// does not restart on it.
-pub const EXIT_CONFIG: u8 = 78;
+pub use config_file::ConfigFile;
+use exit::{EXIT_CONFIG, EXIT_FAILED, EXIT_OK};
 
 /// MQTT to Kafka for edge devices: a PUBACK means the reading is on disk.
 #[derive(Debug, Parser)]
@@ -46,17 +42,6 @@ enum Command {
     KafkaSetup(kafka_setup::Options),
     /// Everything embedded, an outage on stage, the books at the end
     Demo(demo::Options),
-}
-
-/// Where packages put it.
-pub const DEFAULT_CONFIG: &str = "/etc/tidegate/tidegate.toml";
-
-/// Which configuration.
-#[derive(Debug, Args)]
-pub struct ConfigFile {
-    /// Configuration file
-    #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
-    pub config: PathBuf,
 }
 
 /// Reads the arguments, runs the subcommand, says how it ended.

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use tracing::{error, warn};
 
+use super::exit::{EXIT_CONFIG, EXIT_FAILED};
 use super::out::complain;
-use super::{EXIT_CONFIG, EXIT_FAILED};
 
 /// Exit code 0: stopped as asked. 78: wrong configuration, or a buffer that only a person can help (systemd does not
 /// start it again, custody rule 6: never a crash loop). 1: anything else.

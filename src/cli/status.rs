@@ -12,8 +12,9 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::config_file::ConfigFile;
+use super::exit::{EXIT_CONFIG, EXIT_FAILED};
 use super::out::{self, complain};
-use super::{ConfigFile, EXIT_CONFIG, EXIT_FAILED};
 use crate::observe::status::{ClockPart, LinkPart, Status};
 
 /// The agent answers from memory; longer than this means that it does not answer.

@@ -87,6 +87,12 @@ pub(crate) struct Inspected {
 }
 
 impl Inspected {
+    /// Of that text, in a test.
+    #[cfg(test)]
+    pub(crate) fn of(text: &str, file: &str, env: &Env) -> Result<Self, Problems> {
+        inspect_text(text, file, env)
+    }
+
     /// Without the secrets that could not be seen.
     #[must_use]
     pub(crate) fn config(&self) -> &Config {
@@ -103,11 +109,7 @@ pub(crate) fn inspect(path: &Path) -> Result<Inspected, Problems> {
     with_file(path, |text, file| inspect_text(text, file, &env))
 }
 
-/// The same for its text.
-///
-/// # Errors
-/// All problems.
-pub(crate) fn inspect_text(text: &str, file: &str, env: &Env) -> Result<Inspected, Problems> {
+fn inspect_text(text: &str, file: &str, env: &Env) -> Result<Inspected, Problems> {
     // In the service everything must be there.
     let files = if env.credentials_directory.is_some() { Files::Needed } else { Files::IfWeMay };
     let (config, Taken { remarks, unseen, .. }) = read_text(text, file, files, env, read)?;

@@ -203,7 +203,7 @@ impl Custody {
     }
 
     /// An event of the main lane has no topic that it may go to: there are too many.
-    pub(super) fn park_beyond(&mut self, topic: &str, now: Instant) -> Arc<str> {
+    fn park_beyond(&mut self, topic: &str, now: Instant) -> Arc<str> {
         if self.parking.gate(OVERFLOW) == Gate::Direct {
             self.shut_overflow(now);
             tracing::warn!(

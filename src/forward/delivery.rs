@@ -6,21 +6,13 @@ use std::time::Instant;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::asking::{Answer, Asking};
-use super::feed::Hand;
+use super::next::Hand;
 use super::patience::Patience;
 use super::producer::{Failure, Producer};
 use super::session::Step;
 use super::time::Times;
 use super::transaction::State;
-use super::transactional::{Cost, Transactional};
-
-/// Events in librdkafka's hands, if the link takes so many ([`Window`](super::window::Window)). Measured on loopback, with the
-/// buffer in front: 327,000 a second drained with 2,500, 337,000 with 5,000, which take 2 MB more. At a round trip of
-/// 300 ms it is 8,300 a second, about 1 Mbit/s.
-pub(super) const MOST_IN_FLIGHT: usize = 2_500;
-
-/// ... and their memory, librdkafka's overhead included: a part of the 20 MB that the agent may take at its peak.
-pub(super) const MOST_IN_FLIGHT_BYTES: usize = 2 << 20;
+use super::transactional::{Cost, MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, Refused, Transactional};
 
 /// See the module's words.
 pub(super) enum Delivery {
@@ -28,18 +20,6 @@ pub(super) enum Delivery {
     AtLeastOnce(Option<Asking>),
     /// A batch is a transaction.
     ExactlyOnce(Box<Transactional>),
-}
-
-/// What records that came back without confirmation lead to.
-pub(super) enum Refused {
-    /// The reports of the others are waited for.
-    Drain,
-    /// The transaction is being aborted.
-    Aborting,
-    /// It is aborted.
-    Aborted,
-    /// This producer can do nothing more.
-    Over(Code, String),
 }
 
 impl Delivery {

@@ -8,6 +8,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, DefaultProducerContext};
 
+use super::patience::BATCH_BYTES;
 use super::patience::Patience;
 use crate::settings::{Delivery, Kafka, Secret};
 
@@ -75,9 +76,6 @@ const FIXED: &[(&str, &str)] = &[
     ("message.timeout.ms", "0"), // infinite
     ("linger.ms", "0"),          // Tidegate makes the batches; librdkafka sends what is there
 ];
-
-/// `batch.size` where the link is not long (`patience.rs`).
-pub(super) const BATCH_BYTES: &str = "262144";
 
 /// Set unless `[kafka.options]` says otherwise: property, value, other names of the property.
 const DEFAULTS: &[(&str, &str, &[&str])] = &[

@@ -21,11 +21,11 @@ use std::time::{Duration, Instant};
 use super::status::ParkedTopic;
 use crate::buffer::Ticket;
 
-/// First wait before a parked topic is tried: whoever creates it wants to see it flow.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// A parked topic rests so long before it is tried: whoever creates it wants to see it flow.
+const FIRST_REST: Duration = Duration::from_secs(1);
 
-/// Longest wait: what a person is willing to stand by for. A try costs a connection and a few small requests.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// ... and no longer than this: what a person is willing to stand by for. A try costs a connection and a few small requests.
+const LONGEST_REST: Duration = Duration::from_secs(30);
 
 /// With many parked topics the longest wait is longer, so that all of them together are tried no more than once in this
 /// time: 1,000 missing topics cost a thin link 10 kB/s, and each is tried every 17 minutes.
@@ -97,7 +97,7 @@ impl Parking {
         if self.topics.contains_key(topic) {
             return false;
         }
-        self.enter(Arc::from(topic), reason, now, now_ms, FIRST_WAIT);
+        self.enter(Arc::from(topic), reason, now, now_ms, FIRST_REST);
         true
     }
 
@@ -112,7 +112,7 @@ impl Parking {
             since: now,
             since_ms: now_ms,
             stage: Stage::Waiting(later(now, wait)),
-            wait: FIRST_WAIT,
+            wait: FIRST_REST,
             tried: false,
             unhanded: false,
             ticket: 0,
@@ -186,7 +186,7 @@ impl Parking {
 
     /// Still refused, or the try came to nothing: wait longer. True when Kafka had not been asked for it before.
     pub(super) fn refused(&mut self, topic: &str, reason: Option<&str>, now: Instant) -> bool {
-        let longest = (EACH * u32::try_from(self.topics.len()).unwrap_or(u32::MAX)).max(LONGEST_WAIT);
+        let longest = (EACH * u32::try_from(self.topics.len()).unwrap_or(u32::MAX)).max(LONGEST_REST);
         let Some(parked) = self.topics.get_mut(topic) else { return false };
         let was_unasked = parked.reason == UNASKED && reason.is_some();
         if let Some(reason) = reason {
@@ -200,7 +200,7 @@ impl Parking {
     /// A lane that is never sent.
     pub(super) fn shut(&mut self, topic: &str, reason: &str, now: Instant, now_ms: i64) {
         if !self.topics.contains_key(topic) {
-            self.enter(Arc::from(topic), reason, now, now_ms, FIRST_WAIT);
+            self.enter(Arc::from(topic), reason, now, now_ms, FIRST_REST);
         }
         if let Some(parked) = self.topics.get_mut(topic) {
             parked.stage = Stage::Shut;
@@ -224,7 +224,7 @@ impl Parking {
     /// Kafka took something: the next waits are short again.
     pub(super) fn accepted(&mut self, topic: &str) {
         if let Some(parked) = self.topics.get_mut(topic) {
-            parked.wait = FIRST_WAIT;
+            parked.wait = FIRST_REST;
         }
     }
 

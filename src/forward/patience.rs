@@ -13,8 +13,6 @@ use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 
-use super::options::BATCH_BYTES;
-
 /// `transaction.timeout.ms`, and `message.timeout.ms`, which may not be longer and deletes nothing: the transaction is over
 /// then, and the readings are in the buffer. 15 s bear a round trip of 0.2 s or 50 kbit/s at full use; 60 s is what Java's
 /// producer has; 900 s is what brokers allow at most (`transaction.max.timeout.ms`), and a reading of 1 MB takes that
@@ -60,6 +58,9 @@ const LINGER_MS: &str = "20";
 /// From this round trip on a twentieth of it is nothing, and a slow processor hands over a whole window in it.
 pub(super) const VERY_LONG: Duration = Duration::from_secs(1);
 const VERY_LONG_LINGER_MS: &str = "50";
+
+/// `batch.size` where the link is not long.
+pub(super) const BATCH_BYTES: &str = "262144";
 
 /// There, a request holds more: with one at a time, each costs a round trip. It is librdkafka's own size, which fits into what
 /// brokers take.

@@ -15,16 +15,15 @@ use std::time::Instant;
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use self::watermark::Vouched;
 use super::custody::Custody;
-use super::feed::Next;
 use super::judge::Judged;
+use super::next::Next;
 use super::producer::{Failure, Producer};
 use super::targets::{Generation, Turn};
 use super::time::{Refusal, Times};
 use super::verdict::{dead_letter_reason, park_reason};
 use crate::buffer::{DeadLetter, LaneChunk, LaneId, ReadError};
-use crate::delivered::Delivered;
+use crate::delivered::{DeclaredHole, Delivered, Word};
 use crate::event::{Sequence, Stored};
 use crate::planted::{Bug, planted};
 use crate::route::{Target, ValueFormat};
@@ -56,6 +55,14 @@ pub(super) struct Queue {
     word: Option<Vouched>,
     /// The watermark that is being written or committed.
     written: Sequence,
+}
+
+/// What Kafka has of the queue, by its recovered watermark (`queue/watermark.rs`).
+struct Vouched {
+    word: Word,
+    /// The chunk that holds the last delivered event.
+    chunk: i64,
+    holes: Vec<DeclaredHole>,
 }
 
 /// Chunks of a queue that are sent together, in order.

@@ -22,7 +22,6 @@
 
 mod backwards;
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
@@ -35,9 +34,10 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use uuid::Uuid;
 
 use self::backwards::Backwards;
+pub(super) use self::backwards::Recalled;
 use super::aside::{Place, Wake};
 use super::watermark_topic::{self, Partitions, TopicError};
-use crate::delivered::{DeclaredHole, Witness, Word};
+use crate::delivered::Witness;
 use crate::planted::{Bug, planted};
 use crate::retry::Backoff;
 use crate::watermark;
@@ -76,23 +76,6 @@ pub(super) struct Question {
     pub(super) lanes: Vec<Arc<str>>,
     /// The topic was found to be compacted before.
     pub(super) topic_is_right: Arc<AtomicBool>,
-}
-
-/// What was found.
-#[derive(Debug, Default)]
-pub(super) struct Recalled {
-    /// About the main lane; `None`: this buffer has never committed anything.
-    pub(super) main: Option<Word>,
-    /// About lanes, by Kafka topic.
-    pub(super) lanes: HashMap<String, Word>,
-    /// Holes that were declared for these lanes' topics, as far as they may be unknown to the buffer.
-    pub(super) holes: VecDeque<DeclaredHole>,
-    /// A newer Tidegate has written something about this buffer.
-    pub(super) newer: bool,
-    /// Of the watermark topic.
-    pub(super) partitions: Partitions,
-    /// How long a small question to a broker took that we were connected to: one round trip, or two.
-    pub(super) round_trip: Duration,
 }
 
 /// A read that is under way.

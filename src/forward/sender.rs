@@ -25,7 +25,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::aside::Call;
 use super::asking::Answer;
-use super::delivery::{Delivery, Refused};
+use super::delivery::Delivery;
 use super::feed::Feed;
 use super::judge::{Judged, Renewal};
 use super::options::{self, Names};
@@ -33,12 +33,11 @@ use super::outstanding::Restart;
 use super::pace::Pace;
 use super::producer::{Failure, Producer, Reports};
 use super::recall::Recalled;
-use super::sending::Sent;
 use super::session::Step;
 use super::stalls::Stalls;
 use super::targets::Generation;
 use super::transaction::State;
-use super::transactional::Cost;
+use super::transactional::{Cost, Refused};
 use super::verdict::is_an_answer;
 use super::window::Window;
 use super::wire::Wire;
@@ -60,6 +59,21 @@ const AWAY: Duration = Duration::from_secs(600);
 /// librdkafka asks brokers for each topic without partitions that it has met, once a second as long as it lives. That is
 /// 190 bytes, 16 MB a day, and on a link of 300 ms ten round trips between two batches in which none goes.
 const ALL_CLOSED: Duration = Duration::from_secs(5);
+
+/// How sending went.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Sent {
+    /// All, or what there was room for.
+    Done,
+    /// The bisection wants to hear about this group first.
+    GroupDone,
+    /// No transaction could be begun.
+    NotBegun(Code),
+    /// librdkafka refused one: to be judged.
+    Failed,
+    /// The bisection has ended, and it was the size of batches.
+    BatchesTooLarge,
+}
 
 /// See the module's words.
 pub(super) struct Sender {

@@ -5,30 +5,16 @@ use std::time::Instant;
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::feed::{Feed, Next};
+use super::feed::Feed;
+use super::next::Next;
 use super::pace::Permit;
 use super::producer::{Failure, MESSAGE_OVERHEAD_BYTES, Producer};
-use super::sender::Sender;
+use super::sender::{Sender, Sent};
 use super::targets::Turn;
 use super::verdict::{Verdict, dead_letter_reason, send_verdict};
 use super::wire::Wire;
 use crate::event::{Sequence, Stored};
 use crate::route::Target;
-
-/// How sending went.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Sent {
-    /// All, or what there was room for.
-    Done,
-    /// The bisection wants to hear about this group first.
-    GroupDone,
-    /// No transaction could be begun.
-    NotBegun(Code),
-    /// librdkafka refused one: to be judged.
-    Failed,
-    /// The bisection has ended, and it was the size of batches.
-    BatchesTooLarge,
-}
 
 impl Sender {
     /// Hands over what may go, one reading after the other, in order.

@@ -16,6 +16,7 @@ use super::custody::{Crowd, Custody, unix_ms};
 use super::declarations::Declarations;
 use super::delivery::Delivery as Mode;
 use super::end_txn;
+use super::error::ForwardError;
 use super::options;
 use super::outstanding::Skips;
 use super::parking::Parking;
@@ -35,7 +36,7 @@ use super::targets::Targets;
 use super::time::Times;
 use super::transactional::Transactional;
 use super::wire::Wire;
-use crate::buffer::{Hole, LaneId, Lives, OVERFLOW, Outlet, Recovered, Settler, Stopped};
+use crate::buffer::{Hole, LaneId, Lives, OVERFLOW, Outlet, Recovered, Settler};
 use crate::event::{RouteId, Sequence};
 use crate::observe::pulse::Pulse;
 use crate::planted::{Bug, planted};
@@ -81,48 +82,6 @@ impl From<&Recovered> for Recovery {
             in_line_with: *in_line_with,
             lives: lives.clone(),
         }
-    }
-}
-
-/// Why the forwarder cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ForwardError {
-    /// librdkafka refuses the configuration. Usage: exit 78.
-    #[error("kafka: create the producer: {0}")]
-    Options(String),
-    /// The operating system gives no thread. Retry.
-    #[error("kafka: start a thread: {0}")]
-    System(#[from] std::io::Error),
-    /// The buffer has stopped before the forwarder. Halt: the buffer's own error says why.
-    #[error("kafka: the buffer has stopped")]
-    BufferStopped,
-    /// Another agent has this buffer's identity: a cloned card, or a copy that was restored. `run.rs` starts again with a
-    /// new one.
-    #[error(
-        "kafka: the watermark topic has a word for buffer {buffer_id} up to {through} that this buffer has not given: \
-         another agent has the same identity (a cloned card, or a restored copy)"
-    )]
-    Twin {
-        /// The identity.
-        buffer_id: Uuid,
-        /// What the other one has delivered.
-        through: Sequence,
-    },
-}
-
-impl ForwardError {
-    /// Would the next start end the same way, until a person has done something?
-    pub(crate) fn wants_a_person(&self) -> bool {
-        match self {
-            Self::Options(_) => true,
-            Self::System(_) | Self::BufferStopped | Self::Twin { .. } => false,
-        }
-    }
-}
-
-impl From<Stopped> for ForwardError {
-    fn from(_: Stopped) -> Self {
-        Self::BufferStopped
     }
 }
 

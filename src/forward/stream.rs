@@ -14,8 +14,8 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use self::watermark::StreamWatermark;
 use super::custody::{Custody, Way, add};
-use super::feed::{Hand, Next};
 use super::judge::Judged;
+use super::next::{Hand, Next};
 use super::outstanding::{Restart, Skips};
 use super::producer::{Failure, MESSAGE_OVERHEAD_BYTES, Producer};
 use super::targets::{Generation, Turn};

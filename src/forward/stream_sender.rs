@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::custody::{Custody, add, unix_ms};
+use super::error::ForwardError;
 use super::feed::Feed;
 use super::judge::Renewal;
 use super::producer::Producer;
@@ -15,7 +16,6 @@ use super::recall::{Recalled, Trouble};
 use super::sender::{Collected, Happened, Sender};
 use super::session::Terms;
 use super::stalls::OVERDUE;
-use super::start::ForwardError;
 use super::status::Reason;
 use super::stream::Stream;
 use super::transactional::{Cost, Transactional};

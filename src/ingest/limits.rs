@@ -186,7 +186,7 @@ pub(super) const MAX_ALIAS_BYTES: usize = 4 * 1024;
 pub(super) const WILL_PAUSE: Duration = Duration::from_secs(60);
 
 /// The whole listener at a stop: the connections' own time, their goodbyes, and wills that wait for room.
-pub(super) const WHOLE_STOP_TIMEOUT: Duration = Duration::from_millis(3800);
+pub(crate) const WHOLE_STOP_TIMEOUT: Duration = Duration::from_millis(3800);
 
 /// What connections have to say to the listener's task. It answers at once, so more than a few never wait.
 pub(super) const MAX_WORDS: usize = 64;
@@ -208,11 +208,9 @@ pub(super) const MAX_USERS_FILE_BYTES: u64 = 4 * 1024 * 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::INGEST_TIME;
 
     #[test]
-    fn every_connection_stops_within_the_time_of_ingest() {
-        assert!(WHOLE_STOP_TIMEOUT < INGEST_TIME);
+    fn a_connection_stops_within_the_time_of_all() {
         assert!(STOP_TIMEOUT + DISCONNECT_TIMEOUT < WHOLE_STOP_TIMEOUT);
     }
 }

@@ -12,7 +12,7 @@ mod connection;
 pub(crate) mod codec;
 pub(crate) mod door;
 pub(crate) mod inbox;
-mod limits;
+pub(crate) mod limits;
 pub(crate) mod listener;
 pub(crate) mod receipt;
 pub(crate) mod status;

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::metrics::{self, Metrics};
+use super::pulse::STUCK_AFTER;
 use super::status::Sources;
 use crate::stop::Stop;
 
@@ -26,9 +27,6 @@ const MAX_CONNECTIONS: usize = 16;
 
 /// A request must have come, and its answer have left, within this.
 const CONNECTION_TIME: Duration = Duration::from_secs(30);
-
-/// A stage that is silent for longer is stuck. SD cards stall for seconds while they erase, hence not less.
-pub(crate) const STUCK_AFTER: Duration = Duration::from_secs(20);
 
 /// Serves until stopped.
 pub(crate) async fn serve(listener: TcpListener, sources: Arc<Sources>, mut stop: Stop) {

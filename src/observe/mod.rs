@@ -7,3 +7,4 @@ pub(crate) mod metrics;
 pub(crate) mod pulse;
 pub(crate) mod status;
 pub(crate) mod systemd;
+pub(crate) mod watchdog;

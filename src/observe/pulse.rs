@@ -4,6 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// A stage that is silent for longer is stuck. SD cards stall for seconds while they erase, hence not less.
+pub(crate) const STUCK_AFTER: Duration = Duration::from_secs(20);
+
 /// Held by a stage.
 #[derive(Debug, Clone)]
 pub(crate) struct Pulse {

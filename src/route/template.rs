@@ -15,7 +15,7 @@ use super::filter::{Captures, Filter};
 use crate::event::Sender;
 
 /// Kafka's limit for a topic name.
-const MAX_TOPIC_CHARS: usize = 249;
+pub(crate) const MAX_TOPIC_CHARS: usize = 249;
 
 /// Longest key: longer than any MQTT topic, so that the topic itself always fits.
 const MAX_KEY_TEMPLATE_BYTES: usize = 65_535;

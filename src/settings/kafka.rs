@@ -9,6 +9,7 @@ use super::reading::Section;
 use super::secret::Secret;
 use super::table::{Key, Table};
 use super::values::{Value, Words, choice, count, list, options, table, text, time};
+use crate::route::template::MAX_TOPIC_CHARS;
 
 table! {
     /// The central cluster.
@@ -161,14 +162,11 @@ impl Words for Delivery {
         &[("exactly-once", Self::ExactlyOnce), ("at-least-once", Self::AtLeastOnce)];
 }
 
-/// Kafka's own rule for names of topics.
-const MAX_TOPIC_BYTES: usize = 249;
-
 fn watermark_topic(section: &Section<'_, '_>, key: &Key) -> Result<String, Reported> {
     let name = section.text(key)?;
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if name.is_empty() || name.len() > MAX_TOPIC_BYTES || name == "." || name == ".." || !name.chars().all(allowed) {
-        let what = format!("found {}; allowed: 1 to {MAX_TOPIC_BYTES} of a-z A-Z 0-9 . _ -", quoted(&name));
+    if name.is_empty() || name.len() > MAX_TOPIC_CHARS || name == "." || name == ".." || !name.chars().all(allowed) {
+        let what = format!("found {}; allowed: 1 to {MAX_TOPIC_CHARS} of a-z A-Z 0-9 . _ -", quoted(&name));
         return Err(section.problem(key.name, what));
     }
     Ok(name)

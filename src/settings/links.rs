@@ -270,14 +270,14 @@ fn read_url(url: &str) -> Result<Url, String> {
 }
 
 /// Long enough for every default; brokers must take 23 bytes and all known ones take these.
-const MAX_CLIENT_ID_BYTES: usize = 256;
+const MAX_OWN_CLIENT_ID_BYTES: usize = 256;
 
 /// MQTT writes the length in two bytes.
 const MAX_USERNAME_BYTES: usize = 65_535;
 
 /// Empty when it is not there: whoever knows the name of the agent makes it.
 fn client_id(section: &Section<'_, '_>, key: &Key) -> Result<String, Reported> {
-    Ok(mqtt_text(section, key, MAX_CLIENT_ID_BYTES)?.unwrap_or_default())
+    Ok(mqtt_text(section, key, MAX_OWN_CLIENT_ID_BYTES)?.unwrap_or_default())
 }
 
 fn username(section: &Section<'_, '_>, key: &Key) -> Result<Option<String>, Reported> {

@@ -32,9 +32,9 @@ use self::rows::Row;
 use super::books::{Books, StateRead};
 use super::chunk::ChunkReader;
 use super::error::{LoadError, OpenError, row_id, sequence};
-use super::identity::{self, Marks, Place};
+use super::identity::{Marks, Place};
 use super::schema::Database;
-use super::{clock, life_signs, mend, private};
+use super::{clock, directory, life_signs, mend};
 
 /// Every table, those first that are few rows; `chunk` and its like are the bulk.
 const TABLES: [&str; 14] = [
@@ -74,10 +74,10 @@ fn beside(database: &Path, suffix: &str) -> PathBuf {
 /// The next start shall rebuild the database.
 pub(super) fn ask_for(database: &Path, cause: &str) -> io::Result<()> {
     let path = beside(database, ".damaged");
-    let file = private::create(&path)?;
+    let file = directory::create(&path)?;
     fs::write(&path, cause)?;
     file.sync_all()?;
-    path.parent().map_or(Ok(()), identity::sync_dir)
+    path.parent().map_or(Ok(()), directory::sync_dir)
 }
 
 /// Why it shall, if it shall.
@@ -103,9 +103,9 @@ pub(super) fn finish(database: &Path, marks: Option<&Marks>) -> Result<Option<Pa
         Marks { place: Place::of(&salvaged), ..*marks }.write(dir).map_err(&files)?;
     }
     remove(&beside(database, ".damaged")).map_err(&files)?;
-    let kept = identity::set_aside(database, clock::now_ms()).map_err(&files)?;
+    let kept = directory::set_aside(database, clock::now_ms()).map_err(&files)?;
     fs::rename(&salvaged, database).map_err(&files)?;
-    database.parent().map_or(Ok(()), identity::sync_dir).map_err(&files)?;
+    database.parent().map_or(Ok(()), directory::sync_dir).map_err(&files)?;
     Ok(kept)
 }
 
@@ -116,7 +116,7 @@ pub(super) fn rebuild(database: &Database, marks: Option<&Marks>) -> Result<Opti
     let copy = beside(path, ".new");
     let files = OpenError::files("rebuild the damaged database beside", path);
     clear(&copy).map_err(&files)?;
-    private::create(&copy).map_err(&files)?;
+    directory::create(&copy).map_err(&files)?;
     let copied = copy_all(database, &copy, marks);
     let found = match copied {
         Ok(Some(found)) => found,
@@ -132,7 +132,7 @@ pub(super) fn rebuild(database: &Database, marks: Option<&Marks>) -> Result<Opti
     };
     File::open(&copy).and_then(|file| file.sync_all()).map_err(&files)?;
     fs::rename(&copy, beside(path, ".salvaged")).map_err(&files)?;
-    path.parent().map_or(Ok(()), identity::sync_dir).map_err(&files)?;
+    path.parent().map_or(Ok(()), directory::sync_dir).map_err(&files)?;
     let kept = finish(path, marks)?;
     Ok(Some(Found { kept, ..found }))
 }

@@ -4,9 +4,9 @@ use std::fs;
 use std::io;
 
 use super::*;
-use crate::buffer::books::LedgerRow;
 use crate::buffer::envelope::{Opener, Sealer};
 use crate::buffer::identity::{Marks, Place};
+use crate::buffer::ledger::LedgerRow;
 use crate::buffer::limits::RESERVE_LEAST;
 use crate::buffer::schema::FORMAT_VERSION;
 use crate::buffer::tail;

@@ -1,19 +1,10 @@
 //! Judges a buffer: what is missing, and what the gateway said of it.
 
-use super::auditor::Buffer;
+use super::buffer::{Buffer, Edges};
 use super::findings::{BufferFindings, EXAMPLES, Missing};
 use super::said::Hole;
 use crate::event::Sequence;
 use crate::watermark::Fate;
-
-/// Which ends of the stream were cut off.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Edges {
-    /// Events that arrived before this were not all read.
-    pub(super) from_ms: Option<i64>,
-    /// Events that arrived from this on are not asked for.
-    pub(super) to_ms: Option<i64>,
-}
 
 /// Everything about one buffer.
 pub(super) fn judge(buffer: &Buffer, edges: Edges) -> BufferFindings {

@@ -13,10 +13,11 @@ use regex_lite::Regex;
 use uuid::Uuid;
 
 use super::auditor::{Auditor, Counts, Limits, Place, Seen};
+use super::buffer::Edges;
 use super::findings::{BufferFindings, Missing, Summary, Verdict};
 use super::headers;
-use super::judge::Edges;
 use super::reader::{Far, Flow, Isolation, LookError, PATIENCE, Reader, Span};
+use crate::route::KAFKAS_OWN;
 
 /// What to audit.
 #[derive(Debug)]
@@ -109,7 +110,7 @@ impl Plan {
         let wanted = |name: &str| {
             self.names.contains(name)
                 || (name != self.watermark_topic
-                    && !name.starts_with(INTERNAL)
+                    && !name.starts_with(KAFKAS_OWN)
                     && self.patterns.iter().any(|pattern| pattern.is_match(name)))
         };
         let topics: Vec<_> =
@@ -121,9 +122,6 @@ impl Plan {
         Ok(topics)
     }
 }
-
-/// What Kafka's own topics begin with.
-const INTERNAL: &str = "__";
 
 fn seen<'m>(index: usize, message: &'m BorrowedMessage<'_>, spans: &'m [Span]) -> Seen<'m> {
     let own = headers::own(message);

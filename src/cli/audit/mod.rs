@@ -42,6 +42,7 @@
 //! | read ahead by librdkafka | 10,000 records or 4 MiB, and one fetch of 384 KiB compressed | it waits |
 
 mod auditor;
+mod buffer;
 mod findings;
 mod headers;
 mod judge;
@@ -70,8 +71,9 @@ use self::findings::Verdict;
 use self::look::{Found, Plan};
 use self::progress::Progress;
 use self::reader::Isolation;
+use super::config_file::DEFAULT_CONFIG;
+use super::exit::{EXIT_CONFIG, EXIT_FAILED};
 use super::out::{self, complain};
-use super::{DEFAULT_CONFIG, EXIT_CONFIG, EXIT_FAILED};
 use crate::config;
 use crate::settings::{Codec, Delivery, HeaderNames, Kafka, Timestamp};
 use crate::watermark;

@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use crate::event::Sequence;
 
 /// Sequences of a block: its bits fill one cache line.
-pub(super) const BLOCK: u64 = 512;
+const BLOCK: u64 = 512;
 
 /// The highest sequence that a buffer can give: SQLite's integers end there.
 pub(super) const MOST: Sequence = i64::MAX.cast_unsigned();

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::auditor::{Auditor, Limits, Place, Seen};
+use super::buffer::Edges;
 use super::findings::{BufferFindings, Missing};
-use super::judge::Edges;
 use crate::watermark::{Fate, Instance, Record, Waiting};
 
 const ONE: Uuid = Uuid::from_u128(1);

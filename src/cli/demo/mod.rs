@@ -31,28 +31,10 @@ use std::process::ExitCode;
 use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 
+pub use stage::Options;
 use stage::StageError;
 
 use super::out::complain;
-
-/// Shows the whole job on this machine: sensors, an outage of Kafka, a kill -9, and the books at the end.
-#[derive(Debug, Clone, Copy, clap::Args)]
-pub struct Options {
-    /// About how long it takes in all.
-    // The books keep about 200 bytes a reading: 120 s of 20,000/s are 480 MB, the most that the limits here allow.
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(10..=120))]
-    pub seconds: u64,
-    /// Readings a second, of all sensors together.
-    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=20_000))]
-    pub rate: u64,
-    /// Simulated sensors.
-    // The listener takes 256 connections by default.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=200))]
-    pub sensors: u16,
-    /// Keep the configuration, the buffer and the log, and say where.
-    #[arg(long)]
-    pub keep: bool,
-}
 
 /// Why there are no books.
 #[derive(Debug, thiserror::Error)]

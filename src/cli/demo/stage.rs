@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::Options;
 use super::books::{Account, Books};
 use super::central::{Central, CentralError};
 use super::reading::Fleet;
@@ -28,6 +27,25 @@ use super::session::Journal;
 use super::view::{Numbers, View, grouped};
 use crate::observe::status::Status;
 use crate::stop::pair;
+
+/// Shows the whole job on this machine: sensors, an outage of Kafka, a kill -9, and the books at the end.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Options {
+    /// About how long it takes in all.
+    // The books keep about 200 bytes a reading: 120 s of 20,000/s are 480 MB, the most that the limits here allow.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(10..=120))]
+    pub seconds: u64,
+    /// Readings a second, of all sensors together.
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=20_000))]
+    pub rate: u64,
+    /// Simulated sensors.
+    // The listener takes 256 connections by default.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub sensors: u16,
+    /// Keep the configuration, the buffer and the log, and say where.
+    #[arg(long)]
+    pub keep: bool,
+}
 
 /// Longest outage on stage.
 const OUTAGE: Duration = Duration::from_secs(8);

@@ -8,21 +8,13 @@
 
 use std::sync::Arc;
 
-use super::{Group, Queue, dead_letter};
-use crate::delivered::{DeclaredHole, Word};
+use super::{Group, Queue, Vouched, dead_letter};
+use crate::delivered::Word;
 use crate::event::Sequence;
 use crate::forward::custody::{Custody, Stand, unix_ms};
 use crate::forward::recall::Recalled;
 use crate::forward::session::Terms;
 use crate::watermark::{Fate, Instance, Record, Waiting};
-
-/// See the module's words.
-pub(super) struct Vouched {
-    word: Word,
-    /// The chunk that holds the last delivered event.
-    chunk: i64,
-    holes: Vec<DeclaredHole>,
-}
 
 impl Queue {
     /// Kafka's last watermark of this queue is known. False: it cannot be gone on with now.
@@ -139,6 +131,7 @@ mod tests {
     use super::*;
     use crate::buffer::LaneId;
     use crate::clock::Clock;
+    use crate::delivered::DeclaredHole;
     use crate::event::{Event, Qos, RouteId, Stored};
     use crate::forward::queue::LeftOff;
 

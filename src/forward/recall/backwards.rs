@@ -4,12 +4,13 @@
 //! many. So a few offsets are read first, then four times as many before them, and so on, until all that is asked for is
 //! known. What a try has read that came to nothing is not read again; what has come to the partition meanwhile is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::Recalled;
 use crate::delivered::{DeclaredHole, Said, Word};
+use crate::forward::watermark_topic::Partitions;
 
 /// Offsets that are read first. A transaction takes two, of about 150 bytes each.
 const FIRST: i64 = 20;
@@ -20,6 +21,23 @@ const GROWTH: i64 = 4;
 /// Holes of lanes that are remembered, while a lane is looked after: what may be in doubt are those of the last group,
 /// 2,000 events.
 const MOST_HOLES: usize = 4_000;
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(in crate::forward) struct Recalled {
+    /// About the main lane; `None`: this buffer has never committed anything.
+    pub(in crate::forward) main: Option<Word>,
+    /// About lanes, by Kafka topic.
+    pub(in crate::forward) lanes: HashMap<String, Word>,
+    /// Holes that were declared for these lanes' topics, as far as they may be unknown to the buffer.
+    pub(in crate::forward) holes: VecDeque<DeclaredHole>,
+    /// A newer Tidegate has written something about this buffer.
+    pub(in crate::forward) newer: bool,
+    /// Of the watermark topic.
+    pub(in crate::forward) partitions: Partitions,
+    /// How long a small question to a broker took that we were connected to: one round trip, or two.
+    pub(in crate::forward) round_trip: Duration,
+}
 
 /// See the module's words.
 #[derive(Debug)]
