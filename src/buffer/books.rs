@@ -1,10 +1,8 @@
-//! The books: everything about the buffer that is not an event, as it stood after the last commit.
+//! The books: everything about the buffer that is not an event, as it stood after the last commit. Their layout stands in the
+//! [specification](super).
 //!
-//! The state row is one envelope around `[transaction, next, released, [[gap, length], …], [[route, received,
-//! delivered, dead lettered, dropped, purged, held, lost], …], watermark]`, the watermark since format version 2 and what
-//! is lost since 4. The settled spans above the cursor are written as gap from the end of the one before and length. It changes in the same transaction as the events it speaks of, so after any
-//! crash it fits them. `transaction` goes up by one in each commit: after a commit whose outcome is unknown it tells
-//! which side of the commit the disk is on.
+//! They change in the same transaction as the events they speak of, so after any crash they fit them. `transaction` goes up by
+//! one in each commit: after a commit whose outcome is unknown it tells which side of the commit the disk is on.
 //!
 //! While a transaction runs, the copy in memory is ahead of the disk; when it fails, the copy is read again.
 
@@ -226,8 +224,6 @@ fn is_possible((transaction, next, released, _, ledger, watermark): &StateRow) -
 /// `[[first, more], …]`: brokers count packet ids upwards, so a window is one or two runs.
 type Runs = Vec<(u16, u16)>;
 
-/// Packet ids without a digest; those with one; their digests in the order of the ids, 4 bytes each, little endian.
-///
 /// A version before the digests wrote the first of the three alone, and is read as that.
 type PacketIdsRow<'a> = (Runs, Runs, cbor::Blob<'a>);
 

@@ -1,11 +1,5 @@
-//! A chunk: the events of one commit as one blob, an [envelope](super::envelope) around a CBOR sequence.
+//! A chunk: the events of one commit as one blob. Its layout stands in the [specification](super).
 //!
-//! Each event is the array `[sequence, arrival ms, flags, route, topic, payload, headers, facts]`. Flags: bits 0 and 1 the
-//! QoS, bit 2 retain, bit 3 dup. Headers: null, or `[content type or null, correlation data or null, [[name, value], …]]`.
-//! Facts: null, or a map of what only some events have, each under a letter: `c` client id, `u` user, `r` response topic,
-//! `f` payload format, `e` expiry in seconds, `t` the clock that told its arrival, `[boot, ms since 1970 at boot,
-//! synchronised]`, where it is another one than that of the event before,
-//! `x` why it can only be a dead letter. Before format version 3 of the database there were no facts and no bit 3.
 //! A chunk is read back into memory that its events share: their payloads are slices of it.
 
 use std::collections::HashSet;

@@ -1,14 +1,6 @@
-//! The wrapper around every blob in the database: what it is, how long it is, and whether it is still what was written.
+//! The wrapper around every blob in the database: what it is, how long it is, and whether it is still what was written. Its
+//! layout stands in the [specification](super).
 //!
-//! ```text
-//! offset  bytes  field
-//! 0       1      format version (1)
-//! 1       1      codec: 0 none, 1 zstd
-//! 2       4      raw length, little endian
-//! 6       4      CRC-32C over bytes 0..6 and everything from 10 on, little endian
-//! 10      …      the CBOR, compressed or not
-//! ```
-//! SQLite does not notice a flipped bit in a blob, so the CRC is checked before anything else is believed.
 //! Opening never panics, whatever the bytes are; a length above [`MAX_RAW_BYTES`] is refused before memory is taken.
 
 use zstd::bulk::{Compressor, Decompressor};

@@ -1,34 +1,7 @@
-//! The side file: who this buffer is and how far it came, outside of the database.
+//! The side file: who this buffer is and how far it came, outside of the database, so that after a loss no sequence is given out
+//! twice and the loss is reported with numbers. Its lines stand in the [specification](super).
 //!
-//! A truncated database opens as an empty one, and a damaged write-ahead log silently loses its tail. This small file
-//! is the second witness: after such a loss no sequence is given out twice, and the loss is reported with numbers.
-//!
-//! * `reserved`: sequences up to here may have been given out. Written, synced and renamed *before* the first sequence
-//!   above the old mark is used, also where `sync = "normal"` lets commits wait.
-//! * `committed`: sequences up to here were on disk once. At most 30 s old, exact after a clean stop.
-//! * `instance`: the last start that gave out sequences. Should the database have lost it, it is known all the same.
-//! * `state`: `open` from before the first sequence of a start is used, `closed` after a clean stop. What an open one may
-//!   have lost, [`tail`](super::tail) finds out.
-//! * `boot`: digest of the system's boot in which it was opened.
-//! * `sync`: whether each commit was synced.
-//! * `place`: where this is, see [`Place`].
-//!
-//! The file is replaced as a whole (temporary file, sync, rename, sync of the directory), so it is either the old or
-//! the new one. It is text, so that a person can read it:
-//!
-//! ```text
-//! tidegate-identity 2
-//! buffer 0b5b9f9e-6e0f-4c6e-b3a3-5a53b3c3a2a1
-//! reserved 20000
-//! committed 4711
-//! instance 0d9a3bb0c2a14f0f8a0a5b1d7f3e2c11
-//! state open
-//! boot 5c3a91d0
-//! sync full
-//! place machine=1a2b3c4d board=- file=99aabbcc
-//! crc32c 1a2b3c4d
-//! ```
-//! Version 1 had the first three lines only; it is read as a closed one of an unknown place.
+//! What an open one may have lost, [`tail`](super::tail) finds out; where it is, [`Place`] says.
 
 use std::fmt;
 use std::fs;

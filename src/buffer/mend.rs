@@ -16,6 +16,7 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use uuid::Uuid;
 
+use super::LaneId;
 use super::books::{Books, Flaws, Lane, seal_packet_ids};
 use super::chunk::ChunkReader;
 use super::clock;
@@ -24,8 +25,8 @@ use super::error::{LoadError, row_id, sequence};
 use super::identity::Marks;
 use super::limits::RESERVE_MOST;
 use super::spans::{Settled, Spans};
-use super::{LaneId, life_signs};
 use crate::event::{RouteId, Sequence, Stored};
+use crate::observe::systemd::still_starting;
 
 /// Why sequences are declared lost, for a person at the centre.
 const LOST_REASON: &str = "their part of the gateway's file was damaged";
@@ -126,7 +127,7 @@ pub(super) fn books_anew(connection: &Connection, marks: Option<&Marks>) -> Resu
         let mut dead = connection.prepare("SELECT sequence, last, route, body FROM dead_letter")?;
         let (mut rows, mut reader) = (dead.query([])?, ChunkReader::default());
         while let Some(row) = rows.next()? {
-            life_signs();
+            still_starting();
             // A row of one event says so in its numbers alone; which several are, its body says.
             let (first, last) = (sequence(row.get(0)?), sequence(row.get(1)?).max(sequence(row.get(0)?)));
             let body = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
@@ -243,7 +244,7 @@ fn walk(connection: &Connection, settled: &Settled) -> Result<Stock, LoadError> 
     let mut chunks = connection.prepare("SELECT first, last, body FROM chunk ORDER BY first")?;
     let mut rows = chunks.query([])?;
     while let Some(row) = rows.next()? {
-        life_signs();
+        still_starting();
         let (first, last) = (sequence(row.get(0)?), sequence(row.get(1)?));
         let whole = last <= settled.released() || settled.span_of(first).is_some_and(|(_, end)| end >= last);
         if whole {
@@ -283,7 +284,7 @@ fn each_lane_chunk(connection: &Connection, mut with: impl FnMut(LaneId, &[Store
     let mut chunks = connection.prepare("SELECT lane, first, last, body FROM lane_chunk ORDER BY id")?;
     let mut rows = chunks.query([])?;
     while let Some(row) = rows.next()? {
-        life_signs();
+        still_starting();
         let (first, last) = (sequence(row.get(1)?), sequence(row.get(2)?));
         let body = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
         let events = reader.read(body, first, last).unwrap_or_default();

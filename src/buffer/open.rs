@@ -28,7 +28,7 @@ use super::books::{Books, StateRead};
 use super::envelope::Sealer;
 use super::error::{LoadError, OpenError, is_damage, is_full, is_unreadable, row_id, sequence};
 use super::identity::{self, Marks, Place, ReadFault};
-use super::schema::{APPLICATION_ID, Database, FORMAT_VERSION};
+use super::schema::{self, APPLICATION_ID, Database, FORMAT_VERSION};
 use super::tail::{self, Tail};
 use super::{Hole, OVERFLOW, Recovered, clock, directory, late, life, mend, salvage};
 use crate::event::{RouteId, Sequence};
@@ -439,7 +439,7 @@ fn leave_out(marks: &Marks, tail: &Tail, books: &mut Books, connection: &Connect
         life::remember(connection, opened, (first, last), commit).map_err(OpenError::disk("remember a start"))?;
     }
     // What lies behind a bad frame must not be found again.
-    super::checkpoint(connection).map(|_written| ()).map_err(OpenError::disk("write the log back"))
+    schema::checkpoint(connection).map(|_written| ()).map_err(OpenError::disk("write the log back"))
 }
 
 /// Leaves these out for ever: they count as settled, and are declared.

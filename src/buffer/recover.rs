@@ -1,11 +1,8 @@
 //! What the buffer thread does after a failed transaction (custody rule 6: in doubt, stop, and go on from what the
 //! disk says).
 //!
-//! A failed COMMIT may have happened: after a failed sync the row can be there or not. So nothing is acknowledged, the
-//! connection is dropped, and the database is opened again; the log is written back into it and synced, because its
-//! pages may be in memory only; then the number of the last transaction tells. It is the attempted one: the batch is
-//! durable and acknowledged. It is the one before: the batch is stored again. It is any other: somebody exchanged the
-//! file, and the thread waits for a person.
+//! A failed COMMIT may have happened: after a failed sync the row can be there or not. The [specification](super) says what is
+//! done about it, and why the number of the last transaction tells.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,11 +10,11 @@ use std::time::Instant;
 use rusqlite::Connection;
 
 use super::books::Books;
-use super::checkpoint;
 use super::error::{CloseError, WriteError};
 use super::limits::{STOP_PATIENCE, TICK};
 use super::pace;
 use super::salvage;
+use super::schema::checkpoint;
 use super::settle::Part;
 use super::writer::Writer;
 use crate::planted::{Bug, planted};

@@ -1,25 +1,4 @@
-//! The database: its tables, its settings, and how a connection is made.
-//!
-//! `application_id` is `TdGt`, `user_version` the format version. Every blob is an [envelope](super::envelope).
-//!
-//! | table | a row is |
-//! |---|---|
-//! | `identity` | one row: the buffer id and when it was made |
-//! | `state` | one row: the [books](super::books) as one blob, rewritten by every commit |
-//! | `chunk` | a [chunk](super::chunk) of the main lane: sequences `first` to `last` without a gap |
-//! | `lane` | a parked Kafka topic and how many events wait for it |
-//! | `lane_chunk` | a chunk of a parked lane: in order, not contiguous |
-//! | `dead_letter` | events that Kafka will never take, with one reason: a chunk in order, not contiguous (of one event before version 4) |
-//! | `session` | one persistent MQTT session with its QoS 2 packet ids |
-//! | `route` | a line of the ledger by name; since version 4 also what its `[[route]]` says or said |
-//! | `life` | one start of the agent: the instance it drew, the first sequence it could give out and the last it can have sent, the last commit of it that is on disk, whether Kafka's last watermark may be its (since version 2) |
-//! | `unread` | events of the main lane that could not be read when their turn came (since version 4) |
-//! | `former` | an identity that this buffer had before, and the last sequence that was given out under it (since version 2) |
-//! | `hole` | sequences that will never come and that no other table speaks of, and why (since version 4) |
-//! | `admitted` | a Kafka topic that a template made and that readings may go to (since version 4) |
-//! | `in_line` | one row: a mark of the configuration that the lanes were brought in line with (since version 4) |
-//!
-//! An ordinary commit changes two pages: the last leaf of `chunk` and the leaf of `state`.
+//! The database: its tables, its settings, and how a connection is made. What a row is stands in the [specification](super).
 
 use std::path::{Path, PathBuf};
 
@@ -238,6 +217,12 @@ impl Database {
         }
         Err(OpenError::Setting { name: "max_page_count", wanted: text(&wanted), found: text(&got) })
     }
+}
+
+/// Writes the whole write-ahead log back into the database, syncs it and begins a new log. False when a reader or
+/// another process is in the way.
+pub(super) fn checkpoint(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)).map(|busy| busy == 0)
 }
 
 fn cache_size() -> i64 {

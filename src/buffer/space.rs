@@ -7,14 +7,15 @@
 //!     └── used < 95 % ────────────┘         └── tried again each second, or after ───┘
 //!                                               a settlement, and it worked
 //! ```
-//! Without room, settlements are tried alone and first: what they free may be what the events need.
 //! While it is not open, events wait unacknowledged in their queue and keep their room, so ingest stops reading its
-//! sockets (custody rule 5: no bound is silent). Settlements go on: they are the way out.
+//! sockets (custody rule 5: no bound is silent). Settlements go on: they are the way out. The whole story of a full disk stands in
+//! the [specification](super).
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::limits::{NO_SPACE_RETRY, PAGE_BYTES, RESUME_PERCENT};
+use super::schema;
 use super::statements::Statements;
 
 /// What is used, and whether events may be stored.
@@ -69,7 +70,7 @@ impl Space {
         if pages.saturating_add(log) >= self.mark() && pages < resume && log > 0 {
             // The log alone keeps us above: write it back and begin a new one. Only at the brim, and it keeps the
             // intake open for as long as there really is room.
-            super::checkpoint(tx.connection)?;
+            schema::checkpoint(tx.connection)?;
             (pages, log) = self.look(tx)?;
         }
         self.used = pages.saturating_add(log);

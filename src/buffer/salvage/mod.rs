@@ -34,7 +34,8 @@ use super::chunk::ChunkReader;
 use super::error::{LoadError, OpenError, row_id, sequence};
 use super::identity::{Marks, Place};
 use super::schema::Database;
-use super::{clock, directory, life_signs, mend};
+use super::{clock, directory, mend};
+use crate::observe::systemd::still_starting;
 
 /// Every table, those first that are few rows; `chunk` and its like are the bulk.
 const TABLES: [&str; 14] = [
@@ -233,7 +234,7 @@ fn copy_table(from: &Connection, to: &Connection, table: &str) -> rusqlite::Resu
     let mut rows = select.query([])?;
     let mut row_is_bad = None;
     while let Some(row) = rows.next()? {
-        life_signs();
+        still_starting();
         let values = (0..count).map(|at| row.get::<_, Value>(at)).collect::<rusqlite::Result<Vec<_>>>();
         // A row that does not fit its table is left out; its neighbours are not to blame.
         if let Err(error) = values.and_then(|values| insert.execute(rusqlite::params_from_iter(values))) {
@@ -252,7 +253,7 @@ fn page_by_page(database: &Database, to: &Connection, tables: &BTreeSet<&str>) -
     let free = pages.free();
     let shapes = tables.iter().map(|table| Shape::of(table, to)).collect::<rusqlite::Result<Vec<_>>>()?;
     for number in (1..=pages.count()).filter(|number| !free.contains(number)) {
-        life_signs();
+        still_starting();
         let Some(page) = pages.read(number) else { continue };
         for row in rows::rows(number, &page, &pages) {
             if let Some(shape) = shapes.iter().find(|shape| shape.fits(&row)) {
@@ -352,7 +353,7 @@ fn straighten(to: &Connection) -> Result<(), LoadError> {
         let mut rows = chunks.query([])?;
         let mut behind = i64::MAX;
         while let Some(row) = rows.next()? {
-            life_signs();
+            still_starting();
             let (first, last) = (row.get::<_, i64>(0)?, row.get::<_, i64>(1)?);
             let body = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
             let (right_first, right_last) = match reader.extent(body) {
