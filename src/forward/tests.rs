@@ -388,7 +388,7 @@ fn a_missing_topic_is_parked_while_others_flow_and_comes_back_in_order() {
     rig.wait("flow of the other topic", |rig| rig.books().delivered == 1000);
     let waiting = |rig: &Rig| rig.buffer.borrow().lanes.iter().find(|(_, topic, _)| &**topic == "late").map(|l| l.2);
     rig.wait("parking", |rig| waiting(rig) == Some(1000));
-    assert_eq!(rig.forward.borrow().parked.len(), 1);
+    rig.wait("the status", |rig| rig.forward.borrow().parked.len() == 1);
     mock.topic_error("late", Resp::RD_KAFKA_RESP_ERR_NO_ERROR).unwrap();
     // A steady inflow while the lane is sent: the topic must become direct all the same.
     let (begin, mut more) = (Instant::now(), 0);
