@@ -1,5 +1,8 @@
 //! MQTT in: subscriptions at brokers (`broker`), and sensors that publish straight to us (`listener`).
 //!
+//! Both are roles of one loop ([`connection`]) over one kind of socket ([`stream`]); [`close`] has every reason for its end,
+//! [`limits`] every number.
+//!
 //! The way of a message: socket → [`inbox`] → [`codec`] → session (`broker` or `listener`, with [`unreleased`] for
 //! QoS 2) → [`batch`] → [`door`] → buffer. The way of its answer: buffer → [`receipt`] inside
 //! [`Durable`](crate::buffer::Durable) → [`acker`] → socket.

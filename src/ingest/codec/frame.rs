@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::DecodeError;
+use super::error::DecodeError;
 
 pub(super) const CONNECT: u8 = 1;
 pub(super) const CONNACK: u8 = 2;

@@ -22,23 +22,25 @@
 //! allocates only what the packet itself carries; a PUBLISH is a slice of the read buffer until its payload is taken.
 
 pub(crate) mod encode;
+mod error;
 mod flawed;
 mod frame;
 mod packets;
 mod properties;
 mod publish;
 mod reader;
+pub(crate) mod reason;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "a test may panic")]
 mod tests;
 
 use bytes::BytesMut;
 
+pub(crate) use self::error::DecodeError;
 pub(crate) use self::flawed::Flawed;
 use self::frame::Frame;
 pub(crate) use self::packets::{Ack, ConnAck, Connect, Disconnect, Subscribe, SubscribeFilter, Unsubscribe, Will};
 pub(crate) use self::publish::Publish;
-use crate::event::MAX_USER_PROPERTIES;
 use crate::settings::MqttVersion;
 
 /// A packet as received.
@@ -105,154 +107,6 @@ impl Packet {
     }
 }
 
-/// Bytes that are not a packet we accept. The connection ends; nothing of the packet was used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum DecodeError {
-    /// Longer than the limit.
-    #[error("packet of {bytes} bytes; at most {max} are accepted")]
-    TooLarge {
-        /// Its length, fixed header included.
-        bytes: usize,
-        /// The limit.
-        max: u32,
-    },
-    /// Not MQTT.
-    #[error("malformed packet: {0}")]
-    Malformed(&'static str),
-    /// Well formed, and forbidden.
-    #[error("protocol error: {0}")]
-    Protocol(&'static str),
-    /// A topic name with a wildcard.
-    #[error("topic name with a wildcard in a PUBLISH")]
-    TopicName,
-    /// Number 0, or one from a broker, to which we never grant any.
-    #[error("topic alias that was not granted")]
-    TopicAlias,
-    /// Only of a will: a PUBLISH says how many ([`Publish::properties_cut`]).
-    #[error("a will with more than {MAX_USER_PROPERTIES} user properties")]
-    TooManyProperties,
-    /// CONNECT of another version than 3.1, 3.1.1 and 5.
-    #[error("CONNECT with protocol level {0}; 3 (MQTT 3.1), 4 (3.1.1) and 5 are spoken")]
-    UnsupportedVersion(u8),
-}
-
-impl DecodeError {
-    /// The MQTT 5 reason code that tells the peer.
-    #[must_use]
-    pub(crate) fn reason(&self) -> u8 {
-        match self {
-            Self::TooLarge { .. } => reason::PACKET_TOO_LARGE,
-            Self::Malformed(_) => reason::MALFORMED_PACKET,
-            Self::Protocol(_) => reason::PROTOCOL_ERROR,
-            Self::TopicName => reason::TOPIC_NAME_INVALID,
-            Self::TooManyProperties => reason::QUOTA_EXCEEDED,
-            Self::TopicAlias => reason::TOPIC_ALIAS_INVALID,
-            Self::UnsupportedVersion(_) => reason::UNSUPPORTED_PROTOCOL_VERSION,
-        }
-    }
-}
-
-/// MQTT 5 reason codes that are named in this crate.
-pub(crate) mod reason {
-    /// Success, and a normal DISCONNECT.
-    pub(crate) const SUCCESS: u8 = 0x00;
-    /// UNSUBACK: there was none.
-    pub(crate) const NO_SUBSCRIPTION_EXISTED: u8 = 0x11;
-    /// None of the others.
-    pub(crate) const UNSPECIFIED_ERROR: u8 = 0x80;
-    /// Bytes that are no packet.
-    pub(crate) const MALFORMED_PACKET: u8 = 0x81;
-    /// A packet in the wrong place or with forbidden contents.
-    pub(crate) const PROTOCOL_ERROR: u8 = 0x82;
-    /// Valid, but not for us.
-    pub(crate) const IMPLEMENTATION_SPECIFIC_ERROR: u8 = 0x83;
-    /// Of CONNECT.
-    pub(crate) const UNSUPPORTED_PROTOCOL_VERSION: u8 = 0x84;
-    /// Of CONNECT.
-    pub(crate) const CLIENT_IDENTIFIER_NOT_VALID: u8 = 0x85;
-    /// Of CONNECT.
-    pub(crate) const BAD_USER_NAME_OR_PASSWORD: u8 = 0x86;
-    /// No right to that.
-    pub(crate) const NOT_AUTHORIZED: u8 = 0x87;
-    /// Not now.
-    pub(crate) const SERVER_UNAVAILABLE: u8 = 0x88;
-    /// Try later.
-    pub(crate) const SERVER_BUSY: u8 = 0x89;
-    /// We go.
-    pub(crate) const SERVER_SHUTTING_DOWN: u8 = 0x8B;
-    /// Extended authentication is not spoken.
-    pub(crate) const BAD_AUTHENTICATION_METHOD: u8 = 0x8C;
-    /// Nothing heard for 1.5 times the keepalive.
-    pub(crate) const KEEP_ALIVE_TIMEOUT: u8 = 0x8D;
-    /// The same client id connected again.
-    pub(crate) const SESSION_TAKEN_OVER: u8 = 0x8E;
-    /// Of a SUBSCRIBE.
-    pub(crate) const TOPIC_FILTER_INVALID: u8 = 0x8F;
-    /// Of a PUBLISH.
-    pub(crate) const TOPIC_NAME_INVALID: u8 = 0x90;
-    /// PUBCOMP to an id we do not know.
-    pub(crate) const PACKET_IDENTIFIER_NOT_FOUND: u8 = 0x92;
-    /// More unacknowledged messages than allowed.
-    pub(crate) const RECEIVE_MAXIMUM_EXCEEDED: u8 = 0x93;
-    /// Alias 0, or above the maximum.
-    pub(crate) const TOPIC_ALIAS_INVALID: u8 = 0x94;
-    /// Above the announced maximum.
-    pub(crate) const PACKET_TOO_LARGE: u8 = 0x95;
-    /// A limit of ours.
-    pub(crate) const QUOTA_EXCEEDED: u8 = 0x97;
-
-    /// The peer's own words beside a code, for logs.
-    #[must_use]
-    pub(crate) fn words(words: Option<&str>) -> String {
-        words.map(|words| format!(": {words:?}")).unwrap_or_default()
-    }
-
-    /// What a code means, for logs. `0x01` to `0x05` are read as MQTT 3.1.1 CONNACK codes.
-    #[must_use]
-    pub(crate) fn text(code: u8) -> &'static str {
-        match code {
-            SUCCESS => "success",
-            0x01 | UNSUPPORTED_PROTOCOL_VERSION => "protocol version not supported",
-            0x02 | CLIENT_IDENTIFIER_NOT_VALID => "client id not accepted",
-            0x03 | SERVER_UNAVAILABLE => "server unavailable",
-            0x04 | BAD_USER_NAME_OR_PASSWORD => "bad user name or password",
-            0x05 | NOT_AUTHORIZED => "not authorized",
-            NO_SUBSCRIPTION_EXISTED => "no subscription existed",
-            UNSPECIFIED_ERROR => "unspecified error",
-            MALFORMED_PACKET => "malformed packet",
-            PROTOCOL_ERROR => "protocol error",
-            IMPLEMENTATION_SPECIFIC_ERROR => "implementation specific error",
-            SERVER_BUSY => "server busy",
-            0x8A => "banned",
-            SERVER_SHUTTING_DOWN => "server shutting down",
-            BAD_AUTHENTICATION_METHOD => "bad authentication method",
-            KEEP_ALIVE_TIMEOUT => "keepalive timeout",
-            SESSION_TAKEN_OVER => "session taken over: another client uses the same client id",
-            TOPIC_FILTER_INVALID => "topic filter not valid",
-            TOPIC_NAME_INVALID => "topic name not valid",
-            0x91 => "packet identifier in use",
-            PACKET_IDENTIFIER_NOT_FOUND => "packet identifier not found",
-            RECEIVE_MAXIMUM_EXCEEDED => "receive maximum exceeded",
-            TOPIC_ALIAS_INVALID => "topic alias not valid",
-            PACKET_TOO_LARGE => "packet too large",
-            0x96 => "message rate too high",
-            QUOTA_EXCEEDED => "quota exceeded",
-            0x98 => "administrative action",
-            0x99 => "payload format not valid",
-            0x9A => "retain not supported",
-            0x9B => "QoS not supported",
-            0x9C => "use another server",
-            0x9D => "server moved",
-            0x9E => "shared subscriptions not supported",
-            0x9F => "connection rate exceeded",
-            0xA0 => "maximum connect time",
-            0xA1 => "subscription identifiers not supported",
-            0xA2 => "wildcard subscriptions not supported",
-            _ => "unknown reason",
-        }
-    }
-}
-
 /// Length of the packet that begins a read buffer, fixed header included, when its first bytes tell.
 #[must_use]
 pub(crate) fn announced(buffer: &[u8]) -> Option<usize> {
@@ -298,11 +152,14 @@ fn packet(version: MqttVersion, frame: Frame) -> Result<Packet, DecodeError> {
         frame::PUBREL => Packet::PubRel(Ack::decode(version, &frame)?),
         frame::PUBCOMP => Packet::PubComp(Ack::decode(version, &frame)?),
         frame::SUBSCRIBE => Packet::Subscribe(Subscribe::decode(version, &frame)?),
-        frame::SUBACK => packets::suback(version, &frame)?,
+        frame::SUBACK => {
+            let (packet_id, codes) = packets::suback(version, &frame)?;
+            Packet::SubAck { packet_id, codes }
+        }
         frame::UNSUBSCRIBE => Packet::Unsubscribe(Unsubscribe::decode(version, &frame)?),
-        frame::UNSUBACK => packets::unsuback(version, &frame)?,
-        frame::PINGREQ => packets::empty(&frame, Packet::PingReq)?,
-        frame::PINGRESP => packets::empty(&frame, Packet::PingResp)?,
+        frame::UNSUBACK => Packet::UnsubAck { packet_id: packets::unsuback(version, &frame)? },
+        frame::PINGREQ => packets::empty(&frame).map(|()| Packet::PingReq)?,
+        frame::PINGRESP => packets::empty(&frame).map(|()| Packet::PingResp)?,
         frame::DISCONNECT => Packet::Disconnect(Disconnect::decode(version, &frame)?),
         _ => return Err(DecodeError::Protocol("AUTH, but no authentication method was agreed")),
     };

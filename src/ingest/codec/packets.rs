@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::error::DecodeError;
 use super::frame::Frame;
 use super::properties::{self, Place, Property};
 use super::reader::Reader;
-use super::{DecodeError, Packet, reason};
+use super::reason;
 use crate::event::{MAX_USER_PROPERTIES, Properties, Qos, Sender};
 use crate::settings::{MqttVersion, Secret};
 
@@ -389,7 +390,8 @@ impl Unsubscribe {
     }
 }
 
-pub(super) fn suback(version: MqttVersion, frame: &Frame) -> Result<Packet, DecodeError> {
+/// Packet id and codes of a SUBACK.
+pub(super) fn suback(version: MqttVersion, frame: &Frame) -> Result<(u16, Vec<u8>), DecodeError> {
     let mut reader = Reader::new(&frame.body);
     let packet_id = reader.packet_id()?;
     if version == MqttVersion::V5 {
@@ -403,22 +405,23 @@ pub(super) fn suback(version: MqttVersion, frame: &Frame) -> Result<Packet, Deco
     if codes.iter().any(|code| (3..0x80).contains(code)) {
         return Err(DecodeError::Malformed("SUBACK with a code that does not exist"));
     }
-    Ok(Packet::SubAck { packet_id, codes })
+    Ok((packet_id, codes))
 }
 
-pub(super) fn unsuback(version: MqttVersion, frame: &Frame) -> Result<Packet, DecodeError> {
+/// Packet id of an UNSUBACK.
+pub(super) fn unsuback(version: MqttVersion, frame: &Frame) -> Result<u16, DecodeError> {
     let mut reader = Reader::new(&frame.body);
     let packet_id = reader.packet_id()?;
     match version {
         MqttVersion::V311 => reader.end()?,
         MqttVersion::V5 => properties::skip(&mut reader, Place::Answer)?,
     }
-    Ok(Packet::UnsubAck { packet_id })
+    Ok(packet_id)
 }
 
-pub(super) fn empty(frame: &Frame, packet: Packet) -> Result<Packet, DecodeError> {
-    Reader::new(&frame.body).end()?;
-    Ok(packet)
+/// A packet that is nothing but its type.
+pub(super) fn empty(frame: &Frame) -> Result<(), DecodeError> {
+    Reader::new(&frame.body).end()
 }
 
 /// DISCONNECT.

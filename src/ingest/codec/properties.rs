@@ -1,7 +1,7 @@
 //! MQTT 5 property blocks: walked strictly. A block must end exactly where its length says, hold only what its packet
 //! allows, and repeat nothing but user properties (and subscription identifiers in a PUBLISH).
 
-use super::DecodeError;
+use super::error::DecodeError;
 use super::reader::Reader;
 
 /// A property, its name as in the standard.

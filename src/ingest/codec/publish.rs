@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 
-use super::DecodeError;
+use super::error::DecodeError;
 use super::frame::Frame;
 use super::properties::{self, Place, Property};
 use super::reader::Reader;

@@ -1,7 +1,7 @@
 //! Reads MQTT's elementary types off the front of a slice. Running out of bytes is always "malformed", never "wait":
 //! the packet around it is complete.
 
-use super::DecodeError;
+use super::error::DecodeError;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reader<'a> {

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, oneshot};
 
-use super::connection::{Shared, Word, now};
 use super::registry::Displaced;
 use super::remarks::Remark;
 use super::session::Session;
+use super::shared::{Shared, Word, now};
 use crate::buffer::{Durable, Stopped};
 use crate::ingest::batch::Batch;
 use crate::ingest::close::{Close, Peer};

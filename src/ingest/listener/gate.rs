@@ -15,27 +15,10 @@
 //! a session, which must not be dropped.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr};
 
 use tokio::sync::oneshot;
 
-use super::registry::ConnectionId;
-
-/// Where somebody comes from, as far as shares go: an IPv4 address, or the /64 of an IPv6 one, all of which one host has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Origin(IpAddr);
-
-impl From<IpAddr> for Origin {
-    fn from(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
-            IpAddr::V4(v4) => IpAddr::V4(v4),
-            IpAddr::V6(v6) => {
-                let [a, b, c, d, ..] = v6.segments();
-                IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-            }
-        })
-    }
-}
+use super::origin::{ConnectionId, Origin};
 
 /// How far a stranger has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +122,8 @@ impl Gate {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     fn origin(last: u8) -> Origin {
@@ -182,14 +167,5 @@ mod tests {
             assert_eq!(told(&mut all), [expected]);
         }
         assert!(!gate.make_room(origin(1)));
-    }
-
-    #[test]
-    fn an_ipv6_host_is_its_64_and_a_mapped_ipv4_address_is_an_ipv4_address() {
-        let of = |text: &str| Origin::from(text.parse::<IpAddr>().unwrap());
-        assert_eq!(of("2001:db8:1:2:aaaa::1"), of("2001:db8:1:2:bbbb::9"));
-        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
-        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
-        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }
 }

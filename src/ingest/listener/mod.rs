@@ -2,15 +2,15 @@
 //! proof that the reading is on disk here.
 //!
 //! ```text
-//!                 bind ─▶ run: accept ──────────▶ connection ─▶ handshake ─▶ users
-//!                          ▲  │                      │    ▲
-//!                  result  │  └─ registry ◀── claim ─┤    │ session
-//!                (session) └─────────────────────────┘    ▼
-//!                                                       link: socket ◀─▶ session ◀─▶ door to the buffer
+//!                 bind ─▶ run: accept ──────────────▶ visit ─▶ handshake ─▶ users
+//!                          ▲  │                       │  ▲
+//!                  result  │  └─ registry ◀── claim ──┤  │ session
+//!                (session) └──────────────────────────┘  ▼
+//!                                          client: the role of ingest's connection loop
 //! ```
 //!
 //! One task runs the listener. It accepts, owns the registry of sessions, and keeps its connections in a set of tasks.
-//! A connection takes its session out of the registry and hands it back with its result; they share nothing else that
+//! A visit takes its session out of the registry and hands it back with its result; they share nothing else that
 //! changes. The protocol itself is in `handshake` and `session`, which own no socket and read no clock.
 //!
 //! # What clients can rely on
@@ -45,19 +45,21 @@
 
 mod aliases;
 mod complaints;
-mod connection;
 mod gate;
 mod handshake;
 mod client;
 mod memory;
+mod origin;
 mod registry;
 mod remarks;
 mod session;
+mod shared;
 mod terms;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "a test that meets them fails")]
 mod tests;
 mod users;
+mod visit;
 
 use std::collections::HashMap;
 use std::io;
@@ -71,12 +73,14 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::complaints::{About, Complaints, Tone};
-use self::connection::{Ended, Shared, Word, now, serve, will_permits};
 use self::gate::{Gate, Stage};
-use self::registry::{ConnectionId, Registry, session_key};
+use self::origin::ConnectionId;
+use self::registry::{Registry, session_key};
 use self::session::event;
+use self::shared::{Shared, Word, now};
 use self::users::{Users, UsersFile};
 pub(crate) use self::users::{UsersError, check_users_file};
+use self::visit::{Ended, serve, will_permits};
 use crate::buffer::{Arrivals, SessionChange, Stopped, StoredSession};
 use crate::ingest::batch::Batch;
 use crate::ingest::close::Kind;

@@ -31,17 +31,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::gate::Origin;
 use super::memory::Memory;
+use super::origin::{ConnectionId, Origin};
 use crate::buffer::{IdChange, SessionChange, StoredSession};
 use crate::clock::{Clock, Moment};
 use crate::ingest::codec::Will;
 use crate::ingest::limits::{
     EARLIEST_SANE_MS, GOING_SOCKETS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WILL_DELAY, WILL_PAUSE,
 };
-
-/// One connection, as long as the process lives.
-pub(super) type ConnectionId = u64;
 
 /// Both clocks.
 #[derive(Debug, Clone, Copy)]

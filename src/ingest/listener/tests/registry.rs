@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::super::memory::Memory;
-use super::super::registry::{Answer, Claim, ConnectionId, Departure, Displaced, Entry, Now, Registry};
+use super::super::origin::ConnectionId;
+use super::super::registry::{Answer, Claim, Departure, Displaced, Entry, Now, Registry};
 use super::will;
 use crate::buffer::{IdChange, PacketIds, StoredSession};
 use crate::clock::Clock;

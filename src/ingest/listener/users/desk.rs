@@ -21,9 +21,9 @@ use sha2::Sha512;
 use subtle::ConstantTimeEq;
 use tokio::sync::oneshot;
 
-use super::{Stamp, UsersFile};
+use super::file::{Stamp, UsersFile};
 use crate::ingest::limits::{MAX_CHECKS, MAX_CHECKS_AN_ORIGIN, WRONG_PAUSE};
-use crate::ingest::listener::gate::Origin;
+use crate::ingest::listener::origin::Origin;
 
 /// Where connections ask. The thread ends when the last one of these is dropped.
 #[derive(Debug, Clone)]

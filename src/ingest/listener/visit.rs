@@ -1,8 +1,8 @@
-//! One connection: the thin task around a [`Link`].
+//! A visit of a client: from accept to what it leaves behind.
 //!
 //! In order: CONNECT within its time; name and password; the session, claimed from the listener's registry (which first
-//! ends an older connection of the same client); then the link, until it is over; then the goodbye; last of all what
-//! the end of the session changes on disk, and the session itself back to the registry as part of the result, with the will
+//! ends an older connection of the same client); then the [connection loop](connection::serve) with the [`Client`] as
+//! its role, goodbye included; last of all what the end of the session changes on disk, and the session itself back to the registry as part of the result, with the will
 //! if there is one to be published. Nothing of that waits for room in the buffer: a client that has gone holds no place.
 //! A connection is never cancelled by dropping it, except at the end of the process.
 
@@ -11,67 +11,28 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::sleep;
 
 use super::client::Client;
 use super::gate::Stage;
 use super::handshake::{Admission, Handshake, Progress, refusal};
-use super::registry::{Answer, Claim, ConnectionId, Departure, Entry, Now, session_key};
-use super::remarks::Remark;
+use super::origin::ConnectionId;
+use super::registry::{Answer, Claim, Departure, Entry, session_key};
 use super::session::{Last, Session};
-use super::terms::Terms;
-use super::users::{Users, Verdict};
-use crate::clock::{self, Moment};
+use super::shared::{Shared, Word, now};
+use super::users::Verdict;
 use crate::event::Sender;
 use crate::ingest::close::Close;
 use crate::ingest::codec::{Will, reason};
 use crate::ingest::connection::{self, Wires};
-use crate::ingest::door::{Door, Entrance};
+use crate::ingest::door::Door;
 use crate::ingest::limits::{CLIENT_TOPICS_BYTES, CONNECT_TIMEOUT, MAX_WAITING_WILL_BYTES};
 use crate::ingest::status::LinkStatus;
 use crate::ingest::stream::Stream;
-use crate::stop::Stop;
-
-/// What all connections of a listener share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) name: Arc<str>,
-    pub(super) terms: Arc<Terms>,
-    pub(super) users: Option<Users>,
-    pub(super) entrance: Entrance,
-    pub(super) status: Arc<LinkStatus>,
-    /// To the listener's task.
-    pub(super) words: mpsc::Sender<Word>,
-    /// Memory for large packets that are still arriving, in bytes.
-    pub(super) assembly: Arc<Semaphore>,
-    /// Memory for wills that wait for room in the buffer, in bytes.
-    pub(super) wills: Arc<Semaphore>,
-    pub(super) stop: Stop,
-}
-
-/// What a connection says to the listener's task while it lives.
-#[derive(Debug)]
-pub(super) enum Word {
-    Claim(Claim),
-    /// A stranger has come so far.
-    Moved {
-        connection: ConnectionId,
-        to: Stage,
-    },
-    /// It is no stranger any more.
-    In(ConnectionId),
-    /// Said once a connection.
-    Remark {
-        peer: SocketAddr,
-        client: Arc<str>,
-        remark: Remark,
-    },
-}
 
 /// What a connection leaves behind.
 #[derive(Debug)]
@@ -91,12 +52,6 @@ impl Ended {
         let Visitor { connection, peer, .. } = *visitor;
         Self { connection, peer, client, end, departure: None, will_room: None }
     }
-}
-
-/// Both clocks, read now.
-pub(super) fn now() -> Now {
-    let Moment { wall_ms: unix_ms, clock } = clock::now();
-    Now { instant: Instant::now(), unix_ms, clock }
 }
 
 /// Somebody who is not in yet.
