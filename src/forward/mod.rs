@@ -20,6 +20,10 @@
 //!                                   └─ Happened ──▶ the owner: StreamSender, BlockedTopics
 //! ```
 //!
+//! Nothing is passed around that knows everything. A sender works with the *wire* (`wire.rs`: clients, how long Kafka may take,
+//! what makes a record); which topics take readings and what becomes of each is *custody* (`custody.rs`), which the stream, the
+//! queues and their owners see, and which a feed brings along.
+//!
 //! Whatever is sent goes through one send loop (`sending.rs`), and what is refused is judged in one place (`judge.rs`). A
 //! [`Sender`](sender::Sender) does what can be done without waiting and names what [`Happened`](sender::Happened); what that means
 //! for the readings is the owner's. Only [`Delivery`](delivery::Delivery) knows whether there are transactions. There are two
