@@ -335,10 +335,10 @@ impl Crowd {
             self.said = 0;
         }
         if self.said >= LINES {
-            self.unsaid = self.unsaid.saturating_add(1);
+            self.unsaid += 1;
             return None;
         }
-        self.said = self.said.saturating_add(1);
+        self.said += 1;
         Some(std::mem::take(&mut self.unsaid))
     }
 }
@@ -350,7 +350,7 @@ fn shown(topic: &str) -> &str {
 
 /// Adds to a counter.
 pub(super) fn add(counter: &mut u64, n: usize) {
-    *counter = counter.saturating_add(u64::try_from(n).unwrap_or(u64::MAX));
+    *counter += u64::try_from(n).unwrap_or(u64::MAX);
 }
 
 /// Wall clock, milliseconds since 1970.

@@ -191,14 +191,14 @@ impl Patience {
 
     /// How long a transaction stays open when more is waiting, if its ends take so long.
     pub(super) fn worth(&self, ends: Duration) -> Duration {
-        ends.saturating_mul(WORTH).min(self.filling())
+        (ends * WORTH).min(self.filling())
     }
 
     /// A transaction is committed whose ends have taken so long, and which took `all` in all; more was `waiting`. True: the
     /// next producer shall have other times.
     pub(super) fn committed(&mut self, ends: Duration, all: Duration, waiting: bool, now: Instant) -> bool {
         self.overdue = 0;
-        let is_worth = |timeout: Duration| ends.saturating_mul(NOT_WORTH) <= filling(timeout);
+        let is_worth = |timeout: Duration| ends * NOT_WORTH <= filling(timeout);
         if waiting && !is_worth(self.timeout()) {
             let longest = LONGEST_FOR_ENDS.min(self.last());
             let enough = (self.step..=longest).find(|step| is_worth(self.at(*step))).unwrap_or(longest);
@@ -206,7 +206,7 @@ impl Patience {
         }
         let Some(shorter) = self.step.checked_sub(1) else { return false };
         let bound = filling(self.at(shorter));
-        if ends.saturating_mul(WORTH) > bound || all > bound {
+        if ends * WORTH > bound || all > bound {
             self.less_would_do_since = None;
             return false;
         }
@@ -219,8 +219,8 @@ impl Patience {
     pub(super) fn began(&mut self, round_trip: Duration, waiting: bool) -> bool {
         self.measured(round_trip);
         let is_enough = |timeout: Duration| {
-            let is_worth = || round_trip.saturating_mul(ENDS).saturating_mul(NOT_WORTH) <= filling(timeout);
-            round_trip.saturating_mul(COLD) <= timeout && (!waiting || is_worth())
+            let is_worth = || round_trip * ENDS * NOT_WORTH <= filling(timeout);
+            round_trip * COLD <= timeout && (!waiting || is_worth())
         };
         let longest = LONGEST_FOR_ENDS.min(self.last());
         let enough = (self.step..=longest).find(|step| is_enough(self.at(*step))).unwrap_or(longest);
@@ -234,8 +234,8 @@ impl Patience {
 
     /// What was sent was overdue; was it the least that can be sent? True: the next producer shall have other times.
     pub(super) fn overdue(&mut self, was_least: bool) -> bool {
-        self.overdue = self.overdue.saturating_add(1);
-        was_least && self.overdue >= MOST_OVERDUE && self.take(self.step.saturating_add(1).min(self.last()))
+        self.overdue += 1;
+        was_least && self.overdue >= MOST_OVERDUE && self.take((self.step + 1).min(self.last()))
     }
 
     /// So often in a row that it is no outage.
@@ -273,7 +273,7 @@ impl Patience {
     }
 
     fn last(&self) -> usize {
-        self.steps.len().saturating_sub(1)
+        self.steps.len() - 1
     }
 
     fn at(&self, step: usize) -> Duration {

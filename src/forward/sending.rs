@@ -82,7 +82,7 @@ impl Sender {
         if in_flight >= most || bytes >= most_bytes {
             return Err(Sent::Done);
         }
-        let cost = stored.event.cost_bytes().saturating_add(MESSAGE_OVERHEAD_BYTES);
+        let cost = stored.event.cost_bytes() + MESSAGE_OVERHEAD_BYTES;
         if !self.window.takes(bytes, cost, wire.patience.flight(), wire.patience.is_long(), now) {
             return Err(Sent::Done);
         }

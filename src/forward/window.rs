@@ -107,9 +107,8 @@ impl Window {
         }
         // When the watched one is late, what is in flight is more than the link takes now.
         let aim = self.aim(longest);
-        let late =
-            self.watched.is_some_and(|watched| now.saturating_duration_since(watched.since) > aim.saturating_mul(2));
-        let takes = in_flight.saturating_add(cost) <= self.bytes && !late;
+        let late = self.watched.is_some_and(|watched| now.saturating_duration_since(watched.since) > aim * 2);
+        let takes = in_flight + cost <= self.bytes && !late;
         self.was_full |= !takes;
         takes
     }
@@ -142,7 +141,7 @@ impl Window {
         let took = now.saturating_duration_since(since);
         self.latest = took;
         self.quickest = Some(self.quickest.map_or(took, |quickest| quickest.min(took)));
-        self.seen = self.seen.saturating_add(1);
+        self.seen = self.seen.saturating_add(1); // only whether it is a few matters
         let aim = self.aim(longest);
         let (least, most) = match (took > aim, std::mem::take(&mut self.was_full)) {
             (true, _) => (0.0, 1.0),
@@ -181,7 +180,7 @@ impl Window {
     }
 
     fn aim(&self, longest: Duration) -> Duration {
-        let wanted = self.quickest.unwrap_or_default().saturating_mul(AIM_IN_QUICKEST);
+        let wanted = self.quickest.unwrap_or_default() * AIM_IN_QUICKEST;
         wanted.max(LEAST_AIM).min(longest)
     }
 }

@@ -36,7 +36,7 @@ impl Wire {
 
     /// For a producer that begins.
     pub(super) fn next_generation(&mut self) -> Generation {
-        self.generation = self.generation.saturating_add(1);
+        self.generation += 1;
         self.generation
     }
 
@@ -53,9 +53,10 @@ impl Wire {
             value,
             timestamp_ms,
             // The MQTT topic is in a record twice: as a header and, mostly, as the key.
-            cost_bytes: [stored.event.topic.len(), target.key.len(), MESSAGE_OVERHEAD_BYTES]
-                .into_iter()
-                .fold(stored.event.cost_bytes(), usize::saturating_add),
+            cost_bytes: stored.event.cost_bytes()
+                + stored.event.topic.len()
+                + target.key.len()
+                + MESSAGE_OVERHEAD_BYTES,
         })
     }
 }
