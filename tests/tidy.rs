@@ -18,7 +18,10 @@ mod imports;
 use imports::{Product, circles};
 
 /// Long enough for one subject; a longer file is two. 450 would be better.
-const LONGEST_FILE: usize = 660;
+const LONGEST_FILE: usize = 600;
+
+/// src/ingest is still on its way there.
+const LONGEST_FILE_OF_INGEST: usize = 660;
 
 #[test]
 fn every_custody_rule_names_what_keeps_it_and_a_test_that_exists() {
@@ -203,7 +206,8 @@ fn no_lock_stands_in_a_signature_and_no_room_is_called_utils() {
 fn no_file_is_two_files() {
     for (path, source) in all_sources(&["src", "benches"]) {
         let lines = source.lines().count();
-        assert!(lines <= LONGEST_FILE, "{} has {lines} lines, more than {LONGEST_FILE}", path.display());
+        let most = if path.starts_with("src/ingest") { LONGEST_FILE_OF_INGEST } else { LONGEST_FILE };
+        assert!(lines <= most, "{} has {lines} lines, more than {most}", path.display());
     }
 }
 
