@@ -11,7 +11,7 @@ pub(crate) const MALFORMED_PACKET: u8 = 0x81;
 /// A packet in the wrong place or with forbidden contents.
 pub(crate) const PROTOCOL_ERROR: u8 = 0x82;
 /// Valid, but not for us.
-pub(crate) const IMPLEMENTATION_SPECIFIC_ERROR: u8 = 0x83;
+const IMPLEMENTATION_SPECIFIC_ERROR: u8 = 0x83;
 /// Of CONNECT.
 pub(crate) const UNSUPPORTED_PROTOCOL_VERSION: u8 = 0x84;
 /// Of CONNECT.
@@ -37,9 +37,9 @@ pub(crate) const TOPIC_FILTER_INVALID: u8 = 0x8F;
 /// Of a PUBLISH.
 pub(crate) const TOPIC_NAME_INVALID: u8 = 0x90;
 /// PUBCOMP to an id we do not know.
-pub(crate) const PACKET_IDENTIFIER_NOT_FOUND: u8 = 0x92;
+const PACKET_IDENTIFIER_NOT_FOUND: u8 = 0x92;
 /// More unacknowledged messages than allowed.
-pub(crate) const RECEIVE_MAXIMUM_EXCEEDED: u8 = 0x93;
+const RECEIVE_MAXIMUM_EXCEEDED: u8 = 0x93;
 /// Alias 0, or above the maximum.
 pub(crate) const TOPIC_ALIAS_INVALID: u8 = 0x94;
 /// Above the announced maximum.
