@@ -48,6 +48,16 @@ fn describe(out: &mut String, table: &Table, key: &Key) {
         out.push_str(".fi\n");
         return;
     }
+    if let Kind::Keys(inner) = key.kind {
+        for inner_key in inner.keys {
+            describe_one(out, &format!("{}.{}", key.name, inner_key.name), inner_key);
+        }
+        return;
+    }
+    describe_one(out, key.name, key);
+}
+
+fn describe_one(out: &mut String, name: &str, key: &Key) {
     let example = key.example();
     let default = match key.default {
         Default::Required(_) => format!("Must be set, for example {example}."),
@@ -57,9 +67,7 @@ fn describe(out: &mut String, table: &Table, key: &Key) {
     };
     let said_by_why = matches!(key.kind, Kind::Text(_) | Kind::List | Kind::Tables(_));
     let allowed = if said_by_why { String::new() } else { format!("Allowed: {}. ", key.kind.allowed()) };
-    // Of keys behind a dot only their names stand here.
-    let why = if matches!(key.kind, Kind::Keys(_)) { "" } else { key.why };
-    writeln!(out, ".TP\n.B {}\n{}\n{}", key.name, escaped(why), escaped(&(allowed + &default))).unwrap();
+    writeln!(out, ".TP\n.B {name}\n{}\n{}", escaped(key.why), escaped(&(allowed + &default))).unwrap();
 }
 
 fn quoted(text: &str) -> String {
