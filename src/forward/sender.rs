@@ -332,7 +332,7 @@ impl Sender {
         // Before a transaction goes on, whose watermark is due when nothing is in flight any more: what was given up has not
         // come back.
         if self.delivery.sends_records() {
-            self.abandon_stalled(&producer, now);
+            self.abandon_stalled(&producer, wire, now);
         }
         if !self.failures.is_empty() {
             return self.refused(producer, feed, wire, now);
@@ -585,8 +585,9 @@ impl Sender {
     }
 
     /// Topics that do not confirm although brokers answer shall wait alone; their records count as failed.
-    fn abandon_stalled(&mut self, producer: &Producer, now: Instant) {
-        for (topic, code) in self.stalls.look(producer, now) {
+    fn abandon_stalled(&mut self, producer: &Producer, wire: &Wire, now: Instant) {
+        let late = self.window.is_late_after(wire.patience.flight());
+        for (topic, code) in self.stalls.look(producer, late, now) {
             self.abandoned = true;
             self.failures.extend(producer.fail(&topic, code));
         }

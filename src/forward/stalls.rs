@@ -54,13 +54,13 @@ pub(super) struct Stalls {
 }
 
 impl Stalls {
-    /// The topics that shall wait alone, each with the reason.
-    pub(super) fn look(&mut self, producer: &Producer, now: Instant) -> Vec<(Arc<str>, Code)> {
+    /// The topics that shall wait alone, each with the reason. On this link nothing is `late` before that.
+    pub(super) fn look(&mut self, producer: &Producer, late: Duration, now: Instant) -> Vec<(Arc<str>, Code)> {
         if self.next_look.is_some_and(|at| now < at) {
             return Vec::new();
         }
         self.next_look = now.checked_add(LOOK);
-        let overdue = producer.overdue(OVERDUE, MOST, now);
+        let overdue = producer.overdue(late.max(OVERDUE), MOST, now);
         if overdue.is_empty() {
             self.led.clear();
             return Vec::new();

@@ -179,6 +179,12 @@ impl Window {
         self.latest
     }
 
+    /// What has been on its way for so long may be stuck: longer than the next window takes when this one has been full, and
+    /// nothing may take `longest`. To ask about it costs a round trip in which no reading goes.
+    pub(super) fn is_late_after(&self, longest: Duration) -> Duration {
+        self.latest.mul_f64(MOST_GROWTH + 1.0).min(longest)
+    }
+
     fn aim(&self, longest: Duration) -> Duration {
         let wanted = self.quickest.unwrap_or_default() * AIM_IN_QUICKEST;
         wanted.max(LEAST_AIM).min(longest)
