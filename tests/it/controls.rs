@@ -30,6 +30,17 @@ fn red(bug: &'static str, scenario: impl FnOnce(Build) -> Outcome<Verdict>) -> O
     found(bug, scenario(Build::Planted(bug))?)
 }
 
+/// The same where the scenario kills at moments that it does not choose: once it may miss the bug, three times it does not.
+fn red_in_three(bug: &'static str, scenario: impl Fn(Build) -> Outcome<Verdict>) -> Outcome<()> {
+    for _ in 0..2 {
+        let verdict = scenario(Build::Planted(bug))?;
+        if verdict.is_err() {
+            return found(bug, verdict);
+        }
+    }
+    red(bug, scenario)
+}
+
 fn found(bug: &str, verdict: Verdict) -> Outcome<()> {
     match verdict {
         Err(Trouble(found)) => {
@@ -47,13 +58,12 @@ fn an_acknowledgement_before_the_commit_is_seen() -> Outcome<()> {
 
 #[test]
 fn an_acknowledgement_before_the_commit_is_seen_by_random_kills() -> Outcome<()> {
-    // Each kill finds something acknowledged and not committed about every second time.
-    red("ack-before-commit", |build| kill_at_random(build, Way::Listener, 20))
+    red_in_three("ack-before-commit", |build| kill_at_random(build, Way::Listener, 10))
 }
 
 #[test]
 fn an_acknowledgement_before_the_commit_is_seen_behind_hivemq() -> Outcome<()> {
-    red("ack-before-commit", behind_hivemq)
+    red_in_three("ack-before-commit", behind_hivemq)
 }
 
 #[test]
