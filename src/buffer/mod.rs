@@ -190,9 +190,12 @@
 //! * **`SQLITE_FULL` before COMMIT**: the file has reached `max_page_count` (`max_bytes` and the headroom), or the file system said ENOSPC
 //!   while pages were spilled. The transaction is rolled back; nothing is in doubt. Settlements are tried alone and first, those that
 //!   only free room before those that copy; the batch waits and is tried again each second.
-//! * **ENOSPC in COMMIT**: the log could not grow, and neither SQLite's DELETE nor its checkpoint may find room then. It is handled like
-//!   EIO: nothing is acknowledged until the database was opened again and its log written back, which makes room where the log is what
-//!   filled the disk. Else a person must make some; then it goes on by itself. `/readyz` says 503 and `failing` is set meanwhile.
+//! * **ENOSPC in COMMIT**: the log could not grow. It is handled like EIO: nothing is acknowledged until the database was opened
+//!   again and its log written back. That wants room itself, for each page that the database does not have yet, and until it
+//!   has worked no settlement is applied either: a file system that others, or the log, have filled does not become free by what
+//!   Kafka confirms (seen on a tmpfs of 6 MiB). A person must make room; then it goes on by itself and nothing was lost. So
+//!   `max_bytes`, its headroom and the log (16 MiB, or a quarter of `max_bytes`) had better fit on the disk. `/readyz` says 503 and
+//!   `failing` is set meanwhile.
 //!
 //! Without room the side file cannot be replaced, so no sequence above `reserved` is given out. A start without room for its `life` row
 //! runs, and stores and sends nothing until it has some. A start that cannot open the database at all, or not rebuild it, ends with code
