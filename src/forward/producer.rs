@@ -20,7 +20,7 @@ use super::end_txn::EndTxn;
 use super::link::Remarks;
 use super::outstanding::{self, Outstanding, Restart};
 use super::talk::{self, Snag, Talk};
-use super::topic_state::{self, Answers};
+use super::topic_state::{self, Answers, Found};
 use super::verdict::code_of;
 use crate::clock;
 use crate::delivered::{Acked, Batch, Delivered};
@@ -301,13 +301,18 @@ impl Producer {
         })
     }
 
-    /// How long a broker takes to answer, beside the loop; it is not waited for longer than for any answer.
-    pub(super) fn round_trip(&self, topic: &Arc<str>) -> std::io::Result<Call<Duration>> {
-        let (native, topic) = (Arc::clone(&self.native), Arc::clone(topic));
+    /// How long a broker takes to answer, beside the loop; it is not waited for longer than for any answer. `None`: there is
+    /// none yet.
+    pub(super) fn round_trip(&self, topic: &Arc<str>) -> std::io::Result<Call<Option<Duration>>> {
+        let (native, topic, met) = (Arc::clone(&self.native), Arc::clone(topic), self.has_met_a_broker());
         Call::begin("kafka link", &self.wake, move || {
-            let asked = Instant::now();
-            topic_state::look(native.producer.client(), &topic, ASK_WAIT);
-            asked.elapsed()
+            let look = || topic_state::look(native.producer.client(), &topic, ASK_WAIT);
+            // The first answer takes a connection along.
+            (met || !matches!(look(), Found::Silent(_))).then(|| {
+                let asked = Instant::now();
+                look();
+                asked.elapsed()
+            })
         })
     }
 

@@ -97,7 +97,7 @@ pub(super) struct Sender {
     pub(super) moved: Instant,
     pub(super) delivery: Delivery,
     /// How long a round trip takes is being measured, before anything is sent.
-    pub(super) measuring: Option<Call<Duration>>,
+    pub(super) measuring: Option<Call<Option<Duration>>>,
 }
 
 /// See the drawing above.

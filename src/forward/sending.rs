@@ -62,14 +62,13 @@ impl Sender {
             return true;
         }
         let Some(measuring) = &self.measuring else {
-            if producer.has_met_a_broker() {
-                // Without a thread it is asked again.
-                self.measuring = producer.round_trip(topic).ok();
-            }
+            // Without a thread it is asked again.
+            self.measuring = producer.round_trip(topic).ok();
             return false;
         };
-        let Some(round_trip) = measuring.answer() else { return false };
+        let Some(answer) = measuring.answer() else { return false };
         self.measuring = None;
+        let Some(round_trip) = answer else { return false };
         wire.patience.measured(round_trip);
         // Let it be told whether this producer suits the link.
         wire.patience.suits(self.config())
