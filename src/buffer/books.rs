@@ -213,12 +213,17 @@ fn read_state(raw: &[u8]) -> Result<StateRow, cbor::Error> {
 }
 
 /// Can these numbers have been counted?
-fn is_possible((transaction, next, released, _, ledger, watermark): &StateRow) -> bool {
+fn is_possible((transaction, next, released, spans, ledger, watermark): &StateRow) -> bool {
     let mut counts = ledger.iter().flat_map(|&(_, received, delivered, dead, dropped, purged, held, lost)| {
         [received, delivered, dead, dropped, purged, held, lost]
     });
     let sequences = [*transaction, *next, *released, *watermark];
-    *next > 0 && sequences.iter().all(|number| *number <= MAX_SEQUENCE) && counts.all(|count| count <= MAX_COUNT)
+    let end_of_spans = spans.iter().try_fold(*released, |end, (gap, more)| end.checked_add(*gap)?.checked_add(*more));
+    let total = counts.try_fold(0_u64, u64::checked_add);
+    *next > 0
+        && sequences.iter().all(|number| *number <= MAX_SEQUENCE)
+        && end_of_spans.is_some_and(|end| end <= MAX_SEQUENCE)
+        && total.is_some_and(|total| total <= MAX_COUNT * 8) // all accounts of all routes together
 }
 
 /// `[[first, more], …]`: brokers count packet ids upwards, so a window is one or two runs.
@@ -282,7 +287,9 @@ mod tests {
     fn numbers_that_nobody_can_have_counted_are_damage() {
         let row = |next, received| (1, next, 0, Vec::new(), vec![(0, received, 0, 0, 0, 0, received, 0)], 0);
         assert!(is_possible(&row(1, MAX_COUNT)) && is_possible(&row(MAX_SEQUENCE, 0)));
-        for row in [row(0, 0), row(u64::MAX, 0), row(1, u64::MAX)] {
+        let beyond = (1, 1, 0, vec![(1, u64::MAX)], Vec::new(), 0);
+        let many = (1, 1, 0, Vec::new(), vec![(0, MAX_COUNT, 0, 0, 0, 0, MAX_COUNT, 0); 300], 0);
+        for row in [row(0, 0), row(u64::MAX, 0), row(1, u64::MAX), beyond, many] {
             assert!(!is_possible(&row), "{row:?}");
         }
     }

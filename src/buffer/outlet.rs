@@ -277,7 +277,7 @@ impl Outlet {
         let mut events = Vec::new();
         let mut bytes = 0_usize;
         let mut last_seen = position;
-        let mut rows = chunks.query((row_id(position), row_id(position + 1), NEXT_CHUNKS))?;
+        let mut rows = chunks.query((row_id(position), row_id(position.saturating_add(1)), NEXT_CHUNKS))?;
         loop {
             let row = match rows.next() {
                 Ok(Some(row)) => row,

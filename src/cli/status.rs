@@ -203,7 +203,8 @@ fn write_clock(out: &mut String, clock: &ClockPart) -> std::fmt::Result {
     }
     if ahead_s.abs() > CLOCK_OFF_S {
         let word = if ahead_s > 0.0 { "ahead of" } else { "behind" };
-        let off = humantime::format_duration(Duration::from_secs_f64(ahead_s.abs().round()));
+        let off =
+            humantime::format_duration(Duration::try_from_secs_f64(ahead_s.abs().round()).unwrap_or(Duration::MAX));
         writeln!(out, "\nclock     {off} {word} Kafka's: records bear Kafka's time")?;
     }
     Ok(())

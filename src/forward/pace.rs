@@ -87,7 +87,7 @@ impl Pace {
 
     /// One more went out.
     pub(super) fn sent(&mut self) {
-        self.sent += 1;
+        self.sent = self.sent.saturating_add(1); // at full pace nobody begins it anew
     }
 
     /// So many were refused for what they are, the newest of them with that sequence; nothing is in flight.

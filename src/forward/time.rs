@@ -288,7 +288,7 @@ impl Times {
     fn say(&mut self) {
         let Some(known) = self.kafka else { return };
         let ahead_ms = self.now.wall_ms.saturating_sub(self.then(&known));
-        let minutes = if ahead_ms.abs() <= CLOSE_MS { 0 } else { ahead_ms / 60_000 };
+        let minutes = if ahead_ms.unsigned_abs() <= CLOSE_MS.unsigned_abs() { 0 } else { ahead_ms / 60_000 };
         // It drifts by a minute in weeks; a further step is news.
         if minutes.abs_diff(self.said) <= 5 && (minutes == 0) == (self.said == 0) {
             return;

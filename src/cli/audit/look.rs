@@ -176,7 +176,8 @@ fn beginning(
 
 /// RFC 3339.
 pub(super) fn time(ms: i64) -> String {
-    let since = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
+    // A stranger may write microseconds; from the year 10000 on there is no such text.
+    let since = Duration::from_millis(u64::try_from(ms).unwrap_or(0)).min(Duration::from_secs(253_402_300_799));
     humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH))
         .to_string()
 }
