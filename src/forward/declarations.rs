@@ -31,6 +31,8 @@ const MOST_LANES: usize = 500;
 /// See the module's words.
 #[derive(Debug, Default)]
 pub(super) struct Declarations {
+    /// Without transactions nothing is declared, and nothing is kept for it.
+    is_unheard: bool,
     holes: Vec<Hole>,
     /// So many of them are in the open transaction.
     sealed: usize,
@@ -58,8 +60,16 @@ struct Hole {
 }
 
 impl Declarations {
+    /// For delivery without transactions.
+    pub(super) fn unheard() -> Self {
+        Self { is_unheard: true, ..Self::default() }
+    }
+
     /// A dead letter. Neighbours with one reason and one topic become one hole.
     pub(super) fn dead(&mut self, sequence: Sequence, kafka_topic: &Arc<str>, reason: &str, at_ms: i64) {
+        if self.is_unheard {
+            return;
+        }
         if self.holes.len() > self.sealed
             && let Some(last) = self.holes.last_mut()
             && last.last.checked_add(1) == Some(sequence)
@@ -83,14 +93,14 @@ impl Declarations {
 
     /// Events were parked for that topic, or its lane was sent.
     pub(super) fn lane(&mut self, kafka_topic: &Arc<str>) {
-        if !self.lanes.contains(kafka_topic) {
+        if !self.is_unheard && !self.lanes.contains(kafka_topic) {
             self.lanes.insert(Arc::clone(kafka_topic));
         }
     }
 
     /// A reading goes to that Kafka topic.
     pub(super) fn wrote(&mut self, kafka_topic: &Arc<str>) {
-        if self.latest.as_ref().is_some_and(|latest| Arc::ptr_eq(latest, kafka_topic)) {
+        if self.is_unheard || self.latest.as_ref().is_some_and(|latest| Arc::ptr_eq(latest, kafka_topic)) {
             return;
         }
         self.latest = Some(Arc::clone(kafka_topic));
@@ -186,6 +196,18 @@ mod tests {
     fn topics(declarations: &mut Declarations) -> Vec<String> {
         let records = declarations.seal();
         records.filter_map(|r| if let Record::Topic { kafka_topic } = r { Some(kafka_topic) } else { None }).collect()
+    }
+
+    #[test]
+    fn without_transactions_nothing_is_kept() {
+        let mut declarations = Declarations::unheard();
+        let topic = Arc::from("t");
+        for sequence in [1, 3, 5] {
+            declarations.dead(sequence, &topic, "too large", 0);
+        }
+        declarations.lane(&topic);
+        declarations.wrote(&topic);
+        assert!(!declarations.any());
     }
 
     #[test]

@@ -110,7 +110,7 @@ pub(crate) fn run(
     let place = clients.place().ok_or_else(|| ForwardError::Options("no place for it".to_owned()))?;
     let producer =
         Producer::new(&config, &clients, place).map_err(|error| ForwardError::Options(options::cause(&error)))?;
-    let declarations = if exactly_once { declared_at_a_start(&recovery) } else { Declarations::default() };
+    let declarations = if exactly_once { declared_at_a_start(&recovery) } else { Declarations::unheard() };
     let now = Instant::now();
     let routes = Arc::unwrap_or_clone(routes).with_gone(former_routes(recovery.gone));
     let lanes = recovered_lanes(&recovery.lanes, recovery.admitted, recovery.in_line_with, &routes, settings);
