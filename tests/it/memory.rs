@@ -9,7 +9,7 @@ use crate::support::proxy::Weather;
 use crate::support::publisher::{Plan, Publisher};
 use crate::support::settle::settle;
 use crate::support::wire::{Message, Packet, Version, write_publish};
-use crate::support::{Outcome, PATIENCE, Trouble, Verdict, asked, trouble};
+use crate::support::{Outcome, PATIENCE, Trouble, Verdict, asked, trouble, wait_until};
 
 /// Resident while readings pile up; measured: 18,100 to 18,800.
 const AWAY_KIB: u64 = 20_000;
@@ -83,8 +83,16 @@ pub fn flood(build: Build, qos: u8) -> Outcome<Verdict> {
         poured += sender.join().unwrap_or_else(|_| trouble!("a sender panicked"))?;
     }
     eprintln!("QoS {qos} flood: {poured} messages of 64 KiB poured, {peak} KiB resident at most");
-    let (received, held, dropped) = (agent.book("received")?, agent.book("held")?, agent.book("dropped")?);
-    Ok(if received == held + dropped { Ok(()) } else { Err(Trouble(format!("{received} = {held} + {dropped}?"))) })
+    // What the senders left in the sockets is still read, and a status is one moment: the books are looked at until
+    // they balance. What is missing from them never comes.
+    let mut last = String::new();
+    let balanced = wait_until("the books to balance", PATIENCE, || {
+        let Ok(status) = agent.status() else { return false };
+        let book = |key: &str| status.get(key).and_then(serde_json::Value::as_u64).unwrap_or_default();
+        last = format!("{} = {} + {}?", book("received"), book("held"), book("dropped"));
+        book("received") >= 1 && book("received") == book("held") + book("dropped")
+    });
+    Ok(balanced.map_err(|_in_vain| Trouble(last)))
 }
 
 fn pour(address: std::net::SocketAddr, n: u32, qos: u8, end: Instant) -> Outcome<u64> {
