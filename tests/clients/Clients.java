@@ -1,5 +1,5 @@
 // Paho Java for 3.1.1 and for 5, and HiveMQ's client in both, told on standard input what to do and saying on standard output
-// what came of it: tests/it/libraries.rs has the words. All that is not asked for there is left as the library has it.
+// what came of it: tests/it/libraries/ has the words. All that is not asked for there is left as the library has it.
 // Run from its source, with Kafka's jars for Jackson.
 
 import com.fasterxml.jackson.databind.JsonNode;

@@ -1,4 +1,4 @@
-// mqtt.js, told on standard input what to do and saying on standard output what came of it: tests/it/libraries.rs has the
+// mqtt.js, told on standard input what to do and saying on standard output what came of it: tests/it/libraries/ has the
 // words. All that is not asked for there is left as the library has it.
 const mqtt = require("mqtt");
 const readline = require("readline");

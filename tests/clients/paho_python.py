@@ -1,4 +1,4 @@
-"""paho-mqtt, told on standard input what to do and saying on standard output what came of it: tests/it/libraries.rs
+"""paho-mqtt, told on standard input what to do and saying on standard output what came of it: tests/it/libraries/
 has the words. All that is not asked for there is left as the library has it.
 """
 

@@ -1,4 +1,4 @@
-//! rumqttc, told what to do through a channel and saying in a file what came of it: `tests/it/libraries.rs` has the words.
+//! rumqttc, told what to do through a channel and saying in a file what came of it: `tests/it/libraries/` has the words.
 //! All that is not asked for there is left as the library has it.
 
 use std::fs::File;
