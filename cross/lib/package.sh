@@ -148,5 +148,6 @@ build_sbom() {
         --target "$triple" --override-filename "$name"
     # It names the folder of the sources.
     sed "s|file://$PWD|file:///tidegate|g" "$name.json" >"$out/$stem.cdx.json"
-    rm "$name.json"
+    # It writes one for each package of the workspace.
+    find . -path ./target -prune -o -name "$name.json" -exec rm {} +
 }

@@ -15,8 +15,9 @@ use crate::support::kafka::{self, Kafka, unique_topic};
 use crate::support::process::Folder;
 use crate::support::proxy::Weather;
 use crate::support::publisher::{Plan, Publisher};
-use crate::support::reader::{Reader, Record, produce_at};
+use crate::support::reader::{Reader, Record};
 use crate::support::stage::{Stage, no_holes, once, watermark_topic, with_log};
+use crate::support::topics::produce_at;
 use crate::support::{Outcome, PATIENCE, Trouble, Verdict, trouble, wait_until};
 
 const MINUTE_MS: i64 = 60_000;

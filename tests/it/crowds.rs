@@ -1,5 +1,6 @@
 //! One host does what it can to keep the others out of the listener, and cannot.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -22,6 +23,20 @@ use crate::support::{Outcome, PATIENCE, Trouble, asked, trouble, wait_until};
 const SILENT: u8 = 66;
 const GUESSING: u8 = 67;
 const HONEST: u8 = 7;
+
+/// Connects from another address of this machine, 127.0.0.`host`, as from another host.
+fn dial_as(host: u8, address: SocketAddr, version: Version) -> Outcome<Connection> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let stream = runtime.block_on(async {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        // Many short connections leave their ports in TIME_WAIT.
+        socket.set_reuseaddr(true)?;
+        socket.bind(SocketAddr::from(([127, 0, 0, host], 0)))?;
+        socket.connect(address).await?.into_std()
+    })?;
+    stream.set_nonblocking(false)?;
+    Connection::over(stream, version)
+}
 
 /// Goes on until it is stopped.
 struct Nuisance {
@@ -64,7 +79,7 @@ fn silent_sockets(gateway: &Gateway, sockets: usize) -> Nuisance {
     Nuisance::start(1, move |_, _| {
         let Ok(mut open) = open.lock() else { return };
         while open.len() < sockets {
-            match Connection::dial_as(SILENT, address, Version::V5) {
+            match dial_as(SILENT, address, Version::V5) {
                 Ok(silent) => open.push_back(silent),
                 Err(_refused) => break,
             }
@@ -80,7 +95,7 @@ fn wrong_passwords(gateway: &Gateway, threads: usize) -> Nuisance {
     Nuisance::start(threads, move |thread, n| {
         // It is to press on the agent, and not on whatever else runs on this machine.
         std::thread::sleep(Duration::from_millis(5));
-        let Ok(mut guess) = Connection::dial_as(GUESSING, address, Version::V311) else { return };
+        let Ok(mut guess) = dial_as(GUESSING, address, Version::V311) else { return };
         let wrong = credentials(clean(&format!("guess-{thread}-{n}")), "bob", &format!("guess {n}"));
         if guess.send(&Packet::Connect(wrong)).is_ok() {
             drop(guess.next(Duration::from_millis(10)));
@@ -113,7 +128,7 @@ pub fn argon2_line(name: &str, password: &str, memory_kib: u32) -> Outcome<Strin
 fn visit(gateway: &Gateway, host: u8, connect: &Connect) -> Outcome<Duration> {
     let begin = Instant::now();
     let once = || {
-        let (mut sensor, _) = Connection::dial_as(host, gateway.listener(), Version::V311)?.greet(connect.clone())?;
+        let (mut sensor, _) = dial_as(host, gateway.listener(), Version::V311)?.greet(connect.clone())?;
         sensor.publish(&Message { topic: "t".into(), payload: b"x".to_vec(), qos: 1, ..Message::default() }, 1)
     };
     once().or_else(|_| once()).or_else(|_| once())?;
@@ -194,7 +209,7 @@ fn worst_gateway(kafka: &str, good: &str, made: &str) -> Outcome<Gateway> {
 /// Publishes from the device that was taken over, as fast as it is answered, and gives up when nothing is read any more.
 fn taken_over(gateway: &Gateway, name: &str, messages: impl Iterator<Item = Message>) -> Outcome<u64> {
     let connect = credentials(clean(name), "eve", "hunter3");
-    let (mut device, _) = Connection::dial_as(GUESSING, gateway.listener(), Version::V311)?.greet(connect)?;
+    let (mut device, _) = dial_as(GUESSING, gateway.listener(), Version::V311)?.greet(connect)?;
     let (mut open, mut answered, mut id) = (0_u32, 0, 0_u16);
     for message in messages {
         id = id.checked_add(1).unwrap_or(1);

@@ -8,8 +8,9 @@ use crate::support::client::{Connection, clean, keep};
 use crate::support::kafka::{self, unique_topic};
 use crate::support::mosquitto;
 use crate::support::publisher::{Plan, Publisher, publish_all};
-use crate::support::reader::{Reader, Record, policy};
+use crate::support::reader::{Reader, Record};
 use crate::support::settle::settle;
+use crate::support::topics::policy;
 use crate::support::wire::{Message, Packet, Property, Version, property};
 use crate::support::{Outcome, PATIENCE, wait_until};
 

@@ -14,9 +14,10 @@ use crate::support::kafka::{self, Kafka};
 use crate::support::process::{Folder, free_port};
 use crate::support::proxy::{Proxy, Weather};
 use crate::support::publisher::{Log, Plan, Publisher, publish_all};
-use crate::support::reader::{Reader, delete_topic};
+use crate::support::reader::Reader;
 use crate::support::settle::settle_committed;
 use crate::support::stage::{watermark_topic, with_log};
+use crate::support::topics::delete_topic;
 use crate::support::{Outcome, PATIENCE, Trouble, Verdict, trouble, wait_until};
 
 /// What a gateway waits for, by `/status`.

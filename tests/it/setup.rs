@@ -13,8 +13,9 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use crate::support::agent::{Build, Gateway};
 use crate::support::client::{Connection, clean};
 use crate::support::kafka::{self, Kafka, unique_topic};
-use crate::support::reader::{Reader, produce};
+use crate::support::reader::Reader;
 use crate::support::stream::{Hand, Planted, delivered};
+use crate::support::topics::produce;
 use crate::support::wire::{Message as Publish, Version};
 use crate::support::{Outcome, PATIENCE, trouble, wait_for};
 

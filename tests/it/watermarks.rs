@@ -8,8 +8,9 @@ use crate::support::agent::{Agent, Build, Gateway};
 use crate::support::kafka::{self, unique_topic};
 use crate::support::proxy::Weather;
 use crate::support::publisher::{Plan, Publisher};
-use crate::support::reader::{OpenTransaction, Reader, Record, delete_topic, policy, set_policy};
+use crate::support::reader::{Reader, Record};
 use crate::support::stage::{Stage, no_holes, once, watermark_topic, with_log};
+use crate::support::topics::{OpenTransaction, delete_topic, policy, set_policy};
 use crate::support::{Outcome, PATIENCE, Verdict, trouble, wait_until};
 
 /// Copies a buffer that nobody uses now, as an image of the whole card does it: nothing here tells it from the original.

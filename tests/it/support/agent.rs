@@ -76,7 +76,7 @@ impl Gateway {
     fn with_transactions_if_asked(mut self, kafka: &str) -> Self {
         if super::reader::transactions_are_asked_for() {
             let topic = super::kafka::unique_topic("all-watermarks");
-            if super::reader::create_topic(kafka, &topic, 1, &[("cleanup.policy", "compact")]).is_ok() {
+            if super::topics::create_topic(kafka, &topic, 1, &[("cleanup.policy", "compact")]).is_ok() {
                 self.exactly_once(&topic);
             }
         }

@@ -8,7 +8,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::kafka::{CLUSTER_ID, LOGGING, SETTINGS, class_path};
 use super::process::{Folder, Process, free_port};
-use super::reader::{Reader, create_replicated_topic};
+use super::reader::Reader;
+use super::topics::create_replicated_topic;
 use super::{Outcome, trouble, wait_for, wait_until};
 
 /// Node ids are 1, 2 and 3. Every topic has three replicas, of which two must confirm.

@@ -187,7 +187,7 @@ impl Kafka {
 
     /// A topic that keeps everything for ever, with these settings besides.
     pub fn create_topic(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) -> Outcome<()> {
-        super::reader::create_topic(&self.brokers(), topic, partitions, settings)
+        super::topics::create_topic(&self.brokers(), topic, partitions, settings)
     }
 
     /// A new topic with a name of its own and one partition.
@@ -395,7 +395,7 @@ appender.out.layout.pattern=%d %p %m (%c)%n
 
 #[cfg(test)]
 mod tests {
-    use super::super::reader::{Reader, produce};
+    use super::super::topics::produce;
     use super::*;
 
     #[test]

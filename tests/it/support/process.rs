@@ -1,13 +1,10 @@
-//! Children that never outlive the tests, ports that stay free, folders that go away.
+//! Children that never outlive the tests, folders that go away.
 //!
 //! * Every child is started through `setpriv --pdeathsig KILL`, from one thread that lives as long as the test process:
 //!   the kernel kills it when that thread ends, however the tests end.
 //! * All folders lie below one root. A shell that holds the reading end of a pipe from us removes it when the pipe
 //!   closes, which is after a panic, Ctrl-C or kill -9 as well. `TIDEGATE_KEEP=1` keeps it.
-//! * Ports come from below the range that the kernel takes for outgoing connections, so that a service which is
-//!   restarted finds its port free.
 
-use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -15,6 +12,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
+
+pub use test_kit::ports::free_port;
 
 use super::{Outcome, PATIENCE, Trouble, trouble, wait_for};
 
@@ -170,23 +169,6 @@ fn root() -> Outcome<&'static Path> {
     ROOT.as_ref().map(|root| root.path.as_path()).map_err(|error| Trouble::new(error.clone()))
 }
 
-/// A port of 127.0.0.1 that nobody else will be given.
-pub fn free_port() -> Outcome<u16> {
-    static NEXT: LazyLock<AtomicU32> = LazyLock::new(|| AtomicU32::new(std::process::id().wrapping_mul(61) % PORTS));
-    for _ in 0..PORTS {
-        let number = FIRST_PORT + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS;
-        let Ok(port) = u16::try_from(number) else { continue };
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    trouble!("no free port")
-}
-
-/// Below 32,768, where outgoing connections begin.
-const FIRST_PORT: u32 = 20_000;
-const PORTS: u32 = 12_000;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,11 +193,5 @@ mod tests {
         });
         let mut process = asked.join().unwrap();
         assert_eq!(how(process.wait(PATIENCE).unwrap()), "exit 7");
-    }
-
-    #[test]
-    fn ports_are_given_once() {
-        let ports: std::collections::BTreeSet<u16> = (0..50).map(|_| free_port().unwrap()).collect();
-        assert_eq!(ports.len(), 50);
     }
 }

@@ -2,16 +2,13 @@
 //! another one at the end, and what both must have seen.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::agent::Agent;
 use super::books::{Books, Missing};
 use super::kafka::{Kafka, unique_topic};
 use super::publisher::Log;
-use super::reader::{Reader, Record};
+use super::reader::{Feed, Isolation, Onlooker, Reader, Record};
 use super::{Outcome, PATIENCE, Trouble, Verdict, trouble};
 
 /// A compacted topic of one's own with one partition: a killed transaction in it holds up nobody else.
@@ -21,37 +18,11 @@ pub fn watermark_topic(kafka: &Kafka) -> Outcome<String> {
     Ok(topic)
 }
 
-/// A consumer that reads from the start of a scenario to its end.
-struct Onlooker {
-    enough: Arc<AtomicBool>,
-    thread: JoinHandle<Outcome<Vec<Record>>>,
-}
-
-impl Onlooker {
-    fn start(brokers: &str, topic: &str) -> Outcome<Self> {
-        let enough = Arc::new(AtomicBool::new(false));
-        let mut reader = Reader::committed(brokers, &[topic])?;
-        let stop = Arc::clone(&enough);
-        let thread = std::thread::spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                reader.read_all()?;
-            }
-            Ok(reader.read_all()?.to_vec())
-        });
-        Ok(Self { enough, thread })
-    }
-
-    fn end(self) -> Outcome<Vec<Record>> {
-        self.enough.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_panicked| Trouble::new("the onlooker panicked"))?
-    }
-}
-
 /// A Kafka topic with its onlooker.
 pub struct Stage {
     brokers: String,
     pub topic: String,
-    onlooker: Onlooker,
+    onlooker: Onlooker<Vec<Record>>,
 }
 
 impl Stage {
@@ -62,7 +33,8 @@ impl Stage {
 
     /// With a topic that is there.
     pub fn on(brokers: String, topic: String) -> Outcome<Self> {
-        let onlooker = Onlooker::start(&brokers, &topic)?;
+        let feed = Feed::open(&brokers, &[&topic], Isolation::Committed, &[])?;
+        let onlooker = Onlooker::start(feed, Vec::new(), Vec::push);
         Ok(Self { brokers, topic, onlooker })
     }
 

@@ -4,14 +4,16 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use super::wire::{Connect, Message, Packet, Property, Version, property};
-use super::{Outcome, PATIENCE, trouble};
+use crate::wire::{Connect, Message, Packet, Property, Version, property};
+use crate::{Outcome, PATIENCE, trouble};
 
 /// A socket that speaks packets.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
     inbound: Vec<u8>,
+    /// So many of them are read.
+    read: usize,
     /// What both sides speak.
     pub version: Version,
     /// Unanswered QoS 1 and 2 messages that the other side bears, by its CONNACK.
@@ -30,25 +32,11 @@ impl Connection {
         Self::over(stream, version)
     }
 
-    /// The same from another address of this machine, 127.0.0.`host`, as from another host.
-    pub fn dial_as(host: u8, address: SocketAddr, version: Version) -> Outcome<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-        let stream = runtime.block_on(async {
-            let socket = tokio::net::TcpSocket::new_v4()?;
-            // Many short connections leave their ports in TIME_WAIT.
-            socket.set_reuseaddr(true)?;
-            socket.bind(SocketAddr::from(([127, 0, 0, host], 0)))?;
-            socket.connect(address).await?.into_std()
-        })?;
-        stream.set_nonblocking(false)?;
-        Self::over(stream, version)
-    }
-
     /// On a socket that exists.
     pub fn over(stream: TcpStream, version: Version) -> Outcome<Self> {
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(Duration::from_secs(30)))?;
-        Ok(Self { stream, inbound: Vec::new(), version, receive_maximum: u16::MAX })
+        Ok(Self { stream, inbound: Vec::new(), read: 0, version, receive_maximum: u16::MAX })
     }
 
     /// Connects, says CONNECT, waits for an accepting CONNACK; true = the session was present.
@@ -88,7 +76,7 @@ impl Connection {
     pub fn next(&mut self, limit: Duration) -> Outcome<Option<Packet>> {
         let end = Instant::now() + limit;
         loop {
-            if let Some(packet) = Packet::read(self.version, &mut self.inbound)? {
+            if let Some(packet) = self.next_that_came()? {
                 return Ok(Some(packet));
             }
             let left = end.saturating_duration_since(Instant::now());
@@ -96,6 +84,14 @@ impl Connection {
                 return Ok(None);
             }
         }
+    }
+
+    /// The next packet of those that are here already; asks the socket for nothing.
+    pub fn next_that_came(&mut self) -> Outcome<Option<Packet>> {
+        let unread = self.inbound.get(self.read..).unwrap_or_default();
+        let Some((packet, length)) = Packet::peek(self.version, unread)? else { return Ok(None) };
+        self.read += length;
+        Ok(Some(packet))
     }
 
     /// A packet that must come, past those that `skip` names (pings, answers that do not matter).
@@ -134,12 +130,14 @@ impl Connection {
 
     /// More bytes from the socket; false when none came in time.
     fn fill(&mut self, limit: Duration) -> Outcome<bool> {
+        self.inbound.drain(..self.read);
+        self.read = 0;
         self.stream.set_read_timeout(Some(limit.max(Duration::from_millis(1))))?;
         let mut bytes = [0; 16 * 1024];
         match self.stream.read(&mut bytes) {
             Ok(0) => Err(Closed("end of stream".into()).into()),
             Ok(count) => {
-                self.inbound.extend(bytes.iter().take(count));
+                self.inbound.extend_from_slice(bytes.get(..count).unwrap_or_default());
                 Ok(true)
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(false),
@@ -149,6 +147,9 @@ impl Connection {
 
     /// Writes what the socket takes within `limit`; for senders that must not wait. The rest stays in `bytes`.
     pub fn send_some(&mut self, bytes: &mut Vec<u8>, limit: Duration) -> Outcome<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         self.stream.set_write_timeout(Some(limit))?;
         while !bytes.is_empty() {
             match self.stream.write(bytes) {

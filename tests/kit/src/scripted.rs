@@ -5,9 +5,10 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use super::client::Connection;
-use super::wire::{self, Connect, Message, Packet, Version};
-use super::{Outcome, PATIENCE, trouble};
+use crate::client::Connection;
+use crate::ports::free_port;
+use crate::wire::{self, Connect, Message, Packet, Version};
+use crate::{Outcome, PATIENCE, trouble, wait_for};
 
 /// Listens.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ pub struct Peer {
 impl ScriptedBroker {
     /// On a free port.
     pub fn start() -> Outcome<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", super::process::free_port()?))?;
+        let listener = TcpListener::bind(("127.0.0.1", free_port()?))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         Ok(Self { listener, address })
@@ -170,7 +171,7 @@ fn same_answer(packet: &Packet, wanted: &Packet) -> bool {
 
 fn peek_version(stream: &std::net::TcpStream) -> Outcome<Version> {
     let mut bytes = vec![0; 4096];
-    super::wait_for("a CONNECT", PATIENCE, || {
+    wait_for("a CONNECT", PATIENCE, || {
         let count = stream.peek(&mut bytes).ok()?;
         match wire::version_asked(bytes.get(..count)?) {
             Ok(Some(version)) => Some(Ok(version)),
@@ -183,8 +184,8 @@ fn peek_version(stream: &std::net::TcpStream) -> Outcome<Version> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::client::{clean, keep};
     use super::*;
+    use crate::client::{clean, keep};
 
     #[test]
     fn a_client_of_each_version_meets_the_scripted_broker() {
