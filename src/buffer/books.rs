@@ -123,7 +123,11 @@ impl Books {
         let raw = opener.open(&body).map_err(damaged("state"))?;
         let (transaction, next, released, spans, ledger, watermark) =
             read_state(&raw).map_err(|e| damaged("state")(e.into())).and_then(|row| {
-                if is_possible(&row) { Ok(row) } else { Err(damaged("state")(Damage::Content("absurd counts".into()))) }
+                if is_possible(&row) {
+                    Ok(row)
+                } else {
+                    Err(damaged("state")(Damage::Content("its counts cannot be right".into())))
+                }
             })?;
         let mut end = released;
         let spans = spans.into_iter().map(|(gap, length)| {

@@ -175,13 +175,13 @@ impl ChunkReader {
         for line in cbor::read_sequence::<Line<'_>>(&raw) {
             let stored = self.stored(line?, &raw, events.last().map(|stored| &stored.event))?;
             if events.last().is_some_and(|before| before.sequence >= stored.sequence) {
-                return Err(Damage::Content(format!("sequence {} is not in order", stored.sequence)));
+                return Err(Damage::Content(format!("the sequence {} is not in order", stored.sequence)));
             }
             events.push(stored);
         }
         let found = (events.first().map(|e| e.sequence), events.last().map(|e| e.sequence));
         if found != (Some(first), Some(last)) {
-            return Err(Damage::Content(format!("holds events {found:?}, not {first} to {last}")));
+            return Err(Damage::Content(format!("it holds the sequences {found:?} and should hold {first} to {last}")));
         }
         Ok(events)
     }
@@ -194,14 +194,14 @@ impl ChunkReader {
             let Line(sequence, ..) = line?;
             extent = Some((extent.map_or(sequence, |(first, _)| first), sequence));
         }
-        extent.ok_or_else(|| Damage::Content("holds nothing".to_owned()))
+        extent.ok_or_else(|| Damage::Content("it holds nothing".to_owned()))
     }
 
     fn stored(&mut self, line: Line<'_>, raw: &Bytes, last: Option<&Event>) -> Result<Stored, Damage> {
         let Line(sequence, arrived_ms, flags, route, topic, payload, headers, facts) = line;
         let facts = facts.unwrap_or_default();
         let qos = Qos::from_level(flags & QOS_BITS).filter(|_| flags & !(QOS_BITS | RETAIN_BIT | DUP_BIT) == 0);
-        let qos = qos.ok_or_else(|| Damage::Content(format!("flags {flags:#x} of event {sequence}")))?;
+        let qos = qos.ok_or_else(|| Damage::Content(format!("unknown flags {flags:#x} at sequence {sequence}")))?;
         // The slices are borrowed from `raw`, which is what slice_ref asks for.
         let properties = headers.map(|Headers(content_type, correlation_data, user)| {
             Box::new(Properties {

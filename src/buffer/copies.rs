@@ -63,13 +63,14 @@ pub(super) fn out_of_lane(
         Ok((sequence(row.get(0)?), sequence(row.get(1)?), row.get::<_, Vec<u8>>(2)?))
     });
     let Some((first, last, body)) = row.optional()? else {
-        tracing::debug!(lane = lane.0, chunk, "ignored: chunk of a parked lane is gone");
+        tracing::debug!(lane = lane.0, chunk, "buffer: this chunk of a parked topic was removed before");
         return Ok(());
     };
     let events = match tools.reader.read(&body, first, last) {
         Ok(events) => events,
         Err(damage) => {
-            tracing::error!(chunk, %damage, "buffer: chunk of a parked lane is damaged, it stays");
+            tracing::error!(chunk, %damage, "buffer: a chunk of a parked topic is damaged; its readings stay in the \
+                 file and are not sent");
             return Ok(());
         }
     };
@@ -223,17 +224,19 @@ impl ReadChunk {
         match row.optional() {
             Ok(Some((first, last, body))) if last >= wanted => {
                 let events = tools.reader.read(&body, first, last).unwrap_or_else(|damage| {
-                    tracing::error!(first, last, %damage, "buffer: chunk is damaged, events cannot be copied");
+                    tracing::error!(first, last, %damage, "buffer: a chunk is damaged; its readings cannot be moved \
+                         within the file");
                     Vec::new()
                 });
                 Ok(Self { first, last, events })
             }
             Ok(_) => {
-                tracing::error!(sequence = wanted, "buffer: an event that should be held is in no chunk");
+                tracing::error!(sequence = wanted, "buffer: a reading that should be held is in no chunk");
                 Ok(missing)
             }
             Err(error) if is_unreadable(&error) => {
-                tracing::error!(sequence = wanted, %error, "buffer: chunk cannot be read, event cannot be copied");
+                tracing::error!(sequence = wanted, %error, "buffer: a chunk cannot be read; this reading cannot be \
+                     moved within the file");
                 Ok(missing)
             }
             Err(error) => Err(error.into()),

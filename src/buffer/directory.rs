@@ -64,7 +64,8 @@ fn narrow(path: &Path, mode: u32, wanted: u32) {
         return;
     }
     if let Err(error) = fs::set_permissions(path, Permissions::from_mode(wanted)) {
-        tracing::warn!(path = %path.display(), %error, "buffer: others can read the buffer: chmod failed");
+        tracing::warn!(path = %path.display(), %error, "buffer: other users of this machine can read the buffer, \
+             because chmod failed; change the mode of this file by hand");
     }
 }
 

@@ -23,19 +23,19 @@ pub(super) enum Damage {
     #[error("{0} bytes are too short")]
     Short(usize),
     /// The bytes changed since they were written.
-    #[error("checksum is {found:08x}, written was {written:08x}")]
+    #[error("the checksum is {found:08x} and should be {written:08x}")]
     Checksum { found: u32, written: u32 },
     /// A newer Tidegate wrote it.
-    #[error("format {version}, codec {codec} are not known to this version")]
+    #[error("this version does not know format {version} with codec {codec}")]
     Unknown { version: u8, codec: u8 },
     /// Announces more than any event can hold.
-    #[error("raw length {0} is above the limit")]
+    #[error("the length {0} is above the limit")]
     TooLong(u64),
     /// zstd refuses it.
-    #[error("cannot be decompressed: {0}")]
+    #[error("it cannot be decompressed: {0}")]
     Zstd(String),
     /// Not as long as announced.
-    #[error("raw length is {found}, announced was {announced}")]
+    #[error("the length is {found} and should be {announced}")]
     Length { found: usize, announced: usize },
     /// What is inside is not what it should be.
     #[error("{0}")]

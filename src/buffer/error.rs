@@ -64,7 +64,10 @@ pub(crate) enum OpenError {
         found: String,
     },
     /// More routes over the life of this buffer than the ledger has lines.
-    #[error("buffer: the ledger has room for {limit} routes; start with a new data_dir")]
+    #[error(
+        "buffer: this buffer has had {limit} different routes, and its books have room for no more; start with a \
+         new data_dir"
+    )]
     TooManyRoutes {
         /// The limit.
         limit: u16,
@@ -111,7 +114,10 @@ fn is_misplaced(error: &io::Error) -> bool {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CloseError {
     /// The disk failed until the end.
-    #[error("buffer: closed with {events} received events not stored and not acknowledged: {cause}")]
+    #[error(
+        "buffer: closed with {events} readings not stored, because the disk failed: {cause}; they were not \
+         acknowledged, so the broker or the sensors send them again"
+    )]
     Unwritten {
         /// How many.
         events: usize,
@@ -122,13 +128,13 @@ pub(crate) enum CloseError {
     #[error("buffer: close: {0}")]
     Untidy(String),
     /// The file is damaged where work cannot go on; the next start rebuilds it.
-    #[error("buffer: the database is damaged ({cause}); it is to be rebuilt")]
+    #[error("buffer: the database is damaged ({cause}); the next start rebuilds it")]
     Damaged {
         /// What SQLite said.
         cause: String,
     },
     /// A bug.
-    #[error("buffer: the thread panicked")]
+    #[error("buffer: the thread panicked, which is a bug")]
     Panicked,
 }
 
@@ -136,7 +142,7 @@ pub(crate) enum CloseError {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WriteError {
     /// No room, found out before COMMIT: rolled back, nothing is in doubt.
-    #[error("no room: {0}")]
+    #[error("no room on the disk: {0}")]
     Full(rusqlite::Error),
     /// Anything else: what the disk holds is in doubt until it is read again.
     #[error("{0}")]
@@ -157,7 +163,7 @@ pub(super) enum WriteError {
     #[error("{0}")]
     Damaged(String),
     /// What was read back cannot be right.
-    #[error("the database holds transaction {found}, expected was {expected}")]
+    #[error("the database holds transaction {found} and should hold {expected}")]
     Strange { expected: u64, found: u64 },
     /// The log could not be written back completely.
     #[error("the write-ahead log is in use by another process")]

@@ -79,9 +79,9 @@ impl Place {
     pub(super) fn differs_from(&self, before: &Self) -> Option<&'static str> {
         let differ = |now: Option<u32>, then: Option<u32>| now.zip(then).is_some_and(|(now, then)| now != then);
         [
-            (differ(self.machine, before.machine), "/etc/machine-id is another one"),
-            (differ(self.board, before.board), "the board's serial number is another one"),
-            (differ(self.file, before.file), "the database is another file, a copy"),
+            (differ(self.machine, before.machine), "/etc/machine-id has changed"),
+            (differ(self.board, before.board), "the board's serial number has changed"),
+            (differ(self.file, before.file), "the database is a copy of the file that this agent used before"),
         ]
         .into_iter()
         .find_map(|(differs, what)| differs.then_some(what))

@@ -66,7 +66,11 @@ impl<R> Inbox<R> {
     pub(super) fn give_up_events(&mut self) {
         let events = self.batch.events();
         if events > 0 {
-            tracing::warn!(events, "buffer: full while stopping; what was not acknowledged is not stored");
+            tracing::warn!(
+                events,
+                "buffer: it was full when the agent stopped; these readings are not stored, and \
+                 they were not acknowledged"
+            );
         }
         self.pending.drop_events(self.batch.unanswered());
         self.batch.give_up_events();

@@ -23,7 +23,7 @@ use crate::settings::{self, Compression};
 use crate::watermark::Instance;
 
 /// Why the old numbers will never come, for a person at the centre.
-const REASON: &str = "it could not be read when its turn came; it comes under a later number";
+const REASON: &str = "the gateway could not read it in time; it was sent later, under a later number";
 
 /// Gives new numbers to what can be read now, chunk by chunk, each in a transaction of its own. They are numbers of this
 /// start, which is on disk.
@@ -58,7 +58,8 @@ pub(super) fn renumber(
             last,
             events = count,
             next,
-            "buffer: readings that could not be read before can be read now; they go to Kafka under new numbers"
+            "buffer: readings that could not be read before can be read now; the agent sends them to Kafka under new \
+             numbers"
         );
     }
     Ok(marks)

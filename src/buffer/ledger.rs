@@ -46,7 +46,7 @@ impl Ledger {
     pub(super) fn delivered(&mut self, route: RouteId, events: u64) {
         let line = self.line(route);
         let moved = events.min(line.held);
-        debug_assert_eq!(moved, events, "more delivered than held");
+        debug_assert_eq!(moved, events, "more readings delivered than held");
         line.held -= moved;
         line.delivered += moved;
     }
@@ -55,7 +55,7 @@ impl Ledger {
     pub(super) fn dead_lettered(&mut self, route: RouteId) {
         let line = self.line(route);
         let moved = line.held.min(1);
-        debug_assert_eq!(moved, 1, "more dead letters than held");
+        debug_assert_eq!(moved, 1, "more dead letters than readings held");
         line.held -= moved;
         line.dead_lettered += moved;
     }

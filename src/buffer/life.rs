@@ -88,8 +88,8 @@ pub(super) fn begin(connection: &Connection, books: &Books, commit: u64) -> Resu
     let present = Instance(Uuid::new_v4().as_u128());
     let entry = Entry { instance: present, first: books.next, commit, is_written: Arc::clone(&is_written) };
     if let Err(error) = entry.write(connection) {
-        tracing::error!(%error, "buffer: this start cannot be written down; until the disk takes it nothing is stored, \
-            and with exactly-once nothing is sent: make room on the disk");
+        tracing::error!(%error, "buffer: the disk does not take the record of this start; until it does, the agent \
+             stores nothing, and with exactly-once it sends nothing: make room on the disk");
     }
     Ok((Lives { present, first: books.next, earlier, watermark: books.watermark, former, is_written }, entry))
 }
@@ -134,7 +134,7 @@ pub(crate) fn take_new_identity(settings: &settings::Buffer, data_dir: &Path) ->
     let (new, books) = rename(&connection).map_err(|error| match error {
         LoadError::Sqlite(source) => OpenError::Disk { operation: "take a new identity", source },
         LoadError::Damaged { what, cause } => {
-            tracing::error!(what, cause, "buffer: a new identity cannot be taken");
+            tracing::error!(what, cause, "buffer: the buffer cannot get a new id, because its database is damaged");
             OpenError::Disk { operation: "take a new identity", source: rusqlite::Error::InvalidQuery }
         }
     })?;
@@ -233,7 +233,7 @@ fn readable<T>(rows: impl Iterator<Item = rusqlite::Result<T>>) -> rusqlite::Res
         match row {
             Ok(row) => read.push(row),
             Err(error @ (FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..))) => {
-                tracing::error!(%error, "buffer: an earlier start is damaged; left out");
+                tracing::error!(%error, "buffer: the record of an earlier start is damaged and is ignored");
             }
             Err(error) => return Err(error),
         }

@@ -51,8 +51,8 @@ pub(super) fn rows(connection: &Connection, books: &mut Books, flaws: &Flaws) ->
         tracing::error!(
             sessions = flaws.sessions.len(),
             first = flaws.sessions.first().map(String::as_str),
-            "buffer: rows of MQTT sessions are damaged; these sessions are forgotten: a QoS 2 message that was half way \
-             may come twice"
+            "buffer: rows of MQTT sessions are damaged, and these sessions are forgotten: a QoS 2 message that was \
+             not complete may arrive twice"
         );
         write_sessions(&tx, books)?;
     }
@@ -61,7 +61,8 @@ pub(super) fn rows(connection: &Connection, books: &mut Books, flaws: &Flaws) ->
         tracing::error!(
             lanes = orphans.len(),
             first = flaws.lanes.first().map(String::as_str),
-            "buffer: rows of parked Kafka topics are damaged; their readings are held, under a name that says so"
+            "buffer: rows with the names of parked Kafka topics are damaged; their readings are held under the names \
+             unreadable-name-1, -2, …"
         );
         write_lanes(&tx, books, &held)?;
     }
@@ -79,7 +80,8 @@ pub(super) fn identity(connection: &Connection, marks: Option<&Marks>) -> Result
     if found == known || (found.as_u128() ^ known.as_u128()).count_ones() > FLIPPED_BITS {
         return Ok(found);
     }
-    tracing::error!(%found, %known, "buffer: the id in the database is damaged; the side file has it");
+    tracing::error!(%found, %known, "buffer: the buffer's id in the database is damaged; it is taken from the side \
+         file");
     connection.execute("UPDATE identity SET buffer_id = ?1", [known.as_bytes()])?;
     Ok(known)
 }
@@ -102,7 +104,7 @@ pub(super) fn ends_behind(connection: &Connection, books: &Books) -> Result<bool
     if right >= books.next {
         return Ok(true);
     }
-    tracing::error!(first, last = right, "buffer: the row of a chunk is damaged; it is put right");
+    tracing::error!(first, last = right, "buffer: the row of a chunk is damaged and was repaired");
     connection.execute("UPDATE chunk SET last = ?2 WHERE first = ?1", (first, row_id(right)))?;
     Ok(false)
 }
@@ -169,8 +171,8 @@ pub(super) fn books_anew(connection: &Connection, marks: Option<&Marks>) -> Resu
     tracing::error!(
         held,
         next = books.next,
-        "buffer: the books were damaged and are made anew from what is held; how much was received and delivered before \
-         is not known any more, and readings whose delivery was not yet written down may come twice"
+        "buffer: the books were damaged and are made again from what is held; how much was received and delivered \
+         before is not known any more, and Kafka may get some readings twice"
     );
     Ok(books)
 }

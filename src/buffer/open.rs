@@ -67,13 +67,13 @@ impl Buffer {
         data_dir: &Path,
         routes: &[Definition],
     ) -> Result<(Self, Recovered), OpenError> {
-        directory::directory(data_dir).map_err(OpenError::files("make the data directory", data_dir))?;
+        directory::directory(data_dir).map_err(OpenError::files("create the data directory", data_dir))?;
         let lock = directory::lock(data_dir)?;
         let database = Database::new(data_dir, &settings);
         match Self::open_locked(settings.clone(), data_dir, routes, lock.try_clone()) {
             // A page that only writing comes by.
             Err(OpenError::Disk { source, .. }) if is_damage(&source) => {
-                let files = OpenError::files("write beside", database.path());
+                let files = OpenError::files("write a file beside", database.path());
                 salvage::ask_for(database.path(), &source.to_string()).map_err(files)?;
                 Self::open_locked(settings, data_dir, routes, Ok(lock))
             }
@@ -91,7 +91,8 @@ impl Buffer {
         let database = Database::new(data_dir, &settings);
         let mut marks = read_marks(data_dir)?;
         if let Some(kept) = salvage::finish(database.path(), marks.as_ref())? {
-            tracing::warn!(kept = %kept.display(), "buffer: a rebuilt database takes the place of the damaged one");
+            tracing::warn!(kept = %kept.display(), "buffer: the rebuilt database replaces the damaged one, which is \
+                 kept under another name");
             marks = read_marks(data_dir)?;
         }
         let tail = tail_of(&database, marks.as_ref())?;
@@ -114,7 +115,10 @@ impl Buffer {
         }
         let reader = database.open_reader().map_err(OpenError::disk("open the database for reading"))?;
         if !books.ledger.balanced() {
-            tracing::error!("buffer: the ledger does not balance");
+            tracing::error!(
+                "buffer: the books do not balance: received is not delivered + held + dead letters + \
+                 dropped + purged + lost"
+            );
         }
         let recovered = Recovered {
             buffer_id,
@@ -123,7 +127,7 @@ impl Buffer {
             sessions: books.sessions.clone(),
             settled: books.settled.ranges(),
             released: books.settled.released(),
-            holes: read_holes(&connection).map_err(OpenError::disk("read the holes"))?,
+            holes: read_holes(&connection).map_err(OpenError::disk("read the lost sequences"))?,
             lanes: books.lanes.iter().map(|(id, lane)| (*id, Arc::clone(&lane.kafka_topic))).collect(),
             admitted,
             in_line_with,
@@ -147,7 +151,8 @@ fn read_marks(data_dir: &Path) -> Result<Option<Marks>, OpenError> {
         Err(ReadFault::Io(source)) => Err(OpenError::Files { operation: "read", path, source }),
         Err(ReadFault::Damaged) => {
             let kept = set_aside(&path)?;
-            tracing::error!(kept = %shown(kept.as_ref()), "buffer: the side file is damaged; it is made anew from the database");
+            tracing::error!(kept = %shown(kept.as_ref()), "buffer: the side file is damaged; a new one is made from \
+                 the database");
             Ok(None)
         }
     }
@@ -163,10 +168,10 @@ fn open_or_create(
     let bytes = match fs::metadata(path) {
         Ok(metadata) => metadata.len(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-        Err(source) => return Err(OpenError::Files { operation: "look at", path: path.to_owned(), source }),
+        Err(source) => return Err(OpenError::Files { operation: "read the size of", path: path.to_owned(), source }),
     };
     // SQLite must not see an empty file: it takes it for a new database and deletes the log beside it.
-    let met = salvage::asked_for(path).map_err(OpenError::files("look beside", path))?;
+    let met = salvage::asked_for(path).map_err(OpenError::files("look for files beside", path))?;
     let cause = if let Some(cause) = met {
         Some(cause)
     } else if bytes > 0 {
@@ -194,8 +199,8 @@ fn open_or_create(
         let committed = marks.map_or(0, |marks| marks.committed);
         let (kept, side_file) = (shown(kept.as_ref()), shown(kept_marks.as_ref()));
         tracing::error!(cause, buffer_id = old, committed, %kept, %side_file,
-            "buffer: the database cannot be used, and nothing of this buffer was found in it; events it held up to that \
-             sequence are not delivered; starting a new buffer with a new id");
+            "buffer: the database cannot be used, and nothing in it can be read; the readings that it held, up to \
+             the sequence committed, are not delivered; a new buffer with a new id is made");
     }
     create(database)
 }
@@ -210,15 +215,15 @@ fn rebuilt(
         return Ok(None);
     }
     tracing::error!(cause, path = %database.path().display(),
-        "buffer: the database is damaged; what can be read of it goes into a new one, under the same identity");
+        "buffer: the database is damaged; what can be read of it is copied into a new one with the same id");
     let Some(found) = salvage::rebuild(database, marks)? else { return Ok(None) };
     let mend::Losses { events, spans } = &found.losses;
     let lost_spans: Vec<String> = spans.iter().take(SPANS_SAID).map(|(a, b)| format!("{a} to {b}")).collect();
     tracing::error!(
         buffer_id = %found.buffer_id, chunks = found.chunks, lost = events, lost_spans = lost_spans.join(", "),
         more_spans = spans.len().saturating_sub(SPANS_SAID), kept = %shown(found.kept.as_ref()),
-        "buffer: the damaged database is rebuilt; what is lost is on the books and will be declared in Kafka; the \
-         damaged file is kept for people, and may be removed"
+        "buffer: the damaged database is rebuilt; the books count what is gone as lost, and the agent will declare \
+         it in Kafka; the damaged file is kept only for people to look at: you may remove it"
     );
     match open_existing(database, marks)? {
         Existing::Readable(opened) => Ok(Some(*opened)),
@@ -297,12 +302,12 @@ fn load(connection: &Connection, marks: Option<&Marks>) -> Result<(Books, Uuid),
             return Err(LoadError::Damaged { what: "state", cause });
         }
         StateRead::Damaged(cause) => {
-            tracing::error!(cause, "buffer: the state row is damaged");
+            tracing::error!(cause, "buffer: the row with the books is damaged");
             mend::books_anew(connection, marks)?
         }
     };
     if mend::ends_behind(connection, &books)? {
-        tracing::error!(next = books.next, "buffer: the books do not reach to the last chunk");
+        tracing::error!(next = books.next, "buffer: the row with the books is older than the last chunk");
         books = mend::books_anew(connection, marks)?;
     }
     // What lies in the other tables is read later, or hardly ever; that they can be read shows now, while the file
@@ -348,7 +353,7 @@ fn create(database: &Database) -> Result<(Connection, Books, Uuid), OpenError> {
     if let Some(dir) = database.path().parent() {
         directory::sync_dir(dir).map_err(OpenError::files("sync", dir))?;
     }
-    tracing::info!(%buffer_id, path = %database.path().display(), "buffer: made");
+    tracing::info!(%buffer_id, path = %database.path().display(), "buffer: created");
     Ok((connection, books, buffer_id))
 }
 
@@ -379,12 +384,12 @@ fn reconcile(
         Some(other) => {
             let kept = set_aside(&side_file)?;
             tracing::error!(database = %buffer_id, side_file = %other.buffer_id, kept = %shown(kept.as_ref()),
-                "buffer: the side file belongs to another buffer; it is made anew from the database");
+                "buffer: the side file belongs to another buffer; a new one is made from the database");
             None
         }
         None => {
             if books.next > 1 {
-                tracing::warn!(%buffer_id, "buffer: there is no side file; it is made anew from the database");
+                tracing::warn!(%buffer_id, "buffer: the side file is missing; a new one is made from the database");
             }
             None
         }
@@ -408,7 +413,7 @@ fn reconcile(
         Ok(()) => Ok(new),
         Err(error) if is_lost => Err(OpenError::files("write", &side_file)(error)),
         Err(error) => {
-            tracing::warn!(%error, "buffer: the side file could not be brought up to date");
+            tracing::warn!(%error, "buffer: the side file cannot be written");
             Ok(Marks { place, ..marks })
         }
     }
@@ -423,23 +428,25 @@ fn leave_out(marks: &Marks, tail: &Tail, books: &mut Books, connection: &Connect
     let commit = books.transaction;
     let why = match tail {
         Tail::Doubtful(why) => why,
-        Tail::Whole => "the database is older than it was",
+        Tail::Whole => "the database is older than the side file",
     };
     if missed > 0 {
         tracing::error!(%buffer_id, why, lost = missed, first_lost = first, left_out, next = last.saturating_add(1),
-            "buffer: the database has lost its newest events, which were committed, at least as many as lost says; those \
-             that had reached Kafka are there; their sequences are left out, so that no id is given out twice");
+            "buffer: the database has lost its newest readings, though they were committed: at least as many as lost \
+             says; Kafka has those that were delivered before; their sequences are not used again, so that no id is \
+             used twice");
     } else {
         tracing::warn!(%buffer_id, why, left_out, next = last.saturating_add(1),
-            "buffer: the newest events may be lost; the sequences that they may have had are left out, so that no id is \
-             given out twice");
+            "buffer: the newest readings may be lost; the sequences that they may have had are not used again, so \
+             that no id is used twice");
     }
-    skip(first, last, why, books, connection).map_err(OpenError::disk("leave sequences out"))?;
+    skip(first, last, why, books, connection).map_err(OpenError::disk("skip sequences"))?;
     if let Some(opened) = &marks.opened {
-        life::remember(connection, opened, (first, last), commit).map_err(OpenError::disk("remember a start"))?;
+        life::remember(connection, opened, (first, last), commit)
+            .map_err(OpenError::disk("write the record of a start"))?;
     }
     // What lies behind a bad frame must not be found again.
-    schema::checkpoint(connection).map(|_written| ()).map_err(OpenError::disk("write the log back"))
+    schema::checkpoint(connection).map(|_written| ()).map_err(OpenError::disk("write the write-ahead log back"))
 }
 
 /// Leaves these out for ever: they count as settled, and are declared.
@@ -509,7 +516,7 @@ fn assign_routes(connection: &Connection, wanted: &[Definition], books: &mut Boo
             }
         }
         if damaged > 0 {
-            tracing::error!(damaged, "buffer: names of ledger lines are damaged; their routes begin new lines");
+            tracing::error!(damaged, "buffer: names of routes are damaged; the books of these routes start again at 0");
             tx.execute("DELETE FROM route", [])?;
             for (id, name) in &names {
                 let of = gone.get(id);
@@ -534,7 +541,7 @@ fn assign_routes(connection: &Connection, wanted: &[Definition], books: &mut Boo
         tx.commit()?;
         Ok(Some(Assigned { ids, names, gone }))
     };
-    let assigned = assign().map_err(OpenError::disk("give routes their ledger lines"))?;
+    let assigned = assign().map_err(OpenError::disk("give routes their lines in the books"))?;
     let assigned = assigned.ok_or(OpenError::TooManyRoutes { limit: u16::MAX })?;
     for id in &assigned.ids {
         books.ledger.open(*id);
@@ -564,7 +571,7 @@ fn admitted(connection: &Connection, books: &Books) -> rusqlite::Result<(Vec<Arc
 }
 
 fn set_aside(path: &Path) -> Result<Option<PathBuf>, OpenError> {
-    directory::set_aside(path, clock::now_ms()).map_err(OpenError::files("set aside", path))
+    directory::set_aside(path, clock::now_ms()).map_err(OpenError::files("rename", path))
 }
 
 fn shown(path: Option<&PathBuf>) -> String {

@@ -48,7 +48,7 @@ impl<R> Writer<R> {
         let Some(cause) = error.damage().filter(|_| !planted(Bug::GarbageIsFinal)) else { return Ok(()) };
         if let Err(error) = salvage::ask_for(self.database.path(), &cause) {
             // The next start may find the damage by itself, or else this thread will again.
-            tracing::error!(%error, "buffer: that the database is damaged could not be written down");
+            tracing::error!(%error, "buffer: the mark that the database is damaged cannot be written");
         }
         Err(CloseError::Damaged { cause })
     }

@@ -114,7 +114,7 @@ impl Pending {
         for (lane, chunk, delivered, dead) in lane_chunks {
             let waiting = self.lane_chunks.iter().chain(doubtful.iter().flat_map(|pending| &pending.lane_chunks));
             if waiting.into_iter().any(|known| known.chunk == chunk) {
-                tracing::debug!(chunk, "settled twice: chunk of a parked lane");
+                tracing::debug!(chunk, "buffer: this chunk of a parked topic was released before");
             } else {
                 self.lane_chunks.push(LaneChunkSettled { lane, chunk, delivered, dead });
             }
@@ -312,13 +312,17 @@ fn release(
 /// Only what is held can be settled, and only once.
 fn first_time(spans: &mut Spans, sequence: Sequence, books: &Books, doubtful: Option<&Pending>) -> bool {
     if sequence == 0 || sequence >= books.next {
-        tracing::error!(sequence, next = books.next, "ignored: settlement of an event that the buffer never had");
+        tracing::error!(
+            sequence,
+            next = books.next,
+            "buffer: it was asked to release a reading that it never had, which is a bug; the request is ignored"
+        );
         return false;
     }
     let before = books.settled.contains(sequence) || doubtful.is_some_and(|pending| pending.spans.contains(sequence));
     let first = !before && spans.insert(sequence);
     if !first {
-        tracing::debug!(sequence, "ignored: settled before");
+        tracing::debug!(sequence, "buffer: this reading was released before");
     }
     first
 }
@@ -329,13 +333,18 @@ impl LaneChunkSettled {
             Ok((sequence(row.get(0)?), sequence(row.get(1)?), row.get::<_, Vec<u8>>(2)?))
         });
         let Some((first, last, body)) = row.optional()? else {
-            tracing::debug!(lane = self.lane.0, chunk = self.chunk, "ignored: chunk of a parked lane settled before");
+            tracing::debug!(
+                lane = self.lane.0,
+                chunk = self.chunk,
+                "buffer: this chunk of a parked topic was removed before"
+            );
             return Ok(());
         };
         let events = match tools.reader.read(&body, first, last) {
             Ok(events) => events,
             Err(damage) => {
-                tracing::error!(chunk = self.chunk, %damage, "buffer: chunk of a parked lane is damaged, it stays");
+                tracing::error!(chunk = self.chunk, %damage, "buffer: a chunk of a parked topic is damaged; its \
+                     readings stay in the file and are not sent");
                 return Ok(());
             }
         };
@@ -345,7 +354,13 @@ impl LaneChunkSettled {
         let reports = self.delivered.len() + self.dead.len();
         if reports != events.len() || !events.iter().all(|event| settled.contains(&event.sequence)) {
             let held = events.len();
-            tracing::error!(chunk = self.chunk, held, reports, "ignored: settlement does not cover its chunk");
+            tracing::error!(
+                chunk = self.chunk,
+                held,
+                reports,
+                "buffer: it was asked to release a chunk whose \
+                 readings are not all confirmed, which is a bug; the chunk stays"
+            );
             return Ok(());
         }
         tx.delete_lane_chunk.execute([self.chunk])?;

@@ -78,7 +78,11 @@ impl Space {
         match self.state {
             State::Open if used >= limit => {
                 self.state = State::Limit;
-                tracing::warn!(used, limit, "buffer: full, the intake is stopped until Kafka takes something");
+                tracing::warn!(
+                    used,
+                    limit,
+                    "buffer: it is full ([buffer] max_bytes); the agent takes no readings until Kafka has taken some"
+                );
             }
             State::Limit if used < resume => self.opens(),
             State::Open | State::Limit | State::NoSpace { .. } => {}
@@ -89,7 +93,8 @@ impl Space {
     /// A transaction found no room although the limit is not reached.
     pub(super) fn no_space(&mut self, error: &rusqlite::Error, now: Instant) {
         if self.state == State::Open {
-            tracing::warn!(%error, used = self.used, "buffer: no room on disk, the intake is stopped until there is");
+            tracing::warn!(%error, used = self.used, "buffer: the disk has no room; the agent takes no readings \
+                 until it has: free some");
         }
         self.state = State::NoSpace { retry: now.checked_add(NO_SPACE_RETRY).unwrap_or(now) };
     }
@@ -106,7 +111,11 @@ impl Space {
 
     fn opens(&mut self) {
         self.state = State::Open;
-        tracing::info!(used = self.used, limit = self.max_bytes, "buffer: room again, the intake is open");
+        tracing::info!(
+            used = self.used,
+            limit = self.max_bytes,
+            "buffer: there is room again; the agent takes readings"
+        );
     }
 
     /// Where the state would change.

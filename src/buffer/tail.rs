@@ -39,8 +39,10 @@ pub(super) fn look(log: &Path, index: &Path, opened: &Opened, boot: Option<u32>)
             Tail::Doubtful("the write-ahead log is shorter than it was")
         }
         Some(index) if Some(index.salts) == found.salts && same_boot => Tail::Whole,
-        _ if same_boot => Tail::Doubtful("the write-ahead log and its index are not those of the last start"),
-        _ if opened.lazy => Tail::Doubtful("sync = \"normal\", and the system was started anew"),
+        _ if same_boot => Tail::Doubtful("the write-ahead log or its index is not the one of the last start"),
+        _ if opened.lazy => Tail::Doubtful(
+            "the machine was started again, and with sync = \"normal\" the last commits may not be on disk",
+        ),
         _ => Tail::Whole,
     })
 }

@@ -28,7 +28,11 @@ impl Trouble {
             }
             other => {
                 let failures = other.as_ref().map_or(1, |current| current.failures + 1);
-                tracing::error!(error = text, failures, "buffer: write failed; nothing is acknowledged until it works");
+                tracing::error!(
+                    error = text,
+                    failures,
+                    "buffer: a write failed; the agent acknowledges nothing until writes work again"
+                );
                 *other = Some(Current { text, said: now, failures });
             }
         }

@@ -60,7 +60,7 @@ pub fn lost_tail(build: Build, way: Way) -> Outcome<Verdict> {
     lose_the_end_of_the_log(&gateway.data_dir())?;
     let agent = gateway.start()?;
     if build == Build::Real {
-        agent.wait_log(&["WARN", "are left out"])?;
+        agent.wait_log(&["WARN", "are not used again"])?;
     }
     logs.push(publish("after", 100)?);
     let seen = stage.settle(&agent, &logs)?;

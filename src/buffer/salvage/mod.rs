@@ -97,7 +97,7 @@ pub(super) fn finish(database: &Path, marks: Option<&Marks>) -> Result<Option<Pa
     if !salvaged.exists() {
         return Ok(None);
     }
-    let files = OpenError::files("put the rebuilt database in the place of", database);
+    let files = OpenError::files("replace with the rebuilt database:", database);
     if let (Some(marks), Some(dir)) = (marks, database.parent())
         && Place::of(database).differs_from(&marks.place).is_none()
     {
@@ -141,13 +141,14 @@ pub(super) fn rebuild(database: &Database, marks: Option<&Marks>) -> Result<Opti
 fn no_room_or(error: LoadError) -> OpenError {
     match error {
         LoadError::Sqlite(source) if super::error::is_full(&source) => OpenError::Disk {
-            operation: "the database is damaged, and there is no room to rebuild it beside itself; free as much as it \
-                        holds (files with .set-aside- in their names are kept for people only)",
+            operation: "the database is damaged, and the disk has no room for a rebuilt copy; free as much room as \
+                 the database takes (you may remove files with .set-aside- in their names: they are kept only for \
+                 people to look at)",
             source,
         },
         LoadError::Sqlite(source) => OpenError::Disk { operation: "rebuild the damaged database", source },
         LoadError::Damaged { what, cause } => {
-            tracing::error!(what, cause, "buffer: the rebuilt database cannot be used");
+            tracing::error!(what, cause, "buffer: the rebuilt database is damaged as well");
             OpenError::Disk { operation: "rebuild the damaged database", source: rusqlite::Error::InvalidQuery }
         }
     }
@@ -172,7 +173,8 @@ fn copy_all(database: &Database, copy: &Path, marks: Option<&Marks>) -> Result<O
     Database::create_tables(&to)?;
     let unread = through_sqlite(database, &to);
     if !unread.is_empty() {
-        tracing::warn!(tables = ?unread, "buffer: SQLite cannot read all of these; looking at each page");
+        tracing::warn!(tables = ?unread, "buffer: SQLite cannot read these tables to their end; the agent reads the \
+             file page by page");
         page_by_page(database, &to, &unread)?;
     }
     let chunks: i64 =
@@ -185,7 +187,7 @@ fn copy_all(database: &Database, copy: &Path, marks: Option<&Marks>) -> Result<O
     }
     let id = id.map(Uuid::from_bytes).or(marks.map(|marks| marks.buffer_id));
     let buffer_id = id.unwrap_or_else(|| {
-        tracing::error!("buffer: whose readings these are cannot be read any more; they go out under a new id");
+        tracing::error!("buffer: the buffer's id cannot be read any more; its readings go to Kafka under a new id");
         Uuid::new_v4()
     });
     to.execute(
@@ -218,7 +220,7 @@ fn through_sqlite(database: &Database, to: &Connection) -> BTreeSet<&'static str
     let failed = |table: &&str| {
         let copied = copy_table(&from, to, table);
         if let Err(error) = &copied {
-            tracing::warn!(table, %error, "buffer: a table of the damaged database cannot be read to its end");
+            tracing::warn!(table, %error, "buffer: SQLite cannot read a table of the damaged database to its end");
         }
         copied.is_err()
     };
@@ -368,7 +370,7 @@ fn straighten(to: &Connection) -> Result<(), LoadError> {
         }
     }
     for (row, first, last) in wrong {
-        tracing::warn!(first, last = sequence(last), "buffer: the row of a chunk was damaged; it is put right");
+        tracing::warn!(first, last = sequence(last), "buffer: the row of a chunk is damaged and was repaired");
         to.execute("UPDATE OR REPLACE chunk SET first = ?2, last = ?3 WHERE first = ?1", (row, first, last))?;
     }
     Ok(())

@@ -129,7 +129,7 @@ fn books_that_went_back_are_not_believed() {
     drop((intake, settler));
     let failed = WriteError::Doubt(rusqlite::Error::InvalidQuery);
     let error = scene.writer.recover(&failed).map(drop).unwrap_err();
-    assert!(error.to_string().contains("5 received events not stored"), "{error}");
+    assert!(error.to_string().contains("5 readings not stored"), "{error}");
     assert!(error.to_string().contains("holds transaction"), "{error}");
     assert!(scene.durable.is_empty());
 }
