@@ -93,7 +93,8 @@ impl Asking {
         }
         tracing::info!(
             topic = &*self.topic,
-            "kafka: nobody tells the time; tidegate kafka-setup makes the topic that does"
+            "kafka: the agent cannot learn Kafka's time, because the watermark topic is missing; tidegate \
+             kafka-setup --apply creates it"
         );
         times.heard(None);
         // librdkafka would look for a topic that is not there once a second, as long as this producer lives.

@@ -140,7 +140,7 @@ impl BlockedTopics {
                     self.outnumbered.insert(Arc::clone(&topic), (active.in_sync, now));
                 }
                 custody.changed = true;
-                tracing::debug!(topic = &*topic, ?reason, "kafka: parked topic was tried, and stays parked");
+                tracing::debug!(topic = &*topic, ?reason, "kafka: the agent tried a parked topic, and it stays parked");
                 let (reason, remedy) = (reason.map(|(reason, _)| reason), reason.map_or("", |(_, remedy)| remedy));
                 if custody.parking.refused(&topic, reason, now) {
                     custody.say_parked(&topic, reason.unwrap_or_default(), remedy, now);
@@ -273,7 +273,8 @@ impl BlockedTopics {
                 queue.confirmed(proofs, custody);
             }
             Happened::Ended(Renewal::AfterWait(code, detail)) => {
-                tracing::debug!(topic = &*queue.topic, %code, detail, "kafka: a parked topic's producer is over");
+                tracing::debug!(topic = &*queue.topic, %code, detail, "kafka: a parked topic's producer failed; the \
+                     agent makes a new one");
                 if !queue.is_refused() {
                     queue.refused(None);
                 }

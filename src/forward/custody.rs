@@ -116,7 +116,7 @@ impl Custody {
                 mqtt_topic = shown(mqtt_topic),
                 reason = letter.reason,
                 more,
-                "kafka: put aside as a dead letter"
+                "kafka: Kafka will never take this reading; it is kept as a dead letter"
             );
         }
     }
@@ -183,7 +183,7 @@ impl Custody {
                 parked_s = opened.parked_for.as_secs_f64(),
                 events = opened.events,
                 more,
-                "kafka: topic is open again; its readings flow"
+                "kafka: the topic takes readings again; the agent sends those that waited"
             );
         }
     }
@@ -197,7 +197,7 @@ impl Custody {
                 reason,
                 remedy,
                 more,
-                "kafka: topic is parked; its readings wait in order, all others flow"
+                "kafka: the topic is parked; its readings wait in order, and the agent goes on with all others"
             );
         }
     }
@@ -208,8 +208,8 @@ impl Custody {
             self.shut_overflow(now);
             tracing::warn!(
                 topic,
-                "kafka: sensors make more Kafka topics than [kafka] max_topics; readings for this and any other new one \
-                 wait until the number is raised"
+                "kafka: sensors make more Kafka topics than [kafka] max_topics allows; readings for this one and any \
+                 other new one wait until you raise it"
             );
         }
         Arc::from(OVERFLOW)
@@ -217,7 +217,7 @@ impl Custody {
 
     /// The lane of what is beyond the limit is in the status, and never tried.
     pub(super) fn shut_overflow(&mut self, now: Instant) {
-        self.parking.shut(OVERFLOW, "more topics than [kafka] max_topics: raise it", now, unix_ms());
+        self.parking.shut(OVERFLOW, "more Kafka topics than [kafka] max_topics allows: raise it", now, unix_ms());
         // Nothing of it is ever sent.
         self.lanes_delivered.entry(Arc::from(OVERFLOW)).or_default();
         self.changed = true;
@@ -278,7 +278,8 @@ impl Custody {
                     self.declarations.dead(letter.sequence, &letter.kafka_topic, &letter.reason, at_ms);
                 }
             }
-            Err(error) => tracing::warn!(%error, "kafka: dead letters cannot be declared again"),
+            Err(error) => tracing::warn!(%error, "kafka: the dead letters of earlier starts cannot be read, so the \
+                 agent does not declare them again"),
         }
     }
 

@@ -9,10 +9,10 @@ use crate::event::Sequence;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ForwardError {
     /// librdkafka refuses the configuration. Usage: exit 78.
-    #[error("kafka: create the producer: {0}")]
+    #[error("kafka: the producer cannot be created: {0}")]
     Options(String),
     /// The operating system gives no thread. Retry.
-    #[error("kafka: start a thread: {0}")]
+    #[error("kafka: a thread cannot be started: {0}")]
     System(#[from] std::io::Error),
     /// The buffer has stopped before the forwarder. Halt: the buffer's own error says why.
     #[error("kafka: the buffer has stopped")]
@@ -20,8 +20,8 @@ pub(crate) enum ForwardError {
     /// Another agent has this buffer's identity: a cloned card, or a copy that was restored. `run.rs` starts again with a
     /// new one.
     #[error(
-        "kafka: the watermark topic has a word for buffer {buffer_id} up to {through} that this buffer has not given: \
-         another agent has the same identity (a cloned card, or a restored copy)"
+        "kafka: the watermark topic holds watermark {through} for buffer {buffer_id}, which this buffer did not \
+         write: another agent has the same buffer id (a cloned card, or a restored copy)"
     )]
     Twin {
         /// The identity.

@@ -83,7 +83,7 @@ impl Judged {
     pub(super) fn renewal_after_abort(&self, fatal: Option<(Code, String)>) -> Option<Renewal> {
         let nothing = || {
             let cause = self.first.unwrap_or(Code::Fail);
-            (!self.understood).then(|| Renewal::AfterWait(cause, "a transaction came to nothing".to_owned()))
+            (!self.understood).then(|| Renewal::AfterWait(cause, "a transaction was aborted".to_owned()))
         };
         self.renewal(fatal).or_else(nothing)
     }
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn a_transaction_that_came_to_nothing_goes_again_at_once_only_when_it_is_known_what_to_change() {
         let victims = Judged::of(failures(&[Code::PurgeQueue]), &mut Pace::default());
-        let why = "a transaction came to nothing".to_owned();
+        let why = "a transaction was aborted".to_owned();
         assert_eq!(victims.renewal_after_abort(None), Some(Renewal::AfterWait(Code::PurgeQueue, why)));
         let closed = Judged::of(failures(&[Code::TopicAuthorizationFailed]), &mut Pace::default());
         assert_eq!(closed.renewal_after_abort(None), None);

@@ -213,13 +213,19 @@ fn cause(text: &str) -> &str {
 /// Writes the line.
 pub(super) fn say(line: Line) {
     match line {
-        Line::Lost(error) => tracing::warn!(error, "kafka: no broker answers; readings are kept until one does"),
+        Line::Lost(error) => {
+            tracing::warn!(error, "kafka: no broker answers; the buffer keeps the readings until one does");
+        }
         Line::Connected => tracing::info!("kafka: connected"),
         Line::Back(outage) => {
             tracing::info!(outage_s = outage.as_secs_f64(), "kafka: connected again");
         }
         Line::Refused(error, repeats) => {
-            tracing::error!(error, repeats, "kafka: refuses this client; credentials or certificates need attention");
+            tracing::error!(
+                error,
+                repeats,
+                "kafka: a broker refuses this client; check the credentials and certificates in [kafka.options]"
+            );
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::settings::{Delivery, Kafka, Secret};
 pub(super) const REFUSED: &[(&str, &str)] = &[
     ("acks", ACKS),
     ("request.required.acks", ACKS),
-    ("enable.idempotence", "without it librdkafka's own retries repeat and reorder readings"),
+    ("enable.idempotence", "without it librdkafka repeats and reorders readings when it tries again"),
     ("enable.gapless.guarantee", GAPLESS),
     ("max.in.flight", IN_FLIGHT),
     ("max.in.flight.requests.per.connection", IN_FLIGHT),
@@ -24,10 +24,10 @@ pub(super) const REFUSED: &[(&str, &str)] = &[
     ("message.send.max.retries", RETRIES),
     ("message.timeout.ms", TIMEOUT),
     ("delivery.timeout.ms", TIMEOUT),
-    ("transactional.id", "transactions belong to [kafka] delivery"),
-    ("transaction.timeout.ms", "transactions belong to [kafka] delivery"),
-    ("queuing.strategy", "anything but first in, first out sends readings out of order"),
-    ("delivery.report.only.error", "confirmations are what releases readings from the buffer"),
+    ("transactional.id", "[kafka] delivery decides about transactions"),
+    ("transaction.timeout.ms", "[kafka] delivery decides about transactions"),
+    ("queuing.strategy", "any other order than first in, first out sends readings out of order"),
+    ("delivery.report.only.error", "the agent needs each confirmation: a reading leaves the buffer only by it"),
     ("dr_cb", CALLBACK),
     ("dr_msg_cb", CALLBACK),
     ("error_cb", CALLBACK),
@@ -36,26 +36,27 @@ pub(super) const REFUSED: &[(&str, &str)] = &[
     ("log.queue", CALLBACK),
     ("enabled_events", CALLBACK),
     ("opaque", CALLBACK),
-    ("statistics.interval.ms", "nobody reads librdkafka's statistics; Tidegate's metrics are on [http]"),
+    ("statistics.interval.ms", "nothing reads librdkafka's statistics; the agent's metrics are at [http] listen"),
     ("linger.ms", LINGER),
     ("queue.buffering.max.ms", LINGER),
     ("bootstrap.servers", BROKERS),
     ("metadata.broker.list", BROKERS),
     ("partitioner_cb", PARTITIONER_CALLBACK),
-    ("test.mock.num.brokers", "readings would be confirmed by an imitation inside the agent and be lost"),
-    ("test.mock.broker.rtt", "it belongs to an imitation of Kafka, not to Kafka"),
-    ("plugin.library.paths", "foreign code inside the agent could break any promise"),
+    ("test.mock.num.brokers", "a mock Kafka inside the agent would confirm readings, and they would be lost"),
+    ("test.mock.broker.rtt", "it is for librdkafka's mock Kafka only"),
+    ("plugin.library.paths", "a plugin inside the agent could lose readings"),
     ("builtin.features", "it is read-only"),
 ];
 
 const ACKS: &str = "acks=all: a reading leaves the buffer only when all in-sync replicas have it";
-const GAPLESS: &str = "without it readings behind a refused batch overtake it";
-const IN_FLIGHT: &str = "with more than one request in flight, a batch can count as delivered that Kafka does not have";
-const RETRIES: &str = "giving up is never right: readings stay until Kafka confirms them";
-const TIMEOUT: &str = "no time-out may end the wait for a confirmation: an outage may last weeks";
-const LINGER: &str = "[kafka] linger says how long a batch waits for company";
+const GAPLESS: &str = "without it later readings overtake a refused batch";
+const IN_FLIGHT: &str = "with more than one request in flight, a batch that Kafka does not have can count as \
+     delivered";
+const RETRIES: &str = "the agent never gives up a reading: it stays until Kafka confirms it";
+const TIMEOUT: &str = "an outage may last weeks, so no time-out may end the wait for a confirmation";
+const LINGER: &str = "[kafka] linger says how long a batch waits for more readings";
 const BROKERS: &str = "[kafka] brokers says where Kafka is";
-const CALLBACK: &str = "it is Tidegate's door to librdkafka";
+const CALLBACK: &str = "the agent itself uses it to work with librdkafka";
 const PARTITIONER_CALLBACK: &str = "it cannot be given as text; partitioner chooses one by name";
 
 /// The value of `client.dns.lookup` that is refused.
@@ -260,8 +261,8 @@ fn queue_problem(options: &BTreeMap<String, Secret>, largest_record_bytes: u64) 
     let given: u64 = options.get(QUEUE_KIB)?.reveal().parse().ok()?;
     let least = least_queue_kib(&base(options, largest_record_bytes));
     (given < least).then(|| {
-        let why = "smaller than the largest record, message.max.bytes: that record would wait for room for ever";
-        (QUEUE_KIB.to_owned(), format!("found {given}; allowed: {least} or more, because it is {why}"))
+        let why = "smaller than the largest record (message.max.bytes), which would never find room";
+        (QUEUE_KIB.to_owned(), format!("found {given}; allowed: {least} or more. It is {why}"))
     })
 }
 
@@ -344,13 +345,14 @@ fn problem(name: &str, value: &Secret) -> Option<String> {
     }
     if name == "client.dns.lookup" && value.reveal() == CANONICAL {
         return Some(format!(
-            "cannot be {CANONICAL}: librdkafka would look names up where everything else waits for it; write the \
-             canonical names in [kafka] brokers"
+            "cannot be {CANONICAL}: every name look-up of librdkafka would stop all sending; write the canonical \
+             names in [kafka] brokers"
         ));
     }
     if name == "partitioner" && RANDOM_PARTITIONERS.contains(&value.reveal()) {
         return Some(
-            "cannot be random: readings of one sensor would be out of order (consistent, murmur2, fnv1a)".into(),
+            "cannot be random: readings of one sensor would be out of order; allowed: consistent, murmur2, fnv1a"
+                .into(),
         );
     }
     let error = ClientConfig::new().set(name, value.reveal()).create_native_config().err()?;
@@ -367,7 +369,7 @@ fn refusal(name: &str) -> Option<&'static str> {
 pub(super) fn cause(error: &KafkaError) -> String {
     match error {
         KafkaError::ClientConfig(_, text, _, _) | KafkaError::ClientCreation(text) => text.clone(),
-        KafkaError::Nul(_) => "contains a NUL character".into(),
+        KafkaError::Nul(_) => "it contains a NUL character".into(),
         other => other.to_string(),
     }
 }

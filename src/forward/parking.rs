@@ -32,7 +32,7 @@ const LONGEST_REST: Duration = Duration::from_secs(30);
 const EACH: Duration = Duration::from_secs(1);
 
 /// Why a topic is parked that nobody has asked Kafka for.
-pub(super) const UNASKED: &str = "new, and not asked for yet";
+pub(super) const UNASKED: &str = "new: Kafka has not been asked for it yet";
 
 /// All parked topics. Bounded by what the buffer holds: a topic is here only while events wait for it.
 #[derive(Debug, Default)]
@@ -103,7 +103,7 @@ impl Parking {
 
     /// A lane that the buffer still held at start: tried at once.
     pub(super) fn recovered(&mut self, topic: Arc<str>, now: Instant, now_ms: i64) {
-        self.enter(topic, "parked before the last start", now, now_ms, Duration::ZERO);
+        self.enter(topic, "it was parked before the agent started", now, now_ms, Duration::ZERO);
     }
 
     fn enter(&mut self, topic: Arc<str>, reason: &str, now: Instant, now_ms: i64, wait: Duration) {

@@ -261,11 +261,11 @@ impl Patience {
             tracing::info!(
                 was_s,
                 now_s,
-                "kafka: a transaction may take another time over this link; read_committed readers wait so long if \
-                 this gateway dies in one"
+                "kafka: the agent changes the time-out of its transactions to fit this link; if the gateway dies in \
+                 a transaction, read_committed consumers wait for so long"
             );
         } else {
-            tracing::info!(was_s, now_s, "kafka: a request may take another time over this link");
+            tracing::info!(was_s, now_s, "kafka: the agent changes the time-out of its requests to fit this link");
         }
         self.step = step;
         self.less_would_do_since = None;

@@ -122,7 +122,7 @@ impl Recall {
             drop(place);
         });
         if let Err(error) = thread {
-            line.say(format!("start a thread: {error}"));
+            line.say(format!("a thread cannot be started: {error}"));
         }
         Self { answer, line }
     }
@@ -195,16 +195,16 @@ fn until_answered(question: &Question, line: &Line) -> Option<Recalled> {
             Err(ReadError::GivenUp) => return None,
             Err(ReadError::Stale) => continue,
             Err(ReadError::Topic(TopicError::Kafka(error))) => {
-                line.say(format!("ask about the watermark topic: {error}"));
+                line.say(format!("Kafka does not answer about the watermark topic: {error}"));
             }
             Err(ReadError::Topic(error)) => {
                 // A partition gets its leader back without a person, as a rule.
                 let topic_unusable = !matches!(error, TopicError::Leaderless { .. });
                 line.tell(Trouble { why: error.to_string(), topic_unusable, another_gateway: false });
             }
-            Err(ReadError::Kafka(error)) => line.say(format!("read the watermark: {error}")),
-            Err(ReadError::Silence) => line.say("read the watermark: no answer".to_owned()),
-            Err(ReadError::System(error)) => line.say(format!("read the watermark: {error}")),
+            Err(ReadError::Kafka(error)) => line.say(format!("the watermark cannot be read: {error}")),
+            Err(ReadError::Silence) => line.say("the watermark cannot be read: no answer".to_owned()),
+            Err(ReadError::System(error)) => line.say(format!("the watermark cannot be read: {error}")),
         }
         ask = (ask * 2).min(LONGEST_ASK);
         if !line.sleep(backoff.next_wait()) {
@@ -286,7 +286,7 @@ fn read(question: &Question, backwards: &mut Backwards, ask: Duration, line: &Li
             break;
         }
         line.tell(Trouble {
-            why: "another gateway's transaction is open in our partition of the watermark topic".to_owned(),
+            why: "another gateway's transaction is open in this gateway's partition of the watermark topic".to_owned(),
             topic_unusable: false,
             another_gateway: true,
         });

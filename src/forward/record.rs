@@ -142,7 +142,7 @@ fn wrapped<'a>(written: Result<(), String>, value: &'a [u8], event: &'a Event) -
     match written {
         Ok(()) => value,
         Err(error) => {
-            tracing::error!(error, "kafka: an envelope could not be written; the payload goes without it");
+            tracing::error!(error, "kafka: an envelope cannot be written; the agent sends the payload without it");
             event.payload.as_ref()
         }
     }

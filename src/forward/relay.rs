@@ -328,7 +328,7 @@ impl Relay {
     /// What is in the way of the main lane.
     fn obstacle(&self, now: Instant) -> Option<Obstacle> {
         if now < self.read_after {
-            return Some(Obstacle::new(Reason::Buffer, "the buffer's file cannot be read"));
+            return Some(Obstacle::new(Reason::Buffer, "the buffer's database cannot be read"));
         }
         if self.link.connected() {
             let obstacle = self.stream.obstacle(&self.wire, now)?;
@@ -358,12 +358,13 @@ impl Relay {
                 let unread = last.saturating_sub(*first).saturating_add(1);
                 self.custody.status.unread = self.custody.status.unread.saturating_add(unread);
                 self.custody.changed = true;
-                tracing::error!(%error, "kafka: readings that cannot be read stay in the file; they are tried again at the next start");
+                tracing::error!(%error, "kafka: the buffer cannot read some readings; they stay in its database, and \
+                     the agent tries them again at the next start");
             }
             ReadError::Disk(_) => {
                 self.read_after = now.checked_add(READ_AGAIN).unwrap_or(now);
                 if let Some(more) = self.read_errors.again(&error.to_string(), now) {
-                    tracing::error!(%error, more, "kafka: the buffer cannot be read; trying again");
+                    tracing::error!(%error, more, "kafka: the buffer cannot be read; the agent tries again");
                 }
             }
         }
@@ -385,7 +386,7 @@ impl Relay {
                     why = trouble.why,
                     remedy = Reason::WatermarkTopic.remedy(),
                     more,
-                    "kafka: nothing can be sent"
+                    "kafka: the agent can send nothing"
                 );
             }
             let blocked = match &status.waiting {

@@ -147,7 +147,7 @@ impl Relocation {
                     if &*kafka_topic == OVERFLOW {
                         custody.shut_overflow(now);
                     } else {
-                        custody.park_quietly(&kafka_topic, "its readings have waited for another topic", now);
+                        custody.park_quietly(&kafka_topic, "its readings were parked for another topic before", now);
                     }
                     custody.parking.parked_one(&kafka_topic);
                     custody.declare_lane(&kafka_topic);
@@ -181,7 +181,7 @@ impl Relocation {
                 moved,
                 given_up,
                 stayed,
-                "kafka: readings that waited for this topic go elsewhere by the new configuration"
+                "kafka: the new configuration sends readings that waited for this topic elsewhere"
             );
         }
         if stayed == 0 {

@@ -35,7 +35,7 @@ pub(super) fn watch(config: ClientConfig, routes: Arc<Routes>, stop: Stop) {
         while !topics.is_empty() && !stop.requested() {
             match ask(&config, &topics) {
                 Ok(found) => return found.iter().for_each(say),
-                Err(error) => tracing::debug!(%error, "kafka: the topics' retention cannot be looked at"),
+                Err(error) => tracing::debug!(%error, "kafka: the agent cannot read the retention of its topics"),
             }
             let wait = backoff.next_wait();
             for _ in 0..wait.as_millis().checked_div(LOOK.as_millis()).unwrap_or(0) {
@@ -47,7 +47,8 @@ pub(super) fn watch(config: ClientConfig, routes: Arc<Routes>, stop: Stop) {
         }
     });
     if let Err(error) = thread {
-        tracing::debug!(%error, "kafka: no thread to look at the topics' retention");
+        tracing::debug!(%error, "kafka: the agent cannot read the retention of its topics, because the system gives \
+             no thread");
     }
 }
 
@@ -68,8 +69,9 @@ fn say(resource: &ConfigResource) {
         tracing::warn!(
             topic,
             retention = %humantime::format_duration(kept),
-            "kafka: records bear the time of arrival, and the topic keeps them only so long by that: what waits here for \
-             longer is deleted by Kafka as soon as it is there. Raise retention.ms, or say timestamp = \"delivery\""
+            "kafka: with timestamp = \"arrival\" Kafka deletes a reading of this topic as soon as it arrives, if it \
+             has waited at this gateway for longer than the topic's retention: raise retention.ms, or set timestamp \
+             = \"delivery\""
         );
     }
 }

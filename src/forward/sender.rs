@@ -325,7 +325,7 @@ impl Sender {
             // librdkafka sends the same request again: over this link it would be overdue for ever.
             let longer = wire.patience.overdue(self.window.is_least());
             if longer || wire.patience.is_overdue() {
-                let why = "a request takes longer over this link than it may; smaller ones from now on".to_owned();
+                let why = "a request took longer than its time-out; the next ones are smaller".to_owned();
                 return self.end(producer, Renewal::AfterWait(Code::RequestTimedOut, why), feed, wire, now);
             }
         }
@@ -390,7 +390,7 @@ impl Sender {
         if is_ready {
             feed.begins_to_send();
         }
-        let not_begun = |code| Renewal::AfterWait(code, "begin a transaction".to_owned());
+        let not_begun = |code| Renewal::AfterWait(code, "a transaction cannot be begun".to_owned());
         let sent = match self.delivery.ask_the_time(&producer, is_ready, &mut wire.times, now) {
             Ok(Answer::Known) if is_ready => self.send(&producer, feed, wire, now),
             Ok(Answer::Known) => Sent::Done,
@@ -447,7 +447,7 @@ impl Sender {
         }
         let judged = Judged::of(mem::take(&mut self.failures), &mut self.bisection);
         let renewal = if in_flight > 0 {
-            Some(Renewal::AfterWait(Code::RequestTimedOut, "no answer to what was sent".to_owned()))
+            Some(Renewal::AfterWait(Code::RequestTimedOut, "Kafka did not answer in time".to_owned()))
         } else {
             judged.renewal(producer.fatal())
         };
@@ -559,7 +559,7 @@ impl Sender {
     /// Nothing is in flight here: a new producer costs no repeat.
     fn shrink(&mut self, producer: Producer, feed: &mut Feed<'_>, now: Instant) -> Turned {
         if let Some(bytes) = options::shrink_batches(&mut self.config) {
-            tracing::info!(bytes, "kafka: batches are too large for a topic; smaller ones from now on");
+            tracing::info!(bytes, "kafka: batches are too large for a topic; the agent makes smaller ones");
         }
         let (_, restart) = producer.retire();
         self.goes_back(restart, feed);

@@ -113,7 +113,7 @@ impl Sender {
         let reason = match send_verdict(code) {
             // The queue is full of others; when it is empty, this one alone is too large for it.
             Verdict::Wait if in_flight > 0 => return Some(Sent::Done),
-            Verdict::Wait => "larger than queue.buffering.max.kbytes in [kafka.options]".to_owned(),
+            Verdict::Wait => "it is larger than queue.buffering.max.kbytes in [kafka.options]".to_owned(),
             Verdict::DeadLetter => dead_letter_reason(code),
             Verdict::Resend | Verdict::NewProducer | Verdict::Alone | Verdict::Retime | Verdict::ParkTopic => {
                 // Others of the topic may be in flight; they come first, so this waits for their reports.

@@ -208,7 +208,7 @@ impl Session {
             State::Committing => self.commit(producer, now),
             State::Proving => self.prove(producer, now),
             State::Aborting => self.abort(producer, now),
-            State::Over => Step::Lost(Code::State, "the producer is over".to_owned()),
+            State::Over => Step::Lost(Code::State, "the producer failed".to_owned()),
         }
     }
 
@@ -283,7 +283,9 @@ impl Session {
             }
             Err(error) if is_retriable(&error) => match producer.snag() {
                 Some((Snag::StillOpen, since)) if now.saturating_duration_since(since) > STILL_OPEN => {
-                    let why = "the last transaction is not over; going on under another transactional.id".to_owned();
+                    let why = "Kafka has not ended the last transaction; the agent goes on under another \
+                         transactional.id"
+                        .to_owned();
                     self.lost(Code::ConcurrentTransactions, why)
                 }
                 Some(_) | None => Step::Wait,
@@ -353,7 +355,7 @@ impl Session {
         let Some(call) = &self.aborting else {
             match producer.abort(self.waits.abort) {
                 Ok(call) => self.aborting = Some(call),
-                Err(error) => return self.lost(Code::Fail, format!("start a thread: {error}")),
+                Err(error) => return self.lost(Code::Fail, format!("a thread cannot be started: {error}")),
             }
             return Step::Wait;
         };
@@ -361,7 +363,7 @@ impl Session {
             if now < self.until {
                 return Step::Wait;
             }
-            return self.lost(Code::OperationTimedOut, "no answer: abort".to_owned());
+            return self.lost(Code::OperationTimedOut, "Kafka did not answer in time: abort".to_owned());
         };
         self.aborting = None;
         match answer {
@@ -376,7 +378,11 @@ impl Session {
     }
 
     fn wait_for(&mut self, what: &str, now: Instant) -> Step {
-        if now < self.until { Step::Wait } else { self.lost(Code::RequestTimedOut, format!("no answer: {what}")) }
+        if now < self.until {
+            Step::Wait
+        } else {
+            self.lost(Code::RequestTimedOut, format!("Kafka did not answer in time: {what}"))
+        }
     }
 
     fn lost(&mut self, code: Code, detail: String) -> Step {
@@ -387,7 +393,8 @@ impl Session {
     fn went(&mut self, happened: Move) {
         self.state = self.state.after(happened).unwrap_or_else(|| {
             // A fault of ours: better a new producer than a transaction nobody understands.
-            tracing::error!(state = ?self.state, ?happened, "kafka: a move that no transaction makes; starting again");
+            tracing::error!(state = ?self.state, ?happened, "kafka: a transaction is in a state that is not \
+                 possible, which is a bug; the agent makes a new producer");
             State::Over
         });
     }

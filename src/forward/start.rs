@@ -220,7 +220,11 @@ fn recovered_lanes(
         admission.recovered(topic);
         if lines.may_say(now).is_some() {
             let all = held.len();
-            tracing::info!(topic = &**topic, all, "kafka: topic was parked when the agent stopped; trying it again");
+            tracing::info!(
+                topic = &**topic,
+                all,
+                "kafka: the topic was parked when the agent stopped; the agent tries it again"
+            );
         }
         parking.recovered(Arc::clone(topic), now, unix_ms());
     }
@@ -237,7 +241,12 @@ fn former_routes(gone: BTreeMap<RouteId, Definition>) -> BTreeMap<RouteId, Route
         Ok(route) => Some((id, route)),
         Err(why) => {
             let from = &*definition.from;
-            tracing::warn!(from, why, "kafka: a route of an earlier configuration cannot be read any more");
+            tracing::warn!(
+                from,
+                why,
+                "kafka: this version cannot read a route of an earlier configuration; its \
+                 readings go by the present routes"
+            );
             None
         }
     };
@@ -251,7 +260,7 @@ fn warn_of_an_untested_library() {
         tracing::warn!(
             version,
             tested = end_txn::TESTED,
-            "kafka: exactly-once was not tested with this version of librdkafka"
+            "kafka: Tidegate was not tested for exactly-once with this version of librdkafka"
         );
     }
 }

@@ -132,27 +132,36 @@ impl Reason {
     #[must_use]
     pub(crate) fn remedy(self) -> &'static str {
         match self {
-            Self::NoBroker => "look at the link, at [kafka] brokers, and whether Kafka runs",
-            Self::NameNotResolved => "look at the link, at the name servers, and at the names in [kafka] brokers",
-            Self::Refused => "look at credentials and certificates in [kafka.options], and at the device's clock",
+            Self::NoBroker => "check that Kafka runs, that [kafka] brokers is right, and that the link works",
+            Self::NameNotResolved => "check the link, the name servers, and the names in [kafka] brokers",
+            Self::Refused => "check the credentials and certificates in [kafka.options], and this machine's clock",
             Self::NoCoordinator => {
-                "start more brokers, or set transaction.state.log.replication.factor and transaction.state.log.min.isr                  of the cluster to no more than it has brokers; tidegate kafka-setup looks at it"
+                "start more brokers, or set transaction.state.log.replication.factor and \
+                 transaction.state.log.min.isr of the cluster to at most the number of its brokers; tidegate \
+                 kafka-setup shows them"
             }
-            Self::Registering => "look at the brokers' log; it is tried again",
+            Self::Registering => "read the brokers' log; the agent tries again",
             Self::LastTransaction => {
-                "bring back the brokers that hold the partitions of the last readings; after some seconds the agent goes                  on under another transactional.id"
+                "start the brokers that hold the partitions of the last readings; after some seconds the agent goes \
+                 on under another transactional.id"
             }
             Self::OtherTransaction => {
-                "nothing: Kafka ends it after its time-out; more partitions of the watermark topic make it rarer"
+                "nothing: Kafka ends the other transaction after its time-out; with more partitions of the watermark \
+                 topic it happens less often"
             }
-            Self::WatermarkTopic => "tidegate kafka-setup says what the watermark topic and the rights on it must be",
-            Self::ReadingWatermark => "nothing, unless it lasts: then look at the link",
-            Self::Sending => "look at the link's speed, at quotas of the cluster, and at the brokers' log",
-            Self::EndingTransaction => "look at the link, and at the brokers' log",
-            Self::StartingAgain => "look at the brokers' log; it is tried again, ever more seldom, up to each 30 s",
-            Self::EndingClients => "look at the name servers: librdkafka ends no client while it waits for them",
-            Self::Buffer => "look at the disk, and at the log",
-            Self::ParkedTopic => "create the topic, give the rights, or bring its brokers back: status says which",
+            Self::WatermarkTopic => {
+                "run tidegate kafka-setup: it says how the watermark topic must be set and which \
+                 rights this client needs"
+            }
+            Self::ReadingWatermark => "nothing; if it lasts, check the link",
+            Self::Sending => "check the speed of the link and the quotas of the cluster, and read the brokers' log",
+            Self::EndingTransaction => "check the link, and read the brokers' log",
+            Self::StartingAgain => "read the brokers' log; the agent tries again, at least every 30 s",
+            Self::EndingClients => "check the name servers: librdkafka cannot end a client while it waits for them",
+            Self::Buffer => "check the disk, and read the agent's log",
+            Self::ParkedTopic => {
+                "create the topic, give the rights, or bring its brokers back; tidegate status says which"
+            }
         }
     }
 }

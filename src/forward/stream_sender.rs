@@ -178,7 +178,12 @@ impl StreamSender {
             Happened::NoProducer(cause) => {
                 let wait = self.backoff.next_wait();
                 if let Some(more) = self.said.again(&cause, now) {
-                    tracing::warn!(cause, wait_s = wait.as_secs_f64(), more, "kafka: make a new producer");
+                    tracing::warn!(
+                        cause,
+                        wait_s = wait.as_secs_f64(),
+                        more,
+                        "kafka: a new producer cannot be made; the agent tries again"
+                    );
                 }
                 self.cause = cause;
                 self.sender.pause_until(now.checked_add(wait).unwrap_or(now));
@@ -200,7 +205,7 @@ impl StreamSender {
         let (cause, wait) = (code.to_string(), self.backoff.next_wait());
         if let Some(more) = self.said.again(&cause, now) {
             let wait_s = wait.as_secs_f64();
-            tracing::warn!(cause, detail, wait_s, more, "kafka: starting again with a new producer");
+            tracing::warn!(cause, detail, wait_s, more, "kafka: the producer failed; the agent makes a new one");
         }
         self.sender.pause_until(now.checked_add(wait).unwrap_or(now));
     }
@@ -230,7 +235,8 @@ impl StreamSender {
             self.fenced.clear();
             tracing::error!(
                 transactional_id = format!("tidegate-{}", terms.buffer_id),
-                "kafka: this producer is shut out again and again: does another agent run with this buffer's identity?"
+                "kafka: Kafka fences this producer again and again: another agent may run with a copy of this \
+                 buffer; stop one of the two"
             );
         }
     }
@@ -250,13 +256,17 @@ impl StreamSender {
                 topic = &*terms.topic,
                 found = through,
                 expected = committed,
-                "kafka: the watermark topic has lost this buffer's watermark: deleted, expired, or another cluster? \
-                 Going on from what the buffer knows; readings that were in doubt may come twice"
+                "kafka: the watermark topic has lost this buffer's watermark: the record was deleted, or this is \
+                 another cluster; the agent goes on from what the buffer knows, and Kafka may get the last readings \
+                 twice"
             );
         }
         self.heard = Some((of, terms));
         if recalled.newer {
-            tracing::warn!("kafka: a newer Tidegate has written to the watermark topic for this buffer");
+            tracing::warn!(
+                "kafka: a newer version of Tidegate has written this buffer's watermark; this version \
+                 ignores what it does not know in it"
+            );
         }
         if !std::mem::replace(&mut self.declared_again, true) {
             let since_ms = recalled.main.as_ref().map_or(i64::MIN, |word| word.at_ms().saturating_sub(SLACK_MS));
@@ -283,7 +293,7 @@ impl StreamSender {
             Ok(false) => {
                 let closed = self.sender.delivery.transactions().and_then(Transactional::closed);
                 if closed.is_some_and(|closed| now.saturating_duration_since(closed) >= FATES) {
-                    let why = "the buffer does not store what became of other readings";
+                    let why = "the buffer's disk does not take what became of earlier readings";
                     self.end_producer(Code::Fail, why, custody, wire, now);
                 }
                 return;
@@ -311,7 +321,7 @@ impl StreamSender {
         records.extend(custody.lane_records(instance, at_ms));
         records.extend(custody.declarations.seal());
         if let Err(code) = self.sender.write_watermark(&records, wire.times.now_ms(), now) {
-            self.end_producer(code, "send the watermark", custody, wire, now);
+            self.end_producer(code, "the watermark cannot be sent", custody, wire, now);
         }
     }
 
@@ -343,7 +353,7 @@ impl StreamSender {
     pub(super) fn obstacle(&self, wire: &Wire, now: Instant) -> Option<Obstacle> {
         let Some(producer) = self.sender.producer() else {
             if wire.clients.is_full() {
-                let why = "former clients of librdkafka are still being ended: they wait for a name look-up";
+                let why = "earlier clients of librdkafka have not ended: they wait for an answer of the name servers";
                 return Some(Obstacle::new(Reason::EndingClients, why));
             }
             return Some(Obstacle::new(Reason::StartingAgain, self.cause.clone()));

@@ -223,8 +223,8 @@ impl Times {
         {
             tracing::warn!(
                 topic = &**topic,
-                "kafka: the topic refuses the time of arrival; its records bear that of delivery from now on \
-                 (message.timestamp.before.max.ms)"
+                "kafka: the topic refuses records with the time of arrival (message.timestamp.before.max.ms); the \
+                 agent gives them the time of delivery from now on"
             );
             self.late_topics.insert(Arc::clone(topic));
             return Refusal::Again;
@@ -300,8 +300,9 @@ impl Times {
             tracing::warn!(
                 ahead_s = ahead_ms / 1000,
                 told_by_kafka = known.told,
-                "kafka: the gateway's clock is not Kafka's; records bear Kafka's time, and when a reading arrived stands in \
-                 tidegate-arrived. Set the clock, or give the gateway a time server"
+                "kafka: the gateway's clock differs from Kafka's; the records have Kafka's time, and the header \
+                 tidegate-arrived has the time of arrival by the gateway's clock: set the clock, or give the gateway \
+                 a time server"
             );
         }
     }

@@ -59,7 +59,8 @@ const LONGEST: Duration = Duration::from_secs(4);
 const BETWEEN_SLICES: Duration = Duration::from_millis(10);
 
 /// A watermark of a start that the buffer does not know later would be a stranger's.
-const UNWRITTEN: &str = "this start cannot be written to the buffer's disk, which is full or fails; make room on it";
+const UNWRITTEN: &str = "the buffer's disk is full or fails, so the agent cannot write the record of this start to \
+     it; make room on the disk";
 
 /// See the module's words.
 pub(super) struct Transactional {
@@ -360,7 +361,7 @@ impl Transactional {
                 (Reason::EndingTransaction, "Kafka has not confirmed the end of a transaction yet".to_owned())
             }
             State::Closing if producer.oldest(now).is_none() => {
-                (Reason::Buffer, "what became of other readings is not on disk yet".to_owned())
+                (Reason::Buffer, "the buffer has not written yet what became of earlier readings".to_owned())
             }
             State::Idle | State::Filling | State::Closing | State::Over => return None,
         };
@@ -375,7 +376,7 @@ fn reading_the_watermark(trouble: Trouble, topic: &str) -> Obstacle {
     } else if topic_unusable || why.contains("has no leader") {
         Obstacle::new(Reason::WatermarkTopic, why)
     } else if why.is_empty() {
-        Obstacle::new(Reason::ReadingWatermark, format!("the watermark is being read from topic {topic}"))
+        Obstacle::new(Reason::ReadingWatermark, format!("the agent is reading its watermark from topic {topic}"))
     } else {
         Obstacle::new(Reason::ReadingWatermark, why)
     }

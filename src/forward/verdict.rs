@@ -119,8 +119,8 @@ pub(super) fn dead_letter_reason(code: Code) -> String {
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => format!(
             "too large for Kafka ({code}): raise max.message.bytes of the topic, and message.max.bytes in [kafka.options]"
         ),
-        Code::InvalidTopic => format!("not a topic name that Kafka accepts ({code})"),
-        other => format!("refused by Kafka, alone in its batch ({other})"),
+        Code::InvalidTopic => format!("Kafka does not accept the topic's name ({code})"),
+        other => format!("Kafka refuses this reading, also alone in a batch ({other})"),
     }
 }
 
@@ -131,21 +131,20 @@ pub(super) fn park_reason(code: Code) -> (&'static str, &'static str) {
         Code::TopicAuthorizationFailed => ("not authorized", "grant Write and Describe on the topic to this client"),
         Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownTopicId => ("missing", "create the topic"),
         Code::UnknownPartition => ("partition missing", "give the topic its partitions back"),
-        Code::LeaderNotAvailable => ("a partition has no leader", "bring back the brokers that hold its replicas"),
+        Code::LeaderNotAvailable => ("a partition has no leader", "start the brokers that hold its replicas"),
         Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend => (
             "too few replicas are in sync",
-            "bring back the brokers that hold its replicas, or lower min.insync.replicas of the topic",
+            "start the brokers that hold its replicas, or lower min.insync.replicas of the topic",
         ),
         Code::TimedOutQueue => (
-            "not confirmed although brokers answer",
-            "see that the broker that leads it can be reached from here under the address that it advertises",
+            "Kafka confirms nothing, although brokers answer",
+            "check that this gateway can reach the broker that leads the topic, at the address in advertised.listeners",
         ),
-        Code::InvalidTimestamp => (
-            "takes no time that there is",
-            "look at message.timestamp.*.max.ms of the topic, and at the brokers' clocks",
-        ),
+        Code::InvalidTimestamp => {
+            ("it refuses every time stamp", "check message.timestamp.*.max.ms of the topic, and the brokers' clocks")
+        }
         Code::UnsupportedForMessageFormat => ("message format too old", "raise message.format.version of the topic"),
-        _ => ("refused by a policy of the cluster", "look into the brokers' log"),
+        _ => ("a policy of the cluster refuses records", "read the brokers' log"),
     }
 }
 

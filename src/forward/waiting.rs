@@ -96,7 +96,7 @@ impl Watch {
 pub(super) fn say(line: Line) {
     match line {
         Line::Waits(Waiting { reason, why, .. }) => {
-            tracing::warn!(reason = reason.name(), why, remedy = reason.remedy(), "kafka: readings wait");
+            tracing::warn!(reason = reason.name(), why, remedy = reason.remedy(), "kafka: readings wait in the buffer");
         }
         Line::Flows(waited) => tracing::info!(waited_s = waited.as_secs_f64(), "kafka: readings flow again"),
     }

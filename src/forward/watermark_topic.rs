@@ -29,19 +29,21 @@ pub(super) struct Partitions {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TopicError {
     /// Somebody must create it.
-    #[error("the watermark topic {topic} does not exist and cannot be created ({cause}); run tidegate kafka-setup")]
+    #[error(
+        "the watermark topic {topic} does not exist, and the agent cannot create it ({cause}); run tidegate kafka-setup"
+    )]
     Missing { topic: String, cause: String },
     /// Somebody must give rights.
     #[error("the watermark topic {topic}: {cause}; this client needs Describe, Read and Write on it")]
     Forbidden { topic: String, cause: String },
     /// Somebody must set it right.
-    #[error("the watermark topic {topic} has cleanup.policy={policy}; set it to compact, or watermarks are lost")]
+    #[error("the watermark topic {topic} has cleanup.policy={policy}; set it to compact, or Kafka deletes watermarks")]
     NotCompacted { topic: String, policy: String },
     /// The brokers that hold it must come back.
     #[error("partition {partition} of the watermark topic {topic}, where this gateway's watermark is, has no leader")]
     Leaderless { topic: String, partition: i32 },
     /// Nobody answers.
-    #[error("ask about the watermark topic: {0}")]
+    #[error("Kafka does not answer about the watermark topic: {0}")]
     Kafka(#[from] KafkaError),
 }
 
@@ -60,7 +62,8 @@ pub(super) fn ensure<C: ClientContext>(
     }
     create(config, topic, wait)?;
     // A new topic is known everywhere, and led, a moment later.
-    let mut last = TopicError::Missing { topic: topic.to_owned(), cause: "created, but not there".to_owned() };
+    let mut last =
+        TopicError::Missing { topic: topic.to_owned(), cause: "it was created, but Kafka does not show it".to_owned() };
     for _ in 0..50 {
         match look(client, topic, &own, wait) {
             Ok(Some(partitions)) => return Ok(partitions),
@@ -108,7 +111,7 @@ fn create(config: &ClientConfig, topic: &str, wait: Duration) -> Result<(), Topi
     })?;
     for result in results {
         match result {
-            Ok(_) => tracing::info!(topic, partitions = PARTITIONS, "kafka: made the watermark topic"),
+            Ok(_) => tracing::info!(topic, partitions = PARTITIONS, "kafka: the agent created the watermark topic"),
             Err((_, Code::TopicAlreadyExists)) => {}
             Err((_, code)) => return Err(missing(&code)),
         }
@@ -135,7 +138,8 @@ pub(super) fn check_policy(config: &ClientConfig, topic: &str, wait: Duration) -
                     return Err(TopicError::NotCompacted { topic: topic.to_owned(), policy });
                 }
             }
-            Err(code) => tracing::debug!(topic, %code, "kafka: the watermark topic's settings cannot be looked at"),
+            Err(code) => tracing::debug!(topic, %code, "kafka: the agent cannot read the settings of the watermark \
+                 topic"),
         }
     }
     Ok(true)

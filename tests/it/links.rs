@@ -95,7 +95,7 @@ fn judge(case: Case, agent: &Agent, bytes: impl Fn() -> (u64, u64), returned: In
     }
     if case.delivery == Delivery::ExactlyOnce {
         let aborted = agent.metric("tidegate_kafka_transactions_aborted_total")?;
-        let again = agent.log_lines("WARN").iter().filter(|line| line.contains("starting again")).count();
+        let again = agent.log_lines("WARN").iter().filter(|line| line.contains("makes a new one")).count();
         if aborted > 0.0 || again > 0 {
             return Ok(trouble!("{aborted} transactions were aborted, {again} producers given up"));
         }

@@ -43,7 +43,8 @@ impl Queue {
             }
             Ok(None) => true,
             Err(error) => {
-                tracing::warn!(%error, topic = &*self.topic, "kafka: the lane of a parked topic cannot be read");
+                tracing::warn!(%error, topic = &*self.topic, "kafka: the buffer cannot read the readings of a parked \
+                     topic; the agent tries again");
                 custody.lanes_delivered.remove(&self.topic);
                 false
             }
