@@ -39,7 +39,7 @@ pub(super) enum Close {
     Closed,
     #[error("the connection broke: {0}")]
     Broke(io::Error),
-    #[error("nothing heard for 1.5 times the keepalive")]
+    #[error("the peer sent nothing for 1.5 times the keepalive")]
     Silent,
     #[error("{error}")]
     Undecodable { error: DecodeError, version: MqttVersion },
@@ -93,14 +93,14 @@ impl Close {
         Self::of_client(
             Kind::Gone,
             Some(reason::SESSION_TAKEN_OVER),
-            "client connected again: the older connection ends",
+            "the client connected again: the agent closed its older connection",
             "",
         )
     }
 
     /// It looked whether the port is open.
     pub(super) fn nothing_said() -> Self {
-        Self::of_client(Kind::Goodbye, None, "client said nothing", "")
+        Self::of_client(Kind::Goodbye, None, "the client connected and sent nothing", "")
     }
 
     pub(super) fn gone_before_connect(detail: impl Into<Cow<'static, str>>) -> Self {
@@ -109,23 +109,32 @@ impl Close {
 
     /// Not let in yet, and all sockets are taken.
     pub(super) fn displaced_stranger() -> Self {
-        Self::refused(None, "sockets are scarce: a connection that was not let in yet was closed for a newer one", "")
+        Self::refused(None, "all sockets are in use: a connection without a CONNECT yet was closed for a newer one", "")
     }
 
     /// All places are taken, and its address has the most.
     pub(super) fn gave_way() -> Self {
-        Self::broke(reason::SERVER_BUSY, "max_connections reached: client gave way to one of another address", "")
+        Self::broke(
+            reason::SERVER_BUSY,
+            "max_connections reached: the client was closed for one of another address, \
+             because its own address has the most connections",
+            "",
+        )
     }
 
     /// CONNECT was fine, and there is no room to write the session down.
     pub(super) fn no_room() -> Self {
-        Self::refused(Some(reason::SERVER_UNAVAILABLE), "the buffer has no room: the client must come again", "")
+        Self::refused(
+            Some(reason::SERVER_UNAVAILABLE),
+            "the buffer has no room, so the client was refused; it must connect again",
+            "",
+        )
     }
 
     /// A large packet that holds memory.
     pub(super) fn too_slow(arrived: usize, announced: usize) -> Self {
         let detail = format!("{arrived} of {announced} bytes arrived");
-        Self::broke(reason::QUOTA_EXCEEDED, "client sent a large packet too slowly", detail)
+        Self::broke(reason::QUOTA_EXCEEDED, "the client sent a large packet too slowly", detail)
     }
 
     pub(super) fn refused(reason: Option<u8>, cause: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
@@ -141,8 +150,8 @@ impl Close {
     }
 }
 
-const GONE: &str = "client has gone without a goodbye";
-const BROKE_PROTOCOL: &str = "client broke the protocol";
+const GONE: &str = "the client closed the connection without DISCONNECT";
+const BROKE_PROTOCOL: &str = "the client broke the MQTT protocol";
 
 impl Close {
     /// What happens next.
@@ -203,21 +212,21 @@ impl Close {
     pub(super) fn cause(&self) -> &'static str {
         match self {
             Self::Stopping | Self::BufferStopped => "the agent stops",
-            Self::Disconnected { code: reason::SUCCESS, .. } => "client disconnected",
-            Self::Disconnected { .. } => "client disconnected and wants its will published",
+            Self::Disconnected { code: reason::SUCCESS, .. } => "the client disconnected",
+            Self::Disconnected { .. } => "the client disconnected and wants its will published",
             Self::Closed | Self::Broke(_) => GONE,
-            Self::Silent => "client was silent for one and a half times its keepalive",
+            Self::Silent => "the client sent nothing for 1.5 times its keepalive",
             Self::Undecodable { error, .. } => match error {
-                DecodeError::TooLarge { .. } => "client sent too large a packet",
-                DecodeError::Malformed(_) => "client sent a malformed packet",
+                DecodeError::TooLarge { .. } => "the client sent a packet that is too large",
+                DecodeError::Malformed(_) => "the client sent a malformed packet",
                 DecodeError::Protocol(_) => BROKE_PROTOCOL,
-                DecodeError::TopicName => "client published to a topic with a wildcard",
-                DecodeError::TooManyProperties => "client sent too many user properties",
-                DecodeError::TopicAlias => "client used a topic alias that was not granted",
-                DecodeError::UnsupportedVersion(_) => "client speaks an unsupported MQTT version",
+                DecodeError::TopicName => "the client published to a topic with a wildcard",
+                DecodeError::TooManyProperties => "the client sent too many user properties",
+                DecodeError::TopicAlias => "the client used a topic alias that was not granted",
+                DecodeError::UnsupportedVersion(_) => "the client speaks an unsupported MQTT version",
             },
             Self::Unexpected { .. } => BROKE_PROTOCOL,
-            Self::Unsendable(_) => "CONNACK cannot be written",
+            Self::Unsendable(_) => "the CONNACK cannot be written",
             Self::Broker(_) => "the link to a broker failed",
             Self::Client(fault) => fault.cause,
         }
@@ -244,15 +253,15 @@ impl Close {
     pub(super) fn remedy(&self) -> Option<&'static str> {
         match self {
             Self::Undecodable { error: DecodeError::TooLarge { .. }, version: MqttVersion::V311 } => Some(
-                "raise max_packet_bytes of this [[mqtt]] table: MQTT 3.1.1 cannot tell the broker our limit, so it \
+                "raise max_packet_bytes of this [[mqtt]] table: MQTT 3.1.1 cannot tell the broker the limit, so it \
                  sends this message again at every connection, and nothing behind it arrives",
             ),
             Self::Undecodable { error: DecodeError::TooLarge { .. }, version: MqttVersion::V5 } => Some(
-                "raise max_packet_bytes of this [[mqtt]] table: the broker was told the limit, and does not keep it",
+                "raise max_packet_bytes of this [[mqtt]] table: the broker does not keep the limit that it was told",
             ),
             Self::Undecodable { .. } => Some(
-                "the broker sends what is not MQTT; a message that comes so three times is put aside; if it goes on, look for \
-                 a proxy between",
+                "the broker sends what is not MQTT; the agent keeps a message that comes so three times as a dead \
+                 letter; if it goes on, look for a proxy between this gateway and the broker",
             ),
             Self::Disconnected { code: reason::SESSION_TAKEN_OVER, .. } => {
                 Some("give this gateway a client_id of its own: another client connects with the same one")
@@ -285,6 +294,6 @@ impl Close {
             | Self::Unsendable(_)
             | Self::Client(_) => None,
         };
-        elsewhere.unwrap_or("look into the broker's log: it says why it ends the connections of this client_id")
+        elsewhere.unwrap_or("read the broker's log: it says why the broker ends the connections of this client_id")
     }
 }

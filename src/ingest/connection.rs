@@ -233,7 +233,7 @@ impl<R: Role> Connection<'_, R> {
         let Self { role, wires, mut stream, .. } = self;
         let open = wires.door.outstanding();
         if open > 0 {
-            tracing::debug!(open, "closing without waiting for these commits any longer");
+            tracing::debug!(open, "the connection closes; commits under way are not acknowledged on it any more");
         }
         role.say_goodbye();
         if role.ending().is_some_and(|why| why.is_heard(R::PEER)) {

@@ -125,8 +125,8 @@ impl Stream {
         match tokio::time::timeout(DISCONNECT_TIMEOUT, self.finish(out)).await {
             Ok(Ok(())) => {}
             // Nothing depends on it: what was not answered comes again.
-            Ok(Err(error)) => tracing::debug!(%error, "no orderly goodbye"),
-            Err(_) => tracing::debug!("no orderly goodbye in time"),
+            Ok(Err(error)) => tracing::debug!(%error, "the connection could not be closed in an orderly way"),
+            Err(_) => tracing::debug!("the connection could not be closed in time"),
         }
     }
 

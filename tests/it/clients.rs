@@ -180,7 +180,7 @@ fn a_message_that_is_too_large_jams_nobody_and_is_on_the_books() -> Outcome<()> 
     agent.wait_book("delivered", 2)?;
     assert_eq!((agent.book("received")?, agent.book("dead_lettered")?), (3, 1), "MQTT 5 was told");
     agent.wait_log(&["not taken", "raise max_packet_bytes"])?;
-    agent.wait_log(&["up to 2048 KiB of payload"])?;
+    agent.wait_log(&["the payload has up to 2048 KiB"])?;
     assert_eq!(link(&agent, 0, "connects"), Some(2));
     Ok(())
 }

@@ -135,7 +135,7 @@ fn on_the_books(agent: Agent, gateway: &Gateway, topic: &str) -> Outcome<Verdict
     Reader::open(&kafka::shared()?.brokers(), &[topic])?.read_count(1, PATIENCE)?;
     agent.wait_book("held", 0)?;
     let books = (agent.book("received")?, agent.book("delivered")?, agent.book("dead_lettered")?);
-    let said = agent.log_lines("WARN").into_iter().filter(|line| line.contains("its bytes are a dead letter")).count();
+    let said = agent.log_lines("WARN").into_iter().filter(|line| line.contains("its bytes as a dead letter")).count();
     if (books, said) != ((2, 1, 1), 1) {
         return Ok(Err(Trouble(format!("received, delivered, dead {books:?}; said {said}: {}", agent.log()))));
     }

@@ -271,7 +271,7 @@ fn a_refused_filter_is_named_and_the_others_flow() -> Outcome<()> {
         peer.publish("open/1", b"x", 1, 1, false)?;
         peer.expect_answer(&Packet::PubAck { id: 1, reason: 0 })?;
         Reader::open(&kafka.brokers(), &[&topic])?.read_count(1, PATIENCE)?;
-        agent.wait_log(&["\"level\":\"WARN\"", "secret/#", "refused"])?;
+        agent.wait_log(&["\"level\":\"WARN\"", "secret/#", "refuses a subscription"])?;
     }
     Ok(())
 }

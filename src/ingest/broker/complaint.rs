@@ -51,7 +51,7 @@ impl Complaint {
     pub(super) fn about(&mut self, failure: &Close, now: Instant, wall_ms: i64) -> Option<Line> {
         let reason = Reason { text: failure.to_string(), remedy: failure.remedy(), look_at: failure.look_at() };
         let Some(trouble) = &mut self.trouble else {
-            let text = format!("{}; trying again", reason.text);
+            let text = format!("{}; the agent tries again", reason.text);
             let line = Line { text, remedy: reason.remedy, grave: reason.remedy.is_some(), failures: 1 };
             let known = vec![reason.text.clone()];
             self.trouble = Some(Trouble { since: now, failures: 1, repeats: Repeats::said(now), known, last: reason });
@@ -86,7 +86,7 @@ impl Trouble {
         let Reason { text, remedy, look_at } = &self.last;
         let lasted = now.saturating_duration_since(self.since);
         let text = format!(
-            "{} connections have failed since {}, {} s ago, the last one so: {text}; trying again",
+            "{} connections have failed since {}, {} s ago; the last error: {text}; the agent tries again",
             self.failures,
             began(wall_ms, lasted),
             lasted.as_secs()
@@ -141,7 +141,7 @@ mod tests {
     fn while_a_broker_drops_each_reconnect_a_line_a_minute_says_so_from_the_first_minute_on() {
         for _ in 0..50 {
             let lines = ten_minutes(|_| Close::Closed);
-            assert_eq!(lines[0].1.text, "the peer closed the connection without DISCONNECT; trying again");
+            assert_eq!(lines[0].1.text, "the peer closed the connection without DISCONNECT; the agent tries again");
             assert_eq!((lines[0].1.remedy, lines[0].1.failures), (None, 1));
             // Beside the tick the loop may be busy with a goodbye.
             let late = FAULT_TIMEOUT + DISCONNECT_TIMEOUT;
@@ -153,7 +153,7 @@ mod tests {
             assert!(lines.len() >= 10, "{lines:#?}");
             let (_, second) = &lines[1];
             assert!(second.text.starts_with(&format!("{} connections have failed since ", second.failures)));
-            assert!(second.text.contains("2026-11-21T19:00:00Z, 55 s ago, the last one so: the peer closed"));
+            assert!(second.text.contains("2026-11-21T19:00:00Z, 55 s ago; the last error: the peer closed"));
             assert!(second.remedy.is_some_and(|remedy| remedy.contains("broker's log")) && !second.grave);
         }
     }

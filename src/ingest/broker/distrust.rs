@@ -29,8 +29,8 @@ impl Distrust {
     /// The broker closed the connection in the middle of the handshake. It may be the link, so nobody is called; when
     /// it goes on, it is the wrong port.
     pub(super) fn closed() -> Self {
-        let text =
-            "the broker closed the connection in the handshake: if it does so each time, the port is none for TLS";
+        let text = "the broker closed the connection in the TLS handshake: if it does so each time, this is not its port \
+             for TLS";
         Self { text: text.into(), remedy: None }
     }
 
@@ -40,11 +40,14 @@ impl Distrust {
             Error::InvalidCertificate(why) => Self::of_certificate(why, host),
             Error::AlertReceived(alert) => Self::of_alert(*alert),
             Error::InvalidMessage(_) => Self {
-                text: "what answers does not speak TLS".into(),
-                remedy: Some("does this port speak TLS? The usual one is 8883; without TLS write mqtt://"),
+                text: "the server at this port does not speak TLS".into(),
+                remedy: Some(
+                    "check the port in url (the usual port for MQTT over TLS is 8883), or write mqtt:// for \
+                     a broker without TLS",
+                ),
             },
             Error::PeerIncompatible(why) => Self {
-                text: format!("the broker's TLS and ours have nothing in common ({why:?})"),
+                text: format!("the broker and this gateway have no TLS version or cipher in common ({why:?})"),
                 remedy: Some("the broker must offer TLS 1.2 or 1.3 with AES-GCM or ChaCha20 and ECDHE"),
             },
             // The clock stands before 1970.
@@ -58,29 +61,33 @@ impl Distrust {
         #[expect(clippy::wildcard_enum_match_arm, reason = "rustls may add errors; the rest is told in its own words")]
         let (text, remedy) = match why {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => (
-                "the broker's certificate comes from no authority that is trusted here".into(),
+                "this gateway does not trust the authority that signed the broker's certificate".into(),
                 Some(
                     "tls.ca_file must hold the certificate of the authority that signed the broker's, and the broker \
-                     must send those between",
+                     must send the intermediate certificates",
                 ),
             ),
             CertificateError::NotValidForNameContext { presented, .. } if presented.is_empty() => (
                 format!("the broker's certificate is not made out to {host}: it has no subjectAltName"),
-                Some("make one with a subjectAltName; a name that stands only in the CN does not count"),
+                Some("make a certificate with a subjectAltName; a name that stands only in the CN does not count"),
             ),
             CertificateError::NotValidForNameContext { presented, .. } => (
                 format!("the broker's certificate is not made out to {host} but to {}", few(presented)),
                 Some("write that name in url, or make a certificate with the name in url as subjectAltName"),
             ),
             CertificateError::ExpiredContext { time, not_after } => (
-                format!("the broker's certificate has expired on {}; today is {} here", day(*not_after), day(*time)),
+                format!(
+                    "the broker's certificate expired on {}, and by this machine's clock today is {}",
+                    day(*not_after),
+                    day(*time)
+                ),
                 Some("renew the broker's certificate, or set this machine's clock if it is wrong"),
             ),
             // A gateway without a clock battery, before NTP has answered: waiting helps.
             CertificateError::NotValidYetContext { time, not_before } => (
                 format!(
-                    "the broker's certificate is not valid before {}, and today is {} here: this machine's clock is \
-                     not set, or the certificate is for later",
+                    "the broker's certificate is not valid before {}, and by this machine's clock today is {}: the \
+                     clock is not set, or the certificate is for later",
                     day(*not_before),
                     day(*time)
                 ),
@@ -88,24 +95,28 @@ impl Distrust {
             ),
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => (
                 "the broker's certificate is not for servers".into(),
-                Some("make one with the extended key usage serverAuth, or without that extension"),
+                Some("make a certificate with the extended key usage serverAuth, or without that extension"),
             ),
             CertificateError::Other(other) if other.0.to_string() == "CaUsedAsEndEntity" => (
-                "the broker shows the certificate of an authority as its own".into(),
-                Some("make a certificate that is signed by it (CA:FALSE), and put the authority's into tls.ca_file"),
+                "the broker uses the certificate of an authority as its own".into(),
+                Some(
+                    "make a certificate for the broker that the authority has signed (CA:FALSE), and put the \
+                     authority's into tls.ca_file",
+                ),
             ),
-            other => (format!("the broker's certificate is not taken: {other}"), None),
+            other => (format!("this gateway does not accept the broker's certificate: {other}"), None),
         };
         Self { text, remedy }
     }
 
     /// The broker does not take us.
     fn of_alert(alert: AlertDescription) -> Self {
-        const OURS: &str = "check tls.cert_file: signed by an authority that the broker knows, valid, and for clients";
+        const OURS: &str = "check tls.cert_file: an authority that the broker knows must have signed it, it must be \
+             valid now, and it must be for clients";
         #[expect(clippy::wildcard_enum_match_arm, reason = "of the others the name says all there is")]
         let remedy = match alert {
             AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure => {
-                Some("the broker may want a certificate of ours: set tls.cert_file and tls.key_file")
+                Some("the broker may want a certificate of this gateway: set tls.cert_file and tls.key_file")
             }
             AlertDescription::BadCertificate
             | AlertDescription::UnsupportedCertificate
@@ -118,15 +129,15 @@ impl Distrust {
             AlertDescription::ProtocolVersion | AlertDescription::InsufficientSecurity => {
                 Some("the broker must offer TLS 1.2 or 1.3 with AES-GCM or ChaCha20 and ECDHE")
             }
-            AlertDescription::UnrecognisedName => Some("the broker knows no host of the name in url"),
+            AlertDescription::UnrecognisedName => Some("the broker does not know the host name in url"),
             _ => None,
         };
-        Self { text: format!("the broker refuses: {alert:?}"), remedy }
+        Self { text: format!("the broker refuses the TLS connection: {alert:?}"), remedy }
     }
 }
 
 fn clock_not_set() -> String {
-    "this machine's clock is not set: it says a time before 1970".into()
+    "this machine's clock is not set: its time is before 1970".into()
 }
 
 /// A certificate may bear hundreds of names.

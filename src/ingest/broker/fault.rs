@@ -24,11 +24,11 @@ pub(in crate::ingest) enum BrokerFault {
     NoConnAck(u64),
     #[error("CONNECT refused: {} (code {code:#04x}){}", reason::text(*code), reason::words(words.as_deref()))]
     Refused { code: u8, words: Option<String> },
-    #[error("the broker does not speak MQTT {refused:?}; {next:?} is next")]
+    #[error("the broker does not speak MQTT {refused:?}; the agent tries {next:?}")]
     OtherVersion { refused: MqttVersion, next: MqttVersion },
     #[error("no SUBACK within {0} s")]
     NoSubAck(u64),
-    #[error("SUBACK that fits no SUBSCRIBE of ours")]
+    #[error("the broker sent a SUBACK that belongs to no SUBSCRIBE of this gateway")]
     StraySubAck,
 }
 
@@ -53,15 +53,18 @@ impl BrokerFault {
     pub(in crate::ingest) fn remedy(&self) -> Option<&'static str> {
         match self {
             Self::Refused { code, .. } => match *code {
-                2 | reason::CLIENT_IDENTIFIER_NOT_VALID => Some("choose another client_id"),
+                2 | reason::CLIENT_IDENTIFIER_NOT_VALID => Some("set another client_id"),
                 4 | reason::BAD_USER_NAME_OR_PASSWORD => Some("check username and password_file"),
                 5 | reason::NOT_AUTHORIZED => Some("check username and password_file, and the rights at the broker"),
-                0x8A => Some("the broker's administrator has banned this client"),
-                reason::BAD_AUTHENTICATION_METHOD => Some("the broker wants extended authentication: not spoken here"),
+                0x8A => Some("ask the broker's administrator, who has banned this client"),
+                reason::BAD_AUTHENTICATION_METHOD => Some(
+                    "the broker wants enhanced authentication, which Tidegate \
+                     does not have: give this client a user name and password there",
+                ),
                 _ => None,
             },
             Self::Distrust(distrust) => distrust.remedy,
-            Self::Files(Unusable::File { .. }) => Some("mend the file; it is read again at the next try"),
+            Self::Files(Unusable::File { .. }) => Some("correct the file; it is read again at the next try"),
             Self::Files(Unusable::NoBundle(_)) => {
                 Some("install the system's CA certificates (package ca-certificates), or set tls.ca_file")
             }
@@ -79,9 +82,10 @@ impl BrokerFault {
     /// Where to look while it goes on for minutes and there is no remedy, if that is not the broker's log.
     pub(in crate::ingest) fn look_at(&self) -> Option<&'static str> {
         match self {
-            Self::Unreachable(_) | Self::DialTimeout(_) => {
-                Some("see whether the broker runs, and whether host and port of url are right and open to this gateway")
-            }
+            Self::Unreachable(_) | Self::DialTimeout(_) => Some(
+                "check that the broker runs, that host and port in url are right, and that no firewall blocks \
+                     this gateway",
+            ),
             Self::TlsTimeout(_) | Self::NoConnAck(_) | Self::NoSubAck(_) => Some(NO_ANSWER),
             Self::Distrust(_)
             | Self::Files(_)
@@ -94,4 +98,4 @@ impl BrokerFault {
 
 /// Where to look when a broker falls silent.
 pub(in crate::ingest) const NO_ANSWER: &str =
-    "the broker takes connections and does not answer: look at its load, its log, and what is between";
+    "the broker accepts connections and does not answer: check its load, its log, and the network between";

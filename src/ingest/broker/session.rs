@@ -245,11 +245,11 @@ impl Session {
             topic = flawed.topic,
             packet_id = flawed.packet_id,
             tries = FLAWED_TRIES,
-            "a message that the broker sends again and again cannot be read ({error}): it is acknowledged, and its bytes \
-             are a dead letter"
+            "the broker sends a message again and again that the agent cannot read ({error}): the agent acknowledges \
+             it and keeps its bytes as a dead letter"
         );
         self.flawed = None;
-        let why = format!("the broker sent what is not MQTT: {error}; these are the bytes behind the fixed header");
+        let why = format!("the broker sent what is not MQTT: {error}; the payload is the bytes after the fixed header");
         self.batch.flawed(self.acker.epoch(), flawed, &why, arrived, &mut self.topics);
     }
 
@@ -365,7 +365,8 @@ impl Session {
                 topic = publish.topic(),
                 cut = publish.properties_cut,
                 limit = MAX_USER_PROPERTIES,
-                "a message has too many user properties: only the first are kept, here and from now on"
+                "a message has more user properties than the limit: the agent keeps only the first, in this message \
+                 and in later ones"
             );
         }
     }
@@ -417,7 +418,7 @@ impl Session {
                 broker = self.settings.name,
                 asked_s = asked,
                 granted_s = granted,
-                "the broker keeps our session shorter than asked"
+                "the broker keeps this gateway's session for a shorter time than session_expiry"
             );
         }
     }
@@ -427,13 +428,16 @@ impl Session {
             warn!(
                 broker = self.settings.name,
                 unreleased = self.unreleased.len(),
-                "the broker has lost our session: what it held for us is gone; subscribing again"
+                "the broker has lost this gateway's session and the readings in it; the agent subscribes again"
             );
         } else if self.unreleased.is_empty() {
-            debug!(broker = self.settings.name, "new session at the broker");
+            debug!(broker = self.settings.name, "the broker has made a new session");
         } else {
             let unreleased = self.unreleased.len();
-            warn!(broker = self.settings.name, unreleased, "the broker has lost the session of our last run");
+            warn!(
+                broker = self.settings.name,
+                unreleased, "the broker has lost this gateway's session of the last run and the readings in it"
+            );
         }
         self.must_forget = true;
         if !(planted(Bug::NoResubscribe) && self.known) {
@@ -487,9 +491,9 @@ impl Session {
         if waits && !std::mem::replace(&mut self.said_whose_promise, true) {
             info!(
                 broker = self.settings.name,
-                "while the agent is away or its buffer is full, readings wait at the broker, within the broker's own limits: \
-                 mosquitto keeps 1000 by default and throws later ones away; docs/configuring.md, \"A broker between\", has the lines \
-                 that change it"
+                "while the agent does not run, or its buffer is full, readings wait at the broker, within the \
+                 broker's own limits: mosquitto keeps 1000 by default and drops later ones; docs/configuring.md, \"A \
+                 broker between\", has the lines that change it"
             );
         }
     }

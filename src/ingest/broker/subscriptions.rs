@@ -112,7 +112,7 @@ impl Subscriptions {
         let position = self.leaving.iter().position(|(id, _)| *id == packet_id).ok_or(Stray)?;
         let (_, filters) = self.leaving.swap_remove(position);
         for filter in filters {
-            info!(broker = self.broker, filter, "unsubscribed: the configuration does not name it any more");
+            info!(broker = self.broker, filter, "unsubscribed: the configuration does not name this filter any more");
             self.forget(&filter);
         }
         Ok(())
@@ -196,9 +196,18 @@ fn say(broker: &str, wanted: &Subscription, code: u8) {
     let filter = wanted.filter.as_str();
     if code >= 0x80 {
         let reason = format!("{} (code {code:#04x})", reason::text(code));
-        warn!(broker, filter, reason, "subscription refused; the others go on, and this one is asked for again");
+        warn!(
+            broker,
+            filter, reason, "the broker refuses a subscription; the others work, and the agent asks for this one again"
+        );
     } else if code < wanted.qos.level() {
-        warn!(broker, filter, asked = wanted.qos.level(), granted = code, "the broker grants a lower QoS than asked");
+        warn!(
+            broker,
+            filter,
+            asked = wanted.qos.level(),
+            granted = code,
+            "the broker grants a lower QoS than the configuration asks for"
+        );
     } else {
         info!(broker, filter, qos = code, "subscribed");
     }

@@ -132,7 +132,10 @@ impl Task {
         let Some(tls) = self.link.session.settings().tls.clone() else { return Ok(Stream::Plain(tcp)) };
         let (settings, passed_over) = trust::read(&tls).map_err(BrokerFault::Files)?;
         if passed_over > 0 {
-            debug!(broker = self.link.session.settings().name, passed_over, "CA certificates that cannot be read");
+            debug!(
+                broker = self.link.session.settings().name,
+                passed_over, "some CA certificates cannot be read and are ignored"
+            );
         }
         let handshake = TlsConnector::from(settings).connect(tls.server_name, tcp);
         match self.meanwhile(timeout(TLS_TIMEOUT, handshake)).await {

@@ -41,7 +41,7 @@ pub(crate) enum Unusable {
         what: String,
     },
     /// There is no `tls.ca_file` and the system has no bundle.
-    #[error("no CA certificates on this machine: {0}")]
+    #[error("this machine has no CA certificates: {0}")]
     NoBundle(String),
     /// rustls says no to its own defaults.
     #[error("the TLS library: {0}")]
@@ -114,7 +114,8 @@ fn unfit(files: &Identity, error: &rustls::Error) -> Unusable {
         _ => Unusable::File {
             key: "key_file",
             what: format!(
-                "{key}: no key that can be used; allowed: RSA of 2048 bits or more, ECDSA P-256 or P-384, Ed25519"
+                "{key}: this kind of key cannot be used; allowed: RSA of 2048 bits or more, ECDSA P-256 or P-384, \
+                 Ed25519"
             ),
         },
     }
@@ -165,8 +166,8 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     let text = read_pem(path)?;
     if contains(&text, b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || contains(&text, b"Proc-Type: 4,ENCRYPTED") {
         return Err(format!(
-            "{0}: the key is encrypted, and there is nobody to type its passphrase; decrypt it with \
-             \"openssl pkey -in {0} -out NEW\", or keep it as a systemd credential",
+            "{0}: the key is encrypted, and a service has nobody who types the passphrase; decrypt it with \"openssl \
+             pkey -in {0} -out NEW\", or keep it as a systemd credential",
             path.display()
         ));
     }
@@ -198,7 +199,7 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
     let unreadable = |error: std::io::Error| format!("{} cannot be read: {error}", path.display());
     if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err(format!("{}: not a file", path.display()));
+        return Err(format!("{}: this is not a file", path.display()));
     }
     let mut text = Vec::new();
     let file = File::open(path).map_err(unreadable)?;

@@ -7,7 +7,7 @@ use crate::event::MAX_USER_PROPERTIES;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DecodeError {
     /// Longer than the limit.
-    #[error("packet of {bytes} bytes; at most {max} are accepted")]
+    #[error("a packet of {bytes} bytes; at most {max} are allowed")]
     TooLarge {
         /// Its length, fixed header included.
         bytes: usize,
@@ -21,16 +21,16 @@ pub(crate) enum DecodeError {
     #[error("protocol error: {0}")]
     Protocol(&'static str),
     /// A topic name with a wildcard.
-    #[error("topic name with a wildcard in a PUBLISH")]
+    #[error("a PUBLISH to a topic with a wildcard")]
     TopicName,
     /// Number 0, or one from a broker, to which we never grant any.
-    #[error("topic alias that was not granted")]
+    #[error("a topic alias that was not granted")]
     TopicAlias,
     /// Only of a will: a PUBLISH says how many ([`Publish::properties_cut`]).
     #[error("a will with more than {MAX_USER_PROPERTIES} user properties")]
     TooManyProperties,
     /// CONNECT of another version than 3.1, 3.1.1 and 5.
-    #[error("CONNECT with protocol level {0}; 3 (MQTT 3.1), 4 (3.1.1) and 5 are spoken")]
+    #[error("a CONNECT with protocol level {0}; the agent speaks 3 (MQTT 3.1), 4 (3.1.1) and 5")]
     UnsupportedVersion(u8),
 }
 

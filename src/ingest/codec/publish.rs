@@ -58,7 +58,12 @@ impl Publish {
     #[must_use]
     pub(crate) fn flaw(&self) -> Option<Box<str>> {
         let kib = self.whole_bytes?.div_ceil(1024).next_power_of_two();
-        Some(format!("larger than max_packet_bytes: up to {kib} KiB of payload, of which the beginning is kept").into())
+        Some(
+            format!(
+                "larger than max_packet_bytes: the payload has up to {kib} KiB, and the agent keeps only its beginning"
+            )
+            .into(),
+        )
     }
 
     /// Keeps the first bytes of the payload, of which `missing` are not here.

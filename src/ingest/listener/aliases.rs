@@ -22,17 +22,17 @@ impl Aliases {
         let Some(alias) = publish.alias else { return Ok(()) };
         let place = usize::from(alias).saturating_sub(1);
         if alias > MAX_ALIASES {
-            let detail = format!("{alias}; 1 to {MAX_ALIASES} are understood");
+            let detail = format!("{alias}; allowed: 1 to {MAX_ALIASES}");
             return Err(Close::broke(
                 reason::TOPIC_ALIAS_INVALID,
-                "client used a topic alias that was not granted",
+                "the client used a topic alias that was not granted",
                 detail,
             ));
         }
         if publish.topic().is_empty() {
             let Some(Some(name)) = self.names.get(place) else {
                 let detail = format!("alias {alias} stands for no topic on this connection");
-                return Err(Close::broke(reason::PROTOCOL_ERROR, "client broke the protocol", detail));
+                return Err(Close::broke(reason::PROTOCOL_ERROR, "the client broke the MQTT protocol", detail));
             };
             publish.rename(Arc::clone(name));
             return Ok(());
@@ -45,8 +45,12 @@ impl Aliases {
         // custody rule 5: a client may name topics of 64 KiB.
         let bytes = self.bytes - before + publish.topic().len();
         if bytes > MAX_ALIAS_BYTES {
-            let detail = format!("the topics behind them have {bytes} bytes; at most {MAX_ALIAS_BYTES} are remembered");
-            return Err(Close::broke(reason::QUOTA_EXCEEDED, "client's topic aliases take too much memory", detail));
+            let detail = format!("their topics have {bytes} bytes; allowed: at most {MAX_ALIAS_BYTES}");
+            return Err(Close::broke(
+                reason::QUOTA_EXCEEDED,
+                "the client's topic aliases take too much memory",
+                detail,
+            ));
         }
         self.bytes = bytes;
         *slot = Some(publish.topic().into());

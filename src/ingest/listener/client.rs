@@ -180,7 +180,7 @@ impl<'a> Client<'a> {
             self.remarked.push(remark);
             let word = Word::Remark { peer: self.peer, client: Arc::clone(&self.id), remark };
             if self.shared.words.try_send(word).is_err() {
-                tracing::trace!("the listener has more important things to hear");
+                tracing::trace!("the listener is busy; a line of its log is left out");
             }
         }
     }

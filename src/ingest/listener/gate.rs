@@ -95,7 +95,7 @@ impl Gate {
         if let Some(go) = self.strangers.get_mut(&connection).and_then(|stranger| stranger.go.take()) {
             self.going += 1;
             if go.send(()).is_err() {
-                tracing::trace!(connection, "a stranger is already going");
+                tracing::trace!(connection, "the connection is closing already");
             }
         }
         true

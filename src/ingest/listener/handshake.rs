@@ -89,14 +89,14 @@ impl Handshake {
                 let version = if level > 5 { MqttVersion::V5 } else { MqttVersion::V311 };
                 let end = Close::refused(
                     Some(reason::UNSUPPORTED_PROTOCOL_VERSION),
-                    "client speaks an unsupported MQTT version",
-                    format!("protocol level {level}; 3 (MQTT 3.1), 4 (3.1.1) and 5 are spoken"),
+                    "the client speaks an unsupported MQTT version",
+                    format!("protocol level {level}; the agent speaks 3 (MQTT 3.1), 4 (3.1.1) and 5"),
                 );
                 Progress::Refuse(refusal(version, &end), end)
             }
             Err(error) => {
                 let told = (version == Some(MqttVersion::V5)).then(|| error.reason());
-                let end = Close::refused(told, "client did not begin with an acceptable CONNECT", error.to_string());
+                let end = Close::refused(told, "the client did not begin with a right CONNECT", error.to_string());
                 Progress::Refuse(refusal(MqttVersion::V5, &end), end)
             }
         }
@@ -125,11 +125,11 @@ pub(super) fn write_refusal(out: &mut BytesMut, version: MqttVersion, end: &Clos
 fn admit(mut connect: Connect, terms: &Terms) -> Result<Admission, Close> {
     let refuse = |code, cause, detail: String| Err(Close::refused(Some(code), cause, detail));
     if connect.wants_authentication_method {
-        let detail = "enhanced authentication is not spoken".to_owned();
-        return refuse(reason::BAD_AUTHENTICATION_METHOD, "client wants an authentication method", detail);
+        let detail = "Tidegate does not have enhanced authentication".to_owned();
+        return refuse(reason::BAD_AUTHENTICATION_METHOD, "the client wants an authentication method", detail);
     }
     if let Err(detail) = check_client_id(&connect) {
-        return refuse(reason::CLIENT_IDENTIFIER_NOT_VALID, "client id refused", detail);
+        return refuse(reason::CLIENT_IDENTIFIER_NOT_VALID, "the client id is not allowed", detail);
     }
     // mosquitto's bridges have one.
     let will_set_aside = connect.will.take_if(|will| will.topic.starts_with('$')).is_some();
@@ -138,7 +138,7 @@ fn admit(mut connect: Connect, terms: &Terms) -> Result<Admission, Close> {
         (true, Some(name)) => Some((name, connect.password.take().unwrap_or_default())),
         (true, None) => {
             let detail = format!("client id {:?}", connect.client_id);
-            return refuse(reason::NOT_AUTHORIZED, "client gave no user name", detail);
+            return refuse(reason::NOT_AUTHORIZED, "the client gave no user name", detail);
         }
     };
     let assigned = connect.client_id.is_empty().then(|| format!("auto-{}", uuid::Uuid::new_v4().simple()));
@@ -185,13 +185,13 @@ fn keepalive(connect: &Connect, terms: &Terms) -> u16 {
 fn check_client_id(connect: &Connect) -> Result<(), String> {
     let id = &connect.client_id;
     if id.len() > MAX_CLIENT_ID_BYTES {
-        return Err(format!("{} bytes long; at most {MAX_CLIENT_ID_BYTES} are taken", id.len()));
+        return Err(format!("it has {} bytes; allowed: at most {MAX_CLIENT_ID_BYTES}", id.len()));
     }
     if id.contains(char::is_control) {
         return Err(format!("{id:?} has a control character"));
     }
     if id.is_empty() && connect.version == MqttVersion::V311 && !connect.clean_start {
-        return Err("empty, and the session is to be kept".to_owned());
+        return Err("it is empty, and the session is to be kept".to_owned());
     }
     Ok(())
 }
@@ -201,11 +201,11 @@ fn another_protocol(input: &[u8]) -> Option<Close> {
     let (cause, detail) = match input {
         // A TLS record: handshake, and the version's first number.
         [0x16, 3, ..] => (
-            "client speaks TLS to a port without TLS",
-            "this listener has no TLS: configure the client without it (mqtt://), or put a TLS proxy in front",
+            "the client speaks TLS to a port without TLS",
+            "this listener has no TLS: configure the client without TLS (mqtt://), or put a TLS proxy in front",
         ),
         [b'G', b'E', b'T', b' ', ..] => (
-            "client speaks WebSocket or HTTP to an MQTT port",
+            "the client speaks WebSocket or HTTP to an MQTT port",
             "this listener speaks MQTT over plain TCP: configure the client for mqtt://, not ws:// or http://",
         ),
         _ => return None,

@@ -99,7 +99,7 @@ use crate::stop::Stop;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ListenError {
     /// The address cannot be had.
-    #[error("[[listen]] name = {name:?}: listen on {address}: {cause}")]
+    #[error("[[listen]] name = {name:?}: the agent cannot listen on {address}: {cause}")]
     Bind {
         /// Of the table.
         name: String,
@@ -109,7 +109,7 @@ pub(crate) enum ListenError {
         cause: io::Error,
     },
     /// There is no thread for the check of passwords.
-    #[error("[[listen]] name = {name:?}: start the thread that checks passwords: {cause}")]
+    #[error("[[listen]] name = {name:?}: the thread that checks passwords cannot be started: {cause}")]
     Desk {
         /// Of the table.
         name: String,
@@ -279,7 +279,7 @@ impl Listening {
             return false;
         }
         let about = About { peer: self.address, client: "", detail: &error.to_string() };
-        self.complaints.add(Instant::now(), Tone::Odd, "connections cannot be accepted", &about);
+        self.complaints.add(Instant::now(), Tone::Odd, "the agent cannot accept connections", &about);
         self.shared.status.failed(&format!("accept: {error}"));
         true
     }
@@ -338,7 +338,7 @@ impl Listening {
                 listener = %self.shared.name,
                 sessions = forgotten.len(),
                 limit = MAX_SESSIONS_AWAY,
-                "sessions of clients that have been away longest are forgotten"
+                "too many clients are away: the agent forgets the sessions of those that were away longest"
             );
         }
         self.forget(forgotten);
@@ -383,11 +383,11 @@ impl Listening {
                     let stored = door.room(&batch).await.and_then(|room| door.store(&mut batch, room));
                     drop(place);
                     if stored.is_err() {
-                        tracing::warn!("the buffer has stopped: a will is given up");
+                        tracing::warn!("the buffer has stopped, so a will is not published");
                     }
                 });
             }
-            Err(Stopped) => tracing::warn!("the buffer has stopped: a will is given up"),
+            Err(Stopped) => tracing::warn!("the buffer has stopped, so a will is not published"),
         }
     }
 
@@ -403,7 +403,8 @@ impl Listening {
         let (reply, _nobody_waits) = mpsc::unbounded_channel();
         let work = Arrivals { events: Vec::new(), sessions, receipt: Vec::new(), reply, room: None };
         if let Err(stopped) = self.shared.entrance.intake.store(work) {
-            tracing::debug!(%stopped, "sessions will be forgotten after the next start");
+            tracing::debug!(%stopped, "the buffer has stopped, so these sessions are forgotten only after the next \
+                 start");
         }
     }
 
@@ -432,7 +433,8 @@ impl Listening {
                 listener = %self.shared.name,
                 connections = self.connections.len(),
                 wills = self.wills.len(),
-                "listener stopped before all was done: what was not acknowledged is still with its sender"
+                "the listener stopped before all readings were stored: those were not acknowledged, so the senders \
+                 still have them"
             );
         }
         let stale = self.registry.stale();
@@ -442,6 +444,6 @@ impl Listening {
 
 fn report(published: Result<(), JoinError>) {
     if let Err(error) = published {
-        tracing::error!(%error, "a will's task failed");
+        tracing::error!(%error, "the task that publishes a will failed");
     }
 }

@@ -159,7 +159,7 @@ impl Connected {
         if let Some(displace) = self.displace.take()
             && displace.send(why).is_err()
         {
-            tracing::trace!(connection = self.connection, "displaced connection is already going");
+            tracing::trace!(connection = self.connection, "the older connection is closing already");
         }
     }
 }
@@ -237,7 +237,7 @@ impl Registry {
                 self.clients.insert(Arc::clone(&claim.client), Client::Away(away));
             }
             if claim.answer.send(refusal).is_err() {
-                tracing::trace!("refused client has gone");
+                tracing::trace!("the refused client has closed its connection");
             }
             return None;
         }

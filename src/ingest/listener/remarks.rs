@@ -19,22 +19,20 @@ impl Remark {
     /// For the log: how, by which cause, and what it means.
     pub(super) fn words(self) -> (Tone, &'static str, &'static str) {
         match self {
-            Self::Subscribed => (
-                Tone::Everyday,
-                "SUBSCRIBE granted",
-                "nothing will be sent: Tidegate has no way down to its clients yet",
-            ),
-            Self::SubscribeRefused => (Tone::Odd, "SUBSCRIBE refused", "there is nothing to subscribe to here"),
+            Self::Subscribed => {
+                (Tone::Everyday, "SUBSCRIBE granted", "nothing will be sent: Tidegate cannot send to its clients yet")
+            }
+            Self::SubscribeRefused => (Tone::Odd, "SUBSCRIBE refused", "Tidegate sends nothing to its clients"),
             Self::ServerTopic => (
                 Tone::Everyday,
-                "message to a topic that begins with $ not forwarded",
-                "such topics belong to the server, and Tidegate has none",
+                "a message to a topic that begins with $ is not forwarded",
+                "such topics are for the server's own use",
             ),
             Self::TooLarge => (
                 Tone::Odd,
-                "message larger than max_packet_bytes not taken",
-                "raise max_packet_bytes of this [[listen]] table; MQTT 5 clients were told, of others the beginning is a \
-                 dead letter",
+                "a message larger than max_packet_bytes is not taken",
+                "raise max_packet_bytes of this [[listen]] table; an MQTT 5 client is told, and of an older client's \
+                 message the beginning is kept as a dead letter",
             ),
         }
     }

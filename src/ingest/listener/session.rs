@@ -483,7 +483,7 @@ impl Session {
         if publish.properties_cut > 0 {
             // Not stored without them: what a client sends arrives as it is or not at all.
             let detail = format!("{} more than {MAX_USER_PROPERTIES}", publish.properties_cut);
-            self.finish(Close::broke(reason::QUOTA_EXCEEDED, "client sent too many user properties", detail));
+            self.finish(Close::broke(reason::QUOTA_EXCEEDED, "the client sent too many user properties", detail));
             return None;
         }
         match self.aliases.resolve(&mut publish) {
@@ -498,8 +498,8 @@ impl Session {
     fn disconnect(&mut self, disconnect: &Disconnect) {
         if let Some(asked_s) = disconnect.session_expiry_s {
             if self.expiry_s == 0 && asked_s > 0 {
-                let detail = "a session expiry in DISCONNECT, but none in CONNECT";
-                return self.finish(Close::broke(reason::PROTOCOL_ERROR, "client broke the protocol", detail));
+                let detail = "the DISCONNECT has a session expiry, but the CONNECT had none";
+                return self.finish(Close::broke(reason::PROTOCOL_ERROR, "the client broke the MQTT protocol", detail));
             }
             self.expiry_s = asked_s.min(self.terms.max_session_expiry_s);
         }

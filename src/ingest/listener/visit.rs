@@ -215,7 +215,7 @@ fn judge(verdict: Verdict, admission: &Admission) -> Result<(), Turned> {
             Err(Turned::away(admission, reason::BAD_USER_NAME_OR_PASSWORD, "wrong user name or password"))
         }
         Verdict::ComeAgain => {
-            Err(Turned::away(admission, reason::SERVER_BUSY, "too many passwords wait for their check already"))
+            Err(Turned::away(admission, reason::SERVER_BUSY, "too many clients wait for the check of their password"))
         }
     }
 }
@@ -238,7 +238,7 @@ async fn greet(stream: &mut Stream, shared: &Shared) -> Result<Box<Admission>, T
                 }
             },
             () = &mut too_late => {
-                let end = Close::refused(None, "client sent no CONNECT in time", format!("{CONNECT_TIMEOUT:?}"));
+                let end = Close::refused(None, "the client sent no CONNECT in time", format!("{CONNECT_TIMEOUT:?}"));
                 return Err(turned(Bytes::new(), end));
             }
         }

@@ -3,6 +3,7 @@
 mod client;
 mod handshake;
 mod registry;
+mod rules;
 mod session;
 mod tcp;
 
@@ -20,13 +21,25 @@ use crate::buffer::IdChange;
 use crate::clock::Clock;
 use crate::event::Event;
 use crate::ingest::close::Close;
-use crate::ingest::codec::{Packet, Will};
+use crate::ingest::codec::{Ack, Packet, Will};
 use crate::ingest::receipt::Receipts;
 use crate::ingest::topics::Topics;
 use crate::settings::MqttVersion;
 
 const MAX_PACKET: u32 = 4000;
 const RECEIVE_MAXIMUM: u16 = 4;
+
+fn ack(id: u16) -> Ack {
+    Ack { packet_id: id, reason: 0 }
+}
+
+/// The reason of the DISCONNECT that was said last, if any.
+fn disconnect_reason(bench: &mut Bench) -> Option<u8> {
+    match bench.said().pop() {
+        Some(Packet::Disconnect(disconnect)) => Some(disconnect.reason),
+        _ => None,
+    }
+}
 
 fn terms() -> Terms {
     Terms {

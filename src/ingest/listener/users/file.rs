@@ -102,12 +102,14 @@ impl UsersFile {
         // One message a change of the file: the stamp moves also when it cannot be used.
         match self.read() {
             Ok(()) => {
-                tracing::info!(file = %self.path.display(), users = self.users.len(), "users_file read again");
+                tracing::info!(file = %self.path.display(), users = self.users.len(), "the users_file has changed \
+                     and was read again");
                 true
             }
             Err(error) => {
                 self.stamp = now;
-                tracing::error!(%error, "users_file changed and cannot be used: correct it; until then the users are the old ones");
+                tracing::error!(%error, "the users_file has changed and cannot be used: correct it; until then the \
+                     old users stay valid");
                 false
             }
         }
@@ -163,7 +165,7 @@ fn parse(text: &str) -> Result<Parsed, (usize, Cow<'static, str>)> {
         }
         let stored = Stored::parse(stored.trim_end()).map_err(|what| (number, what.into()))?;
         match by_name.entry(name.into()) {
-            Entry::Occupied(_) => return Err((number, format!("user {name:?} is there twice").into())),
+            Entry::Occupied(_) => return Err((number, format!("user {name:?} appears twice").into())),
             Entry::Vacant(vacant) => vacant.insert(users.len()),
         };
         users.push(stored);

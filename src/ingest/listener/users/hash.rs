@@ -60,7 +60,7 @@ impl Stored {
                 Ok(Self::Pbkdf2 { rounds, salt: padded_salt(salt)?, hash: sha512_hash(hash)? })
             }
             ["argon2id", "v=19", costs, salt, hash] => Self::parse_argon2id(costs, salt, hash),
-            _ => Err("the hash is of an unknown form; `$6$`, `$7$` and `$argon2id$v=19$` are known"),
+            _ => Err("the hash is of an unknown form; allowed: `$6$`, `$7$` and `$argon2id$v=19$`"),
         }
     }
 

@@ -59,7 +59,7 @@ mod tests {
     fn a_wrong_line_is_named_with_file_and_number() {
         for (contents, number, word) in [
             (format!("{BOB}\n\nalice"), 3, "no `:`"),
-            (format!("{BOB}\n{BOB}\n"), 2, "\"bob\" is there twice"),
+            (format!("{BOB}\n{BOB}\n"), 2, "\"bob\" appears twice"),
             ("bob:hunter2\n".to_owned(), 1, "-U FILE"),
             (":$6$c2FsdA==$aGFzaA==".to_owned(), 1, "no user name"),
         ] {
