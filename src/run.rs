@@ -74,13 +74,13 @@ pub(crate) enum RunError {
         cause: std::io::Error,
     },
     /// The operating system refused a thread, a signal handler or the runtime.
-    #[error("start: {0}")]
+    #[error("the agent cannot start: {0}")]
     System(#[from] std::io::Error),
     /// librdkafka refuses the configuration.
     #[error(transparent)]
     Kafka(ForwardError),
     /// A stage ended although nobody asked it to.
-    #[error("{stage} ended: {cause}")]
+    #[error("stage {stage} ended unexpectedly: {cause}")]
     Stage {
         /// Which.
         stage: &'static str,
@@ -117,8 +117,9 @@ pub(crate) fn run(config: Config) -> Result<(), RunError> {
                     buffer_id = %id,
                     unreleased,
                     how,
-                    "the buffer is not where it was: a clone, a copy that was restored, or another machine; it has taken a \
-                     new identity, so that no id is given out twice; what it holds bears the old id in the header tidegate-was"
+                    "the buffer is not where it was: it is a clone or a restored copy, or this is another machine; \
+                     it has taken a new identity (a new buffer id), so that no id is used twice; the readings in it \
+                     carry the old id in the header tidegate-was"
                 );
             }
             End::Damaged(cause) => {
@@ -126,15 +127,16 @@ pub(crate) fn run(config: Config) -> Result<(), RunError> {
                     return Err(RunError::Stage { stage: "buffer", cause });
                 }
                 rebuilt = Some(Instant::now());
-                warn!("{cause}; beginning anew");
+                warn!("{cause}; the agent starts again within this process");
             }
             End::Twin(cause) => {
                 let (id, unreleased) = buffer::take_new_identity(&config.buffer, &config.agent.data_dir)?;
                 error!(
                     buffer_id = %id,
                     unreleased,
-                    "{cause}; this buffer has taken a new identity, and what it holds goes to Kafka under it, with the \
-                     old id in the header tidegate-was: what the other one has delivered already comes twice"
+                    "{cause}; this buffer has taken a new identity (a new buffer id); the agent sends the readings \
+                     in it under the new id, with the old one in the header tidegate-was: Kafka gets those twice \
+                     that the other agent has delivered"
                 );
             }
         }
@@ -308,13 +310,13 @@ impl Stages {
             () = gone(&mut self.forward_seen) => "forward",
             Some(end) = self.ingest.join_next() => {
                 return Err(match end {
-                    Ok(Ok(())) => RunError::Stage { stage: "ingest", cause: "nobody asked it to".to_owned() },
+                    Ok(Ok(())) => RunError::Stage { stage: "ingest", cause: "this is a bug".to_owned() },
                     Ok(Err(error)) => RunError::Listen(error),
                     Err(error) => RunError::Stage { stage: "ingest", cause: error.to_string() },
                 });
             }
         };
-        Err(RunError::Stage { stage, cause: "its last words follow".to_owned() })
+        Err(RunError::Stage { stage, cause: "see the next error".to_owned() })
     }
 
     /// Sockets first, then the buffer's queue, then Kafka, then the buffer itself. Custody rules 1 and 2 hold at any
@@ -324,7 +326,10 @@ impl Stages {
         self.stop_ingest.stop();
         let all_acknowledged = async { while self.ingest.join_next().await.is_some() {} };
         if timeout(INGEST_TIME, all_acknowledged).await.is_err() {
-            warn!("not all that was read was committed in time; it was not acknowledged and will come again");
+            warn!(
+                "the agent could not store all readings before it stopped; those were not acknowledged, so the \
+                 senders send them again"
+            );
         }
         // Drops the last doors to the buffer.
         drop(self.ingest);
@@ -337,7 +342,7 @@ impl Stages {
         };
         let (mut anew, mut found) = (None, None);
         if timeout(FORWARD_TIME, both_threads).await.is_err() {
-            warn!("the last stage did not end in time; what Kafka confirmed last may be sent again");
+            warn!("the stage forward did not end in time; the next start may send the last readings again");
         } else {
             match forward.join() {
                 Ok(Err(error @ ForwardError::Twin { .. })) => anew = Some(End::Twin(error.to_string())),
@@ -411,7 +416,8 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => return "SIGTERM",
                 _ = self.interrupt.recv() => return "SIGINT",
-                _ = self.hangup.recv() => info!("SIGHUP is reserved and does nothing; restart to read the configuration again"),
+                _ = self.hangup.recv() => info!("SIGHUP does nothing; restart the agent to read the configuration \
+                     again"),
             }
         }
     }

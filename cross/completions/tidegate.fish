@@ -27,11 +27,11 @@ end
 complete -c tidegate -n "__fish_tidegate_needs_command" -s h -l help -d 'Print help'
 complete -c tidegate -n "__fish_tidegate_needs_command" -s V -l version -d 'Print version'
 complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "run" -d 'Run the agent'
-complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "check" -d 'Check the configuration, offline: all errors at once; exit 78 if wrong'
-complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "status" -d 'What the running agent holds, sends and waits for'
-complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "audit" -d 'Read the Kafka topics and prove for each buffer: no gap, no repeat, in order; or name them'
-complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "kafka-setup" -d 'What the centre must have: the watermark topic, rights, cost; prints, compares, and creates with --apply'
-complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "demo" -d 'Everything embedded, an outage on stage, the books at the end'
+complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "check" -d 'Check the configuration without a network: all errors at once; exit code 78 if it is wrong'
+complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "status" -d 'Show what the running agent holds, sends and waits for'
+complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "audit" -d 'Read the Kafka topics and check for each buffer that no reading is missing, repeated or out of order'
+complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "kafka-setup" -d 'Show what Kafka needs: the watermark topic, rights, cost; compare it with the cluster; create it with --apply'
+complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "demo" -d 'Show an outage on this machine, with simulated sensors and a simulated Kafka'
 complete -c tidegate -n "__fish_tidegate_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c tidegate -n "__fish_tidegate_using_subcommand run" -l config -d 'Configuration file' -r -F
 complete -c tidegate -n "__fish_tidegate_using_subcommand run" -s h -l help -d 'Print help'
@@ -41,32 +41,32 @@ complete -c tidegate -n "__fish_tidegate_using_subcommand status" -l config -d '
 complete -c tidegate -n "__fish_tidegate_using_subcommand status" -l json -d 'Print JSON for machines'
 complete -c tidegate -n "__fish_tidegate_using_subcommand status" -s h -l help -d 'Print help'
 complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l config -d 'Configuration file: brokers, [kafka.options] and the topics of its routes' -r -F
-complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l brokers -d 'Kafka brokers instead of those of the configuration' -r
-complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l topic -d 'A topic to audit instead of those of the routes; may be repeated' -r
-complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l topics -d 'Topics to audit whose whole name matches' -r
-complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l watermark-topic -d 'Where the gateways say what they delivered [default: that of the configuration]' -r
-complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l from -d 'Only records since, by their own time: 2026-01-31T12:00:00Z, or 2h (ago)' -r
-complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l to -d 'Only records before' -r
-complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l buffer -d 'Only this buffer; may be repeated' -r
-complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l isolation -d 'What to look at' -r -f -a "read-committed\t'What transactions have committed, as consumers should'
-read-uncommitted\t'Also what was aborted or is open'"
+complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l brokers -d 'Kafka brokers to ask, instead of those in the configuration' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l topic -d 'A topic to audit, instead of those of the routes; may be given more than once' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l topics -d 'Audit all topics whose whole name matches this' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l watermark-topic -d 'The watermark topic, to which the gateways write what they delivered [default: that of the configuration]' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l from -d 'Only records from this time on, by the records\' time: 2026-01-31T12:00:00Z, or 2h (for 2 hours ago)' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l to -d 'Only records before this time' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l buffer -d 'Only this buffer; may be given more than once' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l isolation -d 'Which records to read' -r -f -a "read-committed\t'What transactions have committed, as consumers should read'
+read-uncommitted\t'Also what aborted or open transactions have written'"
 complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -l json -d 'Print JSON for machines: a line for each buffer, then the summary'
 complete -c tidegate -n "__fish_tidegate_using_subcommand audit" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c tidegate -n "__fish_tidegate_using_subcommand kafka-setup" -l config -d 'Configuration file' -r -F
-complete -c tidegate -n "__fish_tidegate_using_subcommand kafka-setup" -l gateways -d 'How many gateways there will be' -r
-complete -c tidegate -n "__fish_tidegate_using_subcommand kafka-setup" -l principal -d 'As whom the gateways come to Kafka' -r
-complete -c tidegate -n "__fish_tidegate_using_subcommand kafka-setup" -l watermark-topic -d 'Where the gateways say what they delivered [default: that of the configuration]' -r
-complete -c tidegate -n "__fish_tidegate_using_subcommand kafka-setup" -l apply -d 'Create the topic, or set it right'
+complete -c tidegate -n "__fish_tidegate_using_subcommand kafka-setup" -l gateways -d 'The number of gateways that there will be' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand kafka-setup" -l principal -d 'The Kafka principal of the gateways' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand kafka-setup" -l watermark-topic -d 'The watermark topic, to which the gateways write what they delivered [default: that of the configuration]' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand kafka-setup" -l apply -d 'Create the watermark topic, or correct its settings'
 complete -c tidegate -n "__fish_tidegate_using_subcommand kafka-setup" -s h -l help -d 'Print help'
-complete -c tidegate -n "__fish_tidegate_using_subcommand demo" -l seconds -d 'About how long it takes in all' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand demo" -l seconds -d 'How long the demo takes, about' -r
 complete -c tidegate -n "__fish_tidegate_using_subcommand demo" -l rate -d 'Readings a second, of all sensors together' -r
-complete -c tidegate -n "__fish_tidegate_using_subcommand demo" -l sensors -d 'Simulated sensors' -r
-complete -c tidegate -n "__fish_tidegate_using_subcommand demo" -l keep -d 'Keep the configuration, the buffer and the log, and say where'
+complete -c tidegate -n "__fish_tidegate_using_subcommand demo" -l sensors -d 'Number of simulated sensors' -r
+complete -c tidegate -n "__fish_tidegate_using_subcommand demo" -l keep -d 'Keep the configuration, the buffer and the log, and print where they are'
 complete -c tidegate -n "__fish_tidegate_using_subcommand demo" -s h -l help -d 'Print help'
 complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status audit kafka-setup demo help" -f -a "run" -d 'Run the agent'
-complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status audit kafka-setup demo help" -f -a "check" -d 'Check the configuration, offline: all errors at once; exit 78 if wrong'
-complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status audit kafka-setup demo help" -f -a "status" -d 'What the running agent holds, sends and waits for'
-complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status audit kafka-setup demo help" -f -a "audit" -d 'Read the Kafka topics and prove for each buffer: no gap, no repeat, in order; or name them'
-complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status audit kafka-setup demo help" -f -a "kafka-setup" -d 'What the centre must have: the watermark topic, rights, cost; prints, compares, and creates with --apply'
-complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status audit kafka-setup demo help" -f -a "demo" -d 'Everything embedded, an outage on stage, the books at the end'
+complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status audit kafka-setup demo help" -f -a "check" -d 'Check the configuration without a network: all errors at once; exit code 78 if it is wrong'
+complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status audit kafka-setup demo help" -f -a "status" -d 'Show what the running agent holds, sends and waits for'
+complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status audit kafka-setup demo help" -f -a "audit" -d 'Read the Kafka topics and check for each buffer that no reading is missing, repeated or out of order'
+complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status audit kafka-setup demo help" -f -a "kafka-setup" -d 'Show what Kafka needs: the watermark topic, rights, cost; compare it with the cluster; create it with --apply'
+complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status audit kafka-setup demo help" -f -a "demo" -d 'Show an outage on this machine, with simulated sensors and a simulated Kafka'
 complete -c tidegate -n "__fish_tidegate_using_subcommand help; and not __fish_seen_subcommand_from run check status audit kafka-setup demo help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

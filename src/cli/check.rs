@@ -42,7 +42,7 @@ fn report(
         Err(problems) => {
             let count = problems.list().len();
             writeln!(err, "{problems}")?;
-            writeln!(err, "{count} {} to mend", if count == 1 { "problem" } else { "problems" })
+            writeln!(err, "{count} {} to correct", if count == 1 { "problem" } else { "problems" })
         }
     }
 }
@@ -108,7 +108,7 @@ mod tests {
         let (out, err) = run("[buffer]\nsize = 1\n");
         assert_eq!(out, "");
         assert!(err.contains("\nt.toml:2:1: buffer.size: unknown key"), "{err}");
-        assert!(err.ends_with("4 problems to mend\n"), "{err}");
+        assert!(err.ends_with("4 problems to correct\n"), "{err}");
     }
 
     #[test]
@@ -126,7 +126,7 @@ mod tests {
         assert!(out.contains("listener floor, 0.0.0.0:1: users with a password"), "{out}");
         for key in ["mqtt[0].password_file", "mqtt[0].tls.key_file", "kafka.options.sasl.password_file", "users_file"] {
             let line = err.lines().find(|line| line.contains(key)).unwrap_or_else(|| panic!("{key}: {err}"));
-            assert!(line.starts_with("note: t.toml:") && line.contains("not looked at"), "{line}");
+            assert!(line.starts_with("note: t.toml:") && line.contains("not checked"), "{line}");
         }
         // Whoever is to use them needs them.
         let problems = config::parse(text, "t.toml", &Env::of("gw")).unwrap_err();

@@ -28,9 +28,9 @@ fn page() -> String {
     let mut text = Roff::new();
     text.control("SH", ["DESCRIPTION"]);
     text.text([roman(
-        "Tidegate takes readings from MQTT, makes each durable in a local buffer before it acknowledges it, and \
-         forwards them to Apache Kafka whenever the link allows. Nothing but Kafka's own confirmation takes a reading \
-         out of the buffer.",
+        "Tidegate takes readings from MQTT, stores each in a local buffer before it acknowledges it, and forwards \
+         them to Apache Kafka whenever the link allows. A reading leaves the buffer only when Kafka has confirmed \
+         it.",
     )]);
     text.control("SH", ["COMMANDS"]);
     for subcommand in command.get_subcommands() {
@@ -39,11 +39,11 @@ fn page() -> String {
     text.control("SH", ["EXIT STATUS"]);
     for (code, meaning) in [
         (EXIT_OK, "Stopped as asked, or done."),
-        (EXIT_FAILED, "Anything else; the last line of the log says what."),
+        (EXIT_FAILED, "Any other end; the last line of the log says why."),
         (
             EXIT_CONFIG,
-            "The configuration or the command line is wrong, or this version must not touch the buffer, because a newer one has made it. \
-             systemd does not start the service again on it.",
+            "The configuration or the command line is wrong, or a newer version has written the buffer, so that this \
+             one must not use it. After this code systemd does not start the service again.",
         ),
     ] {
         item(&mut text, &code.to_string(), meaning);
@@ -61,8 +61,8 @@ fn page() -> String {
     }
     text.control("SH", ["ENVIRONMENT"]);
     for (variable, what) in [
-        ("STATE_DIRECTORY", "Where the buffer lies, unless the configuration says it. systemd sets it."),
-        ("CREDENTIALS_DIRECTORY", "Where secrets lie that the configuration names by it. systemd sets it."),
+        ("STATE_DIRECTORY", "The folder of the buffer, if the configuration does not name one. systemd sets it."),
+        ("CREDENTIALS_DIRECTORY", "The folder of the secrets that the configuration names with it. systemd sets it."),
     ] {
         item(&mut text, variable, what);
     }
@@ -112,8 +112,8 @@ fn item(text: &mut Roff, label: &str, what: &str) {
 }
 
 fn sentence(help: &str) -> String {
-    let end = if help.ends_with('.') { "" } else { "." };
-    help.replace("\n\n", " ").replace('\n', " ") + end
+    let paragraphs = help.split("\n\n").map(|paragraph| paragraph.trim_end_matches('.').replace('\n', " ") + ".");
+    paragraphs.collect::<Vec<_>>().join(" ")
 }
 
 fn completions(shell: Shell) -> String {

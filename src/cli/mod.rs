@@ -32,15 +32,15 @@ struct Cli {
 enum Command {
     /// Run the agent
     Run(ConfigFile),
-    /// Check the configuration, offline: all errors at once; exit 78 if wrong
+    /// Check the configuration without a network: all errors at once; exit code 78 if it is wrong
     Check(ConfigFile),
-    /// What the running agent holds, sends and waits for
+    /// Show what the running agent holds, sends and waits for
     Status(status::Options),
-    /// Read the Kafka topics and prove for each buffer: no gap, no repeat, in order; or name them
+    /// Read the Kafka topics and check for each buffer that no reading is missing, repeated or out of order
     Audit(audit::Options),
-    /// What the centre must have: the watermark topic, rights, cost; prints, compares, and creates with --apply
+    /// Show what Kafka needs: the watermark topic, rights, cost; compare it with the cluster; create it with --apply
     KafkaSetup(kafka_setup::Options),
-    /// Everything embedded, an outage on stage, the books at the end
+    /// Show an outage on this machine, with simulated sensors and a simulated Kafka
     Demo(demo::Options),
 }
 

@@ -47,7 +47,7 @@ pub fn status(options: &Options) -> ExitCode {
     };
     let Some(address) = address else {
         let file = options.config.config.display();
-        complain(format_args!("status: [http] listen is \"\" in {file}, so the agent cannot be asked"));
+        complain(format_args!("status: [http] listen is \"\" in {file}, so this command cannot ask the agent"));
         return ExitCode::from(EXIT_FAILED);
     };
     let answer = tokio::runtime::Builder::new_current_thread()
@@ -70,7 +70,7 @@ pub fn status(options: &Options) -> ExitCode {
         match serde_json::from_str::<Status>(&json) {
             Ok(status) => for_people(&status),
             Err(error) => {
-                complain(format_args!("status: {address} answered something else than a status: {error}"));
+                complain(format_args!("status: the answer of {address} is no status of Tidegate: {error}"));
                 return ExitCode::from(EXIT_FAILED);
             }
         }
@@ -96,7 +96,7 @@ enum AskError {
     Body(Box<dyn std::error::Error + Send + Sync>),
     #[error("HTTP status {0}")]
     Refused(StatusCode),
-    #[error("nothing came within {PATIENCE:?}")]
+    #[error("no answer within {PATIENCE:?}")]
     Silence,
 }
 
@@ -154,8 +154,8 @@ fn write_for_people(out: &mut String, status: &Status) -> std::fmt::Result {
         if let Some(to) = route.gone_to.as_ref().filter(|_| b.held > 0) {
             writeln!(
                 out,
-                "    not in the configuration any more: the {} held go by the route that matches them now, else to {to} \
-                 as before",
+                "    not in the configuration any more: the {} held go by the route that matches them now, or to \
+                 {to} as before",
                 b.held
             )?;
         }
@@ -166,7 +166,7 @@ fn write_for_people(out: &mut String, status: &Status) -> std::fmt::Result {
         "\nbuffer    {} of {} used{}, oldest event {}",
         bytes(buffer.used_bytes),
         bytes(buffer.max_bytes),
-        if buffer.full { ", FULL: nothing is read from the sockets" } else { "" },
+        if buffer.full { ", FULL: the agent takes no readings" } else { "" },
         buffer.oldest_age_s.map_or("none".to_owned(), |age| format!("{age:.0} s old"))
     )?;
     if buffer.write_failures > 0 {
@@ -186,7 +186,7 @@ fn write_for_people(out: &mut String, status: &Status) -> std::fmt::Result {
     if kafka.unread > 0 {
         writeln!(
             out,
-            "          {} readings cannot be read and are held; they are tried again at the next start",
+            "          {} readings in the buffer cannot be read; the agent tries them again at the next start",
             kafka.unread
         )?;
     }
@@ -199,13 +199,17 @@ fn write_for_people(out: &mut String, status: &Status) -> std::fmt::Result {
 fn write_clock(out: &mut String, clock: &ClockPart) -> std::fmt::Result {
     let ahead_s = clock.ahead_of_kafka_s.unwrap_or(0.0);
     if clock.doubtful {
-        writeln!(out, "\nclock     follows no time server, as far as is known; readings say so (tidegate-clock)")?;
+        writeln!(
+            out,
+            "\nclock     follows no time server, as far as the system says; the records of readings say so \
+             (header tidegate-clock)"
+        )?;
     }
     if ahead_s.abs() > CLOCK_OFF_S {
         let word = if ahead_s > 0.0 { "ahead of" } else { "behind" };
         let off =
             humantime::format_duration(Duration::try_from_secs_f64(ahead_s.abs().round()).unwrap_or(Duration::MAX));
-        writeln!(out, "\nclock     {off} {word} Kafka's: records bear Kafka's time")?;
+        writeln!(out, "\nclock     {off} {word} Kafka's: records have Kafka's time")?;
     }
     Ok(())
 }
@@ -217,7 +221,7 @@ fn write_link(out: &mut String, link: &LinkPart) -> std::fmt::Result {
         link.kind, link.name, link.connected, link.messages, link.failures
     )?;
     if link.dropped > 0 {
-        writeln!(out, "          {} QoS 0 messages dropped for want of room", link.dropped)?;
+        writeln!(out, "          {} QoS 0 messages dropped, because the buffer had no room", link.dropped)?;
     }
     if !link.last_error.is_empty() {
         writeln!(out, "          last error: {}", link.last_error)?;
@@ -261,7 +265,7 @@ mod tests {
                 waiting: Some(WaitingPart {
                     reason: "refused".into(),
                     why: "wrong password".into(),
-                    remedy: "look at credentials".into(),
+                    remedy: "check the credentials".into(),
                     since_ms: 0,
                 }),
                 parked: vec![ParkedPart { topic: "plant.a".into(), reason: "missing".into(), since_ms: 0, held: 4 }],
@@ -271,11 +275,11 @@ mod tests {
         };
         let text = for_people(&status);
         assert!(text.contains("NOT BALANCED"), "{text}");
-        assert!(text.contains("the 3 held go by the route that matches them now, else to old.{x}"), "{text}");
+        assert!(text.contains("the 3 held go by the route that matches them now, or to old.{x}"), "{text}");
         assert!(text.contains("topic plant.a is parked with 4 events: missing"), "{text}");
-        assert!(text.contains("7 readings cannot be read"), "{text}");
+        assert!(text.contains("7 readings in the buffer cannot be read"), "{text}");
         assert!(text.contains("AWAY"), "{text}");
         assert!(text.contains("READINGS WAIT (refused): wrong password"), "{text}");
-        assert!(text.contains("what to do: look at credentials"), "{text}");
+        assert!(text.contains("what to do: check the credentials"), "{text}");
     }
 }

@@ -23,7 +23,8 @@ pub(crate) async fn watch(sources: Arc<Sources>, mut stop: Stop) {
     if before.is_doubtful() {
         info!(
             wall_clock = %shown(before),
-            "clock: no time server is followed, as far as is known; readings say so (tidegate-clock: u)"
+            "clock: the wall clock follows no time server, as far as the system says; the records of readings say so \
+             (header tidegate-clock: u)"
         );
     }
     loop {
@@ -43,12 +44,12 @@ pub(crate) async fn watch(sources: Arc<Sources>, mut stop: Stop) {
                     by_s,
                     wall_clock = %shown(now),
                     repeats,
-                    "clock: the wall clock was set; readings bear the new time from now on"
+                    "clock: the wall clock was set; new readings get the new time"
                 );
             }
         }
         if now.clock.synchronised && !before.clock.synchronised {
-            info!(wall_clock = %shown(now), "clock: a time server is followed now");
+            info!(wall_clock = %shown(now), "clock: the wall clock follows a time server now");
         }
         before = now;
     }

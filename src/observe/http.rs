@@ -74,7 +74,7 @@ struct Pages {
 impl Pages {
     fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
         if method != Method::GET && method != Method::HEAD {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned());
+            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n".to_owned());
         }
         match path {
             "/metrics" => match self.metrics.text() {
@@ -97,7 +97,7 @@ impl Pages {
                 StatusCode::OK,
                 format!("{}\n\n/status /metrics /healthz /readyz\n", self.sources.snapshot().one_line()),
             ),
-            _ => text(StatusCode::NOT_FOUND, "there are /status /metrics /healthz /readyz\n".to_owned()),
+            _ => text(StatusCode::NOT_FOUND, "the pages are /status /metrics /healthz /readyz\n".to_owned()),
         }
     }
 }

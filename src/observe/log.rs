@@ -33,7 +33,7 @@ pub(crate) enum StartError {
     #[error("cannot start the log: the journal does not answer: {0}; set [log] format = \"text\"")]
     Journal(#[source] io::Error),
     /// A second start.
-    #[error("cannot start the log: it was started before")]
+    #[error("cannot start the log: it was started before, which is a bug")]
     Twice,
 }
 

@@ -73,14 +73,18 @@ fn events(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         let labels: Vec<_> = status.routes.iter().map(|r| ([("route", r.route.as_str())], value(&r.books))).collect();
         page.counter(name, help, labels.iter().map(|(l, v)| (&l[..], *v)))
     };
-    by_route("events_received", "Events taken in, since the buffer was made.", |b| b.received)?;
-    by_route("events_delivered", "Events that Kafka confirmed, since the buffer was made.", |b| b.delivered)?;
-    by_route("events_dead_lettered", "Events moved to the dead letters, since the buffer was made.", |b| {
+    by_route("events_received", "Events received since the buffer was created.", |b| b.received)?;
+    by_route("events_delivered", "Events that Kafka confirmed since the buffer was created.", |b| b.delivered)?;
+    by_route("events_dead_lettered", "Events moved to the dead letters since the buffer was created.", |b| {
         b.dead_lettered
     })?;
-    by_route("events_dropped", "Events dropped by a declared policy, since the buffer was made.", |b| b.dropped)?;
-    by_route("events_purged", "Events purged by an operator, since the buffer was made.", |b| b.purged)?;
-    by_route("events_lost", "Events gone with a part of the buffer's file that could not be read.", |b| b.lost)?;
+    by_route("events_dropped", "Events dropped by a configured policy since the buffer was created.", |b| b.dropped)?;
+    by_route("events_purged", "Events purged by an operator since the buffer was created.", |b| b.purged)?;
+    by_route(
+        "events_lost",
+        "Events lost with a damaged part of the buffer's file since the buffer was created.",
+        |b| b.lost,
+    )?;
     let held: Vec<_> = status.routes.iter().map(|r| ([("route", r.route.as_str())], signed(r.books.held))).collect();
     page.gauge("events_held", "Events in the buffer now.", held.iter().map(|(l, v)| (&l[..], *v)))?;
     page.gauge(
@@ -92,19 +96,19 @@ fn events(page: &mut Page<'_>, status: &Status) -> fmt::Result {
 
 fn buffer(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     let part = &status.buffer;
-    page.gauge("buffer_used_bytes", "Disk in use by events.", [(NONE, signed(part.used_bytes))])?;
+    page.gauge("buffer_used_bytes", "Disk space that events use.", [(NONE, signed(part.used_bytes))])?;
     page.gauge("buffer_limit_bytes", "The limit, [buffer] max_bytes.", [(NONE, signed(part.max_bytes))])?;
-    page.gauge("buffer_full", "1 while the limit stops the intake.", one(part.full))?;
+    page.gauge("buffer_full", "1 while the agent takes no readings because the limit is reached.", one(part.full))?;
     page.gauge_f64(
         "buffer_oldest_event_age_seconds",
         "Age of the oldest event held, 0 when empty.",
         part.oldest_age_s.unwrap_or(0.0),
     )?;
     page.counter("buffer_commits", "Synced commits since start.", [(NONE, part.commits)])?;
-    page.counter_f64("buffer_commit_seconds", "Time they took together.", part.commit_seconds)?;
+    page.counter_f64("buffer_commit_seconds", "Time of all these commits together.", part.commit_seconds)?;
     page.counter(
         "buffer_write_failures",
-        "Failed writes since start, each followed by a reopen.",
+        "Failed writes since start; after each the agent opens the database again.",
         [(NONE, part.write_failures)],
     )
 }
@@ -120,17 +124,22 @@ fn links(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         values(|l| l.connected).into_iter().map(|(l, v)| (l, signed(v))),
     )?;
     page.counter("mqtt_messages", "PUBLISH packets received since start.", values(|l| l.messages))?;
-    page.counter("mqtt_payload_bytes", "Their payload.", values(|l| l.payload_bytes))?;
+    page.counter("mqtt_payload_bytes", "Payload bytes of these packets since start.", values(|l| l.payload_bytes))?;
     page.counter(
         "mqtt_acknowledgements",
         "PUBACK, PUBREC and PUBCOMP sent since start.",
         values(|l| l.acknowledgements),
     )?;
-    page.counter("mqtt_dropped", "QoS 0 messages that found no room, since start.", values(|l| l.dropped))?;
+    page.counter(
+        "mqtt_dropped",
+        "QoS 0 messages dropped because the buffer had no room, since start.",
+        values(|l| l.dropped),
+    )?;
     page.counter("mqtt_repeats", "QoS 2 repeats recognised by packet id, since start.", values(|l| l.repeats))?;
     page.counter(
         "mqtt_unreleased_lost",
-        "QoS 2 messages half way when their session was lost: each may come again as a new reading; since start.",
+        "QoS 2 messages that were not complete when their session was lost, since start: each may arrive again as a \
+         new reading.",
         values(|l| l.unreleased_lost),
     )?;
     page.counter("mqtt_connects", "Connections made since start.", values(|l| l.connects))?;
@@ -138,12 +147,12 @@ fn links(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     page.counter("mqtt_refusals", "Connections or subscriptions refused since start.", values(|l| l.refusals))?;
     page.counter(
         "mqtt_subscriptions",
-        "Filters that clients of a listener subscribed to, though nothing is sent; since start.",
+        "Filters that clients of a listener subscribed to since start; nothing is sent to them.",
         values(|l| l.subscriptions),
     )?;
     page.counter(
         "mqtt_set_aside",
-        "Messages and wills to topics that begin with $, which a listener does not forward; since start.",
+        "Messages and wills to topics that begin with $ since start; a listener does not forward these.",
         values(|l| l.set_aside),
     )
 }
@@ -151,20 +160,28 @@ fn links(page: &mut Page<'_>, status: &Status) -> fmt::Result {
 fn kafka(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     let part = &status.kafka;
     page.gauge("kafka_connected", "1 while a Kafka broker answers.", one(part.connected))?;
-    page.gauge("kafka_in_flight_records", "Records sent and not yet reported.", [(NONE, signed(part.in_flight))])?;
+    page.gauge(
+        "kafka_in_flight_records",
+        "Records sent that Kafka has not answered yet.",
+        [(NONE, signed(part.in_flight))],
+    )?;
     page.counter("kafka_delivered_records", "Records confirmed since start.", [(NONE, part.delivered)])?;
     page.counter(
         "kafka_retried_records",
-        "Records that failed and are sent again, since start.",
+        "Records that failed and were sent again, since start.",
         [(NONE, part.retried)],
     )?;
-    page.counter("kafka_unread", "Readings held that could not be read, since start, at most.", [(NONE, part.unread)])?;
+    page.counter(
+        "kafka_unread",
+        "Readings in the buffer that could not be read since start (at most so many).",
+        [(NONE, part.unread)],
+    )?;
     page.counter("kafka_producers", "Producers made since start.", [(NONE, part.producers)])?;
     #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit 2^53 for 285,000 years")]
     let last_s = part.last_delivered_ms.unwrap_or(0) as f64 / 1000.0;
     page.gauge_f64(
         "kafka_last_delivery_timestamp_seconds",
-        "When Kafka last confirmed something, 0 = not since start.",
+        "Time of Kafka's last confirmation; 0 if there was none since start.",
         last_s,
     )?;
     let is_parked = part.parked.iter().any(|parked| parked.held > 0);
@@ -175,7 +192,7 @@ fn kafka(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     let reasons = Reason::ALL.map(|reason| ([("reason", reason.name())], i64::from(waits(reason))));
     page.gauge(
         "kafka_waiting",
-        "1 while readings wait for that reason; the status says it in words, and what to do.",
+        "1 while readings wait for this reason; tidegate status explains it and says what to do.",
         reasons.iter().map(|(l, v)| (&l[..], *v)),
     )?;
     if let Some(own) = &part.transactions {
@@ -192,24 +209,24 @@ fn kafka(page: &mut Page<'_>, status: &Status) -> fmt::Result {
 fn transactions(page: &mut Page<'_>, part: &TransactionsPart) -> fmt::Result {
     page.gauge(
         "kafka_watermark_sequence",
-        "Every sequence up to here is delivered or otherwise settled, by a committed watermark.",
+        "The committed watermark: every sequence up to it is delivered, or the books say what became of it.",
         [(NONE, signed(part.watermark))],
     )?;
     page.counter("kafka_transactions_committed", "Transactions committed since start.", [(NONE, part.committed)])?;
     page.counter("kafka_transactions_aborted", "Transactions aborted since start.", [(NONE, part.aborted)])?;
     page.counter(
         "kafka_end_txn_retried",
-        "Transactions whose end was asked for twice since start; each cost a new producer.",
+        "Transactions whose end librdkafka sent twice since start; after each the agent made a new producer.",
         [(NONE, part.end_txn_retried)],
     )?;
     page.histogram(
         "kafka_transaction_commit_seconds",
-        "Time from the last record's being sent to the commit's end, of the transactions committed since start.",
+        "Time from sending the last record to the end of the commit, of the transactions committed since start.",
         &part.commits,
     )?;
     page.gauge(
         "kafka_blocked",
-        "1 while something keeps everything from being sent: kafka_waiting has the reason.",
+        "1 while the agent can send nothing; kafka_waiting has the reason.",
         one(!part.blocked.is_empty()),
     )
 }
@@ -222,7 +239,7 @@ fn clock(page: &mut Page<'_>, status: &Status) -> fmt::Result {
         None => Ok(()),
         Some(ahead_s) => page.gauge_f64(
             "clock_ahead_of_kafka_seconds",
-            "How far the wall clock is ahead of Kafka's; not there until Kafka has said its time.",
+            "How far the wall clock is ahead of Kafka's; absent until Kafka's time is known.",
             ahead_s,
         ),
     }

@@ -303,13 +303,13 @@ impl Sources {
     #[must_use]
     pub(crate) fn not_ready(&self) -> Option<&'static str> {
         if !self.serving.load(Ordering::Relaxed) {
-            Some("starting or stopping")
+            Some("the agent is starting or stopping")
         } else if self.buffer.borrow().full {
-            Some("the buffer is full: nothing is read from the sockets")
+            Some("the buffer is full: the agent takes no readings")
         } else if self.buffer.borrow().failing {
-            Some("the disk fails: nothing can be stored, nothing is acknowledged; see the log")
+            Some("the disk fails: the agent can store nothing and acknowledges nothing; see the log")
         } else if self.forward.borrow().transactions.as_ref().is_some_and(|own| own.topic_unusable) {
-            Some("the watermark topic cannot be used, so nothing is sent to Kafka; see the log")
+            Some("the watermark topic cannot be used: the agent sends nothing to Kafka; see the log")
         } else {
             None
         }

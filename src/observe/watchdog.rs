@@ -27,7 +27,8 @@ pub(crate) async fn attend(sources: Arc<Sources>, mut stop: Stop) {
         match sources.stuck(patience) {
             Some(stage) if !planted(Bug::BlindWatchdog) => {
                 if !reported {
-                    error!(stage, silent_for = ?patience, "a stage is stuck; the watchdog is no longer fed");
+                    error!(stage, silent_for = ?patience, "a stage is stuck; the agent does not answer systemd's \
+                         watchdog any more, and systemd will restart it");
                     reported = true;
                 }
             }

@@ -51,7 +51,7 @@ impl Filter {
             return Err(format!("an MQTT topic filter has at most {MAX_FILTER_BYTES} bytes"));
         }
         if text.chars().any(char::is_control) {
-            return Err("control characters have no place in an MQTT topic filter".into());
+            return Err("control characters are not allowed in an MQTT topic filter".into());
         }
         let (text, open) = match text.strip_suffix('#') {
             Some("") => return Ok(Self { levels: Vec::new(), open: true }),
@@ -67,7 +67,7 @@ impl Filter {
             if let Level::Any(Some(name)) = &level
                 && levels.iter().any(|l| matches!(l, Level::Any(Some(known)) if known == name))
             {
-                return Err(format!("the name {{{name}}} stands twice; every name once"));
+                return Err(format!("the name {{{name}}} appears twice; write every name once"));
             }
             levels.push(level);
         }
@@ -177,7 +177,7 @@ impl Level {
             return check_name(name).map(|()| Self::Any(Some(name.into())));
         }
         if level.contains('#') {
-            return Err("\"#\" stands only at the end, for all further levels".into());
+            return Err("\"#\" is allowed only at the end; it stands for all further levels".into());
         }
         if level.contains('+') {
             return Err(format!("\"+\" takes a whole level, and {level:?} holds more"));
@@ -196,7 +196,7 @@ fn check_name(name: &str) -> Result<(), String> {
         return Err(format!("the name {{{name}}} must begin with a letter and go on with letters, digits and \"_\""));
     }
     if RESERVED.contains(&name) {
-        return Err(format!("the name {{{name}}} has a meaning of its own in templates; choose another"));
+        return Err(format!("templates use the name {{{name}}} for something else; choose another"));
     }
     Ok(())
 }
@@ -279,7 +279,7 @@ mod tests {
             ("a/{}", "begin with a letter"),
             ("a/{1}", "begin with a letter"),
             ("a/{a-b}", "begin with a letter"),
-            ("a/{rest}", "meaning of its own"),
+            ("a/{rest}", "for something else"),
             ("{a}/{a}", "twice"),
             ("a\u{0}", "control"),
         ] {

@@ -104,16 +104,16 @@ pub(crate) enum NoTarget {
     #[error("no [[route]] matches its MQTT topic")]
     NoRoute,
     /// The Kafka topic that the template makes is not a legal one: too long, empty, `.` or `..`.
-    #[error("its MQTT topic makes no legal Kafka topic: {0}")]
+    #[error("its MQTT topic gives no valid Kafka topic: {0}")]
     IllegalTopic(String),
     /// What the template makes is not for readings.
     #[error(
-        "its MQTT topic makes the name of a Kafka topic that is not for readings: the watermark topic, or one of Kafka's \
-         own, which begin with \"__\""
+        "its MQTT topic gives the name of a Kafka topic that is not for readings: the watermark topic, or one of \
+         Kafka's own, whose names begin with \"__\""
     )]
     Reserved,
     /// The operator's word.
-    #[error("a [[redirect]] gives up what goes to Kafka topic {0:?}")]
+    #[error("a [[redirect]] with give_up = true for Kafka topic {0:?}")]
     GivenUp(Arc<str>),
 }
 
@@ -147,7 +147,7 @@ impl Route {
         let from = Filter::parse(name)?;
         let (to, key) = (TopicTemplate::parse(to, &from)?, KeyTemplate::parse(key, &from)?);
         let word = ValueFormat::WORDS.iter().find(|(word, _)| **word == **value);
-        let (_, value) = word.ok_or_else(|| format!("value {value:?} is not known"))?;
+        let (_, value) = word.ok_or_else(|| format!("this version does not know value = {value:?}"))?;
         Ok(Self { name: Arc::clone(name), from, to, key, value: *value })
     }
 

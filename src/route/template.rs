@@ -162,9 +162,11 @@ impl KeyTemplate {
     /// What is wrong with it, in words for the person who wrote it.
     pub(crate) fn parse(text: &str, filter: &Filter) -> Result<Self, String> {
         if text.is_empty() {
-            return Err("an empty key would spread one sensor's readings over all partitions, out of order; \
-                        leave it out to use the MQTT topic"
-                .into());
+            return Err(
+                "an empty key would spread one sensor's readings over all partitions, out of order; leave the \
+                 key out to use the MQTT topic"
+                    .into(),
+            );
         }
         if text.len() > MAX_KEY_TEMPLATE_BYTES {
             return Err(format!("a key has at most {MAX_KEY_TEMPLATE_BYTES} bytes"));
@@ -284,8 +286,8 @@ fn check_apart(parts: &[Part]) -> Result<(), String> {
             Part::Text(text) => separated |= text.contains('.'),
             Part::Name(_) | Part::Rest | Part::Topic | Part::Client | Part::User => {
                 if !separated {
-                    return Err("two names need a \".\" between them, else two MQTT topics could run together in one \
-                                Kafka topic"
+                    return Err("two names need a \".\" between them, or two MQTT topics could give the same Kafka \
+                         topic"
                         .into());
                 }
                 separated = false;

@@ -340,7 +340,7 @@ fn without_a_watermark_topic_a_whole_stream_passes_and_a_gap_is_said_to_be_witho
     let usual = ["--brokers", &stage.kafka.brokers(), "--topics", &format!("{}|nothing", stage.data)];
     let found = audit(&[&usual[..], &["--watermark-topic", "no-such-topic"]].concat())?;
     assert_eq!(found.code, Some(0), "{}", found.said);
-    assert!(found.notes().contains("says nothing"), "{}", found.said);
+    assert!(found.notes().contains("holds nothing"), "{}", found.said);
     stage.events(&hand, ONE, 95..=99)?;
     let found = audit(&[&usual[..], &["--watermark-topic", "no-such-topic"]].concat())?;
     assert_eq!(found.code, Some(2), "{}", found.said);

@@ -80,8 +80,7 @@ fn a_topic_that_is_wrong_is_told_and_set_right_without_losing_its_other_settings
     kafka.create_topic(&topic, 3, &[("cleanup.policy", "delete"), ("max.message.bytes", "54321")])?;
     let (code, said) = setup(&gateway, &topic, &["--gateways", "7"])?;
     assert_eq!(code, Some(1), "{said}");
-    for part in ["WRONG", "cleanup.policy=delete", "segment.bytes", "has 3 partitions; 7 fit", "--apply sets it right"]
-    {
+    for part in ["WRONG", "cleanup.policy=delete", "segment.bytes", "has 3 partitions; 7 fit", "--apply corrects it"] {
         assert!(said.contains(part), "no {part:?} in {said}");
     }
     let (code, said) = setup(&gateway, &topic, &["--gateways", "7", "--apply"])?;

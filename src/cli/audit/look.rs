@@ -50,9 +50,9 @@ pub(super) struct Found {
 pub(super) enum AuditError {
     #[error(transparent)]
     Look(#[from] LookError),
-    #[error("Kafka has no topic {0:?}, or we may not see it")]
+    #[error("Kafka has no topic {0:?}, or this client may not see it (Describe)")]
     NoTopic(String),
-    #[error("no topic of Kafka is of those asked for: {0}")]
+    #[error("no topic in Kafka matches: {0}")]
     NoTopics(String),
 }
 
@@ -80,7 +80,10 @@ pub(super) fn audit(plan: &Plan, mut far: impl FnMut(&str, Far)) -> Result<Found
     let left = committed.read(&watermarks, hear, |now| far("watermarks", now))?;
     notes.not_read(&watermarks, &left);
     if told == 0 {
-        notes.say(format!("topic {:?} says nothing, so that no gap can be explained: {SILENT}", plan.watermark_topic));
+        notes.say(format!(
+            "the watermark topic {:?} holds nothing, so no gap can be explained: {SILENT}",
+            plan.watermark_topic
+        ));
     }
 
     let spans = all.spans(&topics, plan.from_ms)?;
@@ -100,7 +103,7 @@ pub(super) fn audit(plan: &Plan, mut far: impl FnMut(&str, Far)) -> Result<Found
     Ok(close(&auditor, notes, topics, started))
 }
 
-const SILENT: &str = "gateways with delivery = \"at-least-once\" declare nothing there";
+const SILENT: &str = "gateways with delivery = \"at-least-once\" write nothing to it";
 
 impl Plan {
     fn topics(&self, known: &BTreeMap<String, i32>) -> Result<Vec<(String, i32)>, AuditError> {
@@ -159,15 +162,14 @@ fn beginning(
     reader.read(&removed, look, |_| {})?;
     if let Some(oldest) = oldest.filter(|oldest| from_ms.is_none_or(|from| *oldest > from)) {
         notes.say(format!(
-            "Kafka has removed the oldest records of {} partitions; nothing before {} is judged",
+            "Kafka has removed the oldest records of {} partitions; the audit judges nothing before {}",
             removed.len(),
             time(oldest)
         ));
     }
     for span in removed.iter().filter(|span| span.end <= span.earliest) {
         notes.say(format!(
-            "topic {} partition {} is empty and has held {} records: what was there, and removed by retention.ms, may be what \
-             is missing",
+            "topic {} partition {} is empty and has held {} records: retention.ms may have removed what is missing",
             span.topic, span.partition, span.end
         ));
     }
@@ -223,19 +225,19 @@ impl Notes {
     /// What the watermark topic tells of topics that are not audited.
     fn elsewhere(&mut self, buffers: &[BufferFindings], (others, silent): (usize, usize)) {
         if others > silent {
-            self.say(format!("{} buffers wrote only to other topics and are not judged", others - silent));
+            self.say(format!("{} buffers wrote only to other topics; the audit does not judge them", others - silent));
         }
         if silent > 0 {
             self.say(format!(
-                "{silent} buffers have nothing in these topics and do not say which topics they wrote (an older \
-                 Tidegate); they are not judged, unless --buffer names them"
+                "{silent} buffers have nothing in these topics and do not say to which topics they wrote (an older \
+                 Tidegate); the audit does not judge them unless --buffer names them"
             ));
         }
         let mut also = buffers.iter().filter(|buffer| buffer.missing.elsewhere > 0).peekable();
         if let Some(example) = also.peek().and_then(|buffer| buffer.elsewhere.clone()) {
             self.say(format!(
-                "{} buffers wrote to topics that are not audited as well, for example {example:?}; what is missing of \
-                 them may be there: audit all their topics together",
+                "{} buffers also wrote to topics outside this audit, for example {example:?}; what is missing may be \
+                 there: audit all their topics together",
                 also.count()
             ));
         }
@@ -247,8 +249,9 @@ impl Notes {
         if by_arrival > 0 && !removed.is_empty() {
             let topics: Vec<&str> = removed.into_iter().collect();
             self.say(format!(
-                "{by_arrival} records bear the time of arrival (timestamp = \"arrival\"), and Kafka has removed records of {}: \
-                 a reading that had waited at its gateway for longer than retention.ms was removed as soon as it came",
+                "{by_arrival} records have the time of arrival as their time (timestamp = \"arrival\"), and Kafka \
+                 has removed records of {}: it removed a reading as soon as it arrived, if the reading had waited at \
+                 its gateway for longer than retention.ms",
                 topics.join(", ")
             ));
         }
@@ -260,18 +263,25 @@ impl Notes {
         let not_watched = buffers.iter().map(|buffer| buffer.order_not_watched).sum::<u64>();
         self.incomplete_if(u64::try_from(scattered).unwrap_or(u64::MAX), |count| {
             format!(
-                "the sequences of {count} buffers are too scattered for the memory: these topics hold only a small part \
-                 of their events, or partitions lie far apart in time; audit all topics together, or less time (--from)"
+                "the audit has not enough memory for the sequences of {count} buffers: these topics hold only a \
+                 small part of their events, or their partitions are far apart in time; audit all topics together, \
+                 or a shorter time (--from)"
             )
         });
         self.incomplete_if(not_watched, |count| {
-            format!("the order of {count} events was not watched: too many MQTT topics; audit with --buffer")
+            format!(
+                "the audit did not check the order of {count} events, because there are too many MQTT topics; \
+                 audit with --buffer"
+            )
         });
         self.incomplete_if(counts.buffers_beyond_limit, |count| {
-            format!("{count} events are of more buffers than the memory holds; audit with --buffer")
+            format!("the audit has not enough memory for all buffers: {count} events are left out; audit with --buffer")
         });
         self.incomplete_if(counts.declared_beyond_limit, |count| {
-            format!("{count} declarations of the watermark topic did not fit into the memory; audit with --buffer")
+            format!(
+                "the audit has not enough memory for all declarations of the watermark topic: {count} are left \
+                 out; audit with --buffer"
+            )
         });
     }
 }
@@ -281,11 +291,13 @@ fn close(auditor: &Auditor, mut notes: Notes, topics: Vec<(String, i32)>, starte
     notes.limits(counts, &buffers);
     notes.elsewhere(&buffers, auditor.others());
     if counts.foreign_watermarks > 0 {
-        notes.say(format!("{} records of the watermark topic are nothing of Tidegate's", counts.foreign_watermarks));
+        notes.say(format!("{} records of the watermark topic are not Tidegate's", counts.foreign_watermarks));
     }
     let newer = buffers.iter().map(|buffer| buffer.newer_records).sum::<u64>();
     if newer > 0 {
-        notes.say(format!("{newer} records of the watermark topic are of a newer Tidegate; use that one's audit"));
+        notes.say(format!(
+            "a newer Tidegate wrote {newer} records of the watermark topic; use the audit of that version"
+        ));
     }
     let sum = |count: fn(&BufferFindings) -> u64| buffers.iter().map(count).fold(0, u64::saturating_add);
     let verdict = match (notes.incomplete, counts.broken > 0 || buffers.iter().any(|buffer| !buffer.explained)) {

@@ -84,38 +84,40 @@ const EXIT_UNEXPLAINED: u8 = 2;
 /// `tidegate audit`
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit code: 0 everything is explained, 2 not, 1 it could not be looked at, 78 wrong configuration"
+    after_help = "Exit code: 0 everything is explained, 2 something is not, 1 not everything could be read, 78 wrong \
+         configuration"
 )]
 pub struct Options {
     /// Configuration file: brokers, [kafka.options] and the topics of its routes
     ///
-    /// Not read when --brokers is given without it. [default: /etc/tidegate/tidegate.toml]
+    /// Without this option but with --brokers, no file is read. [default: /etc/tidegate/tidegate.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Kafka brokers instead of those of the configuration
+    /// Kafka brokers to ask, instead of those in the configuration
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
     brokers: Vec<String>,
-    /// A topic to audit instead of those of the routes; may be repeated
+    /// A topic to audit, instead of those of the routes; may be given more than once
     ///
-    /// The sequences of a buffer run over all its topics: what went to a topic that is not audited looks like a gap.
+    /// The sequences of a buffer run over all its topics, so audit all of them together: what went to another topic
+    /// looks like a gap.
     #[arg(long = "topic", value_name = "TOPIC")]
     topic: Vec<String>,
-    /// Topics to audit whose whole name matches
+    /// Audit all topics whose whole name matches this
     #[arg(long, value_name = "REGEX")]
     topics: Option<String>,
-    /// Where the gateways say what they delivered [default: that of the configuration]
+    /// The watermark topic, to which the gateways write what they delivered [default: that of the configuration]
     #[arg(long, value_name = "TOPIC")]
     watermark_topic: Option<String>,
-    /// Only records since, by their own time: 2026-01-31T12:00:00Z, or 2h (ago)
+    /// Only records from this time on, by the records' time: 2026-01-31T12:00:00Z, or 2h (for 2 hours ago)
     #[arg(long, value_name = "TIME", value_parser = when::parse)]
     from: Option<i64>,
-    /// Only records before
+    /// Only records before this time
     #[arg(long, value_name = "TIME", value_parser = when::parse)]
     to: Option<i64>,
-    /// Only this buffer; may be repeated
+    /// Only this buffer; may be given more than once
     #[arg(long, value_name = "ID", value_parser = buffer_id)]
     buffer: Vec<Uuid>,
-    /// What to look at
+    /// Which records to read
     #[arg(long, value_enum, default_value = "read-committed")]
     isolation: Visible,
     /// Print JSON for machines: a line for each buffer, then the summary
@@ -126,9 +128,9 @@ pub struct Options {
 /// What a reader sees.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Visible {
-    /// What transactions have committed, as consumers should
+    /// What transactions have committed, as consumers should read
     ReadCommitted,
-    /// Also what was aborted or is open
+    /// Also what aborted or open transactions have written
     ReadUncommitted,
 }
 
@@ -178,7 +180,7 @@ impl Options {
         }
         let kafka = if self.config.is_none() && !self.brokers.is_empty() {
             if names.is_empty() && patterns.is_empty() {
-                return Err("--brokers without --config needs --topic or --topics: no routes say which".into());
+                return Err("--brokers without --config needs --topic or --topics".into());
             }
             Kafka {
                 brokers: self.brokers.clone(),

@@ -73,13 +73,13 @@ pub(super) enum LookError {
     #[error("Kafka could not be asked for {what}: {error}{}", .heard.as_ref().map(|heard| format!(" ({heard})")).unwrap_or_default())]
     Ask { what: String, error: KafkaError, heard: Option<String> },
     /// Kafka said no.
-    #[error("Kafka lets us not read {topic}: {error}")]
+    #[error("this client may not read topic {topic} (Read): {error}")]
     Refused { topic: String, error: KafkaError },
     /// A client could not be made.
-    #[error("no client of librdkafka could be made: {0}")]
+    #[error("the Kafka client cannot be created: {0}")]
     Client(KafkaError),
     /// Reading ended early.
-    #[error("reading ended: {0}")]
+    #[error("Kafka cannot be read any more: {0}")]
     Read(KafkaError),
 }
 

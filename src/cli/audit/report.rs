@@ -15,7 +15,7 @@ pub(super) fn for_people(out: &mut impl Write, found: &Found) -> io::Result<()> 
         write_buffer(out, buffer)?;
     }
     if quiet.len() > QUIET_BUFFERS {
-        writeln!(out, "… and {} buffers more without trouble", quiet.len() - QUIET_BUFFERS)?;
+        writeln!(out, "… and {} more buffers that are ok", quiet.len() - QUIET_BUFFERS)?;
     }
     for buffer in loud {
         write_buffer(out, buffer)?;
@@ -35,7 +35,7 @@ fn write_buffer(out: &mut impl Write, buffer: &BufferFindings) -> io::Result<()>
         buffer.watermark.map_or("none".to_owned(), |watermark| watermark.to_string()),
     )?;
     if let Some(was) = buffer.was {
-        writeln!(out, "    was the buffer {was} before")?;
+        writeln!(out, "    this buffer had the id {was} before")?;
     }
     write_missing(out, &buffer.missing)?;
     for (first, last) in &buffer.gaps {
@@ -45,36 +45,40 @@ fn write_buffer(out: &mut impl Write, buffer: &BufferFindings) -> io::Result<()>
     write_more(out, buffer.gaps.len(), buffer.gap_count, "gaps")?;
     if buffer.missing.unexplained_beside_waiting > 0 {
         let beside = buffer.missing.unexplained_beside_waiting;
-        writeln!(out, "    GAP: {beside} events more are missing where parked ones wait than wait there")?;
+        writeln!(out, "    GAP: where parked events wait, {beside} more are missing than wait")?;
     }
     write_spots(out, &buffer.repeats, "REPEATED", "repeats", |_| String::new())?;
-    write_spots(out, &buffer.reused, "ANOTHER READING UNDER THE ID", "ids on two readings", |_| String::new())?;
+    write_spots(out, &buffer.reused, "TWO READINGS UNDER ONE ID", "ids with two readings", |_| String::new())?;
     if buffer.declared_repeats > 0 {
-        writeln!(out, "    {} events came again under a new id, and say so (tidegate-was)", buffer.declared_repeats)?;
+        writeln!(
+            out,
+            "    {} events came again under a new id, and their header tidegate-was says so",
+            buffer.declared_repeats
+        )?;
     }
     write_spots(out, &buffer.order_breaks, "OUT OF ORDER", "order breaks", |spot| {
         spot.after.map(|after| format!(" came after {after}")).unwrap_or_default()
     })?;
     if buffer.not_judged_up_to > 0 {
-        writeln!(out, "    not judged up to {}: too scattered for the memory", buffer.not_judged_up_to)?;
+        writeln!(out, "    not judged up to {}: the audit has not enough memory", buffer.not_judged_up_to)?;
     }
     Ok(())
 }
 
 fn write_missing(out: &mut impl Write, missing: &Missing) -> io::Result<()> {
     for (count, why) in [
-        (missing.dead_lettered, "declared as dead letters: Kafka refused them, the gateway has them"),
+        (missing.dead_lettered, "declared as dead letters: Kafka refused them, the gateway keeps them"),
         (missing.dropped, "declared as dropped by the overflow policy"),
         (missing.purged, "declared as purged by an operator"),
         (
             missing.lost,
-            "declared as lost: their part of the gateway's file was damaged, or their numbers were never used",
+            "declared as lost: their part of the gateway's file was damaged, or their sequences were never used",
         ),
-        (missing.unread, "are held at the gateway, which could not read them"),
+        (missing.unread, "are in the gateway's buffer, which could not read them"),
         (missing.waiting, "wait at the gateway for a Kafka topic that is missing or forbidden"),
         (missing.under_new_id, "came under the new id of a clone"),
         (missing.not_yet_delivered, "are not delivered yet (above the watermark)"),
-        (missing.elsewhere, "are not here; the buffer has written topics that are not audited as well"),
+        (missing.elsewhere, "are not here; the buffer also wrote to topics outside this audit"),
     ] {
         if count > 0 {
             writeln!(out, "    {count} {why}")?;
@@ -99,7 +103,7 @@ fn write_spots(
 
 fn write_more(out: &mut impl Write, shown: usize, count: u64, what: &str) -> io::Result<()> {
     let more = count.saturating_sub(u64::try_from(shown).unwrap_or(u64::MAX));
-    if more > 0 { writeln!(out, "    … and {more} {what} more") } else { Ok(()) }
+    if more > 0 { writeln!(out, "    … and {more} more {what}") } else { Ok(()) }
 }
 
 fn write_summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
@@ -110,10 +114,10 @@ fn write_summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         summary.topics.len()
     )?;
     if *foreign > 0 {
-        writeln!(out, "{foreign} records without a tidegate-id: of somebody else")?;
+        writeln!(out, "{foreign} records without a tidegate-id: another program wrote them")?;
     }
     if *broken > 0 {
-        writeln!(out, "{broken} records with a tidegate-id that is NONE")?;
+        writeln!(out, "{broken} records with a tidegate-id that is NOT VALID")?;
     }
     if summary.without_mqtt_topic > 0 {
         writeln!(out, "{} events without the header mqtt-topic", summary.without_mqtt_topic)?;
@@ -122,7 +126,7 @@ fn write_summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         writeln!(out, "note: {note}")?;
     }
     let found = format!(
-        "{} missing without explanation, {} repeated, {} under an id of another, {} out of order",
+        "{} missing without explanation, {} repeated, {} under the id of another reading, {} out of order",
         missing.unexplained, summary.repeats, summary.reused, summary.order_breaks
     );
     match summary.verdict {
@@ -134,6 +138,6 @@ fn write_summary(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
             )
         }
         Verdict::Unexplained => writeln!(out, "UNEXPLAINED: {found}"),
-        Verdict::Incomplete => writeln!(out, "INCOMPLETE: not everything could be looked at; in the rest {found}"),
+        Verdict::Incomplete => writeln!(out, "INCOMPLETE: not everything could be read; in the rest {found}"),
     }
 }

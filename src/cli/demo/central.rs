@@ -111,7 +111,7 @@ impl Central {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let Some(reader) = self.reader.take() else { return Ok(Haul::default()) };
-        reader.join().unwrap_or_else(|_| Err(CentralError::Unread("the reader died".to_owned())))
+        reader.join().unwrap_or_else(|_| Err(CentralError::Unread("the thread that reads it has ended".to_owned())))
     }
 }
 
@@ -167,7 +167,7 @@ impl Reader {
         let ends = self.ends()?;
         while !self.reached(&ends)? {
             if begun.elapsed() > LAST_PAGES {
-                return Err(CentralError::Unread(format!("no end after {} s", LAST_PAGES.as_secs())));
+                return Err(CentralError::Unread(format!("its end was not reached after {} s", LAST_PAGES.as_secs())));
             }
             self.read_on()?;
         }
@@ -181,7 +181,7 @@ impl Reader {
             let record = match self.consumer.poll(patience) {
                 Some(Ok(message)) => record(&self.fleet, &message),
                 Some(Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset))) => {
-                    return Err(CentralError::Unread("it forgot records before they were read".to_owned()));
+                    return Err(CentralError::Unread("it removed records before they were read".to_owned()));
                 }
                 // The broker is away; the library comes back by itself.
                 Some(Err(_)) | None => return Ok(()),

@@ -39,7 +39,7 @@ use super::out::complain;
 /// Why there are no books.
 #[derive(Debug, thiserror::Error)]
 enum DemoError {
-    #[error("prepare: {0}")]
+    #[error("the demo cannot be prepared: {0}")]
     Prepare(#[from] io::Error),
     #[error(transparent)]
     Stage(#[from] StageError),

@@ -45,7 +45,7 @@ pub(super) enum RelayError {
         cause: io::Error,
     },
     /// It ended by itself.
-    #[error("the relay ended by itself ({status}); the end of its log:\n{tail}")]
+    #[error("the relay ended unexpectedly ({status}); the end of its log:\n{tail}")]
     Ended { status: ExitStatus, tail: String },
     /// It runs and is not ready.
     #[error("the relay was not ready after {} s; the end of its log:\n{tail}", START_TIME.as_secs())]
@@ -76,7 +76,7 @@ impl Site {
         let site = Self { config: folder.join("tidegate.toml"), log: folder.join("relay.log"), mqtt, http };
         let data_dir = folder.join("data");
         let Some(data_dir) = data_dir.to_str() else {
-            return Err(os("name the temporary folder")(io::Error::other("its path is not UTF-8")));
+            return Err(os("use the temporary folder")(io::Error::other("its path is not UTF-8")));
         };
         let text = configuration(data_dir, brokers, mqtt, http);
         std::fs::write(&site.config, text).map_err(os("write the configuration"))?;
@@ -129,7 +129,7 @@ impl Relay {
 
     /// An error if it has ended by itself.
     pub(super) fn check(&mut self) -> Result<(), RelayError> {
-        match self.child.try_wait().map_err(os("look after the relay"))? {
+        match self.child.try_wait().map_err(os("check the relay's process"))? {
             None => Ok(()),
             Some(status) => Err(RelayError::Ended { status, tail: self.site.tail() }),
         }

@@ -73,7 +73,7 @@ impl Outcome {
 fn rows(books: &Books) -> Vec<(&'static str, u64, &'static str)> {
     let always = [
         ("published", books.published, "by the sensors, each reading counted once"),
-        ("acknowledged", books.acknowledged, "PUBACK or PUBCOMP came: from here on the relay answers for it"),
+        ("acknowledged", books.acknowledged, "PUBACK or PUBCOMP arrived: from then on the relay is responsible"),
         ("delivered", books.delivered, "different readings in Kafka, compared byte for byte"),
         ("lost", books.lost, "acknowledged, and not in Kafka"),
         ("out of order", books.out_of_order, "by MQTT topic, against the sensor's own counter"),
@@ -82,13 +82,13 @@ fn rows(books: &Books) -> Vec<(&'static str, u64, &'static str)> {
         (
             "  sent again by a sensor (QoS 1)",
             books.repeated_by_sensor,
-            "the kill took its PUBACK: a new event, with a new tidegate-id",
+            "the kill stopped its PUBACK: a new event, with a new tidegate-id",
         ),
     ];
     let if_any = [
         ("  under two ids, for no reason", books.repeated_unexplained, "no sensor sent these again"),
-        ("  under two ids, at QoS 2", books.qos_2_twice, "QoS 2 promises that there is none"),
-        ("not acknowledged", books.unacknowledged(), "the sensors still hold these: nothing was promised"),
+        ("  under two ids, at QoS 2", books.qos_2_twice, "QoS 2 promises that this never happens"),
+        ("not acknowledged", books.unacknowledged(), "the sensors still hold these: the relay promised nothing"),
     ];
     always.into_iter().chain(if_any.into_iter().filter(|(_, number, _)| *number > 0)).collect()
 }

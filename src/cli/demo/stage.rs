@@ -28,21 +28,21 @@ use super::view::{Numbers, View, grouped};
 use crate::observe::status::Status;
 use crate::stop::pair;
 
-/// Shows the whole job on this machine: sensors, an outage of Kafka, a kill -9, and the books at the end.
+/// Shows an outage of Kafka and a kill -9 on this machine, with simulated sensors and a simulated Kafka.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Options {
-    /// About how long it takes in all.
+    /// How long the demo takes, about.
     // The books keep about 200 bytes a reading: 120 s of 20,000/s are 480 MB, the most that the limits here allow.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(10..=120))]
     pub seconds: u64,
     /// Readings a second, of all sensors together.
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=20_000))]
     pub rate: u64,
-    /// Simulated sensors.
+    /// Number of simulated sensors.
     // The listener takes 256 connections by default.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=200))]
     pub sensors: u16,
-    /// Keep the configuration, the buffer and the log, and say where.
+    /// Keep the configuration, the buffer and the log, and print where they are.
     #[arg(long)]
     pub keep: bool,
 }
@@ -156,7 +156,7 @@ fn introduce(view: &View, options: &Options, site: &Site, kafka: &str) {
     view.line(
         "A reading is acknowledged when its PUBACK (QoS 1) or PUBCOMP (QoS 2) has come. By then it is on the relay's",
     );
-    view.line("disk, and only Kafka's own confirmation takes it off. That is what this demo tries to prove wrong.\n");
+    view.line("disk, and only Kafka's own confirmation removes it. This demo tries to prove that wrong.\n");
 }
 
 /// What the relay and the sensors said at the end.
@@ -184,7 +184,7 @@ impl Act<'_> {
         let pace = Pace { start: self.start, per_second: self.options.rate, sensors: u64::from(self.options.sensors) };
         let (stopper, stop) = pair();
         let tasks = sensors::start(fleet, self.site.mqtt, pace, &self.tally, &stop);
-        self.view.scene("All is well: readings pass through to Kafka, and the buffer is almost empty.");
+        self.view.scene("Everything works: readings go to Kafka, and the buffer is almost empty.");
         self.until(self.times.kafka_goes, &mut relay).await?;
 
         let relay = self.outage(relay).await?;
@@ -217,7 +217,7 @@ impl Act<'_> {
 
         let resumed_before = self.tally.resumed.load(Ordering::Relaxed);
         relay.kill()?;
-        self.view.scene("kill -9: the relay dies in mid-sentence. The sensors keep what was not acknowledged.");
+        self.view.scene("kill -9: the relay dies at once. The sensors keep what was not acknowledged.");
         sleep(self.times.dark).await;
         let (mut relay, took) = Relay::start(self.site).await?;
         let held = self.site.status().await.map_or(0, |status| status.total.held);
@@ -228,7 +228,7 @@ impl Act<'_> {
         ));
         self.until(self.times.kafka_back, &mut relay).await?;
         self.view.scene(format!(
-            "In the outage {} readings were acknowledged. {} of {} sensors found their session again.",
+            "In the outage the relay acknowledged {} readings. {} of {} sensors found their session again.",
             grouped(self.numbers().acknowledged - acknowledged_before),
             self.tally.resumed.load(Ordering::Relaxed) - resumed_before,
             self.options.sensors
@@ -271,7 +271,7 @@ impl Act<'_> {
             }
             if begun.elapsed() > DRAIN_TIME {
                 self.view.scene(format!(
-                    "Kafka does not hold everything after {} s, and no more is waited.",
+                    "Kafka does not hold everything after {} s, and the demo waits no longer.",
                     DRAIN_TIME.as_secs()
                 ));
                 return Ok(());

@@ -50,10 +50,10 @@ pub(super) enum Incoming {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WireError {
     /// CONNACK with a refusal, or DISCONNECT.
-    #[error("the relay ended it: {0}")]
+    #[error("the relay closed the connection: {0}")]
     Ended(String),
     /// Bytes that are no packet, or a packet that no publisher expects.
-    #[error("not understood: {0}")]
+    #[error("the relay sent what is not MQTT: {0}")]
     NotUnderstood(String),
 }
 
@@ -241,6 +241,6 @@ mod tests {
     fn a_refused_connection_is_an_error_that_says_why() {
         let mut input = BytesMut::from(&[0x20_u8, 2, 0, 5][..]);
         let error = decode(MqttVersion::V311, &mut input).unwrap_err();
-        assert_eq!(error.to_string(), "the relay ended it: NotAuthorized");
+        assert_eq!(error.to_string(), "the relay closed the connection: NotAuthorized");
     }
 }

@@ -20,7 +20,7 @@ const QUESTION: Duration = Duration::from_secs(15);
 /// Why the cluster could not be asked or told.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClusterError {
-    #[error("no runtime for Kafka's administration: {0}")]
+    #[error("the Kafka client cannot be started: {0}")]
     Runtime(#[from] std::io::Error),
     #[error("Kafka could not be asked: {0}")]
     Ask(KafkaError),

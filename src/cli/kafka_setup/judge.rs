@@ -28,9 +28,9 @@ pub(super) struct TransactionLog {
 /// internal topic was made before, so the number of its copies is decided.
 pub(super) fn judge_transactions(found: Option<TransactionLog>, brokers: usize, is_made: bool) -> Option<Finding> {
     let Some(TransactionLog { replicas, in_sync }) = found else {
-        let text = "we may not look at the brokers' settings (DescribeConfigs on the cluster); see that \
-                    transaction.state.log.replication.factor and transaction.state.log.min.isr are no more than there \
-                    are brokers";
+        let text = "this client may not read the brokers' settings (DescribeConfigs on the cluster); check that \
+             transaction.state.log.replication.factor and transaction.state.log.min.isr are not more than the number \
+             of brokers";
         return Some(Finding { weight: Weight::Unknown, text: text.to_owned() });
     };
     if is_made || replicas <= brokers && in_sync <= brokers {
@@ -38,8 +38,9 @@ pub(super) fn judge_transactions(found: Option<TransactionLog>, brokers: usize, 
     }
     let text = format!(
         "the cluster has {brokers} broker{} and transaction.state.log.replication.factor={replicas}, \
-         transaction.state.log.min.isr={in_sync}: it cannot coordinate transactions, so delivery = \"exactly-once\" waits. \
-         Start more brokers, or set both in server.properties to {brokers} at most and restart",
+         transaction.state.log.min.isr={in_sync}: it cannot coordinate transactions, so gateways with delivery = \
+         \"exactly-once\" wait. Start more brokers, or set both in server.properties to {brokers} at most and \
+         restart the brokers",
         if brokers == 1 { "" } else { "s" }
     );
     Some(Finding { weight: Weight::Wrong, text })
@@ -86,7 +87,9 @@ pub(super) fn judge(plan: &TopicPlan, found: &TopicFound) -> Vec<Finding> {
     if found.settings.is_none() {
         say(
             Weight::Unknown,
-            format!("topic {name}: we may not look at its settings (DescribeConfigs); see that they are as below"),
+            format!(
+                "topic {name}: this client may not read its settings (DescribeConfigs); check that they are as below"
+            ),
         );
     }
     for (setting, wanted) in &plan.settings {
@@ -101,9 +104,10 @@ pub(super) fn judge(plan: &TopicPlan, found: &TopicFound) -> Vec<Finding> {
         say(
             Weight::Costly,
             format!(
-                "topic {name} has {} partitions; {} fit this fleet. Gateways that share one read more after a start and \
-                 wait for each other. More partitions move the gateways' watermarks: add them only when all gateways \
-                 are stopped and have nothing in doubt (kafka-topics.sh --alter --topic {name} --partitions {})",
+                "topic {name} has {} partitions; {} fit this fleet. Gateways that share a partition read more after \
+                 a start and wait for each other. More partitions move the gateways' watermarks: add partitions only \
+                 when all gateways have been stopped cleanly (kafka-topics.sh --alter --topic {name} --partitions \
+                 {})",
                 found.partitions, plan.partitions, plan.partitions
             ),
         );
@@ -112,7 +116,7 @@ pub(super) fn judge(plan: &TopicPlan, found: &TopicFound) -> Vec<Finding> {
         say(
             Weight::Costly,
             format!(
-                "topic {name} has {} replicas; with {} the loss of a broker loses no watermark \
+                "topic {name} has {} replicas; with {} no watermark is lost when a broker is lost \
                  (kafka-reassign-partitions.sh)",
                 found.replicas, plan.replicas
             ),
@@ -127,28 +131,30 @@ pub(super) fn judge_data(name: &str, found: &TopicFound, timestamp: Timestamp) -
     let time = |name| setting(name).parse().ok().map(Duration::from_millis);
     if setting("message.timestamp.type") == "LogAppendTime" {
         return vec![format!(
-            "topic {name} gives records Kafka's own time, which is well: when a reading arrived stands in tidegate-arrived"
+            "topic {name} gives records Kafka's own time, and that is right: the header tidegate-arrived has the \
+             time of arrival"
         )];
     }
     let mut said = Vec::new();
     let deletes = setting("cleanup.policy").split(',').any(|word| word.trim() == "delete");
     if let Some(kept) = time("retention.ms").filter(|_| deletes && timestamp == Timestamp::Arrival) {
         said.push(format!(
-            "topic {name} keeps records for {}, and they bear the time of arrival: readings that waited longer at a \
-             gateway are deleted as soon as they come. Raise retention.ms, or say timestamp = \"delivery\"",
+            "topic {name} keeps records for {}, and their time is the time of arrival: Kafka deletes a reading as \
+             soon as it comes, if it has waited longer at a gateway. Raise retention.ms, or set timestamp = \
+             \"delivery\"",
             humantime::format_duration(kept)
         ));
     }
     if let Some(oldest) = time("message.timestamp.before.max.ms").filter(|oldest| *oldest < FOR_EVER) {
         said.push(match timestamp {
             Timestamp::Arrival => format!(
-                "topic {name} refuses records older than {} (message.timestamp.before.max.ms): readings that waited longer \
-                 bear the time of delivery",
+                "topic {name} refuses records older than {} (message.timestamp.before.max.ms): readings that waited \
+                 longer get the time of delivery",
                 humantime::format_duration(oldest)
             ),
             Timestamp::Delivery => format!(
-                "topic {name} refuses records older than {} (message.timestamp.before.max.ms): those of a gateway whose \
-                 clock is further behind wait until Kafka has told it the time",
+                "topic {name} refuses records older than {} (message.timestamp.before.max.ms): readings of a gateway \
+                 whose clock is further behind wait until the gateway has learned Kafka's time",
                 humantime::format_duration(oldest)
             ),
         });
@@ -255,7 +261,7 @@ mod tests {
         assert_eq!(judge_data("d", &topic(&strict), Timestamp::Arrival).len(), 2);
         assert_eq!(judge_data("d", &topic(&strict), Timestamp::Delivery).len(), 1);
         let kafkas = [week[0], week[1], ("message.timestamp.type", "LogAppendTime")];
-        assert!(judge_data("d", &topic(&kafkas), Timestamp::Arrival)[0].contains("which is well"));
+        assert!(judge_data("d", &topic(&kafkas), Timestamp::Arrival)[0].contains("and that is right"));
         assert_eq!(
             judge_data("d", &TopicFound { settings: None, ..topic(&[]) }, Timestamp::Arrival),
             Vec::<String>::new()

@@ -45,20 +45,21 @@ const FAIR_CORES: f64 = 1.0;
 
 /// `tidegate kafka-setup`
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit code: 0 the topic is as it should be, 1 not or Kafka is away, 78 wrong configuration")]
+#[command(after_help = "Exit code: 0 the topic is as it should be, 1 it is not, or Kafka does not answer, 78 wrong \
+     configuration")]
 pub struct Options {
     #[command(flatten)]
     config: ConfigFile,
-    /// How many gateways there will be
+    /// The number of gateways that there will be
     #[arg(long, value_name = "N", default_value_t = USUAL_GATEWAYS, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     gateways: u32,
-    /// Create the topic, or set it right
+    /// Create the watermark topic, or correct its settings
     #[arg(long)]
     apply: bool,
-    /// As whom the gateways come to Kafka
+    /// The Kafka principal of the gateways
     #[arg(long, value_name = "NAME", default_value = "User:tidegate")]
     principal: String,
-    /// Where the gateways say what they delivered [default: that of the configuration]
+    /// The watermark topic, to which the gateways write what they delivered [default: that of the configuration]
     #[arg(long, value_name = "TOPIC")]
     watermark_topic: Option<String>,
 }
@@ -99,7 +100,7 @@ fn tell(options: &Options, config: &Central, out: &mut impl Write) -> io::Result
     say_rights(&rights(&config.routes, watermark_topic), &bootstrap, options, out)?;
     say_cost(options.gateways, config.kafka.linger, out)?;
     say_compression(&config.kafka, out)?;
-    writeln!(out, "\n# What is there")?;
+    writeln!(out, "\n# What the cluster has")?;
     let trouble = match (cluster, overview) {
         (Ok(cluster), Ok(overview)) => {
             say_missing_topics(config, &overview.topics, out)?;
@@ -112,7 +113,7 @@ fn tell(options: &Options, config: &Central, out: &mut impl Write) -> io::Result
                 Err(LookError::Say(error)) => return Err(error),
             }
         }
-        (_, Err(error)) => format!("{error}; three brokers are assumed above"),
+        (_, Err(error)) => format!("{error}; the above assumes three brokers"),
         (Err(error), Ok(_)) => error.to_string(),
     };
     writeln!(out, "{trouble}")?;
@@ -146,7 +147,7 @@ fn look(cluster: &Cluster, plan: &TopicPlan, apply: bool, out: &mut impl Write) 
     let name = &plan.name;
     let Some(found) = cluster.topic(name)? else {
         if !apply {
-            writeln!(out, "topic {name} is not there, or we may not see it; --apply creates it")?;
+            writeln!(out, "topic {name} is not there, or this client may not see it; --apply creates it")?;
             return Ok(false);
         }
         cluster.create(plan)?;
@@ -160,12 +161,12 @@ fn look(cluster: &Cluster, plan: &TopicPlan, apply: bool, out: &mut impl Write) 
         return Ok(!findings.iter().any(|finding| finding.weight == Weight::Unknown));
     }
     if !apply {
-        writeln!(out, "--apply sets it right")?;
+        writeln!(out, "--apply corrects it")?;
         return Ok(false);
     }
     cluster.alter(name, &altered(plan, &found))?;
     let taken = taken(cluster, plan)?;
-    let outcome = if taken { "set right" } else { "Kafka did not take the settings; AlterConfigs is needed" };
+    let outcome = if taken { "corrected" } else { "Kafka did not take the settings; AlterConfigs is needed" };
     writeln!(out, "topic {name}: {outcome}")?;
     Ok(taken)
 }
@@ -196,25 +197,26 @@ fn say_finding(finding: &Finding, out: &mut impl Write) -> io::Result<()> {
 }
 
 fn say_topic(plan: &TopicPlan, bootstrap: &str, out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "# The watermark topic: how far each gateway has delivered")?;
+    writeln!(out, "# The watermark topic: it holds how far each gateway has delivered")?;
     for (name, value, why) in watermark::TOPIC_SETTINGS {
         writeln!(out, "#   {name}={value}: {why}")?;
     }
     writeln!(out, "{}", plan.create_line(bootstrap))?;
-    writeln!(out, "# If it is there already and set otherwise:")?;
+    writeln!(out, "# If the topic exists and is set otherwise:")?;
     writeln!(out, "# {}", plan.alter_line(bootstrap))
 }
 
 fn say_rights(rights: &[Right], bootstrap: &str, options: &Options, out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "\n# The rights of a gateway, and nothing more")?;
+    writeln!(out, "\n# The rights that a gateway needs")?;
     if options.apply {
-        writeln!(out, "# (--apply does not give them: please run these lines)")?;
+        writeln!(out, "# (--apply does not give them: run these lines)")?;
     }
     for right in rights {
         if right.is_everything() {
             writeln!(
                 out,
-                "# A route's topic begins with a name, so it can be any topic; a fixed beginning would bound this:"
+                "# A route's \"to\" begins with a name, so it can be any topic; with a fixed beginning this line \
+                 names fewer topics:"
             )?;
         }
         writeln!(out, "{}", right.line(bootstrap, &options.principal))?;
@@ -225,14 +227,14 @@ fn say_rights(rights: &[Right], bootstrap: &str, options: &Options, out: &mut im
 fn say_cost(gateways: u32, linger: Duration, out: &mut impl Write) -> io::Result<()> {
     writeln!(
         out,
-        "\n# What {gateways} gateways cost with delivery = \"exactly-once\", if each always has something to send"
+        "\n# What {gateways} gateways cost with delivery = \"exactly-once\", if each always has readings to send"
     )?;
     let mut say = |linger: Duration| {
         let cost = cost(gateways, linger);
         writeln!(
             out,
-            "# linger = {:?}: {:.0} transactions/s, {:.1} broker cores before replication, {:.1} MB a day and gateway \
-             besides the readings",
+            "# linger = {:?}: {:.0} transactions/s, {:.1} broker cores without replication, {:.1} MB a day for each \
+             gateway besides the readings",
             linger,
             cost.transactions_per_second,
             cost.broker_cores,
@@ -245,7 +247,7 @@ fn say_cost(gateways: u32, linger: Duration, out: &mut impl Write) -> io::Result
         proposals.try_for_each(say)?;
         writeln!(
             out,
-            "# A longer linger, or delivery = \"at-least-once\" (a third of the broker's work), costs less."
+            "# A longer linger costs less, and so does delivery = \"at-least-once\" (a third of the brokers' work)."
         )?;
     }
     Ok(())
@@ -256,7 +258,7 @@ fn say_compression(kafka: &Kafka, out: &mut impl Write) -> io::Result<()> {
     let given = ["compression.type", "compression.codec"].iter().find_map(|name| kafka.options.get(*name));
     let codec = given.map_or(kafka.compression.name(), Secret::reveal);
     let who = match codec {
-        "gzip" | "none" => "every Kafka client reads it as it is installed",
+        "gzip" | "none" => "every Kafka client can read it as it is installed",
         _ => {
             "kafkajs, kafka-python and aiokafka cannot read it as they are installed (kafkajs: a codec package; \
              kafka-python: lz4, python-snappy or zstandard; aiokafka: cramjam); the Java client, librdkafka and franz-go can"
@@ -273,7 +275,8 @@ fn say_missing_topics(config: &Central, known: &[String], out: &mut impl Write) 
         if !known.iter().any(|known| known == name) && !said.contains(&name) {
             writeln!(
                 out,
-                "topic {name} of a route is not there, or we may not see it: its readings would wait at the gateways"
+                "topic {name} of a route is not there, or this client may not see it: its readings would wait at the \
+                 gateways"
             )?;
             said.push(name);
         }
