@@ -19,15 +19,19 @@ pub(super) fn note(notes: &Notes<'_>, root: &DeTable<'_>, span: &Range<usize>) {
     let name = text.get(span.clone()).unwrap_or_default();
     let name = name.trim_matches(['"', '\'', ' ', '\t']);
     if let Some((header, first)) = header_before(text, span.start) {
-        notes.problem(span, &header, format!("this table stands twice: first in line {first}; make one of them"));
+        notes.problem(
+            span,
+            &header,
+            format!("this table appears twice: first in line {first}; make one table of both"),
+        );
         return;
     }
     let mut found = None;
     first_before(root, "", name, span.start, &mut found);
     let key = found.as_ref().map_or_else(|| shown_key(name), |(_, path)| path.clone());
     let what = match found {
-        Some((at, _)) => format!("stands twice: first in line {}; keep one of them", notes.line(&(at..at))),
-        None => format!("{} stands twice; keep one of them", quoted(name)),
+        Some((at, _)) => format!("appears twice: first in line {}; keep one of them", notes.line(&(at..at))),
+        None => format!("{} appears twice; keep one of them", quoted(name)),
     };
     notes.problem(span, &key, what);
 }

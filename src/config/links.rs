@@ -57,7 +57,7 @@ pub(super) fn remark_unrouted(document: &Document<'_, '_>, routes: &Routes) -> R
             let text = SubscriptionKeys::read(&table).filter?;
             if check_subscription(&text).is_ok_and(|filter| !routes.meets(&filter)) {
                 let what =
-                    format!("no [[route]] takes anything of {}: its readings become dead letters", quoted(&text));
+                    format!("no [[route]] matches anything of {}: its readings become dead letters", quoted(&text));
                 table.remark("filter", what);
             }
         }
@@ -115,7 +115,7 @@ fn tls(section: &Section<'_, '_>, url: Option<&Url>) -> Result<Option<Tls>, Repo
     let Some(url) = url else { return Ok(None) };
     let Some(server_name) = url.server_name.clone() else {
         if section.has("tls") {
-            return Err(section.problem("tls", "belongs to a url with mqtts://, and this one is without TLS".into()));
+            return Err(section.problem("tls", "is only for a url with mqtts://, and this url is without TLS".into()));
         }
         return Ok(None);
     };
@@ -192,15 +192,15 @@ fn check_access(section: &Section<'_, '_>, listener: &ListenerKeys) -> Result<()
     let anonymous = listener.anonymous?;
     let users_file = listener.users_file.as_ref().map_or(true, Option::is_some);
     if anonymous && section.has("users_file") {
-        let what = "users_file asks everybody, anonymous = true asks nobody; keep one of them".into();
+        let what = "users_file asks every client for a password, anonymous = true asks none; keep one of them".into();
         return Err(section.problem("anonymous", what));
     }
     match listener.address {
         Ok(address) if !anonymous && !users_file && !address.ip().is_loopback() => Err(section.problem(
             "address",
             format!(
-                "{address} can be reached from outside and nobody is asked for a password; set users_file, or \
-                 anonymous = true if everybody may publish"
+                "everybody who reaches {address} could publish without a password; set users_file, or anonymous = \
+                 true if that is meant"
             ),
         )),
         _ => Ok(()),

@@ -258,12 +258,12 @@ fn read_file(path: &Path) -> Result<String, String> {
     let file = File::open(path).map_err(cannot)?;
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(cannot)?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > MAX_FILE_BYTES {
-        return Err(format!("more than {MAX_FILE_BYTES} bytes: this is no configuration"));
+        return Err(format!("the file has more than {MAX_FILE_BYTES} bytes: it is no configuration of Tidegate"));
     }
     String::from_utf8(bytes).map_err(|error| {
         let good = error.utf8_error().valid_up_to();
         let before = error.as_bytes().iter().take(good);
         let line = before.filter(|byte| **byte == b'\n').count() + 1;
-        format!("not UTF-8 text: a bad byte in line {line}")
+        format!("the file is not UTF-8 text: line {line} has a bad byte")
     })
 }

@@ -35,11 +35,15 @@ pub(super) fn remark_unknown_senders(
         let sender = [("to", to.names_the_sender()), ("key", key.names_the_sender())];
         let user = [("to", to.names_the_user()), ("key", key.names_the_user())];
         let (named, why) = if listeners.is_empty() {
-            (sender, "{client} and {user} are known of sensors that publish to a [[listen]], and there is none: empty")
+            (
+                sender,
+                "{client} and {user} are empty, because only sensors at a [[listen]] have them, and there is no \
+                 [[listen]]",
+            )
         } else if asks_for_users {
             continue;
         } else {
-            (user, "{user} is the user whose password was right, and no [[listen]] has a users_file: always empty")
+            (user, "{user} is empty, because no [[listen]] has a users_file")
         };
         named.into_iter().filter(|(_, named)| *named).for_each(|(key, _)| section.remark(key, why.to_owned()));
     }
@@ -62,13 +66,13 @@ fn redirects(document: &Document<'_, '_>, watermark_topic: Option<&str>) -> Resu
     for (index, (section, redirect)) in sections.iter().zip(&redirects).enumerate() {
         let from = quoted(&redirect.from);
         if redirects.iter().take(index).any(|earlier| earlier.from == redirect.from) {
-            outcome = Err(section.problem("from", format!("found {from}: an earlier [[redirect]] has it already")));
+            outcome = Err(section.problem("from", format!("found {from}: an earlier [[redirect]] has the same from")));
         }
         if let Some(to) = &redirect.to
             && redirects.iter().any(|other| other.from == *to)
         {
             let what =
-                format!("found {}: another [[redirect]] leads on from it; write where that one leads", quoted(to));
+                format!("found {}: another [[redirect]] sends this topic on; write that one's to here", quoted(to));
             outcome = Err(section.problem("to", what));
         }
     }
@@ -82,7 +86,7 @@ fn redirect(section: &Section<'_, '_>, watermark_topic: Option<&str>) -> Result<
         let filter = Filter::parse("#").map_err(|why| section.problem(key, why))?;
         let why = match TopicTemplate::parse(name, &filter) {
             Ok(template) if !template.is_fixed() => {
-                "a redirect is for one Kafka topic; names in {} stand in routes".into()
+                "a [[redirect]] is for one Kafka topic; only a [[route]] may have names in {}".into()
             }
             Ok(_) => return Ok(()),
             Err(why) => why,
@@ -94,15 +98,15 @@ fn redirect(section: &Section<'_, '_>, watermark_topic: Option<&str>) -> Result<
         if give_up {
             return Ok(Redirect { from: from.into(), to: None });
         }
-        let what = "missing: another Kafka topic, or give_up = true, which makes dead letters of the readings";
+        let what = "missing; write another Kafka topic, or give_up = true, which makes dead letters of the readings";
         return Err(section.problem("to", what.into()));
     };
     if give_up {
-        return Err(section.problem("give_up", "found true beside to: readings go there or are given up".into()));
+        return Err(section.problem("give_up", "found true, but there is also to; keep one of them".into()));
     }
     topic("to", &to)?;
     if to == from {
-        return Err(section.problem("to", format!("found {}: it is where the readings go already", quoted(&to))));
+        return Err(section.problem("to", format!("found {}, the same as from; choose another topic", quoted(&to))));
     }
     refuse_reserved(section, &to, watermark_topic)?;
     Ok(Redirect { from: from.into(), to: Some(to.into()) })
@@ -111,7 +115,7 @@ fn redirect(section: &Section<'_, '_>, watermark_topic: Option<&str>) -> Result<
 /// Topics that are not for readings.
 fn refuse_reserved(section: &Section<'_, '_>, to: &str, watermark_topic: Option<&str>) -> Result<(), Reported> {
     let what = if watermark_topic == Some(to) {
-        "it is the watermark topic, which is compacted: readings in it would be lost; choose another one"
+        "it is the watermark topic, which is compacted, so readings in it would be lost; choose another one"
     } else if to.starts_with(KAFKAS_OWN) {
         "names that begin with \"__\" are Kafka's own; choose another one"
     } else {
@@ -148,15 +152,15 @@ fn route(
 fn from(section: &Section<'_, '_>, text: &str, earlier: &mut Vec<Earlier>) -> Result<Filter, Reported> {
     let refuse = |why: String| section.problem("from", format!("found {}: {why}", quoted(text)));
     if text.starts_with("$share/") {
-        return Err(refuse("a share is asked for under subscribe; write the filter alone".into()));
+        return Err(refuse("$share belongs in subscribe of an [[mqtt]]; write the filter alone".into()));
     }
     let filter = Filter::parse(text).map_err(refuse)?;
     let before = earlier.iter().find(|route| route.from.covers(&filter)).map(|route| route.line);
     earlier.push(Earlier { from: filter.clone(), line: section.line_of("from") });
     match before {
-        Some(line) => {
-            Err(refuse(format!("never reached: the route of line {line} matches first; put this one before it")))
-        }
+        Some(line) => Err(refuse(format!(
+            "no reading can reach this route: the one in line {line} matches first; put this one before it"
+        ))),
         None => Ok(filter),
     }
 }

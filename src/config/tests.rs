@@ -315,7 +315,7 @@ fn files_that_are_no_configuration_are_refused_in_plain_words() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.toml");
     for (content, words) in [
-        (b"a = 1\nb = \"\xff\"\n".to_vec(), "not UTF-8 text: a bad byte in line 2"),
+        (b"a = 1\nb = \"\xff\"\n".to_vec(), "not UTF-8 text: line 2 has a bad byte"),
         (vec![b'#'; (1 << 20) + 1], "more than 1048576 bytes"),
     ] {
         fs::write(&path, content).unwrap();

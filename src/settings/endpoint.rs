@@ -10,10 +10,10 @@ const MAX_HOST_BYTES: usize = 253;
 /// What is wrong is told without the text itself, which may hold a password.
 pub(crate) fn host_port(text: &str, default_port: Option<u16>) -> Result<(String, u16), String> {
     if text.contains('@') {
-        return Err("it holds an \"@\"; a user name or password has no place in it".into());
+        return Err("it has an \"@\"; a user name or password is not allowed in it".into());
     }
     if text.contains('/') {
-        return Err("it holds a \"/\"; only host and port belong here".into());
+        return Err("it has a \"/\"; only host and port are allowed".into());
     }
     let (host, port) = if let Some(bracketed) = text.strip_prefix('[') {
         let (host, after) = bracketed.split_once(']').ok_or("the \"[\" is not closed by \"]\"")?;
@@ -28,7 +28,7 @@ pub(crate) fn host_port(text: &str, default_port: Option<u16>) -> Result<(String
     } else {
         match text.split_once(':') {
             Some((_, port)) if port.contains(':') => {
-                return Err("an IPv6 address stands in brackets, as in \"[::1]:1883\"".into());
+                return Err("write an IPv6 address in brackets, as in \"[::1]:1883\"".into());
             }
             Some((host, port)) => (check_host(host)?, Some(port)),
             None => (check_host(text)?, None),

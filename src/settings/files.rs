@@ -34,8 +34,8 @@ pub(crate) fn expand(text: &str, env: &Env) -> Result<PathBuf, Unusable> {
             Ok(of_the_service)
         } else {
             Err(Unusable::Hidden(format!(
-                "{CREDENTIALS} is not set: systemd sets it for a service with LoadCredential=; by hand, set it in front \
-                 of the command"
+                "{CREDENTIALS} is not set: systemd sets it for a service with LoadCredential=; on the command line, \
+                 set it yourself"
             )))
         };
     }
@@ -64,14 +64,14 @@ pub(crate) fn read_secret(path: &Path) -> Result<Contents, Unusable> {
     let mut bytes = Vec::new();
     file.take(MAX_SECRET_BYTES + 3).read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
     let Ok(text) = String::from_utf8(bytes) else {
-        return Err(Unusable::Wrong(format!("{}: not UTF-8 text", path.display())));
+        return Err(Unusable::Wrong(format!("{}: the file is not UTF-8 text", path.display())));
     };
     let secret = text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line));
     if secret.is_empty() {
         return Err(Unusable::Wrong(format!("{}: the file is empty", path.display())));
     }
     if u64::try_from(secret.len()).unwrap_or(u64::MAX) > MAX_SECRET_BYTES {
-        return Err(Unusable::Wrong(format!("{}: more than {MAX_SECRET_BYTES} bytes", path.display())));
+        return Err(Unusable::Wrong(format!("{}: the file has more than {MAX_SECRET_BYTES} bytes", path.display())));
     }
     Ok(Contents { secret: Secret::new(secret.to_owned()), open_to_all: mode_for_all(&metadata) })
 }
@@ -89,7 +89,7 @@ fn mode_for_all(metadata: &Metadata) -> Option<u32> {
 /// The remark on a file that is open to all.
 pub(crate) fn too_open(path: &Path, mode: u32) -> String {
     format!(
-        "{} can be read by every user of this machine (mode {mode:04o}); chmod 0600, and let systemd hand it to the \
+        "every user of this machine can read {} (mode {mode:04o}); chmod it to 0600, and let systemd give it to the \
          service (credentials.conf.example)",
         path.display()
     )
@@ -99,7 +99,7 @@ pub(crate) fn too_open(path: &Path, mode: u32) -> String {
 fn open(path: &Path) -> Result<(File, Metadata), Unusable> {
     let metadata = fs::metadata(path).map_err(|error| unreadable(path, &error))?;
     if !metadata.is_file() {
-        return Err(Unusable::Wrong(format!("{}: not a file", path.display())));
+        return Err(Unusable::Wrong(format!("{}: this is not a file", path.display())));
     }
     let file = File::open(path).map_err(|error| unreadable(path, &error))?;
     Ok((file, metadata))

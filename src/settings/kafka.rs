@@ -12,44 +12,45 @@ use super::values::{Value, Words, choice, count, list, options, table, text, tim
 use crate::route::template::MAX_TOPIC_CHARS;
 
 table! {
-    /// The central cluster.
+    /// The Kafka cluster.
     one("kafka") read as KafkaKeys, checked as Kafka {
-        /// Some brokers of the cluster as host:port; the others are found through them.
+        /// Some brokers of the cluster as host:port; the agent finds the others through them.
         brokers: Vec<String> = list().required("[\"localhost:9092\"]").read_by(brokers),
 
-        /// exactly-once: readers with isolation.level=read_committed see each reading once; Kafka transactions, about
-        /// 900 bytes on the wire each. at-least-once: after a crash a reading may come twice, with the same
-        /// tidegate-id; for links that are paid by the byte.
+        /// exactly-once: consumers with isolation.level=read_committed see each reading once; it takes Kafka
+        /// transactions, about 900 bytes on the wire each. at-least-once: after a crash a reading may come twice, with
+        /// the same tidegate-id; for links that are paid by the byte.
         delivery: Delivery = choice().or("exactly-once"),
 
-        /// For exactly-once: the compacted topic that says how far each buffer is delivered; tidegate kafka-setup
-        /// says what it needs.
+        /// For exactly-once: the compacted topic to which each gateway writes how far it has delivered; tidegate
+        /// kafka-setup shows what it needs.
         watermark_topic: String = text().or("tidegate.watermarks").read_by(watermark_topic),
 
-        /// The time a record bears. delivery: when it is sent, so that Kafka keeps it for the whole retention of its
-        /// topic. arrival: when the reading came; what has waited here for longer than the retention is deleted by
-        /// Kafka as soon as it is there. When a reading came stands in tidegate-arrived in any case.
+        /// The time of a record. delivery: when the agent sends it, so that Kafka keeps it for the whole retention of
+        /// its topic. arrival: when the reading came; Kafka deletes a reading at once if it has waited here for longer
+        /// than the retention. The header tidegate-arrived has the time of arrival in both cases.
         timestamp: Timestamp = choice().or("delivery"),
 
-        /// A batch waits so long for company: fewer and larger requests.
-        linger: Duration = time(Duration::from_secs(60), "readings are later by as much").or("100ms"),
+        /// How long a batch waits for more readings: fewer and larger requests.
+        linger: Duration = time(Duration::from_secs(60), "readings are delivered later by as much").or("100ms"),
 
-        /// Of what goes to Kafka. Every reader can read gzip. zstd is smaller and costs the gateway less, and
-        /// kafkajs, kafka-python and aiokafka cannot read it as they are installed; docs/kafka.md has a table.
+        /// Compression of what the agent sends to Kafka. Every consumer can read gzip. zstd is smaller and costs the
+        /// gateway less, but kafkajs, kafka-python and aiokafka cannot read it as they are installed; docs/kafka.md has
+        /// a table.
         compression: Codec = choice().or("gzip"),
 
-        /// What goes along as record headers. tidegate: id, MQTT topic, retain, and the MQTT 5 properties that a
-        /// message has. all: also QoS, DUP, and client id and user of a sensor at a [[listen]]. confluent: QoS,
-        /// retain and DUP as Confluent's MQTT source connector calls them.
+        /// Record headers. tidegate: id, MQTT topic, retain, and the MQTT 5 properties that a message has. all: also
+        /// QoS, DUP, and client id and user of a sensor at a [[listen]]. confluent: QoS, retain and DUP under the names
+        /// that Confluent's MQTT source connector uses.
         headers: HeaderNames = choice().or("tidegate"),
 
-        /// Kafka topics that sensors may make through names in [[route]] to, between two starts; those written out do
-        /// not count. Readings for more of them wait, together, until this number is raised.
-        max_topics: usize = count(1, 10_000, "librdkafka keeps 4 to 8 KiB of memory for each").or("1000"),
+        /// Kafka topics that sensors may make between two starts, through names in "to" of a [[route]]; topics without
+        /// names do not count. Readings for further topics wait until you raise this number.
+        max_topics: usize = count(1, 10_000, "librdkafka needs 4 to 8 KiB of memory for each").or("1000"),
 
-        /// Any property of librdkafka as text, for TLS, SASL and tuning, checked when the agent starts. Those that
-        /// would break the promise (acks, message.timeout.ms …) are refused. sasl.password, ssl.key.password and
-        /// ssl.keystore.password also come from a file: add _file to the name.
+        /// Any property of librdkafka as text, for TLS, SASL and tuning; the agent checks them when it starts. It
+        /// refuses those that could lose or repeat readings (acks, message.timeout.ms …). sasl.password,
+        /// ssl.key.password and ssl.keystore.password can also come from a file: add _file to the name.
         options: BTreeMap<String, Secret> = options(),
     }
     follows {
@@ -180,7 +181,7 @@ fn brokers(section: &Section<'_, '_>, key: &Key) -> Result<Vec<String>, Reported
         match host_port(&text, None) {
             Err(why) => problem = Some(section.problem_at(&span, &item, format!("{why}; allowed: host:port"))),
             Ok(_) if known.contains(&text) => {
-                problem = Some(section.problem_at(&span, &item, format!("{text:?} stands twice")));
+                problem = Some(section.problem_at(&span, &item, format!("{text:?} appears twice")));
             }
             Ok(_) => known.push(text),
         }

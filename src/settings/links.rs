@@ -32,57 +32,58 @@ const MAX_SESSION_SECONDS: u64 = u32::MAX as u64;
 const MAX_KEEPALIVE_SECONDS: u64 = 18 * 3600;
 
 const fn packet_size() -> Value<u32> {
-    size(1 << 10, 16 << 20, "a packet is held whole in memory while it comes in")
+    size(1 << 10, 16 << 20, "a packet is held whole in memory")
 }
 
 const fn receive_maximum() -> Value<u16> {
-    count(1, 65_535, "two bytes in MQTT")
+    count(1, 65_535, "MQTT has two bytes for it")
 }
 
 table! {
-    /// A broker to subscribe to; one table each. At least one [[mqtt]] or [[listen]].
+    /// A broker to subscribe to, one table for each. There must be at least one [[mqtt]] or [[listen]].
     many("mqtt", MAX_LINKS) read as BrokerKeys, checked as Broker {
-        /// Its name in logs, metrics and the client id; no other [[mqtt]] or [[listen]] has it.
+        /// Name of this broker in logs, metrics and the client id; no other [[mqtt]] or [[listen]] may have it.
         name: String = name().required("plant"),
 
-        /// mqtt://host or mqtt://host:port; without a port it is 1883. mqtts:// is with TLS; without a port it is
-        /// 8883.
+        /// mqtt://host or mqtt://host:port, with port 1883 if none is given; mqtts:// is with TLS, and its port is 8883
+        /// if none is given.
         url: Url = text().required("mqtt://localhost:1883").read_by(url),
 
-        /// MQTT version; "5" falls back to "3.1.1" when the broker refuses it.
+        /// MQTT version; with "5" the agent falls back to "3.1.1" if the broker refuses 5.
         version: MqttVersion = choice().or("5"),
 
-        /// The broker knows the session by it, so it must not change and nobody else may use it.
+        /// The broker knows the session by this id, so it must not change, and no other client may use it.
         client_id: String = text().computed("tidegate-<agent id>-<name>", "tidegate-press-07-plant").read_by(client_id),
 
         /// User name, if the broker asks for one.
         username: Option<String> = text().absent("tidegate").read_by(username),
 
-        /// File with the password and nothing else. $CREDENTIALS_DIRECTORY is where systemd puts what LoadCredential=
-        /// names.
+        /// File that holds the password and nothing else. $CREDENTIALS_DIRECTORY is where systemd puts what
+        /// LoadCredential= names.
         password["password_file"]: Option<Secret> = path().absent("$CREDENTIALS_DIRECTORY/plant.pw").read_by(password),
 
-        /// What to ask for: filter as MQTT writes it ($share/group/filter too), qos 0, 1 or 2 (default 1).
+        /// What to subscribe to: an MQTT filter ($share/group/filter too), and qos 0, 1 or 2 (default 1).
         subscribe: Vec<Subscription> = tables(SubscriptionKeys::TABLE)
             .required("[{ filter = \"sensors/#\", qos = 1 }]")
             .read_by(subscriptions),
 
-        /// How long the broker keeps the session while the agent is away (MQTT 5; on 3.1.1 the broker decides). How
-        /// much it keeps is for its own settings to say: mosquitto throws away what is beyond 1000 messages, unless
-        /// it has the lines of mosquitto.conf.example.
+        /// How long the broker keeps the session while the agent is away (MQTT 5; with 3.1.1 the broker decides). How
+        /// much it keeps is in the broker's own settings: mosquitto drops what is beyond 1000 messages, unless it has
+        /// the lines of mosquitto.conf.example.
         session_expiry: Duration = whole_seconds(
             1, MAX_SESSION_SECONDS, "without a session the broker forgets what comes while the agent is away",
         )
         .or("7d"),
 
-        /// Longest silence before the agent asks whether the broker is there. Longer costs less mobile data.
-        keepalive: Duration = whole_seconds(5, MAX_KEEPALIVE_SECONDS, "two bytes of seconds in MQTT").or("30s"),
+        /// Longest silence before the agent sends a ping to the broker. A longer one needs less mobile data.
+        keepalive: Duration = whole_seconds(5, MAX_KEEPALIVE_SECONDS, "MQTT has two bytes for the seconds").or("30s"),
 
-        /// Largest packet taken; the broker is told on MQTT 5. Kafka takes records of 1 MiB unless its topics say
-        /// otherwise, and a record bears the MQTT topic besides.
+        /// Largest packet that the agent takes; with MQTT 5 it tells the broker. Kafka takes records of 1 MiB if its
+        /// topics are not set otherwise, and a record holds the MQTT topic as well.
         max_packet_bytes: u32 = packet_size().or("960KiB"),
 
-        /// QoS 1 and 2 messages in flight; the broker is told on MQTT 5. Fewer than a commit takes slow it down.
+        /// QoS 1 and 2 messages in flight; with MQTT 5 the agent tells the broker. If a commit could take more, a small
+        /// number slows the broker down.
         receive_maximum: u16 = receive_maximum().or("1000"),
 
         /// How to reach it with `mqtts://`; `None` = without TLS.
@@ -93,14 +94,15 @@ table! {
 table! {
     /// The files are read anew at each connection.
     one("mqtt.tls") read as TlsKeys {
-        /// For mqtts://: PEM file with the authorities that the broker's certificate may come from. Without it those
-        /// of the system. All three files are read again at each connection.
+        /// For mqtts://: PEM file with the authorities that may have signed the broker's certificate. Without it those
+        /// of the system are used. The agent reads all three files again at each connection.
         ca_file: Option<PathBuf> = path().absent("/etc/tidegate/ca.pem"),
 
-        /// Certificate of ours, if the broker asks for one, PEM; behind it those between it and its authority.
+        /// PEM file with this gateway's certificate, if the broker asks for one, followed by the intermediate
+        /// certificates.
         cert_file: Option<PathBuf> = path().absent("/etc/tidegate/client.pem"),
 
-        /// Its private key, PEM, not encrypted.
+        /// PEM file with its private key, not encrypted.
         key_file: Option<PathBuf> = path().absent("$CREDENTIALS_DIRECTORY/client.key"),
     }
 }
@@ -117,48 +119,49 @@ table! {
 }
 
 table! {
-    /// An address where sensors publish straight to Tidegate, no broker between: their PUBACK means it is on disk.
+    /// An address where sensors publish to Tidegate itself, without a broker: a PUBACK means that the reading is on disk.
     many("listen", MAX_LINKS) read as ListenerKeys, checked as Listener {
-        /// Its name in logs and metrics; no other [[mqtt]] or [[listen]] has it.
+        /// Name of this address in logs and metrics; no other [[mqtt]] or [[listen]] may have it.
         name: String = name().required("floor"),
 
-        /// IP address and port; 0.0.0.0 or [::] for all of this machine.
+        /// IP address and port; 0.0.0.0 or [::] for all addresses of this machine.
         address: SocketAddr = address().required("127.0.0.1:1884"),
 
-        /// Who may publish, as mosquitto_passwd writes it. Without it nobody is asked, which must be said with
-        /// anonymous, except on loopback.
+        /// The users that may publish, as mosquitto_passwd writes them. Without it nobody is asked for a password; then
+        /// set anonymous, except on loopback.
         users_file: Option<PathBuf> = path().absent("/etc/tidegate/users"),
 
-        /// true lets everyone publish who can reach the address.
+        /// true lets everybody publish who can reach the address.
         #[expect(dead_code, reason = "the operator's word, asked for when users_file is missing and never after")]
         anonymous: bool = flag().or("false"),
 
-        /// Connections at a time. When all are taken, a client of an address that has few gets the place of one of
-        /// the address that has the most, if there is such a difference; else more are refused.
-        max_connections: usize = count(1, 10_000, "each is an open file and a few KiB of memory").or("256"),
+        /// Connections at the same time. When all are in use, a client of an address with few connections replaces one
+        /// of the address with the most; if no address has more than others, the new client is refused.
+        max_connections: usize = count(1, 10_000, "each needs an open file and a few KiB of memory").or("256"),
 
-        /// The same of one address (IPv6: one /64), so that one host cannot take all. Sensors behind one router with
-        /// NAT, and programs on this machine, count as one address: raise it for more of them.
-        max_connections_per_address: usize = count(1, 10_000, "as max_connections").or("128"),
+        /// Connections from one address (IPv6: one /64) at the same time, so that one host cannot take all. Sensors
+        /// behind a router with NAT, and programs on this machine, count as one address: raise it for more of them.
+        max_connections_per_address: usize = count(1, 10_000, "like max_connections").or("128"),
 
-        /// Longest keepalive granted; who asks for more, or for none, gets this, so that dead connections end: after
-        /// one and a half times of it without a word. MQTT 5 clients are told. MQTT 3.1.1 clients cannot be: raise it
-        /// if such a client is silent for longer and lives.
-        max_keepalive: Duration = whole_seconds(5, MAX_KEEPALIVE_SECONDS, "two bytes of seconds in MQTT").or("10m"),
+        /// Longest keepalive. A client that asks for more, or for none, gets this, so that dead connections end: after
+        /// 1.5 times of it without a packet. MQTT 5 clients are told. MQTT 3.1.1 clients cannot be told: raise it if
+        /// such clients are silent for longer.
+        max_keepalive: Duration = whole_seconds(5, MAX_KEEPALIVE_SECONDS, "MQTT has two bytes for the seconds").or("10m"),
 
-        /// Largest packet taken; clients are told on MQTT 5. As for [[mqtt]], Kafka takes 1 MiB.
+        /// Largest packet that the agent takes; with MQTT 5 it tells the clients. As for [[mqtt]], Kafka takes 1 MiB.
         max_packet_bytes: u32 = packet_size().or("960KiB"),
 
-        /// QoS 1 and 2 messages in flight from one client; clients are told on MQTT 5. Those that send more are
-        /// taken.
+        /// QoS 1 and 2 messages in flight from one client; with MQTT 5 the agent tells the clients. It also takes those
+        /// of clients that send more.
         receive_maximum: u16 = receive_maximum().or("100"),
 
-        /// What a SUBSCRIBE gets. Nothing is ever sent to clients; but many devices subscribe to a command topic, and
-        /// some of them do not go on when it is refused.
+        /// The answer to a SUBSCRIBE. The agent never sends messages to clients; but many devices subscribe to a
+        /// command topic, and some of them stop when that is refused.
         subscriptions: bool = choice::<OnSubscribe>().or("accept").read_by(are_accepted),
 
-        /// How long a client that is away keeps its session, and with it the ids that keep QoS 2 exactly once.
-        max_session_expiry: Duration = whole_seconds(1, MAX_SESSION_SECONDS, "four bytes of seconds in MQTT").or("7d"),
+        /// How long the agent keeps the session of a client that is away, and with it the packet ids that keep QoS 2
+        /// exactly once.
+        max_session_expiry: Duration = whole_seconds(1, MAX_SESSION_SECONDS, "MQTT has four bytes for the seconds").or("7d"),
     }
     later {
         "tls": "TLS comes in a later version",
@@ -262,7 +265,7 @@ fn read_url(url: &str) -> Result<Url, String> {
         host_port(rest, Some(default_port)).map_err(|why| format!("{why}; write \"{scheme}://host:port\""))?;
     let server_name = if scheme == "mqtts" {
         let name = ServerName::try_from(host.clone());
-        Some(name.map_err(|_bad| "no certificate can be made out to such a host name".to_owned())?)
+        Some(name.map_err(|_bad| "no certificate can be for such a host name".to_owned())?)
     } else {
         None
     };
@@ -334,7 +337,11 @@ fn subscriptions(broker: &Section<'_, '_>, key: &Key) -> Result<Vec<Subscription
 
 fn remark_overlap(broker: &Section<'_, '_>, known: &[(String, Filter)], text: &str, filter: &Filter) {
     if let Some((other, _)) = known.iter().find(|(_, other)| other.covers(filter) || filter.covers(other)) {
-        let what = format!("{} and {} overlap: some brokers then send a reading twice", quoted(other), quoted(text));
+        let what = format!(
+            "{} and {} overlap, and some brokers then send a reading twice; make one filter of them",
+            quoted(other),
+            quoted(text)
+        );
         broker.remark("subscribe", what);
     }
 }
@@ -347,14 +354,16 @@ pub(crate) fn check_subscription(text: &str) -> Result<Filter, String> {
         Some(shared) => {
             let (group, filter) = shared.split_once('/').ok_or("write $share/group/filter")?;
             if group.is_empty() || group.contains(['+', '#']) {
-                return Err("the group in $share/group/filter is not empty and holds no \"+\" or \"#\"".into());
+                return Err("the group in $share/group/filter must not be empty, and \"+\" and \"#\" are not allowed \
+                     in it"
+                    .into());
             }
             filter
         }
     };
     let filter = Filter::parse(plain)?;
     if filter.names().next().is_some() {
-        return Err("names belong in \"from\" of a [[route]]; write \"+\" here".into());
+        return Err("names are allowed only in \"from\" of a [[route]]; write \"+\" here".into());
     }
     Ok(filter)
 }

@@ -15,23 +15,23 @@ use super::values::{
 table! {
     /// This gateway.
     one("agent") read as AgentKeys, checked as Agent {
-        /// Name of this gateway, one of its kind: client ids and logs carry it.
+        /// Name of this gateway; no other gateway may have it. Client ids and logs carry it.
         id: String = name().computed("the host name", "press-07").read_by(agent_id),
 
-        /// Where the buffer lives. Local flash or disk, never a network share.
+        /// Folder of the buffer, on a local flash or disk; never on a network share.
         data_dir: PathBuf = folder()
-            .computed("$STATE_DIRECTORY, which systemd sets, else as here", "/var/lib/tidegate")
+            .computed("$STATE_DIRECTORY, which systemd sets, or the folder below", "/var/lib/tidegate")
             .read_by(data_dir),
     }
 }
 
 table! {
-    /// What the agent says about itself, on standard error or in the journal.
+    /// The agent's log, on standard error or in the journal.
     one("log") read as LogKeys, checked as Log {
-        /// off, error, warn, info, debug or trace; single parts as in "info,tidegate::ingest=debug".
+        /// off, error, warn, info, debug or trace; for a part of the agent as in "info,tidegate::ingest=debug".
         level: String = text().or("info"),
 
-        /// auto is journald when systemd has connected the agent to its journal, else text.
+        /// auto means journald if systemd has connected the agent to its journal, and text if not.
         format: LogFormat = choice().or("auto"),
     }
 }
@@ -55,7 +55,7 @@ impl Words for LogFormat {
 }
 
 table! {
-    /// Metrics and health, for those who may reach the address; there is no password on it.
+    /// Metrics and health. Everybody who can reach the address can read them; there is no password.
     one("http") read as HttpKeys, checked as Http {
         /// Serves /metrics, /healthz, /readyz and /status; "" switches it off, and with it tidegate status.
         listen: Option<SocketAddr> = address_or_off().or("127.0.0.1:9464"),
@@ -63,28 +63,28 @@ table! {
 }
 
 table! {
-    /// The local store: what is acknowledged lies here until Kafka has it.
+    /// The buffer on the local disk: it keeps what is acknowledged until Kafka has it.
     one("buffer") read as BufferKeys, checked as Buffer {
-        /// Disk the buffer may use. Its log takes up to 16MiB beside it, and a full buffer needs room to move
-        /// readings: up to 8MiB and a 32nd more.
-        max_bytes: u64 = size(16 << 20, 16 << 40, "SQLite's log alone wants some MiB, and its file ends at 16TiB")
+        /// Disk space that the buffer may use. SQLite's log takes up to 16MiB beside it, and a full buffer needs room
+        /// to move readings: up to 8MiB and a 32nd of max_bytes.
+        max_bytes: u64 = size(16 << 20, 16 << 40, "SQLite's log alone needs some MiB, and its file ends at 16TiB")
             .or("1GiB"),
 
-        /// Readings older than this are dropped; "" keeps all. Other values come in a later version.
+        /// The agent drops readings that are older; "" keeps all. Other values come in a later version.
         #[expect(dead_code, reason = "nobody asks while there is one answer")]
         max_age: Option<Duration> = text_or_empty().or("").read_by(max_age),
 
-        /// stop-reading takes no more from the network until there is room, so that broker and sensors wait.
+        /// stop-reading: a full buffer takes no readings until there is room, so that broker and sensors wait.
         #[expect(dead_code, reason = "nobody asks while there is one answer")]
         when_full: WhenFull = choice_and_later(&["drop-oldest", "drop-newest"]).or("stop-reading"),
 
-        /// full: acknowledged means safe from a power cut. normal: a power cut may take the last seconds.
+        /// full: what is acknowledged survives a power cut. normal: a power cut may lose the last seconds.
         sync: SyncMode = choice().or("full"),
 
-        /// A commit waits so long for company: fewer flash writes, later acknowledgements.
-        commit_delay: Duration = time(Duration::from_secs(10), "acknowledgements wait as long").or("0ms"),
+        /// How long a commit waits for more readings: fewer flash writes, later acknowledgements.
+        commit_delay: Duration = time(Duration::from_secs(10), "acknowledgements wait for as long").or("0ms"),
 
-        /// Of what lies in the buffer. none saves processor time and costs disk.
+        /// Compression of the readings in the buffer. none saves processor time and costs disk space.
         compression: Compression = choice().or("zstd"),
     }
 }
@@ -134,7 +134,7 @@ fn agent_id(section: &Section<'_, '_>, key: &Key) -> Result<String, Reported> {
     if is_name(host_name) {
         return Ok(host_name.clone());
     }
-    let what = format!("missing, and the host name {} cannot stand for it; set id", quoted(host_name));
+    let what = format!("missing, and the host name {} cannot be used as the id; set id", quoted(host_name));
     Err(section.problem(key.name, what))
 }
 

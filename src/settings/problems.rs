@@ -114,7 +114,7 @@ impl<'a> Notes<'a> {
     pub(crate) fn file(&self, span: &Range<usize>, key: &str, why: Unusable) -> Result<(), Reported> {
         match why {
             Unusable::Hidden(what) if self.files == Files::IfWeMay => {
-                self.unseen.borrow_mut().push(self.at(span, key, format!("not looked at: {what}")));
+                self.unseen.borrow_mut().push(self.at(span, key, format!("not checked: {what}")));
                 Ok(())
             }
             Unusable::Hidden(what) | Unusable::Wrong(what) => Err(self.problem(span, key, what)),

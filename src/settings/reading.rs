@@ -68,9 +68,13 @@ impl<'t, 'a> Document<'t, 'a> {
                 section.table = Some(table);
             } else if let Some(array) = found.get_ref().as_array() {
                 section.header = array.first().map_or(found.span(), toml::Spanned::span);
-                section.here(format!("there is only one; write {} instead of [[{}]]", schema.header(), schema.name));
+                section.here(format!(
+                    "only one such table is allowed; write {} instead of [[{}]]",
+                    schema.header(),
+                    schema.name
+                ));
             } else {
-                let what = format!("found {}; this is a table: write {}", article(found.get_ref()), schema.header());
+                let what = format!("found {}; allowed: a table, written {}", article(found.get_ref()), schema.header());
                 section.here(what);
             }
         }
@@ -83,7 +87,7 @@ impl<'t, 'a> Document<'t, 'a> {
         let mut all = self.section(schema, schema.name.to_owned());
         all.header = found.span();
         let DeValue::Array(array) = found.get_ref() else {
-            let what = format!("found {}; there may be several: write {}", article(found.get_ref()), schema.header());
+            let what = format!("found {}; allowed: tables, each written {}", article(found.get_ref()), schema.header());
             return Err(all.here(what));
         };
         sections(&all, array, schema)
@@ -311,7 +315,7 @@ impl<'t, 'a> Section<'t, 'a> {
             return format!("did you mean {near:?}?");
         }
         if self.document.tables.iter().any(|table| table.name == name) {
-            return format!("{name:?} is a table of its own: put its header at the beginning of a line");
+            return format!("{name:?} is another table: put its header at the beginning of a line");
         }
         if let Some(table) = self.document.tables.iter().find(|table| table.knows(name)) {
             return format!("it belongs under {}", table.header());

@@ -10,20 +10,20 @@ use crate::route::ValueFormat;
 const MAX_ROUTES: usize = 1_000;
 
 table! {
-    /// Where readings go; the first table whose from matches takes a reading. What no table matches is a dead letter.
+    /// Where readings go: a reading takes the first table whose from matches. A reading that matches none is a dead letter.
     many("route", MAX_ROUTES) read as RouteKeys {
-        /// An MQTT filter; {name} is a + that remembers what it matched.
+        /// An MQTT filter; {name} stands for +, and "to" and "key" can use what it matched.
         from: String = text().required("sensors/{site}/#"),
 
-        /// Kafka topic, over the names of from, {rest} for what # matched and {topic} for the whole MQTT topic;
+        /// Kafka topic, made of the names in from, {rest} for what # matched and {topic} for the whole MQTT topic;
         /// {client} and {user} are the client id and the user of a sensor that publishes to a [[listen]]. Characters
-        /// that Kafka forbids are written as _ and two hex digits, _ as __, / as a dot.
+        /// that Kafka forbids become _ and two hex digits, _ becomes __, / becomes a dot.
         to: String = text().required("sensors.{site}"),
 
-        /// Record key, over the same names, as they came. One key's readings keep their order.
+        /// Record key, made of the same names, as they came. Readings with the same key keep their order.
         key: String = text_or_empty().or("{topic}"),
 
-        /// payload as it came; cbor and json wrap it with topic, times, qos and id.
+        /// payload: the payload as it came; cbor and json wrap it with topic, times, qos and id.
         value: ValueFormat = choice().or("payload"),
     }
 }
@@ -33,13 +33,13 @@ impl Words for ValueFormat {
 }
 
 table! {
-    /// A Kafka topic whose readings, those that wait for it included, shall go elsewhere or be given up: the way out of
-    /// a topic that stays missing or forbidden. Read at the next start.
+    /// Sends the readings of a Kafka topic elsewhere, also those that wait for it, or gives them up: for a topic that stays
+    /// missing or forbidden. It takes effect at the next start.
     many("redirect", MAX_ROUTES) read as RedirectKeys {
         /// The Kafka topic, as routes make it and tidegate status shows it.
         from: String = text().required("sensors.nroth"),
 
-        /// The Kafka topic that its readings go to instead.
+        /// The Kafka topic to which its readings go instead.
         to: Option<String> = text().absent("sensors.north").read_by(optional_text),
 
         /// true, in place of to: its readings become dead letters, counted and declared.
