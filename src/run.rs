@@ -32,8 +32,8 @@ use crate::config::Config;
 use crate::forward::status::ForwardStatus;
 use crate::forward::{self, ForwardError};
 use crate::ingest::broker;
-use crate::ingest::door::Entrance;
 use crate::ingest::listener::{self, ListenError};
+use crate::ingest::session_intake::Destination;
 use crate::ingest::status::LinkStatus;
 use crate::observe::pulse::Pulse;
 use crate::observe::status::Sources;
@@ -246,14 +246,14 @@ impl Stages {
             })?
         };
 
-        let entrance = Entrance { intake: running.intake, routes, route_ids: Arc::from(route_ids) };
+        let destination = Destination { intake: running.intake, routes, route_ids: Arc::from(route_ids) };
         let (stop_ingest, stop) = stop::pair();
         let mut ingest = JoinSet::new();
         for settings in config.mqtt {
             let kept = broker::Kept::of(&settings.name, &sessions);
             let status = watched.link(&settings.name, "broker");
             let pulse = watched.pulse(&format!("mqtt {}", settings.name));
-            let running = broker::run(settings, entrance.clone(), kept, status, pulse, stop.clone());
+            let running = broker::run(settings, destination.clone(), kept, status, pulse, stop.clone());
             ingest.spawn(async move {
                 running.await;
                 Ok(())
@@ -262,7 +262,7 @@ impl Stages {
         for (name, bound) in bound {
             let status = watched.link(&name, "listener");
             let pulse = watched.pulse(&format!("listen {name}"));
-            ingest.spawn(listener::run(bound, entrance.clone(), sessions.clone(), status, pulse, stop.clone()));
+            ingest.spawn(listener::run(bound, destination.clone(), sessions.clone(), status, pulse, stop.clone()));
         }
 
         let sources = Arc::new(Sources {
@@ -331,7 +331,7 @@ impl Stages {
                  senders send them again"
             );
         }
-        // Drops the last doors to the buffer.
+        // Drops the last handles of the intake.
         drop(self.ingest);
         self.stop_forward.stop();
         let (forward, buffer) = (self.forward, self.buffer);

@@ -1,6 +1,6 @@
 //! What one socket read brings: the events, QoS 2 ids and receipts of all its packets, gathered to be stored at once.
 //!
-//! Pure: no clock, no channel. The [`Door`](super::door::Door) takes a batch to the buffer.
+//! Pure: no clock, no channel. The [`SessionIntake`](super::session_intake::SessionIntake) takes a batch to the buffer.
 
 use bytes::Bytes;
 

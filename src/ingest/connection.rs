@@ -29,8 +29,8 @@ use tokio::time::{Sleep, sleep};
 
 use super::batch::Batch;
 use super::close::{Close, Peer};
-use super::door::{Door, Replies, Submitted};
 use super::receipt::Receipts;
+use super::session_intake::{Replies, SessionIntake, Submitted};
 use super::stream::Stream;
 use crate::buffer::{Durable, Room, Stopped};
 use crate::stop::Stop;
@@ -67,7 +67,12 @@ pub(super) trait Role {
     fn poll_own(&mut self, cx: &mut Context<'_>) -> Poll<Self::Own>;
 
     /// Takes one read off the socket; 0 is the end.
-    fn poll_read(&mut self, cx: &mut Context<'_>, stream: &mut Stream, door: &Door) -> Poll<io::Result<usize>>;
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut Stream,
+        intake: &SessionIntake,
+    ) -> Poll<io::Result<usize>>;
 
     /// [`Role::poll_own`] was ready.
     fn apply(&mut self, own: Self::Own, now: Instant);
@@ -85,7 +90,7 @@ pub(super) trait Role {
     ///
     /// # Errors
     /// When the buffer has stopped.
-    fn tick(&mut self, now: Instant, stream: &mut Stream, door: &mut Door) -> Result<(), Stopped>;
+    fn tick(&mut self, now: Instant, stream: &mut Stream, intake: &mut SessionIntake) -> Result<(), Stopped>;
 
     /// The connection ends for a reason that the loop has met. The first one counts.
     fn end(&mut self, why: Close, now: Instant);
@@ -100,7 +105,7 @@ pub(super) trait Role {
 /// What connects a session with the rest of the agent.
 #[derive(Debug)]
 pub(super) struct Wires {
-    pub(super) door: Door,
+    pub(super) intake: SessionIntake,
     pub(super) replies: Replies,
     pub(super) stop: Stop,
 }
@@ -157,9 +162,9 @@ impl<R: Role> Connection<'_, R> {
     }
 
     fn submit(&mut self) -> Result<(), Stopped> {
-        let Self { role, wires: Wires { door, .. }, room, .. } = self;
-        if room.is_none() && door.submit(role.batch())? == Submitted::Wait {
-            *room = Some(Box::pin(door.room(role.batch())));
+        let Self { role, wires: Wires { intake, .. }, room, .. } = self;
+        if room.is_none() && intake.submit(role.batch())? == Submitted::Wait {
+            *room = Some(Box::pin(intake.room(role.batch())));
         }
         Ok(())
     }
@@ -169,7 +174,7 @@ impl<R: Role> Connection<'_, R> {
         let Some(why) = self.role.ending() else { return false };
         let time = why.time_for_answers(R::PEER);
         let until = *self.closing.get_or_insert_with(|| now.checked_add(time).unwrap_or(now));
-        now >= until || self.room.is_none() && self.wires.door.outstanding() == 0 && self.role.output().is_empty()
+        now >= until || self.room.is_none() && self.wires.intake.outstanding() == 0 && self.role.output().is_empty()
     }
 
     /// Sets the timer, if there is anything to wait for. The deadline moves with every packet; the timer only when it
@@ -185,7 +190,7 @@ impl<R: Role> Connection<'_, R> {
 
     /// In this order: what frees memory comes before what takes more.
     async fn select(&mut self, timer: Pin<&mut Sleep>, armed: bool) -> Event<R::Own> {
-        let Self { role, wires: Wires { door, replies, stop }, stream, room, closing } = self;
+        let Self { role, wires: Wires { intake, replies, stop }, stream, room, closing } = self;
         let answers = role.answers();
         let reads = closing.is_none() && room.is_none() && role.listens();
         tokio::select! {
@@ -193,7 +198,7 @@ impl<R: Role> Connection<'_, R> {
             () = stop.wait(), if closing.is_none() => Event::Stop,
             Some(durable) = replies.recv(), if answers => Event::Committed(durable),
             room = granted(room) => Event::Room(room),
-            event = poll_fn(|cx| poll_peer(*role, stream, door, reads, cx)) => event,
+            event = poll_fn(|cx| poll_peer(*role, stream, intake, reads, cx)) => event,
             () = timer, if armed => Event::Due,
         }
     }
@@ -204,16 +209,16 @@ impl<R: Role> Connection<'_, R> {
         match event {
             Event::Stop => role.end(Close::Stopping, now),
             Event::Committed(durable) => {
-                wires.door.answered();
+                wires.intake.answered();
                 role.durable(durable, now);
                 while let Ok(durable) = wires.replies.try_recv() {
-                    wires.door.answered();
+                    wires.intake.answered();
                     role.durable(durable, now);
                 }
             }
             Event::Room(granted) => {
                 *room = None;
-                wires.door.store(role.batch(), granted?)?;
+                wires.intake.store(role.batch(), granted?)?;
             }
             Event::Own(own) => role.apply(own, now),
             Event::Sent(Ok(_)) => role.sent(now),
@@ -226,12 +231,12 @@ impl<R: Role> Connection<'_, R> {
             }
             Event::Due => {}
         }
-        role.tick(now, stream, &mut wires.door)
+        role.tick(now, stream, &mut wires.intake)
     }
 
     async fn part(self) {
         let Self { role, wires, mut stream, .. } = self;
-        let open = wires.door.outstanding();
+        let open = wires.intake.outstanding();
         if open > 0 {
             tracing::debug!(open, "the connection closes; commits under way are not acknowledged on it any more");
         }
@@ -248,7 +253,7 @@ impl<R: Role> Connection<'_, R> {
 fn poll_peer<R: Role>(
     role: &mut R,
     stream: &mut Stream,
-    door: &Door,
+    intake: &SessionIntake,
     reads: bool,
     cx: &mut Context<'_>,
 ) -> Poll<Event<R::Own>> {
@@ -258,7 +263,7 @@ fn poll_peer<R: Role>(
     if let Poll::Ready(sent) = stream.poll_write(cx, role.output()) {
         return Poll::Ready(Event::Sent(sent));
     }
-    if reads { role.poll_read(cx, stream, door).map(Event::Received) } else { Poll::Pending }
+    if reads { role.poll_read(cx, stream, intake).map(Event::Received) } else { Poll::Pending }
 }
 
 /// The room that is waited for; never, when none is.

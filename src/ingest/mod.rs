@@ -4,7 +4,7 @@
 //! [`limits`] every number.
 //!
 //! The way of a message: socket → [`inbox`] → [`codec`] → session (`broker` or `listener`, with [`unreleased`] for
-//! QoS 2) → [`batch`] → [`door`] → buffer. The way of its answer: buffer → [`receipt`] inside
+//! QoS 2) → [`batch`] → [`session_intake`] → buffer. The way of its answer: buffer → [`receipt`] inside
 //! [`Durable`](crate::buffer::Durable) → [`acker`] → socket.
 
 pub(crate) mod acker;
@@ -13,7 +13,7 @@ pub(crate) mod broker;
 mod close;
 mod connection;
 pub(crate) mod codec;
-pub(crate) mod door;
+pub(crate) mod session_intake;
 pub(crate) mod inbox;
 pub(crate) mod limits;
 pub(crate) mod listener;

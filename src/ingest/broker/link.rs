@@ -19,10 +19,10 @@ use crate::clock;
 use crate::ingest::batch::Batch;
 use crate::ingest::close::{Close, Peer};
 use crate::ingest::connection::Role;
-use crate::ingest::door::Door;
 use crate::ingest::inbox::Inbox;
 use crate::ingest::limits::{MAX_UNSENT_BYTES, TICK};
 use crate::ingest::receipt::Receipts;
+use crate::ingest::session_intake::SessionIntake;
 use crate::ingest::status::LinkStatus;
 use crate::ingest::stream::Stream;
 use crate::observe::pulse::Pulse;
@@ -183,7 +183,12 @@ impl Role for Link {
         Poll::Pending
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>, stream: &mut Stream, _door: &Door) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut Stream,
+        _intake: &SessionIntake,
+    ) -> Poll<io::Result<usize>> {
         stream.poll_read(cx, self.inbox.space())
     }
 
@@ -210,13 +215,13 @@ impl Role for Link {
         }
     }
 
-    fn tick(&mut self, now: Instant, _stream: &mut Stream, door: &mut Door) -> Result<(), Stopped> {
+    fn tick(&mut self, now: Instant, _stream: &mut Stream, intake: &mut SessionIntake) -> Result<(), Stopped> {
         if now >= self.next_tick {
             self.next_tick = now.checked_add(TICK).unwrap_or(now);
         }
         let verdict = self.session.tick(now);
         self.take(verdict, now);
-        door.note(self.session.take_notes())?;
+        intake.note(self.session.take_notes())?;
         self.look_well(now);
         self.live(now);
         Ok(())

@@ -23,8 +23,8 @@ use super::trust;
 use crate::buffer::StoredSession;
 use crate::ingest::close::Close;
 use crate::ingest::connection::{Wires, serve};
-use crate::ingest::door::{Door, Entrance};
 use crate::ingest::limits::{BROKER_TOPICS_BYTES, DIAL_TIMEOUT, TICK, TLS_TIMEOUT};
+use crate::ingest::session_intake::{Destination, SessionIntake};
 use crate::ingest::status::LinkStatus;
 use crate::ingest::stream::Stream;
 use crate::observe::pulse::Pulse;
@@ -58,20 +58,20 @@ impl Kept {
 /// Subscribes at one broker until `stop`.
 pub(crate) async fn run(
     settings: settings::Broker,
-    entrance: Entrance,
+    destination: Destination,
     kept: Kept,
     status: Arc<LinkStatus>,
     pulse: Pulse,
     stop: Stop,
 ) {
-    let (door, replies) = Door::new(&entrance, session_key(&settings.name), Arc::clone(&status));
-    let topics = entrance.topics(BROKER_TOPICS_BYTES);
+    let (intake, replies) = SessionIntake::new(&destination, session_key(&settings.name), Arc::clone(&status));
+    let topics = destination.topics(BROKER_TOPICS_BYTES);
     let now = Instant::now();
     let session = Session::new(settings, kept.session, topics, now).with_filters(kept.filters);
     let mut ticker = interval(TICK);
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let link = Link::new(session, status, pulse, now);
-    Task { link, wires: Wires { door, replies, stop }, ticker }.run().await;
+    Task { link, wires: Wires { intake, replies, stop }, ticker }.run().await;
 }
 
 struct Task {
@@ -159,7 +159,7 @@ impl Task {
                 () = wires.stop.wait() => return None,
                 done = &mut future => return Some(done),
                 // Answers of the last connection: they die with it.
-                Some(_stale) = wires.replies.recv(), if !planted(Bug::NoConnectionEpoch) => wires.door.answered(),
+                Some(_stale) = wires.replies.recv(), if !planted(Bug::NoConnectionEpoch) => wires.intake.answered(),
                 _ = ticker.tick() => {}
             }
             link.live(Instant::now());

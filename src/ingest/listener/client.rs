@@ -23,11 +23,11 @@ use crate::buffer::{Durable, Stopped};
 use crate::ingest::batch::Batch;
 use crate::ingest::close::{Close, Peer};
 use crate::ingest::connection::Role;
-use crate::ingest::door::{Door, Submitted};
 use crate::ingest::limits::{
     AMPLE_ROOM_BYTES, PACKET_PAUSE, READ_BYTES, SCARCE_READ_BYTES, SLOWEST_BYTES_PER_S, SMALL_PACKET_BYTES, TICK,
 };
 use crate::ingest::receipt::Receipts;
+use crate::ingest::session_intake::{SessionIntake, Submitted};
 use crate::ingest::status::LinkStatus;
 use crate::ingest::stream::Stream;
 
@@ -121,22 +121,27 @@ impl<'a> Client<'a> {
         Assembly::Granted { packet: self.session.packet_number(), by, _until_complete: permit }
     }
 
-    fn look_at_the_clock(&mut self, now: Instant, stream: &mut Stream, door: &mut Door) -> Result<(), Stopped> {
+    fn look_at_the_clock(
+        &mut self,
+        now: Instant,
+        stream: &mut Stream,
+        intake: &mut SessionIntake,
+    ) -> Result<(), Stopped> {
         self.session.timed_out(now);
         if self.assembled_by().is_some_and(|by| by <= now) {
             let (arrived, announced) = (self.session.unfinished_bytes(), self.session.announced_bytes());
             self.session.finish(Close::too_slow(arrived, announced));
         }
-        self.watch(now, stream, door)
+        self.watch(now, stream, intake)
     }
 
     /// Looks whether the client is there still, when it is time to. Who is not read is watched.
-    fn watch(&mut self, now: Instant, stream: &mut Stream, door: &mut Door) -> Result<(), Stopped> {
+    fn watch(&mut self, now: Instant, stream: &mut Stream, intake: &mut SessionIntake) -> Result<(), Stopped> {
         if self.look.is_none_or(|look| look > now) || self.ending().is_some() {
             return Ok(());
         }
         self.look = now.checked_add(TICK);
-        if stream.has_closed() { self.look_through(stream, door) } else { Ok(()) }
+        if stream.has_closed() { self.look_through(stream, intake) } else { Ok(()) }
     }
 
     /// When the large packet that is arriving must be there.
@@ -150,12 +155,12 @@ impl<'a> Client<'a> {
     }
 
     /// The client has gone. All that it sent is in the socket; the kernel's buffer bounds it.
-    fn look_through(&mut self, stream: &mut Stream, door: &mut Door) -> Result<(), Stopped> {
+    fn look_through(&mut self, stream: &mut Stream, intake: &mut SessionIntake) -> Result<(), Stopped> {
         while !self.session.is_over() {
             let mut unasked = Batch::default();
             let took = stream.read_shared_now(|bytes| unasked = self.session.look_through(bytes, now()));
             // Of QoS 0 alone: stored if there is room (only memory for a large packet is missing), else counted.
-            let _stored: Submitted = door.submit(&mut unasked)?;
+            let _stored: Submitted = intake.submit(&mut unasked)?;
             match took {
                 Ok(0) => self.session.finish(Close::Closed),
                 Ok(_) => {}
@@ -241,8 +246,13 @@ impl Role for Client<'_> {
         why.map_or(Poll::Pending, |why| Poll::Ready(Own::Displaced(why)))
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>, stream: &mut Stream, door: &Door) -> Poll<io::Result<usize>> {
-        let most = if door.has_room(AMPLE_ROOM_BYTES) { READ_BYTES } else { SCARCE_READ_BYTES };
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut Stream,
+        intake: &SessionIntake,
+    ) -> Poll<io::Result<usize>> {
+        let most = if intake.has_room(AMPLE_ROOM_BYTES) { READ_BYTES } else { SCARCE_READ_BYTES };
         stream.poll_read_shared(cx, most, &mut |bytes| self.session.append(bytes))
     }
 
@@ -273,8 +283,8 @@ impl Role for Client<'_> {
         LinkStatus::add(&self.shared.status.acknowledgements, packets);
     }
 
-    fn tick(&mut self, now: Instant, stream: &mut Stream, door: &mut Door) -> Result<(), Stopped> {
-        let watched = if self.stopping.is_some() { Ok(()) } else { self.look_at_the_clock(now, stream, door) };
+    fn tick(&mut self, now: Instant, stream: &mut Stream, intake: &mut SessionIntake) -> Result<(), Stopped> {
+        let watched = if self.stopping.is_some() { Ok(()) } else { self.look_at_the_clock(now, stream, intake) };
         self.remark();
         watched
     }

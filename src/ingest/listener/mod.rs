@@ -85,11 +85,11 @@ use crate::buffer::{Arrivals, SessionChange, Stopped, StoredSession};
 use crate::ingest::batch::Batch;
 use crate::ingest::close::Kind;
 use crate::ingest::codec::Will;
-use crate::ingest::door::{Door, Entrance, Submitted};
 use crate::ingest::limits::{
     ASSEMBLY_BYTES, GOING_SOCKETS, MAX_SESSIONS_AWAY, MAX_WAITING_WILL_BYTES, MAX_WORDS, SPARE_SOCKETS, TICK,
     WHOLE_STOP_TIMEOUT,
 };
+use crate::ingest::session_intake::{Destination, SessionIntake, Submitted};
 use crate::ingest::status::LinkStatus;
 use crate::observe::pulse::Pulse;
 use crate::settings::Listener;
@@ -170,7 +170,7 @@ impl Bound {
 /// When the socket cannot be handed to the runtime.
 pub(crate) async fn run(
     bound: Bound,
-    entrance: Entrance,
+    destination: Destination,
     sessions: HashMap<Arc<str>, StoredSession>,
     status: Arc<LinkStatus>,
     pulse: Pulse,
@@ -191,7 +191,7 @@ pub(crate) async fn run(
             .map(Users::ask)
             .transpose()
             .map_err(|cause| ListenError::Desk { name: settings.name.clone(), cause })?,
-        entrance,
+        destination,
         status,
         words,
         assembly: Arc::new(Semaphore::new(ASSEMBLY_BYTES.max(max_packet_bytes).min(Semaphore::MAX_PERMITS))),
@@ -371,16 +371,16 @@ impl Listening {
     /// A will whose client did not come back. Without room in the buffer it waits in a task of its own, and its place in
     /// the memory for wills with it; ahead of all that is read later, because room is given in the order of asking.
     fn publish(&mut self, will: Will, place: Option<OwnedSemaphorePermit>) {
-        let mut topics = self.shared.entrance.topics(0);
+        let mut topics = self.shared.destination.topics(0);
         let mut batch = Batch::default();
         batch.event(event(will, &mut topics, now()));
         let key = session_key(&self.shared.name, "").into();
-        let (mut door, _replies) = Door::new(&self.shared.entrance, key, Arc::clone(&self.shared.status));
-        match door.submit(&mut batch) {
+        let (mut intake, _replies) = SessionIntake::new(&self.shared.destination, key, Arc::clone(&self.shared.status));
+        match intake.submit(&mut batch) {
             Ok(Submitted::Stored) => {}
             Ok(Submitted::Wait) => {
                 self.wills.spawn(async move {
-                    let stored = door.room(&batch).await.and_then(|room| door.store(&mut batch, room));
+                    let stored = intake.room(&batch).await.and_then(|room| intake.store(&mut batch, room));
                     drop(place);
                     if stored.is_err() {
                         tracing::warn!("the buffer has stopped, so a will is not published");
@@ -402,7 +402,7 @@ impl Listening {
         }
         let (reply, _nobody_waits) = mpsc::unbounded_channel();
         let work = Arrivals { events: Vec::new(), sessions, receipt: Vec::new(), reply, room: None };
-        if let Err(stopped) = self.shared.entrance.intake.store(work) {
+        if let Err(stopped) = self.shared.destination.intake.store(work) {
             tracing::debug!(%stopped, "the buffer has stopped, so these sessions are forgotten only after the next \
                  start");
         }

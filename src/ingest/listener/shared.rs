@@ -13,7 +13,7 @@ use super::remarks::Remark;
 use super::terms::Terms;
 use super::users::Users;
 use crate::clock::{self, Moment};
-use crate::ingest::door::Entrance;
+use crate::ingest::session_intake::Destination;
 use crate::ingest::status::LinkStatus;
 use crate::stop::Stop;
 
@@ -23,7 +23,7 @@ pub(super) struct Shared {
     pub(super) name: Arc<str>,
     pub(super) terms: Arc<Terms>,
     pub(super) users: Option<Users>,
-    pub(super) entrance: Entrance,
+    pub(super) destination: Destination,
     pub(super) status: Arc<LinkStatus>,
     /// To the listener's task.
     pub(super) words: mpsc::Sender<Word>,

@@ -29,8 +29,8 @@ use crate::event::Sender;
 use crate::ingest::close::Close;
 use crate::ingest::codec::{Will, reason};
 use crate::ingest::connection::{self, Wires};
-use crate::ingest::door::Door;
 use crate::ingest::limits::{CLIENT_TOPICS_BYTES, CONNECT_TIMEOUT, MAX_WAITING_WILL_BYTES};
+use crate::ingest::session_intake::SessionIntake;
 use crate::ingest::status::LinkStatus;
 use crate::ingest::stream::Stream;
 
@@ -106,22 +106,22 @@ pub(super) async fn serve(
     }
     let client = Arc::clone(&admission.client);
     let key = session_key(&shared.name, &client).into();
-    let (door, replies) = Door::new(&shared.entrance, key, Arc::clone(&shared.status));
+    let (intake, replies) = SessionIntake::new(&shared.destination, key, Arc::clone(&shared.status));
     let sender = Arc::new(Sender { client: Arc::clone(&client), user: admission.user.take() });
     if let Some(will) = &mut admission.will {
         will.sender = Some(Arc::clone(&sender));
     }
-    let topics = shared.entrance.topics(CLIENT_TOPICS_BYTES).of(sender);
+    let topics = shared.destination.topics(CLIENT_TOPICS_BYTES).of(sender);
     let Entry { lent, displaced } = *entry;
     let mut session = Session::enter(*admission, lent, Arc::clone(&shared.terms), topics, now());
     LinkStatus::add(&shared.status.connects, 1);
     LinkStatus::add(&shared.status.connected, 1);
-    let mut wires = Wires { door, replies, stop };
+    let mut wires = Wires { intake, replies, stop };
     let mut role = Client::new(&mut session, displaced, peer, Arc::clone(&client), &shared);
     connection::serve(&mut role, &mut wires, stream).await;
     shared.status.connected.fetch_sub(1, Ordering::Relaxed);
     let Last { end, memory, expiry_s, will, changes } = session.into_last();
-    if wires.door.announce(changes).is_err() {
+    if wires.intake.announce(changes).is_err() {
         tracing::debug!(%client, "the buffer has stopped before the end of a session was written");
     }
     let will_room = match &will {

@@ -18,8 +18,8 @@ use super::super::{ListenError, bind, run};
 use super::client::{Connect, V5, V311};
 use crate::buffer::{Buffer, BufferThread, Intake, Outlet, Room};
 use crate::ingest::codec::{self, Packet};
-use crate::ingest::door::Entrance;
 use crate::ingest::receipt::Receipts;
+use crate::ingest::session_intake::Destination;
 use crate::ingest::status::LinkStatus;
 use crate::observe::pulse::Pulse;
 use crate::settings::links::ListenerKeys;
@@ -73,13 +73,13 @@ impl Site {
         let (buffer, recovered) = Buffer::open(disk, folder, &[]).unwrap();
         let running = buffer.start::<Receipts>(Pulse::new()).unwrap();
         let intake = running.intake.clone();
-        let entrance = Entrance { intake: running.intake, routes: Arc::default(), route_ids: Arc::from([]) };
+        let destination = Destination { intake: running.intake, routes: Arc::default(), route_ids: Arc::from([]) };
         let status = Arc::new(LinkStatus::new("floor", "listener"));
         let (stopper, stop) = stop::pair();
         let bound = bind(settings).unwrap();
         let address = bound.local_addr();
         let mut tasks = JoinSet::new();
-        tasks.spawn(run(bound, entrance, recovered.sessions, Arc::clone(&status), Pulse::new(), stop));
+        tasks.spawn(run(bound, destination, recovered.sessions, Arc::clone(&status), Pulse::new(), stop));
         Self {
             address,
             status,

@@ -5,7 +5,7 @@
 //!   memory by bytes, whatever number of messages a peer has in flight (custody rule 5).
 //! * Room is asked for before anything is queued. When there is none, QoS 0 events are dropped and counted (custody
 //!   rule 7: the buffer takes the counts with its next transaction, whatever that is for); the rest waits.
-//! * The buffer answers every batch it was given exactly once, in order; [`Door::outstanding`] counts the open ones.
+//! * The buffer answers every batch it was given exactly once, in order; [`SessionIntake::outstanding`] counts the open ones.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -21,9 +21,9 @@ use crate::buffer::{Arrivals, Durable, IdChange, Intake, Room, SessionChange, St
 use crate::event::{Event, RouteId};
 use crate::route::Routes;
 
-/// What all connections are given to make their doors of.
+/// What all connections are given to make their [`SessionIntake`] of.
 #[derive(Debug, Clone)]
-pub(crate) struct Entrance {
+pub(crate) struct Destination {
     /// To the buffer.
     pub intake: Intake<Receipts>,
     /// The `[[route]]` tables.
@@ -32,7 +32,7 @@ pub(crate) struct Entrance {
     pub route_ids: Arc<[RouteId]>,
 }
 
-impl Entrance {
+impl Destination {
     /// A topic cache for one connection.
     #[must_use]
     pub(crate) fn topics(&self, max_bytes: usize) -> Topics {
@@ -42,7 +42,7 @@ impl Entrance {
 
 /// One session's way into the buffer.
 #[derive(Debug)]
-pub(crate) struct Door {
+pub(crate) struct SessionIntake {
     intake: Intake<Receipts>,
     session: Arc<str>,
     status: Arc<LinkStatus>,
@@ -50,7 +50,7 @@ pub(crate) struct Door {
     outstanding: usize,
 }
 
-/// Where the answers of the buffer arrive. Tell the door of each one ([`Door::answered`]).
+/// Where the answers of the buffer arrive. Tell the intake of each one ([`SessionIntake::answered`]).
 pub(crate) type Replies = mpsc::UnboundedReceiver<Durable<Receipts>>;
 
 /// What became of a batch.
@@ -59,16 +59,16 @@ pub(crate) type Replies = mpsc::UnboundedReceiver<Durable<Receipts>>;
 pub(crate) enum Submitted {
     /// It is queued; the batch is empty now.
     Stored,
-    /// No room. Wait for [`Door::room`], and do not read the socket until then.
+    /// No room. Wait for [`SessionIntake::room`], and do not read the socket until then.
     Wait,
 }
 
-impl Door {
+impl SessionIntake {
     /// `session` is the key of the persistent session: `broker:<name>` or `listen:<name>:<client id>`.
     #[must_use]
-    pub(crate) fn new(entrance: &Entrance, session: Arc<str>, status: Arc<LinkStatus>) -> (Self, Replies) {
+    pub(crate) fn new(destination: &Destination, session: Arc<str>, status: Arc<LinkStatus>) -> (Self, Replies) {
         let (reply, replies) = mpsc::unbounded_channel();
-        let intake = entrance.intake.clone();
+        let intake = destination.intake.clone();
         (Self { intake, session, status, reply, outstanding: 0 }, replies)
     }
 
@@ -101,7 +101,7 @@ impl Door {
         self.intake.has_room(bytes)
     }
 
-    /// Room for that batch. The future owns what it needs: keep it beside the door and poll it with the rest.
+    /// Room for that batch. The future owns what it needs: keep it beside the intake and poll it with the rest.
     ///
     /// # Errors
     /// When the buffer has stopped.
@@ -231,30 +231,30 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (buffer, recovered) = Buffer::open(settings(), folder.path(), &[]).unwrap();
         let running = buffer.start::<Receipts>(Pulse::new()).unwrap();
-        let entrance =
-            Entrance { intake: running.intake.clone(), routes: Arc::default(), route_ids: recovered.routes.into() };
+        let destination =
+            Destination { intake: running.intake.clone(), routes: Arc::default(), route_ids: recovered.routes.into() };
         let status = Arc::new(LinkStatus::new("b", "broker"));
-        let (mut door, mut replies) = Door::new(&entrance, "broker:b".into(), Arc::clone(&status));
+        let (mut intake, mut replies) = SessionIntake::new(&destination, "broker:b".into(), Arc::clone(&status));
         let acker = Acker::new(Epoch::next(), MqttVersion::V311);
-        let mut batch = batch(acker.epoch(), &mut entrance.topics(1000));
+        let mut batch = batch(acker.epoch(), &mut destination.topics(1000));
 
         let everything = running.intake.try_reserve(usize::MAX).expect("an empty buffer has room");
-        assert_eq!(door.submit(&mut batch), Ok(Submitted::Wait));
+        assert_eq!(intake.submit(&mut batch), Ok(Submitted::Wait));
         assert_eq!(status.dropped.load(Ordering::Relaxed), 1);
-        assert_eq!(door.outstanding(), 0, "nothing is queued without room");
-        let room = door.room(&batch);
+        assert_eq!(intake.outstanding(), 0, "nothing is queued without room");
+        let room = intake.room(&batch);
         drop(everything);
-        door.store(&mut batch, room.await.unwrap()).unwrap();
+        intake.store(&mut batch, room.await.unwrap()).unwrap();
         assert!(batch.is_empty());
-        assert_eq!((door.outstanding(), status.messages.load(Ordering::Relaxed)), (1, 4));
+        assert_eq!((intake.outstanding(), status.messages.load(Ordering::Relaxed)), (1, 4));
 
         let mut out = BytesMut::new();
         let acknowledged = acker.acknowledge(replies.recv().await.unwrap(), &mut out);
-        door.answered();
-        assert_eq!((acknowledged.packets, door.outstanding()), (3, 0));
+        intake.answered();
+        assert_eq!((acknowledged.packets, intake.outstanding()), (3, 0));
         assert_eq!(&out[..], b"\x40\x02\0\x01\x50\x02\0\x02\x50\x02\0\x02");
 
-        drop((door, entrance, running.intake, running.settler));
+        drop((intake, destination, running.intake, running.settler));
         running.thread.join().unwrap();
         let (_, recovered) = Buffer::open(settings(), folder.path(), &[]).unwrap();
         assert_eq!(recovered.sessions["broker:b"].packet_ids.keys().copied().collect::<Vec<_>>(), [2]);
