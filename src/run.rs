@@ -230,13 +230,13 @@ impl Stages {
         let (forward_status, forward_seen) = watch::channel(ForwardStatus::default());
         let forward = {
             let (settings, agent_id, routes) = (config.kafka, config.agent.id.clone(), Arc::clone(&routes));
-            let (outlet, settler, pulse) = (running.outlet, running.settler, watched.pulse("forward"));
+            let (reader, settler, pulse) = (running.reader, running.settler, watched.pulse("forward"));
             thread::Builder::new().name("forward".to_owned()).spawn(move || {
                 forward::run(
                     &settings,
                     &agent_id,
                     routes,
-                    outlet,
+                    reader,
                     settler,
                     recovery,
                     forward_status,

@@ -15,7 +15,7 @@ pub(super) const LIVE_BYTES: usize = 512 * 1024;
 /// Raw size at which a chunk is closed. A reader holds one chunk at a time, and zstd gains nothing beyond this size.
 pub(super) const CHUNK_RAW_BYTES: usize = 256 * 1024;
 
-/// One call of `Outlet::next` returns about this much.
+/// One call of `BufferReader::next` returns about this much.
 pub(super) const NEXT_BYTES: usize = 256 * 1024;
 
 /// Chunks that one read looks at: with a lone event in each chunk this keeps a read transaction below a millisecond.

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use super::limits::{LIVE_BYTES, NEXT_BYTES};
 use crate::event::{Sequence, Stored};
 
-/// The window. The commit thread fills it, the outlet empties it.
+/// The window. The commit thread fills it, the reader empties it.
 #[derive(Debug)]
 pub(super) struct Live {
     inner: Mutex<Inner>,
     changed: Condvar,
-    /// Somebody has called who waits at the outlet.
+    /// Somebody has called who waits at the reader.
     called: AtomicBool,
 }
 
@@ -27,7 +27,7 @@ struct Inner {
     /// The highest sequence on disk.
     committed: Sequence,
     closed: bool,
-    /// Where the outlet has met damage that it cannot pass by.
+    /// Where the reader has met damage that it cannot pass by.
     damage: Option<String>,
     /// Settlements were applied since the last wait.
     settled: bool,
@@ -35,7 +35,7 @@ struct Inner {
     awaited: Awaited,
 }
 
-/// What ends a wait at the outlet, beside a call and the time.
+/// What ends a wait at the reader, beside a call and the time.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Awaited {
     /// Events behind the position.
@@ -93,7 +93,7 @@ impl Live {
         }
     }
 
-    /// Ends the present wait at the outlet, or the next one.
+    /// Ends the present wait at the reader, or the next one.
     pub(super) fn call(&self) {
         if !self.called.swap(true, Ordering::AcqRel) {
             // Who has looked and does not wait yet holds the lock.

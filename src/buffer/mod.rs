@@ -16,7 +16,7 @@
 //!
 //! ```text
 //!  ingest                          buffer thread                             forward
-//!  Intake ── Arrivals ──▶ inbox ──▶ one transaction ──▶ live window ──▶ Outlet ──▶
+//!  Intake ── Arrivals ──▶ inbox ──▶ one transaction ──▶ live window ──▶ BufferReader ──▶
 //!    ▲                      ▲          │   (commit.rs)                     ▲ read-only connection
 //!    └────── Durable ───────┼──────────┘        SQLite: chunks ────────────┘
 //!                           └────────────── Settlement ──────────────── Settler
@@ -160,9 +160,9 @@
 //! 2. `BEGIN IMMEDIATE`; settlements first, because they free pages; then the chunks, the sessions, and the state row with
 //!    `transaction` + 1;
 //! 3. `COMMIT`. With `synchronous=FULL` it returns when the log is synced;
-//! 4. then, and only then, each receipt becomes a [`Durable`], and the events go to the outlet in memory ([`live`]).
+//! 4. then, and only then, each receipt becomes a [`Durable`], and the events go to the reader in memory ([`live`]).
 //!
-//! Forward reads through its own read-only connection what it could not take from memory ([`outlet`]), and says what became of
+//! Forward reads through its own read-only connection what it could not take from memory ([`reader`]), and says what became of
 //! it ([`settlement`]); settlements wait up to 100 ms for each other. The log is written back at 4,000 pages and never shrunk.
 //!
 //! # What is true after a failure
@@ -227,7 +227,7 @@ mod limits;
 mod live;
 mod mend;
 mod open;
-mod outlet;
+mod reader;
 mod pace;
 mod recover;
 mod salvage;
@@ -253,7 +253,7 @@ pub(crate) use intake::Intake;
 pub(crate) use life::take_new_identity;
 pub(crate) use live::Awaited;
 pub(crate) use open::Buffer;
-pub(crate) use outlet::{LaneChunk, Outlet, ReadError, Waker};
+pub(crate) use reader::{BufferReader, LaneChunk, ReadError, Waker};
 pub(crate) use sessions::{IdChange, SessionChange};
 pub(crate) use settlement::{DeadLetter, LaneMove, Parked, Settlement, Settler, Ticket};
 pub(crate) use start::BufferThread;

@@ -56,7 +56,7 @@ const TABLES_2: &str = "
 ";
 
 /// What version 4 added. Of a start before it nobody knows whether it wrote the last watermark. Dead letters are looked for
-/// by their time at each start (`Outlet::dead_letters`); their `last` is 0 where the row is
+/// by their time at each start (`BufferReader::dead_letters`); their `last` is 0 where the row is
 /// of an older version, and holds `sequence` alone.
 const TABLES_4: &str = "
     ALTER TABLE life ADD COLUMN first INTEGER NOT NULL DEFAULT 1;

@@ -17,7 +17,7 @@ use super::live::Live;
 use super::settlement::Applied;
 use super::space::Space;
 use super::writer::{Attempted, Counts, Outside, Writer};
-use super::{Buffer, BufferStatus, Intake, Outlet, Settler};
+use super::{Buffer, BufferReader, BufferStatus, Intake, Settler};
 use crate::event::RouteId;
 use crate::observe::pulse::Pulse;
 use crate::settings::Compression;
@@ -28,7 +28,7 @@ pub(crate) struct Running<R> {
     /// For ingest.
     pub intake: Intake<R>,
     /// For forward: reading.
-    pub outlet: Outlet,
+    pub reader: BufferReader,
     /// For forward: settling.
     pub settler: Settler,
     /// For everyone.
@@ -71,8 +71,8 @@ impl Buffer {
             .name("buffer".to_owned())
             .spawn(move || writer.run(connection))
             .map_err(OpenError::files("start the buffer thread for", &data_dir))?;
-        let Doors { intake, outlet, settler, status } = doors;
-        Ok(Running { intake, outlet, settler, status, thread: BufferThread(thread) })
+        let Doors { intake, reader, settler, status } = doors;
+        Ok(Running { intake, reader, settler, status, thread: BufferThread(thread) })
     }
 
     /// The thread's part and everyone else's.
@@ -85,7 +85,7 @@ impl Buffer {
         applied.set_lanes(self.books.lanes.iter().map(|(id, lane)| (Arc::clone(&lane.kafka_topic), *id)));
         let (settler, settlements) = Settler::new(Arc::clone(&applied));
         let live = Arc::new(Live::new(self.books.next - 1));
-        let outlet = Outlet::new(self.reader, Arc::clone(&live), self.books.settled.released());
+        let reader = BufferReader::new(self.reader, Arc::clone(&live), self.books.settled.released());
         let (status, status_receiver) = watch::channel(Arc::new(BufferStatus::default()));
         let compress = self.settings.compression == Compression::Zstd;
         let writer = Writer {
@@ -113,14 +113,14 @@ impl Buffer {
         };
         // Whoever looks before the first turn of the thread sees the books, not zeros.
         writer.outside.status.send_replace(Arc::new(writer.snapshot(None)));
-        (writer, self.connection, Doors { intake, outlet, settler, status: status_receiver })
+        (writer, self.connection, Doors { intake, reader, settler, status: status_receiver })
     }
 }
 
 /// Everyone else's part.
 pub(super) struct Doors<R> {
     pub(super) intake: Intake<R>,
-    pub(super) outlet: Outlet,
+    pub(super) reader: BufferReader,
     pub(super) settler: Settler,
     pub(super) status: watch::Receiver<Arc<BufferStatus>>,
 }

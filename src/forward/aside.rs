@@ -37,7 +37,7 @@ const GLANCE: Duration = Duration::from_millis(2);
 pub(super) struct Wake(Option<Waker>);
 
 impl Wake {
-    /// Of the loop that waits at that outlet.
+    /// Of the loop that waits at that reader.
     pub(super) fn new(waker: Waker) -> Self {
         Self(Some(waker))
     }

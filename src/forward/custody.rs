@@ -16,7 +16,7 @@ use super::parking::{Gate, Opened, Parking, UNASKED};
 use super::status::{ForwardStatus, Transactions};
 use super::targets::Targets;
 use super::verdict::park_reason;
-use crate::buffer::{DeadLetter, OVERFLOW, Outlet, Settler, Stopped};
+use crate::buffer::{BufferReader, DeadLetter, OVERFLOW, Settler, Stopped};
 use crate::clock;
 use crate::event::{RouteId, Sequence};
 use crate::log_throttle::LogThrottle;
@@ -25,7 +25,7 @@ use crate::watermark::{Instance, Record, Waiting};
 
 /// See the module's words.
 pub(super) struct Custody {
-    pub(super) outlet: Outlet,
+    pub(super) reader: BufferReader,
     pub(super) settler: Settler,
     pub(super) targets: Targets,
     pub(super) parking: Parking,
@@ -71,14 +71,14 @@ pub(super) struct Stand {
 impl Custody {
     /// Between the buffer's doors; of what the buffer held at the start.
     pub(super) fn new(
-        (outlet, settler): (Outlet, Settler),
+        (reader, settler): (BufferReader, Settler),
         targets: Targets,
         (parking, admission, is_on_hold): (Parking, Admission, bool),
         declarations: Declarations,
         transactions: Option<Transactions>,
     ) -> Self {
         Self {
-            outlet,
+            reader,
             settler,
             targets,
             parking,
@@ -272,7 +272,7 @@ impl Custody {
 
     /// Dead letters of earlier starts that the watermark topic may not know; at most so many.
     pub(super) fn declare_again(&mut self, after: Sequence, since_ms: i64, most: u32) {
-        match self.outlet.dead_letters(after, since_ms, most) {
+        match self.reader.dead_letters(after, since_ms, most) {
             Ok(letters) => {
                 for (letter, at_ms) in letters {
                     self.declarations.dead(letter.sequence, &letter.kafka_topic, &letter.reason, at_ms);
@@ -288,7 +288,7 @@ impl Custody {
         let topics = self.declarations.seal_lanes();
         let mut records = Vec::new();
         for topic in topics {
-            let waiting = self.settler.lane(&topic).and_then(|lane| self.outlet.waiting(lane, 0).ok().flatten());
+            let waiting = self.settler.lane(&topic).and_then(|lane| self.reader.waiting(lane, 0).ok().flatten());
             let Some(stand) = self.lanes_delivered.get(&topic).copied() else { continue };
             let (delivered, holes) = (stand.delivered, (!stand.has_holes).then_some(0));
             let waiting = waiting.map(|(first, last, events)| Waiting { first, last, events });

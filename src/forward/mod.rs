@@ -3,7 +3,7 @@
 //! # How an event goes
 //!
 //! One thread owns all of this (`relay.rs`; `start.rs` makes its parts). It sleeps until something happens, names what that
-//! was, and then does all that can be done without waiting. It reads held events from the buffer's [`Outlet`](crate::buffer::Outlet) into the
+//! was, and then does all that can be done without waiting. It reads held events from the buffer's [`BufferReader`](crate::buffer::BufferReader) into the
 //! stream (`stream.rs`), finds their Kafka topic and key (`targets.rs`), makes a record (`record.rs`), hands it to librdkafka
 //! (`producer.rs`), polls for reports, and gives what became of the events to the buffer (`outcome.rs`) as a
 //! [`Settlement`](crate::buffer::Settlement). An event leaves the stream in three ways: with a
@@ -59,7 +59,7 @@
 //! | ... and at most | 2,500 and 2 MiB with librdkafka's overhead; 6,000 and 5 MiB in transactions on a long link | `delivery.rs`, `transactional.rs` |
 //! | events of a transaction | 50,000, 72 bytes each | `transactional.rs` |
 //! | time of a transaction, a record, a request | 15 s, and longer where the link asks for it | `patience.rs` |
-//! | events read and not sent | one reading of the outlet (256 KiB) and one batch | `stream.rs` |
+//! | events read and not sent | one reading of the reader (256 KiB) and one batch | `stream.rs` |
 //! | requests in flight | 1 a broker, 256 KiB before compression, 1 MB where a round trip is long | `options.rs`, `patience.rs` |
 //! | producers at a time | 2: the stream's, and one for the blocked topic whose turn it is | `blocked_topics.rs` |
 //! | librdkafka clients, with those that are being ended | 6, of which a reader of the watermark counts as one | `aside.rs` |

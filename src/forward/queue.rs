@@ -129,7 +129,7 @@ impl Queue {
         let mut group = Group { lane, chunks: Vec::new(), events: Vec::new() };
         let (mut after, mut bytes) = (self.place.after, 0_usize);
         while group.events.len() < GROUP_EVENTS && bytes < GROUP_BYTES {
-            match custody.outlet.parked(lane, after) {
+            match custody.reader.parked(lane, after) {
                 Ok(Some(LaneChunk { id, events })) => {
                     after = id;
                     bytes += events.iter().map(|stored| stored.event.cost_bytes()).sum::<usize>();

@@ -3,7 +3,7 @@
 //!
 //! [`Relay::select`] waits and names what happened; [`Relay::apply`] does not wait. What ends the wait: readings that were
 //! committed, an answer from beside the loop (`aside.rs`), a settlement that is on disk while somebody waits for it, each by a
-//! call at the outlet ([`Waker`](crate::buffer::Waker)); or the time at which something is due.
+//! call at the reader ([`Waker`](crate::buffer::Waker)); or the time at which something is due.
 //!
 //! librdkafka calls nobody: rdkafka does not give its "queue is not empty any more". A thread that waits for it in librdkafka
 //! was tried: it wakes for each line of the log, 25 of them a transaction. So while
@@ -163,7 +163,7 @@ impl Relay {
             // Whoever has no room now has it when something is on disk.
             self.custody.fates_have_room();
             let awaited = Awaited { events: reads, settled: self.custody.fates.are_under_way() };
-            self.custody.outlet.wait(awaited, self.next_due(now).saturating_duration_since(now));
+            self.custody.reader.wait(awaited, self.next_due(now).saturating_duration_since(now));
         }
         self.pulse.beat();
         if self.stop.requested() {
@@ -172,7 +172,7 @@ impl Relay {
         if !reads {
             return Event::Woken;
         }
-        match self.custody.outlet.next(Duration::ZERO) {
+        match self.custody.reader.next(Duration::ZERO) {
             Ok(events) if events.is_empty() => Event::Woken,
             Ok(events) => Event::Readings(events),
             Err(error) => Event::Unreadable(error),
@@ -311,7 +311,7 @@ impl Relay {
             return;
         }
         self.flow_after = now.checked_add(PUBLISH).unwrap_or(now);
-        let waits = self.stream.has_events() || self.custody.outlet.has_more();
+        let waits = self.stream.has_events() || self.custody.reader.has_more();
         let delivered = self.custody.status.delivered;
         let mut watch = std::mem::take(&mut self.watch);
         let (waiting, line) = watch.look(waits, delivered, || self.obstacle(now), (now, unix_ms()));
@@ -434,7 +434,7 @@ impl Relay {
             if main_done && lane_done || !self.link.connected() {
                 break;
             }
-            self.custody.outlet.wait(Awaited { events: false, settled: true }, MOMENT);
+            self.custody.reader.wait(Awaited { events: false, settled: true }, MOMENT);
         }
         let now = Instant::now();
         self.stream.retire(&mut self.custody, &mut self.wire, now);

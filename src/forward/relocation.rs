@@ -93,7 +93,7 @@ impl Relocation {
                 return Ok(());
             }
             let last = self.vouched(lane, &topic, custody)?;
-            match custody.outlet.parked(lane, self.lane.after) {
+            match custody.reader.parked(lane, self.lane.after) {
                 Ok(Some(chunk)) => self.look_through(lane, &topic, chunk, last, custody, now),
                 Ok(None) => self.lane_done(&topic, custody),
                 Err(error @ ReadError::Damaged { .. }) => {
@@ -115,7 +115,7 @@ impl Relocation {
     ) -> Result<Option<(i64, Sequence)>, ReadError> {
         if !self.lane.is_vouched_known {
             let word = self.words.as_mut().and_then(|words| words.remove(&**topic));
-            let chunk = word.as_ref().map(|word| custody.outlet.parked_at(lane, word.through())).transpose()?.flatten();
+            let chunk = word.as_ref().map(|word| custody.reader.parked_at(lane, word.through())).transpose()?.flatten();
             self.lane.vouched = chunk.zip(word);
             self.lane.is_vouched_known = true;
         }

@@ -36,7 +36,7 @@ use super::targets::Targets;
 use super::time::Times;
 use super::transactional::Transactional;
 use super::wire::Wire;
-use crate::buffer::{Hole, LaneId, Lives, OVERFLOW, Outlet, Recovered, Settler};
+use crate::buffer::{BufferReader, Hole, LaneId, Lives, OVERFLOW, Recovered, Settler};
 use crate::event::{RouteId, Sequence};
 use crate::observe::pulse::Pulse;
 use crate::planted::{Bug, planted};
@@ -94,7 +94,7 @@ pub(crate) fn run(
     settings: &settings::Kafka,
     agent_id: &str,
     routes: Arc<Routes>,
-    outlet: Outlet,
+    reader: BufferReader,
     settler: Settler,
     recovery: Recovery,
     status: watch::Sender<ForwardStatus>,
@@ -103,7 +103,7 @@ pub(crate) fn run(
 ) -> Result<(), ForwardError> {
     let exactly_once = settings.delivery == Delivery::ExactlyOnce;
     let (mut config, queues_config) = client_configs(settings, agent_id, recovery.buffer_id);
-    let clients = Clients::new(Wake::new(outlet.waker()))?;
+    let clients = Clients::new(Wake::new(reader.waker()))?;
     let terms = exactly_once.then(|| Arc::new(terms(settings, agent_id, &recovery, &clients)));
     let patience = Patience::new(&config);
     patience.apply(&mut config);
@@ -131,7 +131,7 @@ pub(crate) fn run(
     let records = Records::new(recovery.buffer_id, recovery.lives, settings.headers);
     let mut wire = Wire::new(clients, patience, records, Times::new(settings.timestamp));
     let held = (lanes.parking, lanes.admission, lanes.is_on_hold);
-    let mut custody = Custody::new((outlet, settler), targets, held, declarations, transactions);
+    let mut custody = Custody::new((reader, settler), targets, held, declarations, transactions);
     if recovery.lanes.iter().any(|(_, topic)| &**topic == OVERFLOW) {
         custody.shut_overflow(now);
     }

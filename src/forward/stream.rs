@@ -62,7 +62,7 @@ impl Stream {
         Self { linger, pending: Pending::default(), skips, watermark, known_topic: None, asks_about: Vec::new() }
     }
 
-    /// Takes what the outlet gave.
+    /// Takes what the reader gave.
     pub(super) fn take(&mut self, events: Vec<Stored>, now: Instant) {
         if events.is_empty() {
             return;
@@ -234,7 +234,7 @@ impl Stream {
     pub(super) fn goes_back(&mut self, restart: Restart, custody: &mut Custody) {
         if let Some(after) = restart.after {
             self.pending = Pending::default();
-            custody.outlet.rewind(after);
+            custody.reader.rewind(after);
             self.skips.restart(restart.settled);
             self.watermark.goes_back(after);
         }

@@ -107,7 +107,7 @@ impl StreamSender {
         self.sender.next_wake(self.stream.gathers_until(), now)
     }
 
-    /// Takes what the outlet gave.
+    /// Takes what the reader gave.
     pub(super) fn take_events(&mut self, events: Vec<Stored>, now: Instant) {
         self.stream.take(events, now);
     }
@@ -272,7 +272,7 @@ impl StreamSender {
             let since_ms = recalled.main.as_ref().map_or(i64::MIN, |word| word.at_ms().saturating_sub(SLACK_MS));
             custody.declare_again(through, since_ms, MOST_DECLARED_AGAIN);
         }
-        let waiting = self.has_events() || custody.outlet.has_more();
+        let waiting = self.has_events() || custody.reader.has_more();
         wire.patience.began(recalled.round_trip, waiting);
         self.stream.asks_about = Vec::new();
         self.recalled_lanes.get_or_insert(recalled.lanes);

@@ -86,9 +86,9 @@ impl Rig {
         let (stopper, stop) = stop::pair();
         let route = recovered.routes[0];
         let recovery = Recovery::from(&recovered);
-        let (outlet, settler) = (running.outlet, running.settler);
+        let (reader, settler) = (running.reader, running.settler);
         let thread = std::thread::spawn(move || {
-            run(&kafka, "test", routes(), outlet, settler, recovery, status, Pulse::new(), stop)
+            run(&kafka, "test", routes(), reader, settler, recovery, status, Pulse::new(), stop)
         });
         let (reply, acks) = mpsc::unbounded_channel();
         Self {

@@ -100,10 +100,10 @@ fn drain(dir: &Path) -> Drained {
             bench.close();
             return Drained { read, parked, starts, id, books, sessions, holes, next };
         }
-        let Running { intake, outlet, settler, status, thread } = bench.running;
+        let Running { intake, reader, settler, status, thread } = bench.running;
         wait_for("the end of the thread", || thread.is_finished());
         assert!(matches!(thread.join(), Err(CloseError::Damaged { .. })));
-        drop((intake, outlet, settler, status));
+        drop((intake, reader, settler, status));
     }
     panic!("damaged again and again: {:?}", files(dir));
 }
@@ -129,7 +129,7 @@ fn drain_once(bench: &mut Bench, read: &mut BTreeSet<u64>, parked: &mut BTreeSet
     };
     let settled: BTreeSet<u64> = bench.recovered.settled.iter().cloned().flatten().collect();
     loop {
-        let events = match bench.running.outlet.next(Duration::ZERO) {
+        let events = match bench.running.reader.next(Duration::ZERO) {
             Ok(events) if events.is_empty() => break,
             Ok(events) => events,
             Err(ReadError::Damaged { .. }) => continue,
@@ -147,7 +147,7 @@ fn drain_once(bench: &mut Bench, read: &mut BTreeSet<u64>, parked: &mut BTreeSet
     for (lane, _) in bench.recovered.lanes.clone() {
         let mut after = 0;
         loop {
-            let chunk = match bench.running.outlet.parked(lane, after) {
+            let chunk = match bench.running.reader.parked(lane, after) {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => break,
                 Err(ReadError::Damaged { .. }) => continue,
@@ -410,10 +410,10 @@ fn a_chunk_row_that_reaches_too_far_hides_nothing_behind_it() {
 fn dead_letters_are_found_by_an_index_however_many_there_are() {
     let (dir, _) = full_buffer();
     let mut bench = open(dir.path());
-    let plan = bench.running.outlet.plan_of_dead_letters();
+    let plan = bench.running.reader.plan_of_dead_letters();
     assert!(plan.contains("dead_letter_by_time"), "{plan}");
     assert!(!plan.contains("SCAN dead_letter;") && !plan.ends_with("SCAN dead_letter"), "{plan}");
-    let mut found = |after, since| bench.running.outlet.dead_letters(after, since, 10).unwrap().len();
+    let mut found = |after, since| bench.running.reader.dead_letters(after, since, 10).unwrap().len();
     // Both stand in one row, because they have one reason.
     assert_eq!(
         (found(0, i64::MAX), found(DEAD[0], i64::MAX), found(DEAD[1], i64::MAX), found(u64::MAX >> 1, 0)),

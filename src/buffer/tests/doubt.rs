@@ -68,8 +68,8 @@ fn scene() -> Scene {
 impl Scene {
     /// Runs the thread's loop to its end and opens the files again.
     fn finish(self, connection: Connection) -> (tempfile::TempDir, Bench) {
-        let Doors { intake, settler, outlet, .. } = self.doors;
-        drop((intake, settler, outlet));
+        let Doors { intake, settler, reader, .. } = self.doors;
+        drop((intake, settler, reader));
         self.writer.run(connection).unwrap();
         let bench = open(self.dir.path());
         (self.dir, bench)
@@ -90,7 +90,7 @@ fn a_failed_commit_that_is_on_disk_is_acknowledged_and_not_stored_again() {
     scene.writer.recover(&failed).map(drop).unwrap();
     assert_eq!(scene.durable.try_recv().unwrap().into_receipt(), 15);
     assert_eq!(scene.doors.settler.applied(), 1);
-    assert_eq!(sequences(&scene.doors.outlet.next(Duration::ZERO).unwrap()), (1..=15).collect::<Vec<_>>());
+    assert_eq!(sequences(&scene.doors.reader.next(Duration::ZERO).unwrap()), (1..=15).collect::<Vec<_>>());
     assert!(scene.writer.inbox.batch.is_empty() && scene.writer.inbox.pending.is_empty());
     let connection = scene.writer.database.open_existing().unwrap();
     let (_dir, mut bench) = scene.finish(connection);

@@ -55,7 +55,7 @@ fn in_a_process_of_its_own(dir: &Path) -> ! {
     std::thread::sleep(Duration::from_millis(300));
     assert!(bench.durable.is_empty(), "acknowledged on a failing disk");
     assert!(bench.running.settler.applied() < ticket.unwrap());
-    assert_eq!(bench.running.outlet.next(Duration::ZERO).unwrap(), []);
+    assert_eq!(bench.running.reader.next(Duration::ZERO).unwrap(), []);
     limit_file_size("unlimited");
     assert_eq!((bench.acknowledged(), bench.acknowledged()), (50, 60));
     wait_for("the settlements", || bench.running.settler.applied() >= later.unwrap());

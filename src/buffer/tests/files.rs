@@ -322,7 +322,7 @@ fn a_buffer_of_version_2_is_taken_over_with_its_dead_letters() {
     let mut bench = open(dir.path());
     assert_eq!((bench.recovered.buffer_id, bench.recovered.gone.len()), (id, 0));
     bench.settle(Settlement { dead: vec![dead(3), dead(5)], ..Settlement::default() });
-    let letters = bench.running.outlet.dead_letters(0, 0, 9).unwrap();
+    let letters = bench.running.reader.dead_letters(0, 0, 9).unwrap();
     assert_eq!(letters.iter().map(|(letter, _)| letter.sequence).collect::<Vec<_>>(), [2, 3, 5]);
 }
 

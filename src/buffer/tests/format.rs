@@ -267,8 +267,8 @@ fn buffer_with_everything() -> (tempfile::TempDir, Recovered) {
     bench.settle(settlement);
     bench.park([6, 9], "closed");
     let Bench { running, recovered, .. } = bench;
-    let Running { intake, outlet, settler, status, thread } = running;
-    drop((intake, outlet, settler, status));
+    let Running { intake, reader, settler, status, thread } = running;
+    drop((intake, reader, settler, status));
     thread.join().unwrap();
     (dir, recovered)
 }

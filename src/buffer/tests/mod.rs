@@ -149,7 +149,7 @@ impl Bench {
         self.settle(Settlement { parked: parked.collect(), ..Settlement::default() });
     }
 
-    /// Everything that can be read now, in order. An acknowledgement leaves before the outlet is told; a settlement
+    /// Everything that can be read now, in order. An acknowledgement leaves before the reader is told; a settlement
     /// after it is applied after that.
     fn read_all(&mut self) -> Vec<Stored> {
         if !self.seen.replace(true) {
@@ -157,7 +157,7 @@ impl Bench {
         }
         let mut all = Vec::new();
         loop {
-            let events = self.running.outlet.next(Duration::ZERO).unwrap();
+            let events = self.running.reader.next(Duration::ZERO).unwrap();
             if events.is_empty() {
                 return all;
             }
@@ -167,7 +167,7 @@ impl Bench {
 
     fn lane(&mut self, lane: LaneId) -> Vec<LaneChunk> {
         let (mut chunks, mut after) = (Vec::new(), 0);
-        while let Some(chunk) = self.running.outlet.parked(lane, after).unwrap() {
+        while let Some(chunk) = self.running.reader.parked(lane, after).unwrap() {
             after = chunk.id;
             chunks.push(chunk);
         }
@@ -186,8 +186,8 @@ impl Bench {
 
     /// Closes all doors and waits for the thread.
     fn close(self) {
-        let Running { intake, outlet, settler, status, thread } = self.running;
-        drop((intake, outlet, settler, status));
+        let Running { intake, reader, settler, status, thread } = self.running;
+        drop((intake, reader, settler, status));
         thread.join().unwrap();
     }
 }

@@ -85,7 +85,7 @@ impl Model {
         }
         let topic = self.lanes.keys().nth(lane.index(self.lanes.len())).unwrap().clone();
         let id = bench.running.settler.lane(&topic).unwrap();
-        let chunk = bench.running.outlet.parked(id, 0).unwrap().unwrap();
+        let chunk = bench.running.reader.parked(id, 0).unwrap().unwrap();
         let chunks = self.lanes.get_mut(&topic).unwrap();
         assert_eq!(sequences(&chunk.events), chunks.remove(0));
         if chunks.is_empty() {

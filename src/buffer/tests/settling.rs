@@ -96,14 +96,14 @@ fn dead_letters_with_one_reason_take_one_row_and_no_more_room_than_their_chunk()
         (bytes("SELECT sum(length(body)) FROM chunk"), bytes("SELECT length(body) FROM dead_letter"));
     assert!(letters < chunks, "{letters} bytes of letters, {chunks} of all");
     // Each is found again, for those who declare them.
-    let outlet = &mut bench.running.outlet;
-    let found = outlet.dead_letters(3_000, i64::MAX, 10_000).unwrap();
+    let reader = &mut bench.running.reader;
+    let found = reader.dead_letters(3_000, i64::MAX, 10_000).unwrap();
     assert_eq!(
         found.iter().map(|(letter, _)| letter.clone()).collect::<Vec<_>>(),
         (1..=3_999).step_by(2).map(dead).collect::<Vec<_>>()
     );
-    assert_eq!(outlet.dead_letters(4_000, i64::MAX, 10_000).unwrap().len(), 0);
-    assert_eq!(outlet.dead_letters(4_000, 0, 10_000).unwrap().len(), 2_000);
+    assert_eq!(reader.dead_letters(4_000, i64::MAX, 10_000).unwrap().len(), 0);
+    assert_eq!(reader.dead_letters(4_000, 0, 10_000).unwrap().len(), 2_000);
 }
 
 #[test]
@@ -271,8 +271,8 @@ fn a_damaged_chunk_is_reported_once_stays_and_holds_up_nothing() {
     bench.close();
     damage(dir.path(), "chunk", 11);
     let mut bench = open(dir.path());
-    assert_eq!(sequences(&bench.running.outlet.next(Duration::ZERO).unwrap()), (1..=10).collect::<Vec<_>>());
-    let error = bench.running.outlet.next(Duration::ZERO).unwrap_err();
+    assert_eq!(sequences(&bench.running.reader.next(Duration::ZERO).unwrap()), (1..=10).collect::<Vec<_>>());
+    let error = bench.running.reader.next(Duration::ZERO).unwrap_err();
     assert!(matches!(error, ReadError::Damaged { first: 11, last: 20, .. }), "{error}");
     assert_eq!(bench.read_all().len() as u64, 2 * SWEEP_SEQUENCES);
 
@@ -301,9 +301,9 @@ fn a_damaged_chunk_of_a_lane_is_reported_once_and_passed() {
     bench.close();
     damage(dir.path(), "lane_chunk", 2);
     let mut bench = open(dir.path());
-    let first = bench.running.outlet.parked(lane, 0).unwrap().unwrap();
-    let error = bench.running.outlet.parked(lane, first.id).unwrap_err();
+    let first = bench.running.reader.parked(lane, 0).unwrap().unwrap();
+    let error = bench.running.reader.parked(lane, first.id).unwrap_err();
     assert!(matches!(error, ReadError::Damaged { first: 2, last: 2, .. }), "{error}");
-    let third = bench.running.outlet.parked(lane, first.id).unwrap().unwrap();
+    let third = bench.running.reader.parked(lane, first.id).unwrap().unwrap();
     assert_eq!(sequences(&third.events), [3]);
 }

@@ -14,7 +14,7 @@ fn events_are_read_as_they_were_stored_from_memory_and_after_reopen_from_disk() 
     let live = bench.read_all();
     let expected: Vec<Stored> = (1..=500).map(|sequence| Stored { sequence, event: event(sequence) }).collect();
     assert_eq!(live, expected);
-    bench.running.outlet.rewind(0);
+    bench.running.reader.rewind(0);
     assert_eq!(bench.read_all(), expected, "after a rewind");
     bench.close();
     let mut bench = open(dir.path());
@@ -22,7 +22,7 @@ fn events_are_read_as_they_were_stored_from_memory_and_after_reopen_from_disk() 
     assert_eq!(bench.read_all(), expected, "after a restart");
     bench.store(501..=510);
     assert_eq!(sequences(&bench.read_all()), (501..=510).collect::<Vec<_>>());
-    bench.running.outlet.rewind(250);
+    bench.running.reader.rewind(250);
     assert_eq!(sequences(&bench.read_all()), (251..=510).collect::<Vec<_>>(), "from the middle of a chunk");
 }
 
@@ -48,7 +48,7 @@ fn one_call_returns_a_piece_of_a_large_backlog() {
     let big = |n: u64| Event { payload: vec![b'x'; 100_000].into(), ..event(n) };
     bench.send((1..=30).map(big).collect(), 1);
     bench.acknowledged();
-    let first = bench.running.outlet.next(PATIENCE).unwrap();
+    let first = bench.running.reader.next(PATIENCE).unwrap();
     assert!(first.len() < 8, "{} events at once", first.len());
     assert_eq!(first.len() + bench.read_all().len(), 30);
 }
@@ -69,17 +69,17 @@ fn an_event_larger_than_a_chunk_is_stored() {
 fn the_outlet_waits_for_new_events() {
     let dir = tempfile::tempdir().unwrap();
     let Bench { running, reply, .. } = open(dir.path());
-    let Running { intake, mut outlet, settler, .. } = running;
+    let Running { intake, mut reader, settler, .. } = running;
     let reader = std::thread::spawn(move || {
-        let events = outlet.next(PATIENCE).unwrap();
-        (outlet, sequences(&events))
+        let events = reader.next(PATIENCE).unwrap();
+        (reader, sequences(&events))
     });
     let arrivals = Arrivals { events: vec![event(1)], sessions: vec![], receipt: 0, reply, room: None };
     intake.store(arrivals).unwrap();
-    let (mut outlet, read) = reader.join().unwrap();
+    let (mut reader, read) = reader.join().unwrap();
     assert_eq!(read, [1]);
     drop((intake, settler));
-    assert!(matches!(outlet.next(PATIENCE), Err(ReadError::Stopped)));
+    assert!(matches!(reader.next(PATIENCE), Err(ReadError::Stopped)));
 }
 
 #[test]
@@ -89,9 +89,9 @@ fn everything_queued_is_committed_before_the_thread_ends() {
     for n in 1..=50 {
         bench.send(vec![event(n)], n);
     }
-    let Running { intake, settler, thread, outlet, .. } = bench.running;
+    let Running { intake, settler, thread, reader, .. } = bench.running;
     let ticket = settler.settle(Settlement::default()).unwrap();
-    drop((intake, outlet));
+    drop((intake, reader));
     wait_for("the last settlement", || settler.applied() >= ticket);
     drop(settler);
     thread.join().unwrap();

@@ -34,7 +34,7 @@ impl Queue {
         let stand = Stand { delivered: through, has_holes: !recalled.holes.is_empty() };
         custody.lanes_delivered.insert(Arc::clone(&self.topic), stand);
         let Some((word, lane)) = word.zip(custody.settler.lane(&self.topic)) else { return true };
-        match custody.outlet.parked_at(lane, through) {
+        match custody.reader.parked_at(lane, through) {
             Ok(Some(chunk)) => {
                 let holes = recalled.holes.into();
                 self.word = Some(Vouched { word, chunk, holes });
@@ -116,11 +116,11 @@ impl Queue {
 fn waiting(group: &Group, next: usize, gone: usize, custody: &Custody) -> Option<Waiting> {
     let before = group.chunks.first().map_or(0, |(id, _)| id.saturating_sub(1));
     let behind = group.chunks.last().map_or(0, |(id, _)| *id);
-    let (_, last, held) = custody.outlet.waiting(group.lane, before).ok().flatten()?;
+    let (_, last, held) = custody.reader.waiting(group.lane, before).ok().flatten()?;
     let events = held.saturating_sub(u64::try_from(gone).unwrap_or(u64::MAX));
     let first = match group.events.get(next) {
         Some(stored) => stored.sequence,
-        None => custody.outlet.waiting(group.lane, behind).ok().flatten()?.0,
+        None => custody.reader.waiting(group.lane, behind).ok().flatten()?.0,
     };
     (events > 0).then_some(Waiting { first, last, events })
 }

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use super::super::{ListenError, bind, run};
 use super::client::{Connect, V5, V311};
-use crate::buffer::{Buffer, BufferThread, Intake, Outlet, Room};
+use crate::buffer::{Buffer, BufferReader, BufferThread, Intake, Room};
 use crate::ingest::codec::{self, Packet};
 use crate::ingest::receipt::Receipts;
 use crate::ingest::session_intake::Destination;
@@ -51,7 +51,7 @@ struct Site {
     status: Arc<LinkStatus>,
     stopper: Stopper,
     tasks: JoinSet<Result<(), ListenError>>,
-    outlet: Outlet,
+    reader: BufferReader,
     intake: Intake<Receipts>,
     thread: BufferThread,
     /// Payloads that the buffer has given out, with their topics.
@@ -85,7 +85,7 @@ impl Site {
             status,
             stopper,
             tasks,
-            outlet: running.outlet,
+            reader: running.reader,
             intake,
             thread: running.thread,
             held: Vec::new(),
@@ -96,7 +96,7 @@ impl Site {
     async fn holds(&mut self, events: usize) -> &[(String, Vec<u8>)] {
         let all = async {
             while self.held.len() < events {
-                let more = self.outlet.next(Duration::ZERO).unwrap();
+                let more = self.reader.next(Duration::ZERO).unwrap();
                 self.held.extend(more.into_iter().map(|s| (s.event.topic.to_string(), s.event.payload.to_vec())));
                 sleep(Duration::from_millis(2)).await;
             }

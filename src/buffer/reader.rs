@@ -1,4 +1,4 @@
-//! The door for forward: reads what is held, in order.
+//! How forward reads the buffer: what is held, in order.
 //!
 //! Fresh events come from memory as the commit left them; older ones from disk, a few chunks at a time, each read a
 //! transaction of its own that ends before the events are returned (a long one would let the write-ahead log grow).
@@ -21,11 +21,11 @@ use super::{DeadLetter, LaneId};
 use crate::event::{RouteId, Sequence, Stored};
 
 /// Reads held events in order.
-pub(crate) struct Outlet {
+pub(crate) struct BufferReader {
     connection: Connection,
     live: Arc<Live>,
     position: Sequence,
-    reader: ChunkReader,
+    chunks: ChunkReader,
     /// Found after readable chunks of the same read: told on the next call.
     damaged: Option<ReadError>,
     /// Chunks of parked lanes that were reported as damaged, by lane and extent, because they move to its end; calls go on
@@ -33,12 +33,12 @@ pub(crate) struct Outlet {
     damaged_parked: BTreeSet<(LaneId, Sequence, Sequence)>,
 }
 
-/// Ends waits at the outlet, from any thread.
+/// Ends waits at the reader, from any thread.
 #[derive(Debug, Clone)]
 pub(crate) struct Waker(Arc<Live>);
 
 impl Waker {
-    /// Ends the present [`Outlet::wait`], or the next one.
+    /// Ends the present [`BufferReader::wait`], or the next one.
     pub(crate) fn wake(&self) {
         self.0.call();
     }
@@ -76,16 +76,16 @@ pub(crate) enum ReadError {
     Stopped,
 }
 
-impl fmt::Debug for Outlet {
+impl fmt::Debug for BufferReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outlet").field("position", &self.position).finish_non_exhaustive()
+        f.debug_struct("BufferReader").field("position", &self.position).finish_non_exhaustive()
     }
 }
 
-impl Outlet {
+impl BufferReader {
     pub(super) fn new(connection: Connection, live: Arc<Live>, position: Sequence) -> Self {
-        let reader = ChunkReader::default();
-        Self { connection, live, position, reader, damaged: None, damaged_parked: BTreeSet::new() }
+        let chunks = ChunkReader::default();
+        Self { connection, live, position, chunks, damaged: None, damaged_parked: BTreeSet::new() }
     }
 
     /// The next events of the main lane after the position, waiting up to `wait` for new ones; the position moves
@@ -145,9 +145,9 @@ impl Outlet {
     /// state only. A damaged chunk is reported once; the next call goes on behind it.
     ///
     /// # Errors
-    /// As [`Outlet::next`].
+    /// As [`BufferReader::next`].
     pub(crate) fn parked(&mut self, lane: LaneId, after: i64) -> Result<Option<LaneChunk>, ReadError> {
-        self.noted(|outlet| outlet.find_parked(lane, after))
+        self.noted(|reader| reader.find_parked(lane, after))
     }
 
     fn find_parked(&mut self, lane: LaneId, after: i64) -> Result<Option<LaneChunk>, ReadError> {
@@ -164,7 +164,7 @@ impl Outlet {
                 after = id;
                 continue;
             }
-            return match self.reader.read(&body, first, last) {
+            return match self.chunks.read(&body, first, last) {
                 Ok(events) => Ok(Some(LaneChunk { id, events })),
                 Err(damage) => {
                     self.damaged_parked.insert((lane, first, last));
@@ -177,9 +177,9 @@ impl Outlet {
     /// The chunk of a parked lane that holds the event with that sequence, if one does.
     ///
     /// # Errors
-    /// As [`Outlet::next`]; a damaged chunk holds nothing.
+    /// As [`BufferReader::next`]; a damaged chunk holds nothing.
     pub(crate) fn parked_at(&mut self, lane: LaneId, wanted: Sequence) -> Result<Option<i64>, ReadError> {
-        self.noted(|outlet| outlet.find_parked_at(lane, wanted))
+        self.noted(|reader| reader.find_parked_at(lane, wanted))
     }
 
     fn find_parked_at(&mut self, lane: LaneId, wanted: Sequence) -> Result<Option<i64>, ReadError> {
@@ -190,7 +190,7 @@ impl Outlet {
         while let Some(row) = rows.next()? {
             let (id, first, last) = (row.get(0)?, sequence(row.get(1)?), sequence(row.get(2)?));
             let body = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
-            let events = self.reader.read(body, first, last).unwrap_or_default();
+            let events = self.chunks.read(body, first, last).unwrap_or_default();
             if events.iter().any(|stored| stored.sequence == wanted) {
                 return Ok(Some(id));
             }
@@ -210,7 +210,7 @@ impl Outlet {
         steps.collect::<rusqlite::Result<Vec<_>>>().unwrap().join("; ")
     }
 
-    /// As [`Outlet::next`]; what is damaged is left out.
+    /// As [`BufferReader::next`]; what is damaged is left out.
     pub(crate) fn dead_letters(
         &mut self,
         after: Sequence,
@@ -234,7 +234,7 @@ impl Outlet {
                 add(first);
             } else {
                 let body: Vec<u8> = body.query_row([row_id(first)], |row| row.get(0))?;
-                self.reader.read(&body, first, last).unwrap_or_default().iter().for_each(|event| add(event.sequence));
+                self.chunks.read(&body, first, last).unwrap_or_default().iter().for_each(|event| add(event.sequence));
             }
             if letters.len() >= usize::try_from(most).unwrap_or(usize::MAX) {
                 break;
@@ -247,7 +247,7 @@ impl Outlet {
     /// whole lane. `None` when nothing is behind it.
     ///
     /// # Errors
-    /// As [`Outlet::next`].
+    /// As [`BufferReader::next`].
     pub(crate) fn waiting(&self, lane: LaneId, after: i64) -> Result<Option<(Sequence, Sequence, u64)>, ReadError> {
         let mut find = self.connection.prepare(
             "SELECT min(first), max(last), (SELECT held FROM lane WHERE id = ?1) \
@@ -295,7 +295,7 @@ impl Outlet {
                 continue;
             }
             let body = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
-            match self.reader.read(body, first, last) {
+            match self.chunks.read(body, first, last) {
                 Ok(mut read) => {
                     read.retain(|event| event.sequence > position);
                     bytes += read.iter().map(|event| event.event.cost_bytes()).sum::<usize>();
