@@ -1,7 +1,7 @@
 //! The side file: who this buffer is and how far it came, outside of the database, so that after a loss no sequence is given out
 //! twice and the loss is reported with numbers. Its lines stand in the [specification](super).
 //!
-//! What an open one may have lost, [`tail`](super::tail) finds out; where it is, [`Place`] says.
+//! What an open one may have lost, [`wal_tail`](super::wal_tail) finds out; where it is, [`Place`] says.
 
 use std::fmt;
 use std::fs;

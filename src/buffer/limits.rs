@@ -10,7 +10,7 @@ pub(super) const INTAKE_BYTES: usize = 2 * 1024 * 1024;
 
 /// Memory for events that are on disk and that the forwarder has not taken yet. 2,000 events of 260 bytes: at 30,000
 /// events/s the forwarder may fall 65 ms behind before it has to read the disk.
-pub(super) const LIVE_BYTES: usize = 512 * 1024;
+pub(super) const TAIL_CACHE_BYTES: usize = 512 * 1024;
 
 /// Raw size at which a chunk is closed. A reader holds one chunk at a time, and zstd gains nothing beyond this size.
 pub(super) const CHUNK_RAW_BYTES: usize = 256 * 1024;

@@ -16,7 +16,7 @@
 //!
 //! ```text
 //!  ingest                          buffer thread                             forward
-//!  Intake ── Arrivals ──▶ inbox ──▶ one transaction ──▶ live window ──▶ BufferReader ──▶
+//!  Intake ── Arrivals ──▶ inbox ──▶ one transaction ──▶ tail cache ──▶ BufferReader ──▶
 //!    ▲                      ▲          │   (commit.rs)                     ▲ read-only connection
 //!    └────── Durable ───────┼──────────┘        SQLite: chunks ────────────┘
 //!                           └────────────── Settlement ──────────────── Settler
@@ -160,7 +160,7 @@
 //! 2. `BEGIN IMMEDIATE`; settlements first, because they free pages; then the chunks, the sessions, and the state row with
 //!    `transaction` + 1;
 //! 3. `COMMIT`. With `synchronous=FULL` it returns when the log is synced;
-//! 4. then, and only then, each receipt becomes a [`Durable`], and the events go to the reader in memory ([`live`]).
+//! 4. then, and only then, each receipt becomes a [`Durable`], and the events go to the reader in memory ([`tail_cache`]).
 //!
 //! Forward reads through its own read-only connection what it could not take from memory ([`reader`]), and says what became of
 //! it ([`settlement`]); settlements wait up to 100 ms for each other. The log is written back at 4,000 pages and never shrunk.
@@ -169,7 +169,7 @@
 //!
 //! | what happens | what is on disk | what the buffer does |
 //! |---|---|---|
-//! | the process is killed | all that was committed: the log is in the system's memory | the next start finds the log's end where the index says it is ([`tail`]), and repeats what was in flight |
+//! | the process is killed | all that was committed: the log is in the system's memory | the next start finds the log's end where the index says it is ([`wal_tail`]), and repeats what was in flight |
 //! | power is cut | all that was committed, if the disk keeps a sync | the same; if frames behind a bad one, or an index that knows more, tell of a lost end, that is said, and sequences go on behind `reserved` |
 //! | ... with `sync = "normal"` | all but the last commits | each such start leaves out the sequences up to `reserved` |
 //! | `max_bytes` is reached | all of it, and a headroom of 8 MiB and 1/32 above that | the intake stops; see below |
@@ -224,7 +224,7 @@ mod late;
 mod ledger;
 mod life;
 mod limits;
-mod live;
+mod tail_cache;
 mod mend;
 mod open;
 mod reader;
@@ -240,7 +240,7 @@ mod spans;
 mod start;
 mod statements;
 mod status;
-mod tail;
+mod wal_tail;
 #[cfg(test)]
 mod tests;
 mod trouble;
@@ -251,12 +251,12 @@ pub(crate) use commit::{Arrivals, Room};
 pub(crate) use error::{CloseError, NextStep, OpenError, Stopped};
 pub(crate) use intake::Intake;
 pub(crate) use life::take_new_identity;
-pub(crate) use live::Awaited;
 pub(crate) use open::Buffer;
 pub(crate) use reader::{BufferReader, LaneChunk, ReadError, Waker};
 pub(crate) use sessions::{IdChange, SessionChange};
 pub(crate) use settlement::{DeadLetter, LaneMove, Parked, Settlement, Settler, Ticket};
 pub(crate) use start::BufferThread;
+pub(crate) use tail_cache::Awaited;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;

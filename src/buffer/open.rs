@@ -29,7 +29,7 @@ use super::envelope::Sealer;
 use super::error::{LoadError, OpenError, is_damage, is_full, is_unreadable, row_id, sequence};
 use super::identity::{self, Marks, Place, ReadFault};
 use super::schema::{self, APPLICATION_ID, Database, FORMAT_VERSION};
-use super::tail::{self, Tail};
+use super::wal_tail::{self, Tail};
 use super::{Hole, OVERFLOW, Recovered, clock, directory, late, life, mend, salvage};
 use crate::event::{RouteId, Sequence};
 use crate::planted::{Bug, planted};
@@ -363,7 +363,7 @@ fn tail_of(database: &Database, marks: Option<&Marks>) -> Result<Tail, OpenError
         return Ok(Tail::Whole);
     };
     let log = database.wal_path();
-    tail::look(&log, &database.index_path(), &opened, identity::boot()).map_err(OpenError::files("read", &log))
+    wal_tail::look(&log, &database.index_path(), &opened, identity::boot()).map_err(OpenError::files("read", &log))
 }
 
 /// Compares what the database says with what the side file remembers; the marks that hold from now on.

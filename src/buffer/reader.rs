@@ -16,14 +16,14 @@ use rusqlite::{Connection, OptionalExtension, Statement};
 use super::chunk::ChunkReader;
 use super::error::{is_damage, is_unreadable, row_id, sequence};
 use super::limits::{NEXT_BYTES, NEXT_CHUNKS};
-use super::live::{Awaited, Live, Place};
+use super::tail_cache::{Awaited, Place, TailCache};
 use super::{DeadLetter, LaneId};
 use crate::event::{RouteId, Sequence, Stored};
 
 /// Reads held events in order.
 pub(crate) struct BufferReader {
     connection: Connection,
-    live: Arc<Live>,
+    tail: Arc<TailCache>,
     position: Sequence,
     chunks: ChunkReader,
     /// Found after readable chunks of the same read: told on the next call.
@@ -35,7 +35,7 @@ pub(crate) struct BufferReader {
 
 /// Ends waits at the reader, from any thread.
 #[derive(Debug, Clone)]
-pub(crate) struct Waker(Arc<Live>);
+pub(crate) struct Waker(Arc<TailCache>);
 
 impl Waker {
     /// Ends the present [`BufferReader::wait`], or the next one.
@@ -83,9 +83,9 @@ impl fmt::Debug for BufferReader {
 }
 
 impl BufferReader {
-    pub(super) fn new(connection: Connection, live: Arc<Live>, position: Sequence) -> Self {
+    pub(super) fn new(connection: Connection, tail: Arc<TailCache>, position: Sequence) -> Self {
         let chunks = ChunkReader::default();
-        Self { connection, live, position, chunks, damaged: None, damaged_parked: BTreeSet::new() }
+        Self { connection, tail, position, chunks, damaged: None, damaged_parked: BTreeSet::new() }
     }
 
     /// The next events of the main lane after the position, waiting up to `wait` for new ones; the position moves
@@ -100,7 +100,7 @@ impl BufferReader {
             return self.pass(damaged);
         }
         loop {
-            match self.live.after(self.position, wait) {
+            match self.tail.after(self.position, wait) {
                 Place::Memory(events) => return Ok(self.returned(events)),
                 Place::Disk { committed } => {
                     let events = self.noted(Self::read_chunks)?;
@@ -121,12 +121,12 @@ impl BufferReader {
 
     /// Waits for what is awaited, for a [`Waker`], or for so long.
     pub(crate) fn wait(&self, awaited: Awaited, longest: Duration) {
-        self.live.wait(self.position, awaited, longest);
+        self.tail.wait(self.position, awaited, longest);
     }
 
     /// For who has something to tell to who waits here.
     pub(crate) fn waker(&self) -> Waker {
-        Waker(Arc::clone(&self.live))
+        Waker(Arc::clone(&self.tail))
     }
 
     /// Continues after that sequence, from disk.
@@ -138,7 +138,7 @@ impl BufferReader {
     /// Is anything committed behind the position?
     #[must_use]
     pub(crate) fn has_more(&self) -> bool {
-        self.live.committed() > self.position
+        self.tail.committed() > self.position
     }
 
     /// The first chunk of a parked lane whose id is greater than `after` (0 = the first), if any. Reads committed
@@ -265,7 +265,7 @@ impl BufferReader {
         if let Err(ReadError::Disk(error)) = &read
             && is_damage(error)
         {
-            self.live.report_damage(error.to_string());
+            self.tail.report_damage(error.to_string());
         }
         read
     }
@@ -321,7 +321,7 @@ impl BufferReader {
     fn reach(&self, first: Sequence, last: Sequence) -> Result<Sequence, ReadError> {
         let mut next = self.connection.prepare("SELECT min(first) FROM chunk WHERE first > ?1")?;
         let next: Option<i64> = next.query_row([row_id(first)], |row| row.get(0))?;
-        let most = next.map_or(self.live.committed(), |next| sequence(next).saturating_sub(1));
+        let most = next.map_or(self.tail.committed(), |next| sequence(next).saturating_sub(1));
         Ok(last.min(most).max(first))
     }
 

@@ -13,9 +13,9 @@ use super::error::{CloseError, OpenError};
 use super::inbox::Inbox;
 use super::intake::Drops;
 use super::limits::INTAKE_BYTES;
-use super::live::Live;
 use super::settlement::Applied;
 use super::space::Space;
+use super::tail_cache::TailCache;
 use super::writer::{Attempted, Counts, Outside, Writer};
 use super::{Buffer, BufferReader, BufferStatus, Intake, Settler};
 use crate::event::RouteId;
@@ -84,8 +84,8 @@ impl Buffer {
         let applied = Arc::new(Applied::default());
         applied.set_lanes(self.books.lanes.iter().map(|(id, lane)| (Arc::clone(&lane.kafka_topic), *id)));
         let (settler, settlements) = Settler::new(Arc::clone(&applied));
-        let live = Arc::new(Live::new(self.books.next - 1));
-        let reader = BufferReader::new(self.reader, Arc::clone(&live), self.books.settled.released());
+        let tail = Arc::new(TailCache::new(self.books.next - 1));
+        let reader = BufferReader::new(self.reader, Arc::clone(&tail), self.books.settled.released());
         let (status, status_receiver) = watch::channel(Arc::new(BufferStatus::default()));
         let compress = self.settings.compression == Compression::Zstd;
         let writer = Writer {
@@ -107,7 +107,7 @@ impl Buffer {
                 reader: ChunkReader::default(),
                 unread: BTreeSet::new(),
             },
-            outside: Outside { live, applied, room, status },
+            outside: Outside { tail, applied, room, status },
             pulse,
             counts: Counts::new(),
         };

@@ -30,13 +30,13 @@ use super::identity::{self, Marks, Opened};
 use super::inbox::Inbox;
 use super::life::{self, Entry};
 use super::limits::{DELAY_BYTES, GATHER_BYTES, GATHER_LONGEST, GATHER_QUIET_STEPS, GATHER_STEP, MARK_EVERY, TICK};
-use super::live::Live;
 use super::pace::{self, Pace};
 use super::schema::{Database, checkpoint};
 use super::settle::{Part, Pending};
 use super::settlement::Applied;
 use super::space::Space;
 use super::statements::Statements;
+use super::tail_cache::TailCache;
 use super::trouble::Trouble;
 use crate::event::{RouteId, Sequence, Stored};
 use crate::observe::pulse::Pulse;
@@ -74,7 +74,7 @@ pub(super) struct Attempted {
 
 /// What others see of it.
 pub(super) struct Outside {
-    pub(super) live: Arc<Live>,
+    pub(super) tail: Arc<TailCache>,
     pub(super) applied: Arc<Applied>,
     pub(super) room: Arc<Semaphore>,
     pub(super) status: watch::Sender<Arc<BufferStatus>>,
@@ -84,7 +84,7 @@ impl Drop for Outside {
     /// However the thread ends, nobody waits for it in vain.
     fn drop(&mut self) {
         self.room.close();
-        self.live.close();
+        self.tail.close();
     }
 }
 
@@ -144,7 +144,7 @@ impl<R> Writer<R> {
         self.space.measure(tx)?;
         loop {
             self.pulse.beat();
-            if let Some(damage) = self.outside.live.damage() {
+            if let Some(damage) = self.outside.tail.damage() {
                 return Err(WriteError::Damaged(damage));
             }
             let quiet = self.wait();
@@ -301,7 +301,7 @@ impl<R> Writer<R> {
         self.counts.stuck_since = None;
         self.counts.backoff.reset();
         self.counts.trouble.over();
-        self.outside.live.offer(events);
+        self.outside.tail.offer(events);
         if pending.has_fates() {
             self.outside.applied.fates_are_in(self.durable);
         }
@@ -311,7 +311,7 @@ impl<R> Writer<R> {
         let unread = std::mem::take(&mut self.tools.unread);
         self.outside.applied.unread(&unread);
         self.outside.applied.reached(pending.ticket());
-        self.outside.live.settled();
+        self.outside.tail.settled();
     }
 
     /// Nothing to do.

@@ -9,7 +9,7 @@ use crate::buffer::identity::{Marks, Place};
 use crate::buffer::ledger::LedgerRow;
 use crate::buffer::limits::RESERVE_LEAST;
 use crate::buffer::schema::FORMAT_VERSION;
-use crate::buffer::tail;
+use crate::buffer::wal_tail;
 use crate::cbor;
 
 fn with_five_events() -> (tempfile::TempDir, uuid::Uuid) {
@@ -161,7 +161,7 @@ fn a_log_that_has_lost_its_end_makes_no_id_stand_on_two_readings() {
     for (case, lost) in [("cut", 5), ("a bad bit", 5), ("all of it", 20)] {
         let (dir, id) = killed_after(20);
         let log = dir.path().join("buffer.db-wal");
-        let frames = u64::from(tail::committed_frames(&log));
+        let frames = u64::from(wal_tail::committed_frames(&log));
         let at = 32 + FRAME * (frames - lost * 2) + 700; // a commit is two pages
         match case {
             "cut" => fs::OpenOptions::new().write(true).open(&log).unwrap().set_len(at).unwrap(),

@@ -1,7 +1,7 @@
 //! Storing and reading back.
 
 use super::*;
-use crate::buffer::limits::{INTAKE_BYTES, LIVE_BYTES};
+use crate::buffer::limits::{INTAKE_BYTES, TAIL_CACHE_BYTES};
 
 #[test]
 fn events_are_read_as_they_were_stored_from_memory_and_after_reopen_from_disk() {
@@ -31,7 +31,7 @@ fn a_live_window_that_overflows_leads_to_the_disk_without_gap_or_repeat() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = open(dir.path());
     let large = |n: u64| Event { payload: vec![b'x'; 20_000].into(), ..event(n) };
-    let commits = 4 * LIVE_BYTES as u64 / 20_000 / 3;
+    let commits = 4 * TAIL_CACHE_BYTES as u64 / 20_000 / 3;
     for commit in 0..commits {
         bench.send((0..3).map(|i| large(commit * 3 + i + 1)).collect(), commit);
         assert_eq!(bench.acknowledged(), commit);

@@ -1,6 +1,6 @@
 //! Events on their way from the commit to the forwarder, in memory: moved, not copied, never decoded again.
 //!
-//! The window is bounded ([`LIVE_BYTES`]). When the forwarder is behind, the commit thread drops its copy and only
+//! The window is bounded ([`TAIL_CACHE_BYTES`]). When the forwarder is behind, the commit thread drops its copy and only
 //! says how far the disk goes; the forwarder sees the gap in the sequences and reads it from there.
 
 use std::collections::VecDeque;
@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::limits::{LIVE_BYTES, NEXT_BYTES};
+use super::limits::{NEXT_BYTES, TAIL_CACHE_BYTES};
 use crate::event::{Sequence, Stored};
 
 /// The window. The commit thread fills it, the reader empties it.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(super) struct TailCache {
     inner: Mutex<Inner>,
     changed: Condvar,
     /// Somebody has called who waits at the reader.
@@ -57,7 +57,7 @@ pub(super) enum Place {
     Closed,
 }
 
-impl Live {
+impl TailCache {
     pub(super) fn new(committed: Sequence) -> Self {
         let (batches, awaited) = (VecDeque::new(), Awaited::default());
         let inner = Inner { batches, bytes: 0, committed, closed: false, damage: None, settled: false, awaited };
@@ -71,7 +71,7 @@ impl Live {
         let mut inner = self.lock();
         inner.committed = last;
         let bytes = inner.bytes + cost;
-        if bytes <= LIVE_BYTES {
+        if bytes <= TAIL_CACHE_BYTES {
             inner.bytes = bytes;
             inner.batches.push_back((cost, events));
         }
@@ -242,26 +242,26 @@ mod tests {
 
     #[test]
     fn events_come_from_memory_only_right_behind_the_position() {
-        let live = Live::new(4);
-        live.offer(events(5..=8, 1));
-        assert!(matches!(live.after(2, Duration::ZERO), Place::Disk { committed: 8 }));
-        assert_eq!(sequences(live.after(6, Duration::ZERO)), [7, 8]);
-        assert!(matches!(live.after(8, Duration::ZERO), Place::Nowhere));
-        live.close();
-        assert!(matches!(live.after(8, Duration::ZERO), Place::Closed));
-        assert!(matches!(live.after(7, Duration::ZERO), Place::Disk { committed: 8 }));
+        let cache = TailCache::new(4);
+        cache.offer(events(5..=8, 1));
+        assert!(matches!(cache.after(2, Duration::ZERO), Place::Disk { committed: 8 }));
+        assert_eq!(sequences(cache.after(6, Duration::ZERO)), [7, 8]);
+        assert!(matches!(cache.after(8, Duration::ZERO), Place::Nowhere));
+        cache.close();
+        assert!(matches!(cache.after(8, Duration::ZERO), Place::Closed));
+        assert!(matches!(cache.after(7, Duration::ZERO), Place::Disk { committed: 8 }));
     }
 
     #[test]
     fn a_full_window_sends_the_forwarder_to_the_disk_and_recovers() {
-        let live = Live::new(0);
-        live.offer(events(1..=1, LIVE_BYTES / 2));
-        live.offer(events(2..=2, LIVE_BYTES));
-        live.offer(events(3..=3, 1));
-        assert_eq!(sequences(live.after(0, Duration::ZERO)), [1]);
-        assert!(matches!(live.after(1, Duration::ZERO), Place::Disk { committed: 3 }));
-        assert_eq!(sequences(live.after(2, Duration::ZERO)), [3]);
-        assert_eq!(live.lock().bytes, 0);
+        let cache = TailCache::new(0);
+        cache.offer(events(1..=1, TAIL_CACHE_BYTES / 2));
+        cache.offer(events(2..=2, TAIL_CACHE_BYTES));
+        cache.offer(events(3..=3, 1));
+        assert_eq!(sequences(cache.after(0, Duration::ZERO)), [1]);
+        assert!(matches!(cache.after(1, Duration::ZERO), Place::Disk { committed: 3 }));
+        assert_eq!(sequences(cache.after(2, Duration::ZERO)), [3]);
+        assert_eq!(cache.lock().bytes, 0);
     }
 
     /// Longer than any test takes: a wait that lasts so long was not ended.
@@ -269,44 +269,44 @@ mod tests {
 
     #[test]
     fn a_wait_ends_with_what_it_is_for_also_when_that_came_before_it_began() {
-        let (live, nothing) = (Live::new(4), Awaited::default());
-        live.call();
-        live.wait(4, nothing, FOR_EVER);
-        live.settled();
-        live.wait(4, Awaited { settled: true, ..nothing }, FOR_EVER);
-        live.offer(events(5..=5, 1));
-        live.wait(4, Awaited { events: true, ..nothing }, FOR_EVER);
-        live.close();
-        live.wait(5, Awaited { events: true, ..nothing }, FOR_EVER);
+        let (cache, nothing) = (TailCache::new(4), Awaited::default());
+        cache.call();
+        cache.wait(4, nothing, FOR_EVER);
+        cache.settled();
+        cache.wait(4, Awaited { settled: true, ..nothing }, FOR_EVER);
+        cache.offer(events(5..=5, 1));
+        cache.wait(4, Awaited { events: true, ..nothing }, FOR_EVER);
+        cache.close();
+        cache.wait(5, Awaited { events: true, ..nothing }, FOR_EVER);
     }
 
     #[test]
     fn a_wait_is_ended_by_a_call_from_elsewhere_and_by_nothing_that_it_is_not_for() {
-        let live = Live::new(4);
+        let cache = TailCache::new(4);
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| live.wait(4, Awaited { events: false, settled: true }, FOR_EVER));
-            live.offer(events(5..=5, 1));
+            let waiting = scope.spawn(|| cache.wait(4, Awaited { events: false, settled: true }, FOR_EVER));
+            cache.offer(events(5..=5, 1));
             assert!(!waiting.is_finished());
-            live.settled();
+            cache.settled();
             waiting.join().unwrap();
-            let waiting = scope.spawn(|| live.wait(5, Awaited::default(), FOR_EVER));
-            live.settled();
-            live.call();
+            let waiting = scope.spawn(|| cache.wait(5, Awaited::default(), FOR_EVER));
+            cache.settled();
+            cache.call();
             waiting.join().unwrap();
         });
     }
 
     #[test]
     fn a_large_batch_is_handed_out_in_pieces() {
-        let live = Live::new(0);
-        live.offer(events(1..=40, 10_000));
+        let cache = TailCache::new(0);
+        cache.offer(events(1..=40, 10_000));
         let mut position = 0;
         let mut calls = 0;
-        while let Place::Memory(events) = live.after(position, Duration::ZERO) {
+        while let Place::Memory(events) = cache.after(position, Duration::ZERO) {
             assert!(events.iter().map(|e| e.event.cost_bytes()).sum::<usize>() < NEXT_BYTES + 11_000);
             position = events.last().unwrap().sequence;
             calls += 1;
         }
-        assert_eq!((position, calls, live.lock().bytes), (40, 2, 0));
+        assert_eq!((position, calls, cache.lock().bytes), (40, 2, 0));
     }
 }
