@@ -17,9 +17,9 @@
 //! ```text
 //!  ingest                          buffer thread                             forward
 //!  Intake ── Arrivals ──▶ inbox ──▶ one transaction ──▶ tail cache ──▶ BufferReader ──▶
-//!    ▲                      ▲          │   (commit.rs)                     ▲ read-only connection
-//!    └────── Durable ───────┼──────────┘        SQLite: chunks ────────────┘
-//!                           └────────────── Settlement ──────────────── Settler
+//!    ▲                      ▲          │   (commit.rs)                        ▲ read-only connection
+//!    └────── Durable ───────┼──────────┘        SQLite: chunks ───────────────┘
+//!                           └────────────── Settlement ─────────────────── Settler
 //! ```
 //!
 //! # The files

@@ -13,12 +13,12 @@ use rdkafka::config::ClientConfig;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::aside::Call;
+use super::bisection::Bisection;
 use super::custody::Custody;
 use super::delivery::Delivery;
 use super::feed::Feed;
 use super::judge::Renewal;
 use super::options;
-use super::pace::Pace;
 use super::parking::Opened;
 use super::producer::Producer;
 use super::queue::{LeftOff, Queue, Refused};
@@ -42,7 +42,7 @@ const OUTNUMBERED: Duration = Duration::from_secs(300);
 /// A queue that is worked off gives way after this time, between two groups, if another topic is due.
 const TURN: Duration = Duration::from_secs(10);
 
-/// See the module's words.
+/// See the documentation of the module.
 pub(super) struct BlockedTopics {
     sender: Sender,
     active: Option<Try>,
@@ -164,7 +164,7 @@ impl BlockedTopics {
         let enough = outnumbered.map_or(0, |(in_sync, _)| in_sync.saturating_add(1));
         let (queue, leaders) = (Queue::new(topic, place), Leaders::default());
         self.active = Some(Try { queue, began: now, look_at: now, leaders, in_sync: 0, enough });
-        self.sender.begins_anew(Pace::probing(), now);
+        self.sender.begins_anew(Bisection::probing(), now);
         true
     }
 

@@ -23,7 +23,7 @@ use crate::log_throttle::LogThrottle;
 use crate::route::Target;
 use crate::watermark::{Instance, Record, Waiting};
 
-/// See the module's words.
+/// See the documentation of the module.
 pub(super) struct Custody {
     pub(super) reader: BufferReader,
     pub(super) settler: Settler,

@@ -28,7 +28,7 @@ const MOST_TOPICS_AT_ONCE: usize = 100;
 /// of 1 MiB. Unbounded, 5,200 topics that were parked between two commits were a "queue full" for ever.
 const MOST_LANES: usize = 500;
 
-/// See the module's words.
+/// See the documentation of the module.
 #[derive(Debug, Default)]
 pub(super) struct Declarations {
     /// Without transactions nothing is declared, and nothing is kept for it.

@@ -14,7 +14,7 @@ use super::time::Times;
 use super::transaction::State;
 use super::transactional::{Cost, MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, Refused, Transactional};
 
-/// See the module's words.
+/// See the documentation of the module.
 pub(super) enum Delivery {
     /// Each report is final. No commit tells Kafka's time: who is to ask for it has the question.
     AtLeastOnce(Option<Asking>),

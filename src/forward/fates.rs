@@ -14,7 +14,7 @@ const MOST: usize = 4_096;
 /// ... of so many bytes, or one: an eighth of the room that the file keeps for copies.
 const MOST_BYTES: usize = 1 << 20;
 
-/// See the module's words.
+/// See the documentation of the module.
 #[derive(Debug, Default)]
 pub(super) struct Fates {
     /// Handed over, with the settlement they are in.

@@ -19,7 +19,7 @@ use crate::event::Stored;
 use crate::planted::{Bug, planted};
 use crate::route::Target;
 
-/// See the module's words.
+/// See the documentation of the module.
 pub(super) struct Feed<'a> {
     source: Source<'a>,
     custody: &'a mut Custody,

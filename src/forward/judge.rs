@@ -1,6 +1,6 @@
 //! What refused records mean, whoever has sent them: the one place that judges them.
 //!
-//! Each code has its verdict (`verdict.rs`). The sender's bisection says who of several suspects is guilty. What is done
+//! Each code has its verdict (`verdict.rs`). The sender's bisection says which of several suspects is the bad record. What is done
 //! about a closed topic or a dead record is the owner's: see `Feed::judged`.
 
 use std::collections::BTreeSet;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::pace::{Finding, Pace};
+use super::bisection::{Bisection, Finding};
 use super::producer::Failure;
 use super::verdict::{Verdict, verdict};
 
@@ -42,7 +42,7 @@ pub(super) struct Judged {
 
 impl Judged {
     /// Gives every failure its verdict. Nothing is in flight any more, or nothing more is waited for.
-    pub(super) fn of(failures: Vec<Failure>, bisection: &mut Pace) -> Self {
+    pub(super) fn of(failures: Vec<Failure>, bisection: &mut Bisection) -> Self {
         let first = failures.first().map(|failure| failure.code);
         let mut judged = Self { failures: failures.len(), first, ..Self::default() };
         let mut suspects = Vec::new();
@@ -60,7 +60,7 @@ impl Judged {
         judged.understood =
             newest.is_some() || !judged.dead.is_empty() || !judged.closed.is_empty() || !judged.mistimed.is_empty();
         if let Some(newest) = newest
-            && bisection.refused(suspects.len(), newest) == Finding::Guilty
+            && bisection.refused(suspects.len(), newest) == Finding::BadRecord
         {
             judged.dead.extend(suspects.pop());
         }
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_suspect_among_others_is_not_blamed_and_one_that_was_alone_is() {
-        let mut bisection = Pace::default();
+        let mut bisection = Bisection::default();
         let among = Judged::of(failures(&[Code::InvalidRecord, Code::InvalidRecord, Code::PurgeQueue]), &mut bisection);
         assert_eq!((dead(&among), among.renewal(Some(fatal()))), (vec![], Some(Renewal::AtOnce)));
         let alone = Judged::of(failures(&[Code::InvalidRecord, Code::InvalidDifferentRecord]), &mut bisection);
@@ -128,16 +128,18 @@ mod tests {
 
     #[test]
     fn a_fatal_error_that_no_record_explains_waits_and_one_that_a_record_explains_does_not() {
-        let victims = Judged::of(failures(&[Code::PurgeQueue, Code::PurgeInflight]), &mut Pace::default());
+        let victims = Judged::of(failures(&[Code::PurgeQueue, Code::PurgeInflight]), &mut Bisection::default());
         assert_eq!(victims.renewal(Some(fatal())), Some(Renewal::AfterWait(FATAL.0, FATAL.1.to_owned())));
-        let closed = Judged::of(failures(&[Code::UnknownTopicOrPartition, Code::PurgeQueue]), &mut Pace::default());
+        let closed =
+            Judged::of(failures(&[Code::UnknownTopicOrPartition, Code::PurgeQueue]), &mut Bisection::default());
         assert_eq!(closed.renewal(Some(fatal())), Some(Renewal::AtOnce));
         assert_eq!(closed.closed, [("t".to_owned(), Code::UnknownTopicOrPartition)]);
     }
 
     #[test]
     fn an_unknown_code_costs_the_producer_and_no_record() {
-        let judged = Judged::of(failures(&[Code::UnknownProducerId, Code::InvalidTimestamp]), &mut Pace::default());
+        let judged =
+            Judged::of(failures(&[Code::UnknownProducerId, Code::InvalidTimestamp]), &mut Bisection::default());
         assert_eq!(judged.distrusted(), Some(Code::UnknownProducerId));
         assert_eq!(judged.renewal(None), Some(Renewal::AfterWait(Code::UnknownProducerId, String::new())));
         assert_eq!((dead(&judged), judged.mistimed.len()), (vec![], 1));
@@ -145,10 +147,10 @@ mod tests {
 
     #[test]
     fn a_transaction_that_came_to_nothing_goes_again_at_once_only_when_it_is_known_what_to_change() {
-        let victims = Judged::of(failures(&[Code::PurgeQueue]), &mut Pace::default());
+        let victims = Judged::of(failures(&[Code::PurgeQueue]), &mut Bisection::default());
         let why = "a transaction was aborted".to_owned();
         assert_eq!(victims.renewal_after_abort(None), Some(Renewal::AfterWait(Code::PurgeQueue, why)));
-        let closed = Judged::of(failures(&[Code::TopicAuthorizationFailed]), &mut Pace::default());
+        let closed = Judged::of(failures(&[Code::TopicAuthorizationFailed]), &mut Bisection::default());
         assert_eq!(closed.renewal_after_abort(None), None);
     }
 }

@@ -41,7 +41,7 @@
 //!   There is one way back after any failure (`sender.rs`): stop sending, wait for the reports of what is in flight,
 //!   judge the failures, then read again from the oldest unsettled event and leave out what is settled (`outstanding.rs`).
 //! * **A bad record does not take its neighbours along.** A refused batch is sent again in smaller groups until the bad
-//!   record stands alone (`pace.rs`); only then it is a dead letter.
+//!   record stands alone (`bisection.rs`); only then it is a dead letter.
 //! * **A topic that is missing, forbidden or confirms nothing does not hold up the others.** Its events move to a queue
 //!   of their own and come back in order (`parking.rs`, `stalls.rs`, `blocked_topics.rs`). When the configuration has changed, they go where it
 //!   says now (`relocation.rs`).
@@ -75,7 +75,7 @@
 //! With `delivery = "exactly-once"` a batch is a transaction. `transaction.rs` has its life as a drawing, `session.rs` does
 //! what is legal in it, one short step at a time; `transactional.rs` says when one begins and ends, `stream/watermark.rs` and
 //! `queue/watermark.rs` what its watermark says. A delivery report gives only an [`Acked`](crate::delivered::Acked) then; verdicts,
-//! pace, parking and settling stay as they are. Four rules, each measured on Apache Kafka and each with a test that is red
+//! bisection, parking and settling stay as they are. Four rules, each measured on Apache Kafka and each with a test that is red
 //! without it (`tests/it/exactly_once.rs`, `tests/it/watermarks.rs`):
 //!
 //! * **Rule A**: the watermark goes into the transaction only when all its records are confirmed (`transaction.rs`).
@@ -105,7 +105,7 @@ mod next;
 mod options;
 mod outcome;
 mod outstanding;
-mod pace;
+mod bisection;
 mod parking;
 mod patience;
 mod producer;

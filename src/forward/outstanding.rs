@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::event::{RouteId, Sequence};
 
-/// See the module's words.
+/// See the documentation of the module.
 #[derive(Debug, Default)]
 pub(super) struct Outstanding {
     /// The time at which librdkafka was polled last.

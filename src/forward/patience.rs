@@ -78,7 +78,7 @@ enum Reach {
     VeryLong,
 }
 
-/// See the module's words.
+/// See the documentation of the module.
 #[derive(Debug)]
 pub(super) struct Patience {
     transactional: bool,

@@ -32,7 +32,7 @@ use crate::route::Target;
 /// request being built, its headers (each an allocation). Measured with 100-byte readings: 800 bytes a message.
 pub(super) const MESSAGE_OVERHEAD_BYTES: usize = 600;
 
-/// See the module's words.
+/// See the documentation of the module.
 pub(super) struct Producer {
     /// Before `_ending`: so the last hand on it is never ours.
     native: Arc<Native>,

@@ -37,7 +37,7 @@ const GROUP_BYTES: usize = 256 * 1024;
 /// A group below this size has caught up with the inflow: holding the stream for the rest takes a round trip or two.
 const CAUGHT_UP: usize = GROUP_EVENTS / 2;
 
-/// See the module's words.
+/// See the documentation of the module.
 pub(super) struct Queue {
     pub(super) topic: Arc<str>,
     /// How far it has been sent.

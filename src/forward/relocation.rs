@@ -25,7 +25,7 @@ use crate::route::NoTarget;
 /// Chunks looked through in one turn of the loop, 256 KiB each at most: a millisecond each.
 const CHUNKS_A_TURN: usize = 16;
 
-/// See the module's words.
+/// See the documentation of the module.
 #[derive(Debug)]
 pub(super) struct Relocation {
     lanes: VecDeque<(LaneId, Arc<str>)>,

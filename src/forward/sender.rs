@@ -25,12 +25,12 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::aside::Call;
 use super::asking::Answer;
+use super::bisection::Bisection;
 use super::delivery::Delivery;
 use super::feed::Feed;
 use super::judge::{Judged, Renewal};
 use super::options::{self, Names};
 use super::outstanding::Restart;
-use super::pace::Pace;
 use super::producer::{Failure, Producer, Reports};
 use super::recall::Recalled;
 use super::session::Step;
@@ -75,7 +75,7 @@ pub(super) enum Sent {
     BatchesTooLarge,
 }
 
-/// See the module's words.
+/// See the documentation of the module.
 pub(super) struct Sender {
     config: ClientConfig,
     names: Names,
@@ -85,7 +85,7 @@ pub(super) struct Sender {
     /// Of the present producer.
     pub(super) generation: Generation,
     pub(super) failures: Vec<Failure>,
-    pub(super) bisection: Pace,
+    pub(super) bisection: Bisection,
     pub(super) window: Window,
     /// Kafka topics that do not confirm.
     stalls: Stalls,
@@ -157,7 +157,7 @@ impl Sender {
             phase: Phase::Pausing(now),
             generation: 0,
             failures: Vec::new(),
-            bisection: Pace::default(),
+            bisection: Bisection::default(),
             window: Window::new(),
             stalls: Stalls::default(),
             abandoned: false,
@@ -174,7 +174,7 @@ impl Sender {
     }
 
     /// For another queue: nothing that was found out about the last one holds.
-    pub(super) fn begins_anew(&mut self, bisection: Pace, now: Instant) {
+    pub(super) fn begins_anew(&mut self, bisection: Bisection, now: Instant) {
         self.bisection = bisection;
         self.window = Window::new();
         self.stalls = Stalls::default();

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use super::bisection::Permit;
 use super::feed::Feed;
 use super::next::Next;
-use super::pace::Permit;
 use super::producer::{Failure, MESSAGE_OVERHEAD_BYTES, Producer};
 use super::sender::{Sender, Sent};
 use super::targets::Turn;

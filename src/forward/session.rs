@@ -90,7 +90,7 @@ impl Terms {
     }
 }
 
-/// See the module's words.
+/// See the documentation of the module.
 pub(super) struct Session {
     terms: Arc<Terms>,
     state: State,

@@ -32,7 +32,7 @@ const FULL_EVENTS: usize = 1_000;
 /// ... or so many bytes.
 const FULL_BYTES: usize = 128 << 10;
 
-/// See the module's words.
+/// See the documentation of the module.
 pub(super) struct Stream {
     linger: Duration,
     pending: Pending,
@@ -252,7 +252,7 @@ impl Pending {
     }
 }
 
-/// A failed record that is guilty by itself.
+/// A failed record that is bad by itself.
 fn bury(failure: Failure, producer: &Producer, custody: &mut Custody, now: Instant) {
     producer.settle_failed(failure.sequence);
     let letter = dead_letter(failure);

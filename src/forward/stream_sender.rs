@@ -43,7 +43,7 @@ const SLACK_MS: i64 = 60_000;
 /// ... at most so many: 1.5 MB on the wire once.
 const MOST_DECLARED_AGAIN: u32 = 10_000;
 
-/// See the module's words.
+/// See the documentation of the module.
 pub(super) struct StreamSender {
     pub(super) sender: Sender,
     stream: Stream,

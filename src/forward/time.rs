@@ -46,7 +46,7 @@ const MOST_STEPS: u32 = 19;
 /// Topics that take no old records are remembered up to this number; a sensor may choose a part of their names.
 const MOST_LATE_TOPICS: usize = 1_000;
 
-/// See the module's words.
+/// See the documentation of the module.
 #[derive(Debug)]
 pub(super) struct Times {
     mode: Timestamp,

@@ -62,7 +62,7 @@ const BETWEEN_SLICES: Duration = Duration::from_millis(10);
 const UNWRITTEN: &str = "the buffer's disk is full or fails, so the agent cannot write the record of this start to \
      it; make room on the disk";
 
-/// See the module's words.
+/// See the documentation of the module.
 pub(super) struct Transactional {
     terms: Arc<Terms>,
     /// Of the present producer, or the last one.
@@ -255,7 +255,7 @@ impl Transactional {
         Ok(())
     }
 
-    /// See the module's words.
+    /// See the documentation of the module.
     fn is_to_be_closed(
         &mut self,
         producer: &Producer,

@@ -42,7 +42,7 @@ pub(super) fn verdict(code: Code) -> Verdict {
         // Victims of somebody else's failure.
         Code::PurgeQueue // still queued when the producer was given up
         | Code::PurgeInflight // in flight at that moment: may be in Kafka already, the id tells
-        | Code::InvalidDifferentRecord // another record of the batch was the guilty one
+        | Code::InvalidDifferentRecord // another record of the batch was the bad one
         | Code::Retry => Verdict::Resend,
 
         // The batch holds something that the topic does not take; the report does not say which record.

@@ -52,7 +52,7 @@ const SURE: u32 = 8;
 const ROUND: Duration = Duration::from_millis(20);
 const VERY_LONG_ROUND: Duration = Duration::from_millis(50);
 
-/// See the module's words.
+/// See the documentation of the module.
 #[derive(Debug)]
 pub(super) struct Window {
     /// When something went with nothing in flight.

@@ -13,7 +13,7 @@ use super::watermark_topic::Partitions;
 use crate::event::Stored;
 use crate::route::Target;
 
-/// See the module's words.
+/// See the documentation of the module.
 pub(super) struct Wire {
     /// Of this process.
     pub(super) clients: Clients,

@@ -23,7 +23,7 @@ const FRAME_SALTS_AT: std::ops::Range<usize> = 8..16;
 /// Page numbers begin at 1.
 pub(super) type Number = u32;
 
-/// See the module's words.
+/// See the documentation of the module.
 pub(super) struct Pages {
     file: Option<File>,
     log: Option<File>,

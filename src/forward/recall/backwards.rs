@@ -39,7 +39,7 @@ pub(in crate::forward) struct Recalled {
     pub(in crate::forward) round_trip: Duration,
 }
 
-/// See the module's words.
+/// See the documentation of the module.
 #[derive(Debug)]
 pub(super) struct Backwards {
     /// Kafka topics whose lanes are asked for.

@@ -16,7 +16,7 @@ use crate::planted::{Bug, planted};
 /// moment, which may then repeat it.
 const MOST: usize = 100;
 
-/// See the module's words.
+/// See the documentation of the module.
 #[derive(Debug, Default)]
 pub(super) struct Unread {
     /// In order, neither over nor beside each other.

@@ -10,7 +10,7 @@ use crate::delivered::{Delivered, Word};
 use crate::event::{RouteId, Sequence};
 use crate::watermark::{Instance, Record};
 
-/// See the module's words.
+/// See the documentation of the module.
 #[derive(Debug)]
 pub(in crate::forward) struct StreamWatermark {
     /// Everything up to here was sent or is settled.

@@ -1,10 +1,10 @@
-//! How much may fly at once. At full pace everything the window takes; after a batch was refused for something in it,
-//! in groups that are judged one after the other, until the guilty record stands alone.
+//! The search for a bad record: how much may be in flight at once. Without a search everything that the window takes; after
+//! a batch was refused for something in it, groups that are judged one after the other, until the bad record stands alone.
 //!
 //! Kafka refuses a whole batch for one bad record, and does not always say which. Twenty good records may also be too
 //! large only together. So the refused span is sent again in groups of a sixteenth, each waiting for its reports; a
 //! refused group becomes a span of its own with smaller groups again; behind a span, the group size around it holds.
-//! A record whose refusal came alone is guilty: a dead letter. No good record becomes one for its neighbour's sake.
+//! A record that was refused alone is bad: a dead letter. No good record becomes one for its neighbour's sake.
 //!
 //! A refusal costs a new producer (0.5 s, librdkafka asks for its producer id by a timer), a group a round trip. Among
 //! n records one bad one is found with log16(n) + 1 refusals and at most 16 groups for each.
@@ -15,15 +15,15 @@ use crate::planted::{Bug, planted};
 /// A refused span is sent again in so many groups.
 const GROUPS: usize = 16;
 
-/// See the module's words.
+/// See the documentation of the module.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
-    /// Spans within spans, the innermost last. None: full pace.
+pub(super) struct Bisection {
+    /// Spans within spans, the innermost last. None: full bisection.
     spans: Vec<Span>,
     /// Events of the present group that were sent.
     sent: usize,
     /// A dead letter came out of it: then it was not the size of the batches.
-    found_guilty: bool,
+    found_bad_record: bool,
 }
 
 #[derive(Debug)]
@@ -39,10 +39,10 @@ struct Span {
 /// What a refusal says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Finding {
-    /// Not yet clear who: send again at the new pace.
+    /// Not yet clear who: send again at the new bisection.
     Unclear,
     /// It was alone.
-    Guilty,
+    BadRecord,
 }
 
 /// What a permission brings along.
@@ -56,7 +56,7 @@ pub(super) enum Permit {
     GoSmaller,
 }
 
-impl Pace {
+impl Bisection {
     /// One event at first, twice as many after each success: for a topic that may still be closed.
     pub(super) fn probing() -> Self {
         let span = Span { through: Sequence::MAX, size: 1, grows: true };
@@ -77,7 +77,7 @@ impl Pace {
             while self.spans.pop_if(|span| span.through < sequence).is_some() {}
         }
         match self.spans.last() {
-            None if std::mem::take(&mut self.found_guilty) => Permit::Go,
+            None if std::mem::take(&mut self.found_bad_record) => Permit::Go,
             None => Permit::GoSmaller,
             // A group does not reach beyond its span.
             Some(span) if self.sent < span.size && sequence <= span.through => Permit::Go,
@@ -87,16 +87,16 @@ impl Pace {
 
     /// One more went out.
     pub(super) fn sent(&mut self) {
-        self.sent = self.sent.saturating_add(1); // at full pace nobody begins it anew
+        self.sent = self.sent.saturating_add(1); // without a search nobody begins it anew
     }
 
     /// So many were refused for what they are, the newest of them with that sequence; nothing is in flight.
     pub(super) fn refused(&mut self, suspects: usize, newest: Sequence) -> Finding {
         self.sent = 0;
         if suspects == 1 || planted(Bug::BlameTheBatch) {
-            // At full pace nothing remains to be watched.
-            self.found_guilty = !self.spans.is_empty();
-            return Finding::Guilty;
+            // Without a search nothing remains to be watched.
+            self.found_bad_record = !self.spans.is_empty();
+            return Finding::BadRecord;
         }
         // Suspects come from one group, so sizes fall from span to span: a handful of spans at most.
         let size = (suspects / GROUPS).max(1);
@@ -119,13 +119,13 @@ mod tests {
     /// Sends 1..=count through a topic that refuses any batch with a bad record and any batch over `most` records,
     /// with everything that is permitted at once in one batch. Returns delivered, dead, refusals.
     fn run(count: u64, bad: &[u64], most: usize) -> (Vec<u64>, Vec<u64>, usize) {
-        let (mut pace, mut delivered, mut dead, mut refusals) = (Pace::default(), vec![], vec![], 0);
+        let (mut bisection, mut delivered, mut dead, mut refusals) = (Bisection::default(), vec![], vec![], 0);
         let mut next = 1;
         while next <= count {
             let mut batch = vec![];
-            while next <= count && pace.permit(next, batch.len()) != Permit::NotYet {
+            while next <= count && bisection.permit(next, batch.len()) != Permit::NotYet {
                 if !dead.contains(&next) {
-                    pace.sent();
+                    bisection.sent();
                     batch.push(next);
                 }
                 next += 1;
@@ -133,7 +133,7 @@ mod tests {
             if batch.len() > most || batch.iter().any(|s| bad.contains(s)) {
                 refusals += 1;
                 assert!(refusals < 10_000, "no progress");
-                if pace.refused(batch.len(), *batch.last().unwrap()) == Finding::Guilty {
+                if bisection.refused(batch.len(), *batch.last().unwrap()) == Finding::BadRecord {
                     dead.push(batch[0]);
                 }
                 next = batch[0];
@@ -156,27 +156,27 @@ mod tests {
     fn records_that_are_too_large_only_together_all_arrive_and_ask_for_smaller_batches() {
         let (delivered, dead, _) = run(20, &[], 10);
         assert_eq!((delivered.len(), dead.len()), (20, 0));
-        let mut pace = Pace::default();
-        assert_eq!(pace.refused(20, 20), Finding::Unclear);
-        assert_eq!(pace.permit(21, 0), Permit::GoSmaller);
-        assert_eq!(pace.permit(22, 20), Permit::Go);
+        let mut bisection = Bisection::default();
+        assert_eq!(bisection.refused(20, 20), Finding::Unclear);
+        assert_eq!(bisection.permit(21, 0), Permit::GoSmaller);
+        assert_eq!(bisection.permit(22, 20), Permit::Go);
     }
 
     #[test]
     fn a_lone_refusal_is_guilty_at_once() {
-        let mut pace = Pace::default();
-        assert_eq!(pace.refused(1, 5), Finding::Guilty);
-        assert_eq!(pace.permit(6, 0), Permit::Go);
+        let mut bisection = Bisection::default();
+        assert_eq!(bisection.refused(1, 5), Finding::BadRecord);
+        assert_eq!(bisection.permit(6, 0), Permit::Go);
     }
 
     #[test]
     fn a_probe_is_one_event_and_grows_with_success() {
-        let mut pace = Pace::probing();
+        let mut bisection = Bisection::probing();
         let mut groups = vec![];
         for _ in 0..4 {
             let mut group = 0;
-            while pace.permit(1, group) == Permit::Go {
-                pace.sent();
+            while bisection.permit(1, group) == Permit::Go {
+                bisection.sent();
                 group += 1;
             }
             groups.push(group);
