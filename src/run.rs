@@ -129,7 +129,7 @@ pub(crate) fn run(config: Config) -> Result<(), RunError> {
                 rebuilt = Some(Instant::now());
                 warn!("{cause}; the agent starts again within this process");
             }
-            End::Twin(cause) => {
+            End::DuplicateIdentity(cause) => {
                 let (id, unreleased) = buffer::take_new_identity(&config.buffer, &config.agent.data_dir)?;
                 error!(
                     buffer_id = %id,
@@ -148,7 +148,7 @@ enum End {
     /// A signal.
     Asked,
     /// Another agent has this buffer's identity.
-    Twin(String),
+    DuplicateIdentity(String),
     /// The buffer is a copy, by that sign.
     Moved(&'static str),
     /// The buffer's file was found damaged; opening it again rebuilds it.
@@ -345,7 +345,9 @@ impl Stages {
             warn!("the stage forward did not end in time; the next start may send the last readings again");
         } else {
             match forward.join() {
-                Ok(Err(error @ ForwardError::Twin { .. })) => anew = Some(End::Twin(error.to_string())),
+                Ok(Err(error @ ForwardError::DuplicateIdentity { .. })) => {
+                    anew = Some(End::DuplicateIdentity(error.to_string()));
+                }
                 Ok(Err(error @ ForwardError::Options(_))) => found = Some(error),
                 Ok(Err(error)) => error!("{error}"),
                 Ok(Ok(())) | Err(_) => {}

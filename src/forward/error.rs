@@ -23,7 +23,7 @@ pub(crate) enum ForwardError {
         "kafka: the watermark topic holds watermark {through} for buffer {buffer_id}, which this buffer did not \
          write: another agent has the same buffer id (a cloned card, or a restored copy)"
     )]
-    Twin {
+    DuplicateIdentity {
         /// The identity.
         buffer_id: Uuid,
         /// What the other one has delivered.
@@ -36,7 +36,7 @@ impl ForwardError {
     pub(crate) fn wants_a_person(&self) -> bool {
         match self {
             Self::Options(_) => true,
-            Self::System(_) | Self::BufferStopped | Self::Twin { .. } => false,
+            Self::System(_) | Self::BufferStopped | Self::DuplicateIdentity { .. } => false,
         }
     }
 }

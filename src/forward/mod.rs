@@ -81,7 +81,7 @@
 //! * **Rule A**: the watermark goes into the transaction only when all its records are confirmed (`transaction.rs`).
 //! * **Rule B**: after an `EndTxn` that was sent twice, a new producer (`end_txn.rs`).
 //! * **Stable read**: the watermark is read when the stable offset has reached the end of the partition (`recall.rs`).
-//! * **Never back, and never by a twin's word**: the cursor only rises, and a watermark of an instance that this buffer has
+//! * **Never back, and never by the watermark of a duplicate identity**: the cursor only rises, and a watermark of an instance that this buffer has
 //!   never been means a clone or a restored copy, which takes a new identity (`stream_sender.rs`, `buffer/life.rs`).
 //!
 //! And one that keeps the books whole: **fates before watermark**. Dead letters and parked events are on disk before a

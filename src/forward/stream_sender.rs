@@ -241,13 +241,13 @@ impl StreamSender {
         }
     }
 
-    /// The watermark is known: never back, and never by a twin's word.
+    /// The watermark is known: never back, and never by the watermark of a duplicate identity.
     fn recalled(&mut self, recalled: Recalled, custody: &mut Custody, wire: &mut Wire) {
         let Some(terms) = self.terms().cloned() else { return };
         let through = recalled.main.as_ref().map_or(0, Word::through);
         let (committed, highest) = (self.stream.watermark.through(), self.stream.watermark.highest());
         if recalled.main.as_ref().is_some_and(|word| !terms.is_ours(word, highest)) {
-            self.fault = Some(ForwardError::Twin { buffer_id: terms.buffer_id, through });
+            self.fault = Some(ForwardError::DuplicateIdentity { buffer_id: terms.buffer_id, through });
             return;
         }
         let of = recalled.main.as_ref().map_or(terms.lives.present, Word::instance);

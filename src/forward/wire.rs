@@ -21,7 +21,7 @@ pub(super) struct Wire {
     pub(super) patience: Patience,
     /// What time records bear.
     pub(super) times: Times,
-    /// Of the watermark topic, once the stream's watermark was read and no twin had written it. Before that no queue sends.
+    /// Of the watermark topic, once the stream's watermark was read and no duplicate identity had written it. Before that no queue sends.
     pub(super) partitions: Option<Partitions>,
     records: Records,
     /// The last one that was given out.

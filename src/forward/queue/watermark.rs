@@ -26,7 +26,7 @@ impl Queue {
     ) -> bool {
         let word = recalled.lanes.remove(&*self.topic);
         let through = word.as_ref().map_or(0, Word::through);
-        // What a twin says is not true of this queue. The stream will find it out as well, and end this life.
+        // What a duplicate identity says is not true of this queue. The stream will find it out as well, and end this life.
         let words = [recalled.main.as_ref(), word.as_ref()];
         if words.into_iter().flatten().any(|word| !terms.is_ours(word, Sequence::MAX)) {
             return false;

@@ -437,7 +437,7 @@ fn a_watermark_is_ours_only_from_a_start_of_ours_and_no_higher_than_that_start_c
         ((2, 21, 0), false), // an earlier start that went on elsewhere: a restored copy
         ((2, 19, 8), false), // it has put something aside since, and that is not on this disk
         ((3, 21, 8), true),
-        ((4, 1, 0), false), // nobody we know: a twin
+        ((4, 1, 0), false), // nobody we know: a duplicate identity
     ];
     for ((instance, through, commit), expected) in cases {
         assert_eq!(ours(instance, through, commit), expected, "{through} of {instance}, resting on {commit}");
