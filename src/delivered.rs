@@ -7,7 +7,7 @@
 //! |---|---|
 //! | at least once | a delivery report that says Ok ([`Delivered::confirmed`]) |
 //! | exactly once | a report that says Ok gives only an [`Acked`]: the transaction may still be aborted. A [`Batch`] of them becomes proofs when `commit_transaction` of rdkafka's producer has returned Ok ([`Batch::commit`]) |
-//! | exactly once, after a crash or an unknown outcome | a watermark record that a [`Witness`] read, which is a `read_committed` consumer and nothing else ([`Word::delivered`]) |
+//! | exactly once, after a crash or an unknown outcome | a watermark record that a [`CommittedReader`] read, which is a `read_committed` consumer and nothing else ([`CommittedWatermark::delivered`]) |
 //!
 //! ```compile_fail
 //! // A span cannot be declared delivered by hand.
@@ -27,7 +27,7 @@
 //! ```
 //! ```compile_fail
 //! // Nor can a watermark be made up.
-//! let word = tidegate::proofs::Word { delivered: 7, instance: tidegate::proofs::Instance(1), commit: 0, at_ms: 0 };
+//! let watermark = tidegate::proofs::CommittedWatermark { delivered: 7, instance: tidegate::proofs::Instance(1), commit: 0, at_ms: 0 };
 //! ```
 
 use std::time::Duration;
@@ -150,9 +150,9 @@ impl Batch {
 }
 
 /// A consumer of the watermark topic that sees what is committed and nothing else.
-pub(crate) struct Witness(BaseConsumer);
+pub(crate) struct CommittedReader(BaseConsumer);
 
-impl Witness {
+impl CommittedReader {
     /// Makes one; the isolation is set here.
     ///
     /// # Errors
@@ -176,54 +176,54 @@ impl Witness {
         &self.0
     }
 
-    /// The next record, waiting for it. What it says of `buffer` as the word of this witness.
+    /// The next record, waiting for it, and what it says of `buffer`.
     #[must_use]
-    pub(crate) fn hear(&self, buffer: Uuid, wait: Duration) -> Option<KafkaResult<Heard>> {
+    pub(crate) fn next(&self, buffer: Uuid, wait: Duration) -> Option<KafkaResult<FoundRecord>> {
         let message = match self.0.poll(wait)? {
             Ok(message) => message,
             Err(error) => return Some(Err(error)),
         };
         let offset = message.offset();
-        let said = match watermark::read(message.key().unwrap_or_default(), message.payload()) {
+        let record = match watermark::read(message.key().unwrap_or_default(), message.payload()) {
             Read::Said(of, Record::Main { instance, delivered, commit, unread, at_ms }) if of == buffer => {
-                Said::Main(Word { delivered, unread, instance, commit, at_ms })
+                CommittedRecord::Main(CommittedWatermark { delivered, unread, instance, commit, at_ms })
             }
             Read::Said(of, Record::Lane { kafka_topic, instance, delivered, at_ms, holes, waiting: _ })
                 if of == buffer =>
             {
-                let word = Word { delivered, unread: Vec::new(), instance, commit: 0, at_ms };
-                Said::Lane { kafka_topic, word, is_whole: holes.is_some() }
+                let watermark = CommittedWatermark { delivered, unread: Vec::new(), instance, commit: 0, at_ms };
+                CommittedRecord::Lane { kafka_topic, watermark, is_whole: holes.is_some() }
             }
             Read::Said(of, Record::Hole { first, last, reason, kafka_topic, .. }) if of == buffer => {
-                Said::Hole(DeclaredHole { first, last, reason, kafka_topic })
+                CommittedRecord::Hole(DeclaredHole { first, last, reason, kafka_topic })
             }
-            Read::Newer(of) if of == buffer => Said::Newer,
-            Read::Said(..) | Read::Newer(_) | Read::Deleted(_) | Read::Foreign => Said::Nothing,
+            Read::Newer(of) if of == buffer => CommittedRecord::Newer,
+            Read::Said(..) | Read::Newer(_) | Read::Deleted(_) | Read::Foreign => CommittedRecord::Nothing,
         };
-        Some(Ok(Heard { offset, said }))
+        Some(Ok(FoundRecord { offset, record }))
     }
 }
 
 /// One record of the watermark topic.
 #[derive(Debug)]
-pub(crate) struct Heard {
+pub(crate) struct FoundRecord {
     /// Where it lies.
     pub offset: i64,
     /// What it says of the buffer that was asked for.
-    pub said: Said,
+    pub record: CommittedRecord,
 }
 
 /// What a record of the watermark topic says of one buffer.
 #[derive(Debug)]
-pub(crate) enum Said {
+pub(crate) enum CommittedRecord {
     /// About its main lane.
-    Main(Word),
+    Main(CommittedWatermark),
     /// About the lane of a Kafka topic.
     Lane {
         /// Which.
         kafka_topic: String,
         /// How far.
-        word: Word,
+        watermark: CommittedWatermark,
         /// All holes that its buffer may not know of lie behind it.
         is_whole: bool,
     },
@@ -248,9 +248,9 @@ pub(crate) struct DeclaredHole {
     pub kafka_topic: Option<String>,
 }
 
-/// Kafka's word, in a committed transaction, that a lane is delivered up to a sequence.
+/// A watermark in a committed transaction: Kafka has it that a lane is delivered up to a sequence.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Word {
+pub struct CommittedWatermark {
     delivered: Sequence,
     unread: Vec<(Sequence, Sequence)>,
     instance: Instance,
@@ -258,8 +258,8 @@ pub struct Word {
     at_ms: i64,
 }
 
-impl Word {
-    /// Nobody's word, for unit tests.
+impl CommittedWatermark {
+    /// Nobody's watermark, for unit tests.
     #[cfg(test)]
     pub(crate) fn forged(delivered: Sequence, instance: Instance) -> Self {
         Self { delivered, unread: Vec::new(), instance, commit: 0, at_ms: 0 }
@@ -301,7 +301,7 @@ impl Word {
         self.at_ms
     }
 
-    /// The proof for an event of this lane that is still held, if the word reaches so far and does not leave it out.
+    /// The proof for an event of this lane that is still held, if the watermark reaches so far and does not leave it out.
     #[must_use]
     pub fn delivered(&self, sequence: Sequence, route: RouteId) -> Option<Delivered> {
         let is_unread = self.unread.iter().any(|(first, last)| (*first..=*last).contains(&sequence));

@@ -81,7 +81,7 @@ mod planted; // bugs on purpose, for the tests' positive controls
 #[doc(hidden)]
 pub mod proofs {
     pub use crate::buffer::Durable;
-    pub use crate::delivered::{Acked, Batch, Delivered, Word};
+    pub use crate::delivered::{Acked, Batch, CommittedWatermark, Delivered};
     pub use crate::event::RouteId;
     pub use crate::ingest::acker::Acker;
     pub use crate::ingest::receipt::{Answer, Epoch, Receipt, Receipts};

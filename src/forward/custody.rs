@@ -38,7 +38,7 @@ pub(super) struct Custody {
     /// What transactions have to say besides the watermark.
     pub(super) declarations: Declarations,
     /// With transactions: where each parked Kafka topic's lane stands, by a committed watermark. Not there while that is
-    /// in doubt, so that nobody writes an old word over a new one.
+    /// in doubt, so that nobody writes an old watermark over a new one.
     pub(super) lanes_delivered: HashMap<Arc<str>, Stand>,
     pub(super) status: ForwardStatus,
     /// The status differs from the one that was published.
@@ -63,7 +63,7 @@ pub(super) enum Way {
 pub(super) struct Stand {
     /// Up to here.
     pub(super) delivered: Sequence,
-    /// There are dead letters among its last events, and the buffer has not been told: only the word that the lane itself
+    /// There are dead letters among its last events, and the buffer has not been told: only the watermark that the lane itself
     /// gave has their holes behind it.
     pub(super) has_holes: bool,
 }

@@ -86,7 +86,7 @@
 //!
 //! And one that keeps the books whole: **fates before watermark**. Dead letters and parked events are on disk before a
 //! watermark passes them. So after a crash everything that is held up to the watermark, and not settled otherwise, was
-//! delivered, and is released with the proof that Kafka's own record gives ([`Word`](crate::delivered::Word)).
+//! delivered, and is released with the proof that Kafka's own record gives ([`CommittedWatermark`](crate::delivered::CommittedWatermark)).
 
 mod admission;
 mod aside;

@@ -23,7 +23,7 @@ use super::targets::{Generation, Turn};
 use super::time::{Refusal, Times};
 use super::verdict::{dead_letter_reason, park_reason};
 use crate::buffer::{DeadLetter, LaneChunk, LaneId, ReadError};
-use crate::delivered::{DeclaredHole, Delivered, Word};
+use crate::delivered::{CommittedWatermark, DeclaredHole, Delivered};
 use crate::event::{Sequence, Stored};
 use crate::planted::{Bug, planted};
 use crate::route::{Target, ValueFormat};
@@ -52,14 +52,14 @@ pub(super) struct Queue {
     /// Its topic is closed still.
     refusal: Option<Refused>,
     /// What Kafka has of the queue and the buffer does not know.
-    word: Option<Vouched>,
+    watermark: Option<Vouched>,
     /// The watermark that is being written or committed.
     written: Sequence,
 }
 
 /// What Kafka has of the queue, by its recovered watermark (`queue/watermark.rs`).
 struct Vouched {
-    word: Word,
+    watermark: CommittedWatermark,
     /// The chunk that holds the last delivered event.
     chunk: i64,
     holes: Vec<DeclaredHole>,
@@ -104,8 +104,8 @@ impl LeftOff {
 impl Queue {
     /// Of that topic, from there on.
     pub(super) fn new(topic: Arc<str>, place: LeftOff) -> Self {
-        let (group, damaged, word, refusal) = (None, None, None, None);
-        Self { topic, place, group, next: 0, damaged, is_open: false, refusal, word, written: 0 }
+        let (group, damaged, watermark, refusal) = (None, None, None, None);
+        Self { topic, place, group, next: 0, damaged, is_open: false, refusal, watermark, written: 0 }
     }
 
     /// A group is in work.

@@ -37,7 +37,7 @@ use self::backwards::Backwards;
 pub(super) use self::backwards::Recalled;
 use super::aside::{Place, Wake};
 use super::watermark_topic::{self, Partitions, TopicError};
-use crate::delivered::Witness;
+use crate::delivered::CommittedReader;
 use crate::planted::{Bug, planted};
 use crate::retry::Backoff;
 use crate::watermark;
@@ -256,14 +256,14 @@ fn read(question: &Question, backwards: &mut Backwards, ask: Duration, line: &Li
     config.set("max.partition.fetch.bytes", FETCH_BYTES).set("queued.min.messages", "1");
     config.set("fetch.queue.backoff.ms", "5");
 
-    let witness = Witness::new(config.clone())?;
+    let committed_reader = CommittedReader::new(config.clone())?;
     let everyone: BaseConsumer = config.set("isolation.level", "read_uncommitted").create()?;
     let (partitions, partition) = thread::scope(|scope| {
         let spawn = |name: &str| thread::Builder::new().name(name.to_owned());
         let place = spawn("recall ends").spawn_scoped(scope, || find_place(question, &everyone, ask, line))?;
         let policy = spawn("recall topic").spawn_scoped(scope, || check_once(question, ask))?;
         // Only to be connected when the others are there: on a long link that takes as long as all the rest.
-        drop(witness.consumer().fetch_metadata(Some(&question.topic), ask));
+        drop(committed_reader.consumer().fetch_metadata(Some(&question.topic), ask));
         policy.join().map_err(|_panicked| ReadError::Silence)??;
         place.join().map_err(|_panicked| ReadError::Silence)?
     })?;
@@ -281,7 +281,7 @@ fn read(question: &Question, backwards: &mut Backwards, ask: Duration, line: &Li
         if line.given_up() {
             return Err(ReadError::GivenUp);
         }
-        let (_, stable) = witness.consumer().fetch_watermarks(&question.topic, partition, ask)?;
+        let (_, stable) = committed_reader.consumer().fetch_watermarks(&question.topic, partition, ask)?;
         if stable >= end || planted(Bug::NoReadCommitted) || planted(Bug::NoStableRead) {
             break;
         }
@@ -295,7 +295,7 @@ fn read(question: &Question, backwards: &mut Backwards, ask: Duration, line: &Li
     line.say(String::new());
     backwards.holds(low, end);
     while let Some(range) = backwards.next(low) {
-        scan(question, &witness, partition, range.start, backwards, line)?;
+        scan(question, &committed_reader, partition, range.start, backwards, line)?;
         backwards.ended();
     }
     let found = std::mem::replace(backwards, Backwards::new(Vec::new()));
@@ -331,7 +331,7 @@ fn check_once(question: &Question, ask: Duration) -> Result<(), ReadError> {
 /// Reads from that offset on, as far as is to be read now.
 fn scan(
     question: &Question,
-    witness: &Witness,
+    committed_reader: &CommittedReader,
     partition: i32,
     from: i64,
     backwards: &mut Backwards,
@@ -339,22 +339,22 @@ fn scan(
 ) -> Result<(), ReadError> {
     let mut place = TopicPartitionList::new();
     place.add_partition_offset(&question.topic, partition, Offset::Offset(from))?;
-    witness.consumer().assign(&place)?;
-    let mut heard_last = Instant::now();
-    while heard_last.elapsed() < SILENCE {
+    committed_reader.consumer().assign(&place)?;
+    let mut found_last = Instant::now();
+    while found_last.elapsed() < SILENCE {
         if line.given_up() {
             return Err(ReadError::GivenUp);
         }
-        let heard = match witness.hear(question.buffer_id, LOOK) {
+        let found = match committed_reader.next(question.buffer_id, LOOK) {
             None => continue,
-            Some(Ok(heard)) => heard,
+            Some(Ok(found)) => found,
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok(()),
             // The group is not ours to join; the records come all the same.
             Some(Err(error)) if is_about_the_group(&error) => continue,
             Some(Err(error)) => return Err(error.into()),
         };
-        heard_last = Instant::now();
-        if backwards.heard(heard.offset, heard.said) {
+        found_last = Instant::now();
+        if backwards.takes(found.offset, found.record) {
             return Ok(());
         }
     }

@@ -7,7 +7,7 @@
 //! * **In order.** All events of an MQTT topic are in one lane. While lanes are looked through nothing is sent, so no newer
 //!   event of an MQTT topic can come before an older one that moves.
 //! * **Once.** A lane may hold what Kafka has already: a crash came between the commit and the buffer's settlement. With
-//!   transactions, what Kafka's word covers stays in its lane, where the next try settles it.
+//!   transactions, what Kafka's watermark covers stays in its lane, where the next try settles it.
 //! * **Bounded.** Events move chunk by chunk, each move one transaction, as many under way as there may be
 //!   (`fates.rs`). A crash in between leaves some moved and some not; the next start goes on, because the mark of the
 //!   configuration is written last.
@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use super::custody::{Custody, Stand};
 use crate::buffer::{DeadLetter, LaneChunk, LaneId, LaneMove, OVERFLOW, Parked, ReadError};
-use crate::delivered::Word;
+use crate::delivered::CommittedWatermark;
 use crate::event::{Sequence, Stored};
 use crate::route::NoTarget;
 
@@ -32,7 +32,7 @@ pub(super) struct Relocation {
     /// Of the configuration that they are brought in line with.
     mark: u64,
     /// With transactions: what Kafka has of them; `None` as long as that is not known.
-    words: Option<HashMap<String, Word>>,
+    watermarks: Option<HashMap<String, CommittedWatermark>>,
     /// The lane in work.
     lane: Progress,
     is_over: bool,
@@ -41,8 +41,8 @@ pub(super) struct Relocation {
 /// How far a lane was looked through.
 #[derive(Debug, Default)]
 struct Progress {
-    /// Kafka's word, and the chunk that holds the last event that it speaks of.
-    vouched: Option<(i64, Word)>,
+    /// Kafka's watermark, and the chunk that holds the last event that it speaks of.
+    vouched: Option<(i64, CommittedWatermark)>,
     /// It was looked for, at the lane's beginning.
     is_vouched_known: bool,
     after: i64,
@@ -59,10 +59,10 @@ enum Place {
 }
 
 impl Relocation {
-    /// Of lanes that hold events. `ask`: Kafka's word about them comes first.
+    /// Of lanes that hold events. `ask`: Kafka's watermark about them comes first.
     pub(super) fn new(lanes: &[(LaneId, Arc<str>)], mark: u64, ask: bool) -> Self {
-        let words = (!ask).then(HashMap::new);
-        Self { lanes: lanes.iter().cloned().collect(), mark, words, lane: Progress::default(), is_over: false }
+        let watermarks = (!ask).then(HashMap::new);
+        Self { lanes: lanes.iter().cloned().collect(), mark, watermarks, lane: Progress::default(), is_over: false }
     }
 
     /// Nothing to do.
@@ -76,15 +76,15 @@ impl Relocation {
     }
 
     /// What Kafka has of the lanes, once that is known.
-    pub(super) fn hears(&mut self, words: &mut Option<HashMap<String, Word>>) {
-        if self.words.is_none() {
-            self.words = words.take();
+    pub(super) fn hears(&mut self, watermarks: &mut Option<HashMap<String, CommittedWatermark>>) {
+        if self.watermarks.is_none() {
+            self.watermarks = watermarks.take();
         }
     }
 
     /// Does what can be done now without waiting.
     pub(super) fn step(&mut self, custody: &mut Custody, now: Instant) -> Result<(), ReadError> {
-        if self.is_over || self.words.is_none() {
+        if self.is_over || self.watermarks.is_none() {
             return Ok(());
         }
         for _ in 0..CHUNKS_A_TURN {
@@ -106,7 +106,7 @@ impl Relocation {
         Ok(())
     }
 
-    /// Up to which sequence in up to which chunk Kafka has this lane; nothing of another's word.
+    /// Up to which sequence in up to which chunk Kafka has this lane; nothing of another's watermark.
     fn vouched(
         &mut self,
         lane: LaneId,
@@ -114,12 +114,16 @@ impl Relocation {
         custody: &mut Custody,
     ) -> Result<Option<(i64, Sequence)>, ReadError> {
         if !self.lane.is_vouched_known {
-            let word = self.words.as_mut().and_then(|words| words.remove(&**topic));
-            let chunk = word.as_ref().map(|word| custody.reader.parked_at(lane, word.through())).transpose()?.flatten();
-            self.lane.vouched = chunk.zip(word);
+            let watermark = self.watermarks.as_mut().and_then(|watermarks| watermarks.remove(&**topic));
+            let chunk = watermark
+                .as_ref()
+                .map(|watermark| custody.reader.parked_at(lane, watermark.through()))
+                .transpose()?
+                .flatten();
+            self.lane.vouched = chunk.zip(watermark);
             self.lane.is_vouched_known = true;
         }
-        Ok(self.lane.vouched.as_ref().map(|(chunk, word)| (*chunk, word.through())))
+        Ok(self.lane.vouched.as_ref().map(|(chunk, watermark)| (*chunk, watermark.through())))
     }
 
     fn look_through(
@@ -186,7 +190,7 @@ impl Relocation {
         }
         if stayed == 0 {
             // So that the watermark topic hears that nothing waits there any more.
-            let through = vouched.map_or(0, |(_, word)| word.through());
+            let through = vouched.map_or(0, |(_, watermark)| watermark.through());
             let stand = Stand { delivered: through, has_holes: false };
             custody.lanes_delivered.insert(Arc::clone(topic), stand);
             custody.parking.forget(topic);

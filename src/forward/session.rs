@@ -20,7 +20,7 @@ use super::transaction::{Move, State};
 use super::verdict::{Verdict, code_of, verdict};
 use super::watermark_topic::Partitions;
 use crate::buffer::Lives;
-use crate::delivered::{Batch, Delivered, Word};
+use crate::delivered::{Batch, CommittedWatermark, Delivered};
 use crate::event::Sequence;
 use crate::planted::{self, Bug, planted};
 use crate::watermark::{self, Record};
@@ -81,12 +81,12 @@ impl Terms {
 
     /// Was it written by a start of this agent on this buffer, can it have been, and is all on this disk that it rests on?
     /// `most` is what the present start can have said.
-    pub(super) fn is_ours(&self, word: &Word, most: Sequence) -> bool {
-        if word.instance() == self.lives.present {
-            return word.through() <= most;
+    pub(super) fn is_ours(&self, watermark: &CommittedWatermark, most: Sequence) -> bool {
+        if watermark.instance() == self.lives.present {
+            return watermark.through() <= most;
         }
-        let of_it = self.lives.earlier.iter().find(|life| life.instance == word.instance());
-        of_it.is_some_and(|life| word.through() <= life.last && word.commit() <= life.commit)
+        let of_it = self.lives.earlier.iter().find(|life| life.instance == watermark.instance());
+        of_it.is_some_and(|life| watermark.through() <= life.last && watermark.commit() <= life.commit)
     }
 }
 

@@ -21,7 +21,7 @@ use super::stream::Stream;
 use super::transactional::{Cost, Transactional};
 use super::waiting::Obstacle;
 use super::wire::Wire;
-use crate::delivered::{Delivered, Word};
+use crate::delivered::{CommittedWatermark, Delivered};
 use crate::event::{Sequence, Stored};
 use crate::log_throttle::LogThrottle;
 use crate::planted::{self, Bug};
@@ -59,7 +59,7 @@ pub(super) struct StreamSender {
     /// Whose Kafka's last watermark is, until the buffer hears of it.
     heard: Option<(Instance, Arc<Terms>)>,
     /// What Kafka has of the lanes that were asked for at the start.
-    pub(super) recalled_lanes: Option<HashMap<String, Word>>,
+    pub(super) recalled_lanes: Option<HashMap<String, CommittedWatermark>>,
     /// Why the agent cannot go on.
     fault: Option<ForwardError>,
 }
@@ -244,13 +244,13 @@ impl StreamSender {
     /// The watermark is known: never back, and never by the watermark of a duplicate identity.
     fn recalled(&mut self, recalled: Recalled, custody: &mut Custody, wire: &mut Wire) {
         let Some(terms) = self.terms().cloned() else { return };
-        let through = recalled.main.as_ref().map_or(0, Word::through);
+        let through = recalled.main.as_ref().map_or(0, CommittedWatermark::through);
         let (committed, highest) = (self.stream.watermark.through(), self.stream.watermark.highest());
-        if recalled.main.as_ref().is_some_and(|word| !terms.is_ours(word, highest)) {
+        if recalled.main.as_ref().is_some_and(|watermark| !terms.is_ours(watermark, highest)) {
             self.fault = Some(ForwardError::DuplicateIdentity { buffer_id: terms.buffer_id, through });
             return;
         }
-        let of = recalled.main.as_ref().map_or(terms.lives.present, Word::instance);
+        let of = recalled.main.as_ref().map_or(terms.lives.present, CommittedWatermark::instance);
         if through < committed && !std::mem::replace(&mut self.behind_was_said, true) {
             tracing::error!(
                 topic = &*terms.topic,
@@ -269,7 +269,8 @@ impl StreamSender {
             );
         }
         if !std::mem::replace(&mut self.declared_again, true) {
-            let since_ms = recalled.main.as_ref().map_or(i64::MIN, |word| word.at_ms().saturating_sub(SLACK_MS));
+            let since_ms =
+                recalled.main.as_ref().map_or(i64::MIN, |watermark| watermark.at_ms().saturating_sub(SLACK_MS));
             custody.declare_again(through, since_ms, MOST_DECLARED_AGAIN);
         }
         let waiting = self.has_events() || custody.reader.has_more();

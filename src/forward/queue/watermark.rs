@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use super::{Group, Queue, Vouched, dead_letter};
-use crate::delivered::Word;
+use crate::delivered::CommittedWatermark;
 use crate::event::Sequence;
 use crate::forward::custody::{Custody, Stand, unix_ms};
 use crate::forward::recall::Recalled;
@@ -24,20 +24,20 @@ impl Queue {
         terms: &Terms,
         custody: &mut Custody,
     ) -> bool {
-        let word = recalled.lanes.remove(&*self.topic);
-        let through = word.as_ref().map_or(0, Word::through);
+        let watermark = recalled.lanes.remove(&*self.topic);
+        let through = watermark.as_ref().map_or(0, CommittedWatermark::through);
         // What a duplicate identity says is not true of this queue. The stream will find it out as well, and end this life.
-        let words = [recalled.main.as_ref(), word.as_ref()];
-        if words.into_iter().flatten().any(|word| !terms.is_ours(word, Sequence::MAX)) {
+        let watermarks = [recalled.main.as_ref(), watermark.as_ref()];
+        if watermarks.into_iter().flatten().any(|watermark| !terms.is_ours(watermark, Sequence::MAX)) {
             return false;
         }
         let stand = Stand { delivered: through, has_holes: !recalled.holes.is_empty() };
         custody.lanes_delivered.insert(Arc::clone(&self.topic), stand);
-        let Some((word, lane)) = word.zip(custody.settler.lane(&self.topic)) else { return true };
+        let Some((watermark, lane)) = watermark.zip(custody.settler.lane(&self.topic)) else { return true };
         match custody.reader.parked_at(lane, through) {
             Ok(Some(chunk)) => {
                 let holes = recalled.holes.into();
-                self.word = Some(Vouched { word, chunk, holes });
+                self.watermark = Some(Vouched { watermark, chunk, holes });
                 self.vouch();
                 true
             }
@@ -51,9 +51,11 @@ impl Queue {
         }
     }
 
-    /// What the word vouches for of the group that was just read counts as sent.
+    /// What the watermark vouches for of the group that was just read counts as sent.
     pub(super) fn vouch(&mut self) {
-        let (Some(Vouched { word, chunk: last, holes }), Some(group)) = (&self.word, &self.group) else { return };
+        let (Some(Vouched { watermark, chunk: last, holes }), Some(group)) = (&self.watermark, &self.group) else {
+            return;
+        };
         let mut from = 0_usize;
         let mut beyond = false;
         for (chunk, end) in &group.chunks {
@@ -62,7 +64,7 @@ impl Queue {
             from = *end;
             for stored in events.iter().filter(|_| chunk <= last) {
                 let hole = holes.iter().find(|hole| (hole.first..=hole.last).contains(&stored.sequence));
-                let Some(proof) = word.delivered(stored.sequence, stored.event.route) else { continue };
+                let Some(proof) = watermark.delivered(stored.sequence, stored.event.route) else { continue };
                 if !self.place.done.insert(stored.sequence) {
                     continue;
                 }
@@ -73,7 +75,7 @@ impl Queue {
             }
         }
         if beyond {
-            self.word = None;
+            self.watermark = None;
         }
     }
 
@@ -152,7 +154,7 @@ mod tests {
         Stored { sequence, event }
     }
 
-    /// A lane whose chunks hold these events, with Kafka's word that one of the events is the last delivered.
+    /// A lane whose chunks hold these events, with Kafka's watermark that one of the events is the last delivered.
     fn vouched(chunks: &[(i64, &[Sequence])], last: (Sequence, i64), holes: &[Sequence], place: LeftOff) -> Queue {
         let hole = |sequence: &Sequence| DeclaredHole {
             first: *sequence,
@@ -161,9 +163,9 @@ mod tests {
             kafka_topic: Some("late".to_owned()),
         };
         let (through, chunk) = last;
-        let word = Word::forged(through, Instance(1));
+        let watermark = CommittedWatermark::forged(through, Instance(1));
         let mut own = Queue::new(Arc::from("late"), place);
-        own.word = Some(Vouched { word, chunk, holes: holes.iter().map(hole).collect() });
+        own.watermark = Some(Vouched { watermark, chunk, holes: holes.iter().map(hole).collect() });
         let mut group = Group { lane: LaneId(1), chunks: Vec::new(), events: Vec::new() };
         for (chunk, sequences) in chunks {
             group.events.extend(sequences.iter().copied().map(stored));
@@ -174,11 +176,11 @@ mod tests {
         own
     }
 
-    /// Delivered, dead, and whether the word is still of use.
+    /// Delivered, dead, and whether the watermark is still of use.
     fn fates(own: &Queue) -> (Vec<Sequence>, Vec<Sequence>, bool) {
         let confirmed = own.place.confirmed.iter().map(crate::delivered::Delivered::sequence).collect();
         let dead = own.place.dead.iter().map(|letter| letter.sequence).collect();
-        (confirmed, dead, own.word.is_some())
+        (confirmed, dead, own.watermark.is_some())
     }
 
     #[test]

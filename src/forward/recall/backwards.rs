@@ -1,6 +1,6 @@
 //! What of a partition is read next, and what was heard of it: from its end backwards, each offset once.
 //!
-//! The newest word counts, and it is among the newest records unless the buffer has slept or shares its partition with
+//! The newest watermark counts, and it is among the newest records unless the buffer has slept or shares its partition with
 //! many. So a few offsets are read first, then four times as many before them, and so on, until all that is asked for is
 //! known. What a try has read that came to nothing is not read again; what has come to the partition meanwhile is.
 
@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::delivered::{DeclaredHole, Said, Word};
+use crate::delivered::{CommittedRecord, CommittedWatermark, DeclaredHole};
 use crate::forward::watermark_topic::Partitions;
 
 /// Offsets that are read first. A transaction takes two, of about 150 bytes each.
@@ -26,9 +26,9 @@ const MOST_HOLES: usize = 4_000;
 #[derive(Debug, Default)]
 pub(in crate::forward) struct Recalled {
     /// About the main lane; `None`: this buffer has never committed anything.
-    pub(in crate::forward) main: Option<Word>,
+    pub(in crate::forward) main: Option<CommittedWatermark>,
     /// About lanes, by Kafka topic.
-    pub(in crate::forward) lanes: HashMap<String, Word>,
+    pub(in crate::forward) lanes: HashMap<String, CommittedWatermark>,
     /// Holes that were declared for these lanes' topics, as far as they may be unknown to the buffer.
     pub(in crate::forward) holes: VecDeque<DeclaredHole>,
     /// A newer Tidegate has written something about this buffer.
@@ -49,7 +49,7 @@ pub(super) struct Backwards {
     /// To be read; the newest last.
     open: Vec<Range<i64>>,
     block: i64,
-    main: Option<(i64, Word)>,
+    main: Option<(i64, CommittedWatermark)>,
     found: HashMap<String, Lane>,
     holes: BTreeMap<i64, DeclaredHole>,
     newer: bool,
@@ -58,7 +58,7 @@ pub(super) struct Backwards {
 #[derive(Debug)]
 struct Lane {
     at: i64,
-    word: Word,
+    watermark: CommittedWatermark,
     /// All its holes lie behind the record.
     is_whole: bool,
 }
@@ -101,33 +101,33 @@ impl Backwards {
     }
 
     /// A record of what is read now. True: that was the last of it.
-    pub(super) fn heard(&mut self, at: i64, said: Said) -> bool {
+    pub(super) fn takes(&mut self, at: i64, record: CommittedRecord) -> bool {
         let Some(open) = self.open.last_mut() else { return true };
         if at >= open.end {
             return true; // it is known
         }
         open.start = at.saturating_add(1);
         let is_last = open.is_empty();
-        match said {
-            Said::Main(word) if self.main.as_ref().is_none_or(|(newest, _)| *newest < at) => {
-                self.main = Some((at, word));
+        match record {
+            CommittedRecord::Main(watermark) if self.main.as_ref().is_none_or(|(newest, _)| *newest < at) => {
+                self.main = Some((at, watermark));
             }
-            Said::Lane { kafka_topic, word, is_whole } => {
+            CommittedRecord::Lane { kafka_topic, watermark, is_whole } => {
                 if self.found.get(&kafka_topic).is_none_or(|lane| lane.at < at) {
-                    self.found.insert(kafka_topic, Lane { at, word, is_whole });
+                    self.found.insert(kafka_topic, Lane { at, watermark, is_whole });
                 } else if is_whole && let Some(lane) = self.found.get_mut(&kafka_topic) {
                     // The newest one said nothing of holes, so that this one's are those that count.
                     lane.is_whole = true;
                 }
             }
-            Said::Hole(hole) if self.lanes.iter().any(|lane| hole.kafka_topic.as_deref() == Some(lane)) => {
+            CommittedRecord::Hole(hole) if self.lanes.iter().any(|lane| hole.kafka_topic.as_deref() == Some(lane)) => {
                 self.holes.insert(at, hole);
                 if self.holes.len() > MOST_HOLES {
                     self.holes.pop_first();
                 }
             }
-            Said::Newer => self.newer = true,
-            Said::Main(_) | Said::Hole(_) | Said::Nothing => {}
+            CommittedRecord::Newer => self.newer = true,
+            CommittedRecord::Main(_) | CommittedRecord::Hole(_) | CommittedRecord::Nothing => {}
         }
         is_last
     }
@@ -140,8 +140,8 @@ impl Backwards {
     /// What was found.
     pub(super) fn into_recalled(self) -> Recalled {
         Recalled {
-            main: self.main.map(|(_, word)| word),
-            lanes: self.found.into_iter().map(|(topic, lane)| (topic, lane.word)).collect(),
+            main: self.main.map(|(_, watermark)| watermark),
+            lanes: self.found.into_iter().map(|(topic, lane)| (topic, lane.watermark)).collect(),
             holes: self.holes.into_values().collect(),
             newer: self.newer,
             ..Recalled::default()
@@ -150,7 +150,7 @@ impl Backwards {
 
     fn is_complete(&self) -> bool {
         // Of a lane of which nothing is delivered, nothing is in doubt.
-        let known = |lane: &Lane| lane.is_whole || lane.word.through() == 0;
+        let known = |lane: &Lane| lane.is_whole || lane.watermark.through() == 0;
         self.main.is_some() && self.lanes.iter().all(|topic| self.found.get(&**topic).is_some_and(known))
     }
 }
@@ -163,26 +163,30 @@ mod tests {
     use super::*;
     use crate::watermark::Instance;
 
-    fn main(through: i64) -> Said {
-        Said::Main(Word::forged(through as u64, Instance(1)))
+    fn main(through: i64) -> CommittedRecord {
+        CommittedRecord::Main(CommittedWatermark::forged(through as u64, Instance(1)))
     }
 
-    fn lane(through: u64, is_whole: bool) -> Said {
-        Said::Lane { kafka_topic: "late".into(), word: Word::forged(through, Instance(1)), is_whole }
+    fn lane(through: u64, is_whole: bool) -> CommittedRecord {
+        CommittedRecord::Lane {
+            kafka_topic: "late".into(),
+            watermark: CommittedWatermark::forged(through, Instance(1)),
+            is_whole,
+        }
     }
 
-    fn hole(first: u64) -> Said {
-        Said::Hole(DeclaredHole { first, last: first, reason: "r".into(), kafka_topic: Some("late".into()) })
+    fn hole(first: u64) -> CommittedRecord {
+        CommittedRecord::Hole(DeclaredHole { first, last: first, reason: "r".into(), kafka_topic: Some("late".into()) })
     }
 
     /// Reads a partition whose records are made by `at`, as long as there is something to read; the offsets that were read.
-    fn read(backwards: &mut Backwards, low: i64, at: impl Fn(i64) -> Option<Said>) -> Vec<i64> {
+    fn read(backwards: &mut Backwards, low: i64, at: impl Fn(i64) -> Option<CommittedRecord>) -> Vec<i64> {
         let mut offsets = Vec::new();
         while let Some(range) = backwards.next(low) {
             for offset in range {
                 if let Some(said) = at(offset) {
                     offsets.push(offset);
-                    if backwards.heard(offset, said) {
+                    if backwards.takes(offset, said) {
                         break;
                     }
                 }
@@ -198,7 +202,7 @@ mod tests {
         backwards.holds(0, 1_000_000);
         let offsets = read(&mut backwards, 0, |offset| (offset % 2 == 0).then(|| main(offset)));
         assert!(offsets.len() <= 10 && offsets.iter().all(|offset| *offset >= 999_980), "{offsets:?}");
-        assert_eq!(backwards.into_recalled().main.map(|word| word.through()), Some(999_998));
+        assert_eq!(backwards.into_recalled().main.map(|watermark| watermark.through()), Some(999_998));
     }
 
     #[test]
@@ -206,10 +210,10 @@ mod tests {
         let mut backwards = Backwards::new(vec![]);
         backwards.holds(0, 100);
         assert_eq!(backwards.next(0), Some(80..100));
-        backwards.heard(85, Said::Nothing);
+        backwards.takes(85, CommittedRecord::Nothing);
         backwards.holds(0, 104);
         assert_eq!(backwards.next(0), Some(100..104));
-        assert!(backwards.heard(103, Said::Nothing));
+        assert!(backwards.takes(103, CommittedRecord::Nothing));
         backwards.ended();
         assert_eq!(backwards.next(0), Some(86..100));
         backwards.ended();
@@ -228,11 +232,11 @@ mod tests {
             5_000 => Some(hole(69)),
             4_999 => Some(lane(70, true)),
             4_000 => Some(hole(3)),
-            _ => Some(Said::Nothing),
+            _ => Some(CommittedRecord::Nothing),
         });
         assert!(read.iter().all(|offset| *offset >= 3_000), "all was read");
         let recalled = backwards.into_recalled();
-        assert_eq!(recalled.lanes.get("late").map(Word::through), Some(70));
+        assert_eq!(recalled.lanes.get("late").map(CommittedWatermark::through), Some(70));
         assert!(recalled.holes.iter().any(|hole| hole.first == 69));
     }
 
@@ -245,10 +249,10 @@ mod tests {
     }
 
     proptest! {
-        /// Wherever tries break off and whatever comes meanwhile: the newest word is found, and no offset is read twice.
+        /// Wherever tries break off and whatever comes meanwhile: the newest watermark is found, and no offset is read twice.
         #[test]
         fn the_newest_word_is_found_and_nothing_is_read_twice(
-            words in prop::collection::btree_set(0_i64..3_000, 0..4),
+            watermarks in prop::collection::btree_set(0_i64..3_000, 0..4),
             tries in prop::collection::vec((1_usize..60, 0_i64..40), 1..30),
             low in 0_i64..100,
         ) {
@@ -264,8 +268,8 @@ mod tests {
                         }
                         left -= 1;
                         offsets.push(offset);
-                        let said = if words.contains(&offset) { main(offset) } else { Said::Nothing };
-                        if backwards.heard(offset, said) {
+                        let said = if watermarks.contains(&offset) { main(offset) } else { CommittedRecord::Nothing };
+                        if backwards.takes(offset, said) {
                             break;
                         }
                     }
@@ -274,9 +278,9 @@ mod tests {
                 end += more;
                 backwards.holds(low, end);
             }
-            offsets.extend(read(&mut backwards, low, |offset| Some(if words.contains(&offset) { main(offset) } else { Said::Nothing })));
-            let newest = words.range(low..end).next_back().copied();
-            prop_assert_eq!(backwards.into_recalled().main.map(|word| word.through()), newest.map(|at| at as u64));
+            offsets.extend(read(&mut backwards, low, |offset| Some(if watermarks.contains(&offset) { main(offset) } else { CommittedRecord::Nothing })));
+            let newest = watermarks.range(low..end).next_back().copied();
+            prop_assert_eq!(backwards.into_recalled().main.map(|watermark| watermark.through()), newest.map(|at| at as u64));
             let count = offsets.len();
             offsets.sort_unstable();
             offsets.dedup();

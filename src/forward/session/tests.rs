@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{LAST_LINE, Session, Step, Terms, Waits};
 use crate::buffer::{Life, Lives};
 use crate::clock;
-use crate::delivered::Word;
+use crate::delivered::CommittedWatermark;
 use crate::event::RouteId;
 use crate::forward::aside::{Clients, Wake};
 use crate::forward::end_txn::EndTxn;
@@ -428,8 +428,9 @@ fn what_the_log_says_of_an_end_decides_whether_the_producer_goes_on() {
 #[test]
 fn a_watermark_is_ours_only_from_a_start_of_ours_and_no_higher_than_that_start_can_have_said() {
     let terms = terms(rdkafka::ClientConfig::new());
-    let ours =
-        |instance, through, commit| terms.is_ours(&Word::forged(through, Instance(instance)).resting_on(commit), 10);
+    let ours = |instance, through, commit| {
+        terms.is_ours(&CommittedWatermark::forged(through, Instance(instance)).resting_on(commit), 10)
+    };
     let cases = [
         ((1, 10, 11), true),
         ((1, 11, 0), false), // the present start has not said so much: a copy of this very process's memory

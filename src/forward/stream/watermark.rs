@@ -2,11 +2,11 @@
 //!
 //! The last sequence that the stream has passed: sent in this transaction or earlier, or settled otherwise. **Dead letters
 //! and parked events that it passes are on disk before it is written**: so after a crash, all that is held up to the
-//! watermark and not settled otherwise was delivered, by Kafka's own word, and is released with the proof from it. What could
+//! watermark and not settled otherwise was delivered, by Kafka's own record, and is released with the proof from it. What could
 //! not be read when its turn came is passed as well, and named as left out (`unread.rs`).
 
 use super::unread::Unread;
-use crate::delivered::{Delivered, Word};
+use crate::delivered::{CommittedWatermark, Delivered};
 use crate::event::{RouteId, Sequence};
 use crate::watermark::{Instance, Record};
 
@@ -21,14 +21,14 @@ pub(in crate::forward) struct StreamWatermark {
     written: Sequence,
     /// What it passes without vouching for it.
     unread: Unread,
-    /// Kafka's word about what was in doubt.
-    word: Option<Word>,
+    /// Kafka's watermark about what was in doubt.
+    watermark: Option<CommittedWatermark>,
 }
 
 impl StreamWatermark {
     /// Everything up to `released` is settled, and a watermark up to `committed` was.
     pub(in crate::forward) fn new(released: Sequence, committed: Sequence) -> Self {
-        Self { passed: released, committed, written: 0, unread: Unread::default(), word: None }
+        Self { passed: released, committed, written: 0, unread: Unread::default(), watermark: None }
     }
 
     /// Covered by a watermark that Kafka has committed.
@@ -81,20 +81,20 @@ impl StreamWatermark {
     }
 
     /// Kafka's last watermark is known; `None`: this buffer has never committed anything.
-    pub(in crate::forward) fn recovered(&mut self, word: Option<Word>) {
-        if let Some(word) = &word {
-            self.committed = self.committed.max(word.through());
-            self.unread.recalled(word.unread(), word.through() == self.written);
+    pub(in crate::forward) fn recovered(&mut self, watermark: Option<CommittedWatermark>) {
+        if let Some(watermark) = &watermark {
+            self.committed = self.committed.max(watermark.through());
+            self.unread.recalled(watermark.unread(), watermark.through() == self.written);
         }
-        self.word = word;
+        self.watermark = watermark;
     }
 
-    /// The proof for an event that this process did not see committed, if Kafka's word reaches so far.
+    /// The proof for an event that this process did not see committed, if Kafka's watermark reaches so far.
     pub(in crate::forward) fn vouches_for(&mut self, sequence: Sequence, route: RouteId) -> Option<Delivered> {
-        let word = self.word.as_ref()?;
-        let (proof, is_behind) = (word.delivered(sequence, route), sequence > word.through());
+        let watermark = self.watermark.as_ref()?;
+        let (proof, is_behind) = (watermark.delivered(sequence, route), sequence > watermark.through());
         if is_behind {
-            self.word = None; // for good
+            self.watermark = None; // for good
         }
         proof
     }
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn kafkas_word_gives_proofs_as_far_as_it_reaches_and_then_never_again() {
         let mut watermark = StreamWatermark::new(0, 0);
-        watermark.recovered(Some(Word::forged(2, Instance(1))));
+        watermark.recovered(Some(CommittedWatermark::forged(2, Instance(1))));
         let mut vouches = |sequence| watermark.vouches_for(sequence, RouteId(1)).map(|proof| proof.sequence());
         assert_eq!([vouches(1), vouches(2), vouches(3), vouches(1)], [Some(1), Some(2), None, None]);
     }
