@@ -70,7 +70,7 @@ pub(crate) enum Bug {
     /// Not bugs but faults: kill -9 of itself, in that phase of a transaction with readings in it (one without asks for the
     /// time), the third time it comes by. Before the
     /// watermark is read;
-    DieRecalling,
+    DieRecovering,
     /// with records sent, before their reports;
     DieFilling,
     /// with all reports there, before the watermark is sent;
@@ -126,7 +126,7 @@ impl Bug {
             Self::EndOnTheLoop => "end-on-the-loop",
             Self::BelieveTheClock => "believe-the-clock",
             Self::StampArrival => "stamp-arrival",
-            Self::DieRecalling => "die-recalling",
+            Self::DieRecovering => "die-recovering",
             Self::DieFilling => "die-filling",
             Self::DieSealing => "die-sealing",
             Self::DieCommitting => "die-committing",

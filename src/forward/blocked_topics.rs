@@ -260,9 +260,9 @@ impl BlockedTopics {
         match happened {
             Happened::Nothing | Happened::NewProducer | Happened::Ended(Renewal::AtOnce) => {}
             Happened::NoProducer(_) => queue.refused(None),
-            Happened::Recalled(recalled) => {
+            Happened::WatermarksFound(found) => {
                 let terms = self.sender.delivery.transactions().map(Transactional::terms);
-                if !terms.is_some_and(|terms| queue.recovered(recalled, terms, custody)) {
+                if !terms.is_some_and(|terms| queue.recovered(found, terms, custody)) {
                     queue.refused(None);
                 }
             }

@@ -80,7 +80,7 @@
 //!
 //! * **Rule A**: the watermark goes into the transaction only when all its records are confirmed (`transaction.rs`).
 //! * **Rule B**: after an `EndTxn` that was sent twice, a new producer (`end_txn.rs`).
-//! * **Stable read**: the watermark is read when the stable offset has reached the end of the partition (`recall.rs`).
+//! * **Stable read**: the watermark is read when the stable offset has reached the end of the partition (`watermark_reader.rs`).
 //! * **Never back, and never by the watermark of a duplicate identity**: the cursor only rises, and a watermark of an instance that this buffer has
 //!   never been means a clone or a restored copy, which takes a new identity (`stream_sender.rs`, `buffer/life.rs`).
 //!
@@ -110,7 +110,7 @@ mod parking;
 mod patience;
 mod producer;
 mod queue;
-mod recall;
+mod watermark_reader;
 mod record;
 mod relay;
 mod relocation;

@@ -231,7 +231,7 @@ impl Relay {
             return Err(fault);
         }
         let blocked = if self.relocation.is_under_way() {
-            self.relocation.hears(&mut self.stream.recalled_lanes);
+            self.relocation.hears(&mut self.stream.found_lanes);
             self.relocation.step(&mut self.custody, now)
         } else {
             self.blocked_topics.step(&mut self.custody, &mut self.wire, now)

@@ -32,13 +32,13 @@ use super::judge::{Judged, Renewal};
 use super::options::{self, Names};
 use super::outstanding::Restart;
 use super::producer::{Failure, Producer, Reports};
-use super::recall::Recalled;
 use super::session::Step;
 use super::stalls::Stalls;
 use super::targets::Generation;
 use super::transaction::State;
 use super::transactional::{Cost, Refused};
 use super::verdict::is_an_answer;
+use super::watermark_reader::FoundWatermarks;
 use super::window::Window;
 use super::wire::Wire;
 use crate::delivered::Delivered;
@@ -117,7 +117,7 @@ pub(super) enum Happened {
     /// librdkafka makes none, for that reason. The owner says when it is tried again, or it is at the next turn.
     NoProducer(String),
     /// Kafka's last watermark is known.
-    Recalled(Recalled),
+    WatermarksFound(FoundWatermarks),
     /// All records of the transaction are confirmed: the owner is to write the watermark.
     WatermarkDue,
     /// The transaction is committed, with these; how long it took from the last record's being sent, and what it cost.
@@ -340,7 +340,7 @@ impl Sender {
         let happened = match self.delivery.step(&producer, now) {
             Step::Send => return self.fill(producer, feed, wire, now),
             Step::Wait => Happened::Nothing,
-            Step::Known(recalled) => Happened::Recalled(recalled),
+            Step::Known(found) => Happened::WatermarksFound(found),
             Step::Seal => Happened::WatermarkDue,
             Step::Committed(proofs, ending) => {
                 wire.times.heard(producer.told());

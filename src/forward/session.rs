@@ -14,10 +14,10 @@ use uuid::Uuid;
 
 use super::aside::{Call, Clients};
 use super::producer::Producer;
-use super::recall::{Question, Recall, Recalled, Trouble};
 use super::talk::Snag;
 use super::transaction::{Move, State};
 use super::verdict::{Verdict, code_of, verdict};
+use super::watermark_reader::{FoundWatermarks, Question, Trouble, WatermarkReader};
 use super::watermark_topic::Partitions;
 use crate::buffer::Lives;
 use crate::delivered::{Batch, CommittedWatermark, Delivered};
@@ -95,10 +95,10 @@ pub(super) struct Session {
     terms: Arc<Terms>,
     state: State,
     lanes: Vec<Arc<str>>,
-    recall: Option<Recall>,
+    watermark_reader: Option<WatermarkReader>,
     /// An abort that is under way.
     aborting: Option<Call<KafkaResult<()>>>,
-    /// Known when nothing needs to be recalled.
+    /// Known when no watermark needs to be read.
     partitions: Option<Partitions>,
     batch: Option<Batch>,
     /// When the present transaction was closed.
@@ -114,7 +114,7 @@ pub(super) enum Step {
     /// Nothing but wait.
     Wait,
     /// The watermark is known.
-    Known(Recalled),
+    Known(FoundWatermarks),
     /// Records may be sent.
     Send,
     /// All reports of data records are Ok: give it the watermark with [`Session::seal`].
@@ -145,7 +145,7 @@ impl Session {
             terms,
             state,
             lanes,
-            recall: None,
+            watermark_reader: None,
             aborting: None,
             partitions: known,
             batch: None,
@@ -172,7 +172,7 @@ impl Session {
 
     /// What is in the way of a start.
     pub(super) fn trouble(&self) -> Trouble {
-        self.recall.as_ref().map(Recall::trouble).unwrap_or_default()
+        self.watermark_reader.as_ref().map(WatermarkReader::trouble).unwrap_or_default()
     }
 
     /// Known once the watermark topic was read.
@@ -184,7 +184,7 @@ impl Session {
     pub(super) fn step(&mut self, producer: &Producer, now: Instant) -> Step {
         match self.state {
             State::Starting => self.register(producer, now),
-            State::Recalling => self.recalled(),
+            State::Recovering => self.watermarks_found(),
             State::Idle | State::Filling => Step::Send,
             State::Closing if producer.in_flight().0 == 0 => Step::Seal,
             State::Closing => self.wait_for("reports", now),
@@ -268,12 +268,12 @@ impl Session {
 
     fn register(&mut self, producer: &Producer, now: Instant) -> Step {
         // It connects meanwhile; before a broker was met that would be one more client that tries in vain.
-        if self.partitions.is_none() && self.recall.is_none() && producer.has_met_a_broker() {
-            self.recall = self.ask();
+        if self.partitions.is_none() && self.watermark_reader.is_none() && producer.has_met_a_broker() {
+            self.watermark_reader = self.ask();
         }
         match producer.register(SLICE) {
             Ok(()) => {
-                planted::die(Bug::DieRecalling);
+                planted::die(Bug::DieRecovering);
                 self.went(Move::Registered);
                 if self.partitions.is_some() {
                     self.went(Move::Known);
@@ -295,26 +295,26 @@ impl Session {
     }
 
     /// `None`: there is no place for more clients now.
-    fn ask(&self) -> Option<Recall> {
+    fn ask(&self) -> Option<WatermarkReader> {
         let Terms { reader, topic, buffer_id, topic_is_right, clients, .. } = &*self.terms;
         let place = clients.place()?;
         let (config, topic, lanes) = (reader.clone(), Arc::clone(topic), self.lanes.clone());
         let topic_is_right = Arc::clone(topic_is_right);
         let question = Question { config, topic, buffer_id: *buffer_id, lanes, topic_is_right };
-        Some(Recall::begin(question, place, clients.wake().clone()))
+        Some(WatermarkReader::begin(question, place, clients.wake().clone()))
     }
 
-    fn recalled(&mut self) -> Step {
-        if self.recall.is_none() {
-            self.recall = self.ask();
+    fn watermarks_found(&mut self) -> Step {
+        if self.watermark_reader.is_none() {
+            self.watermark_reader = self.ask();
         }
-        let Some(recall) = &self.recall else { return Step::Wait };
-        recall.registered();
-        let Some(recalled) = recall.answer() else { return Step::Wait };
-        self.recall = None;
-        self.partitions = Some(recalled.partitions);
+        let Some(watermark_reader) = &self.watermark_reader else { return Step::Wait };
+        watermark_reader.registered();
+        let Some(found) = watermark_reader.answer() else { return Step::Wait };
+        self.watermark_reader = None;
+        self.partitions = Some(found.partitions);
         self.went(Move::Known);
-        Step::Known(recalled)
+        Step::Known(found)
     }
 
     fn commit(&mut self, producer: &Producer, now: Instant) -> Step {

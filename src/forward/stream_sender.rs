@@ -12,7 +12,6 @@ use super::error::ForwardError;
 use super::feed::Feed;
 use super::judge::Renewal;
 use super::producer::Producer;
-use super::recall::{Recalled, Trouble};
 use super::sender::{Collected, Happened, Sender};
 use super::session::Terms;
 use super::stalls::OVERDUE;
@@ -20,6 +19,7 @@ use super::status::Reason;
 use super::stream::Stream;
 use super::transactional::{Cost, Transactional};
 use super::waiting::Obstacle;
+use super::watermark_reader::{FoundWatermarks, Trouble};
 use super::wire::Wire;
 use crate::delivered::{CommittedWatermark, Delivered};
 use crate::event::{Sequence, Stored};
@@ -59,7 +59,7 @@ pub(super) struct StreamSender {
     /// Whose Kafka's last watermark is, until the buffer hears of it.
     heard: Option<(Instance, Arc<Terms>)>,
     /// What Kafka has of the lanes that were asked for at the start.
-    pub(super) recalled_lanes: Option<HashMap<String, CommittedWatermark>>,
+    pub(super) found_lanes: Option<HashMap<String, CommittedWatermark>>,
     /// Why the agent cannot go on.
     fault: Option<ForwardError>,
 }
@@ -77,7 +77,7 @@ impl StreamSender {
             behind_was_said: false,
             declared_again: false,
             heard: None,
-            recalled_lanes: None,
+            found_lanes: None,
             fault: None,
         }
     }
@@ -188,7 +188,7 @@ impl StreamSender {
                 self.cause = cause;
                 self.sender.pause_until(now.checked_add(wait).unwrap_or(now));
             }
-            Happened::Recalled(recalled) => self.recalled(recalled, custody, wire),
+            Happened::WatermarksFound(found) => self.watermarks_found(found, custody, wire),
             Happened::WatermarkDue => self.write_watermark(custody, wire, now),
             Happened::Committed(proofs, ending, cost) => self.committed(proofs, ending, cost, custody, wire, now),
             Happened::Ended(renewal) => self.ended(renewal, wire, now),
@@ -242,15 +242,15 @@ impl StreamSender {
     }
 
     /// The watermark is known: never back, and never by the watermark of a duplicate identity.
-    fn recalled(&mut self, recalled: Recalled, custody: &mut Custody, wire: &mut Wire) {
+    fn watermarks_found(&mut self, found: FoundWatermarks, custody: &mut Custody, wire: &mut Wire) {
         let Some(terms) = self.terms().cloned() else { return };
-        let through = recalled.main.as_ref().map_or(0, CommittedWatermark::through);
+        let through = found.main.as_ref().map_or(0, CommittedWatermark::through);
         let (committed, highest) = (self.stream.watermark.through(), self.stream.watermark.highest());
-        if recalled.main.as_ref().is_some_and(|watermark| !terms.is_ours(watermark, highest)) {
+        if found.main.as_ref().is_some_and(|watermark| !terms.is_ours(watermark, highest)) {
             self.fault = Some(ForwardError::DuplicateIdentity { buffer_id: terms.buffer_id, through });
             return;
         }
-        let of = recalled.main.as_ref().map_or(terms.lives.present, CommittedWatermark::instance);
+        let of = found.main.as_ref().map_or(terms.lives.present, CommittedWatermark::instance);
         if through < committed && !std::mem::replace(&mut self.behind_was_said, true) {
             tracing::error!(
                 topic = &*terms.topic,
@@ -262,23 +262,22 @@ impl StreamSender {
             );
         }
         self.heard = Some((of, terms));
-        if recalled.newer {
+        if found.newer {
             tracing::warn!(
                 "kafka: a newer version of Tidegate has written this buffer's watermark; this version \
                  ignores what it does not know in it"
             );
         }
         if !std::mem::replace(&mut self.declared_again, true) {
-            let since_ms =
-                recalled.main.as_ref().map_or(i64::MIN, |watermark| watermark.at_ms().saturating_sub(SLACK_MS));
+            let since_ms = found.main.as_ref().map_or(i64::MIN, |watermark| watermark.at_ms().saturating_sub(SLACK_MS));
             custody.declare_again(through, since_ms, MOST_DECLARED_AGAIN);
         }
         let waiting = self.has_events() || custody.reader.has_more();
-        wire.patience.began(recalled.round_trip, waiting);
+        wire.patience.began(found.round_trip, waiting);
         self.stream.asks_about = Vec::new();
-        self.recalled_lanes.get_or_insert(recalled.lanes);
-        wire.partitions = Some(recalled.partitions);
-        self.stream.watermark.recovered(recalled.main);
+        self.found_lanes.get_or_insert(found.lanes);
+        wire.partitions = Some(found.partitions);
+        self.stream.watermark.recovered(found.main);
         custody.changed = true;
         let watermark = self.stream.watermark.through();
         if let Some(status) = custody.transactions() {

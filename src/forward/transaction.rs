@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!              Registered        Known           Begun          Closed          Sealed
-//!   ──▶ Starting ───▶ Recalling ───▶ Idle ──────▶ Filling ──────▶ Closing ──────▶ Sealing
+//!   ──▶ Starting ──▶ Recovering ───▶ Idle ──────▶ Filling ──────▶ Closing ──────▶ Sealing
 //!                                       ▲             │ Refused        │ Refused      │ Reported
 //!                                       │             ▼                │              ▼
 //!                                       │          Aborting ◀──────────┘          Committing
@@ -14,7 +14,7 @@
 //! ```
 //!
 //! * *Starting*: `init_transactions`, in slices. Kafka ends what an earlier producer of this name left open.
-//! * *Recalling*: the watermark is read (`recall.rs`); nothing is sent before it is known.
+//! * *Recovering*: the watermark is read (`watermark_reader.rs`); nothing is sent before it is known.
 //! * *Idle*: no transaction is open. One begins only with data in hand and a link that answers.
 //! * *Filling*: records go out. *Closing*: no more go; the reports of those in flight are awaited.
 //! * *Sealing* (**rule A**): only now, with every data record's report Ok, the watermark goes into the transaction. A
@@ -29,7 +29,7 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     Starting,
-    Recalling,
+    Recovering,
     Idle,
     Filling,
     Closing,
@@ -73,8 +73,8 @@ impl State {
     /// The only function that knows which move leads where; `None`: not legal.
     pub(super) fn after(self, happened: Move) -> Option<Self> {
         Some(match (self, happened) {
-            (Self::Starting, Move::Registered) => Self::Recalling,
-            (Self::Recalling, Move::Known) | (Self::Proving, Move::FirstEndTxn) => Self::Idle,
+            (Self::Starting, Move::Registered) => Self::Recovering,
+            (Self::Recovering, Move::Known) | (Self::Proving, Move::FirstEndTxn) => Self::Idle,
             (Self::Idle, Move::Begun) => Self::Filling,
             (Self::Filling, Move::Closed) => Self::Closing,
             (Self::Closing, Move::Sealed) => Self::Sealing,
@@ -90,7 +90,7 @@ impl State {
     pub(super) fn is_open(self) -> bool {
         match self {
             Self::Filling | Self::Closing | Self::Sealing | Self::Committing | Self::Aborting => true,
-            Self::Starting | Self::Recalling | Self::Idle | Self::Proving | Self::Over => false,
+            Self::Starting | Self::Recovering | Self::Idle | Self::Proving | Self::Over => false,
         }
     }
 }
@@ -101,7 +101,7 @@ mod tests {
 
     const STATES: [State; 10] = [
         State::Starting,
-        State::Recalling,
+        State::Recovering,
         State::Idle,
         State::Filling,
         State::Closing,
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn nothing_is_sent_before_the_watermark_is_known_and_a_producer_that_is_over_stays_over() {
-        for state in [State::Starting, State::Recalling] {
+        for state in [State::Starting, State::Recovering] {
             assert_eq!(state.after(Move::Begun), None);
         }
         for happened in MOVES {

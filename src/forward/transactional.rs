@@ -20,7 +20,6 @@ use super::asking::Answer;
 use super::next::Hand;
 use super::patience::Patience;
 use super::producer::{Failure, Producer};
-use super::recall::Trouble;
 use super::session::{Session, Step, Terms};
 use super::status::Reason;
 use super::talk::Snag;
@@ -28,6 +27,7 @@ use super::time::Times;
 use super::transaction::State;
 use super::verdict::code_of;
 use super::waiting::Obstacle;
+use super::watermark_reader::Trouble;
 use super::watermark_topic::Partitions;
 use crate::planted::{self, Bug};
 use crate::watermark::Record;
@@ -154,7 +154,9 @@ impl Transactional {
             State::Idle => gathers_until,
             State::Filling => [gathers_until, self.closes_at].into_iter().flatten().min(),
             // A report, an answer, a line of the log.
-            State::Recalling | State::Closing | State::Sealing | State::Proving | State::Aborting | State::Over => None,
+            State::Recovering | State::Closing | State::Sealing | State::Proving | State::Aborting | State::Over => {
+                None
+            }
         }
     }
 
@@ -353,7 +355,7 @@ impl Transactional {
         let topic = &self.terms.topic;
         let (reason, why) = match self.state()? {
             State::Starting => return Some(registering(producer)),
-            State::Recalling => return Some(reading_the_watermark(self.trouble(), topic)),
+            State::Recovering => return Some(reading_the_watermark(self.trouble(), topic)),
             State::Sealing => {
                 (Reason::WatermarkTopic, format!("topic {topic} has not confirmed this gateway's watermark yet"))
             }

@@ -66,7 +66,7 @@ fn kill_at_random(way: Way, kills: u32) -> Outcome<()> {
 }
 
 /// The phases of a transaction in which the agent can be made to kill itself, by the names of `src/planted.rs`.
-const PHASES: &[&str] = &["die-recalling", "die-filling", "die-sealing", "die-committing", "die-committed"];
+const PHASES: &[&str] = &["die-recovering", "die-filling", "die-sealing", "die-committing", "die-committed"];
 
 /// The agent dies in that phase, comes back as the product, and dies again; what both leave behind is seen once.
 pub fn die_in(phase: &'static str, at: u32) -> Outcome<Verdict> {
@@ -96,7 +96,7 @@ pub fn die_in(phase: &'static str, at: u32) -> Outcome<Verdict> {
 fn a_death_in_any_phase_of_a_transaction_is_not_seen_by_readers() -> Outcome<()> {
     for phase in PHASES {
         // A start comes by once a life.
-        let times: &[u32] = if *phase == "die-recalling" { &[1] } else { &[1, 5] };
+        let times: &[u32] = if *phase == "die-recovering" { &[1] } else { &[1, 5] };
         for at in times {
             die_in(phase, *at)??;
         }

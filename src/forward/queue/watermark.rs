@@ -12,31 +12,31 @@ use super::{Group, Queue, Vouched, dead_letter};
 use crate::delivered::CommittedWatermark;
 use crate::event::Sequence;
 use crate::forward::custody::{Custody, Stand, unix_ms};
-use crate::forward::recall::Recalled;
 use crate::forward::session::Terms;
+use crate::forward::watermark_reader::FoundWatermarks;
 use crate::watermark::{Fate, Instance, Record, Waiting};
 
 impl Queue {
     /// Kafka's last watermark of this queue is known. False: it cannot be gone on with now.
     pub(in crate::forward) fn recovered(
         &mut self,
-        mut recalled: Recalled,
+        mut found: FoundWatermarks,
         terms: &Terms,
         custody: &mut Custody,
     ) -> bool {
-        let watermark = recalled.lanes.remove(&*self.topic);
+        let watermark = found.lanes.remove(&*self.topic);
         let through = watermark.as_ref().map_or(0, CommittedWatermark::through);
         // What a duplicate identity says is not true of this queue. The stream will find it out as well, and end this life.
-        let watermarks = [recalled.main.as_ref(), watermark.as_ref()];
+        let watermarks = [found.main.as_ref(), watermark.as_ref()];
         if watermarks.into_iter().flatten().any(|watermark| !terms.is_ours(watermark, Sequence::MAX)) {
             return false;
         }
-        let stand = Stand { delivered: through, has_holes: !recalled.holes.is_empty() };
+        let stand = Stand { delivered: through, has_holes: !found.holes.is_empty() };
         custody.lanes_delivered.insert(Arc::clone(&self.topic), stand);
         let Some((watermark, lane)) = watermark.zip(custody.settler.lane(&self.topic)) else { return true };
         match custody.reader.parked_at(lane, through) {
             Ok(Some(chunk)) => {
-                let holes = recalled.holes.into();
+                let holes = found.holes.into();
                 self.watermark = Some(Vouched { watermark, chunk, holes });
                 self.vouch();
                 true

@@ -70,7 +70,7 @@ impl Unread {
 
     /// What the last committed watermark leaves out. `is_sealed`: it reaches as far as the one that was under way, which it
     /// may be.
-    pub(super) fn recalled(&mut self, unread: &[(Sequence, Sequence)], is_sealed: bool) {
+    pub(super) fn watermarks_found(&mut self, unread: &[(Sequence, Sequence)], is_sealed: bool) {
         if is_sealed && unread == self.sealed.0 {
             self.committed();
         }
@@ -148,7 +148,7 @@ mod tests {
         }
         assert_eq!(own.seal(), []);
         own.gone_back(4);
-        own.recalled(&[(5, 9)], true);
+        own.watermarks_found(&[(5, 9)], true);
         assert_eq!(own.seal(), [(5, 9)]);
     }
 
@@ -160,7 +160,7 @@ mod tests {
         }
         assert_eq!(own.seal(), []);
         own.gone_back(4);
-        own.recalled(&[], true);
+        own.watermarks_found(&[], true);
         own.add(12, 12);
         assert_eq!(own.seal(), [(12, 12)]);
     }

@@ -84,7 +84,7 @@ impl StreamWatermark {
     pub(in crate::forward) fn recovered(&mut self, watermark: Option<CommittedWatermark>) {
         if let Some(watermark) = &watermark {
             self.committed = self.committed.max(watermark.through());
-            self.unread.recalled(watermark.unread(), watermark.through() == self.written);
+            self.unread.watermarks_found(watermark.unread(), watermark.through() == self.written);
         }
         self.watermark = watermark;
     }

@@ -1,4 +1,4 @@
-//! Reading the watermark: what has Kafka's word for it, after a start, a lost producer or an unknown outcome.
+//! Reading the watermark: what Kafka holds of it, after a start, a lost producer or an unknown outcome.
 //!
 //! It blocks for as long as a link or another gateway takes, so it has a thread of its own, which ends when it has an
 //! answer or when nobody waits for it any more.
@@ -34,7 +34,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use uuid::Uuid;
 
 use self::backwards::Backwards;
-pub(super) use self::backwards::Recalled;
+pub(super) use self::backwards::FoundWatermarks;
 use super::aside::{Place, Wake};
 use super::watermark_topic::{self, Partitions, TopicError};
 use crate::delivered::CommittedReader;
@@ -80,8 +80,8 @@ pub(super) struct Question {
 
 /// A read that is under way.
 #[derive(Debug)]
-pub(super) struct Recall {
-    answer: mpsc::Receiver<Recalled>,
+pub(super) struct WatermarkReader {
+    answer: mpsc::Receiver<FoundWatermarks>,
     line: Arc<Line>,
 }
 
@@ -105,17 +105,17 @@ pub(super) struct Trouble {
     pub(super) another_gateway: bool,
 }
 
-impl Recall {
+impl WatermarkReader {
     /// Begins: connects, and reads when the producer is registered. When the system gives no thread, the answer never
     /// comes, and the trouble says so.
     pub(super) fn begin(question: Question, place: Place, wake: Wake) -> Self {
         let (sender, answer) = mpsc::channel();
         let line = Arc::new(Line::default());
         let theirs = Arc::clone(&line);
-        let thread = thread::Builder::new().name("recall".to_owned()).spawn(move || {
-            if let Some(recalled) = until_answered(&question, &theirs) {
+        let thread = thread::Builder::new().name("watermark".to_owned()).spawn(move || {
+            if let Some(found) = until_answered(&question, &theirs) {
                 // Who does not wait any more does not need it.
-                sender.send(recalled).unwrap_or_default();
+                sender.send(found).unwrap_or_default();
                 wake.wake();
             }
             // Its consumers are destroyed, however long that took.
@@ -133,7 +133,7 @@ impl Recall {
     }
 
     /// The answer, once it is there.
-    pub(super) fn answer(&self) -> Option<Recalled> {
+    pub(super) fn answer(&self) -> Option<FoundWatermarks> {
         self.answer.try_recv().ok()
     }
 
@@ -143,7 +143,7 @@ impl Recall {
     }
 }
 
-impl Drop for Recall {
+impl Drop for WatermarkReader {
     fn drop(&mut self) {
         self.line.given_up.store(true, Ordering::Relaxed);
     }
@@ -186,12 +186,12 @@ impl Line {
     }
 }
 
-fn until_answered(question: &Question, line: &Line) -> Option<Recalled> {
+fn until_answered(question: &Question, line: &Line) -> Option<FoundWatermarks> {
     let (mut backoff, mut ask) = (Backoff::new(), ASK);
     let mut backwards = Backwards::new(question.lanes.clone());
     loop {
         match read(question, &mut backwards, ask, line) {
-            Ok(recalled) => return Some(recalled),
+            Ok(found) => return Some(found),
             Err(ReadError::GivenUp) => return None,
             Err(ReadError::Stale) => continue,
             Err(ReadError::Topic(TopicError::Kafka(error))) => {
@@ -243,7 +243,12 @@ impl From<TopicError> for ReadError {
     }
 }
 
-fn read(question: &Question, backwards: &mut Backwards, ask: Duration, line: &Line) -> Result<Recalled, ReadError> {
+fn read(
+    question: &Question,
+    backwards: &mut Backwards,
+    ask: Duration,
+    line: &Line,
+) -> Result<FoundWatermarks, ReadError> {
     let began = Instant::now();
     let mut config = question.config.clone();
     // Only assigned partitions are read: the group is a name that librdkafka wants, and never joins.
@@ -260,8 +265,8 @@ fn read(question: &Question, backwards: &mut Backwards, ask: Duration, line: &Li
     let everyone: BaseConsumer = config.set("isolation.level", "read_uncommitted").create()?;
     let (partitions, partition) = thread::scope(|scope| {
         let spawn = |name: &str| thread::Builder::new().name(name.to_owned());
-        let place = spawn("recall ends").spawn_scoped(scope, || find_place(question, &everyone, ask, line))?;
-        let policy = spawn("recall topic").spawn_scoped(scope, || check_once(question, ask))?;
+        let place = spawn("watermark end").spawn_scoped(scope, || find_place(question, &everyone, ask, line))?;
+        let policy = spawn("watermark topic").spawn_scoped(scope, || check_once(question, ask))?;
         // Only to be connected when the others are there: on a long link that takes as long as all the rest.
         drop(committed_reader.consumer().fetch_metadata(Some(&question.topic), ask));
         policy.join().map_err(|_panicked| ReadError::Silence)??;
@@ -299,7 +304,7 @@ fn read(question: &Question, backwards: &mut Backwards, ask: Duration, line: &Li
         backwards.ended();
     }
     let found = std::mem::replace(backwards, Backwards::new(Vec::new()));
-    Ok(Recalled { partitions, round_trip, ..found.into_recalled() })
+    Ok(FoundWatermarks { partitions, round_trip, ..found.into_found() })
 }
 
 /// Where the records of a buffer are.
@@ -390,7 +395,7 @@ mod tests {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", mock.bootstrap_servers());
         let place = Clients::new(Wake::default()).unwrap().place().unwrap();
-        let recall = Recall::begin(
+        let watermark_reader = WatermarkReader::begin(
             Question {
                 config,
                 topic: Arc::from("watermarks"),
@@ -403,9 +408,9 @@ mod tests {
             Wake::default(),
         );
         thread::sleep(Duration::from_secs(1));
-        assert!(recall.answer().is_none(), "what an earlier producer had left open may have been read");
-        recall.registered();
-        let answer = recall.answer.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert!(watermark_reader.answer().is_none(), "what an earlier producer had left open may have been read");
+        watermark_reader.registered();
+        let answer = watermark_reader.answer.recv_timeout(Duration::from_secs(60)).unwrap();
         assert_eq!((answer.main.is_none(), answer.partitions.count), (true, 1));
     }
 }

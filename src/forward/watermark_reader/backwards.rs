@@ -24,7 +24,7 @@ const MOST_HOLES: usize = 4_000;
 
 /// What was found.
 #[derive(Debug, Default)]
-pub(in crate::forward) struct Recalled {
+pub(in crate::forward) struct FoundWatermarks {
     /// About the main lane; `None`: this buffer has never committed anything.
     pub(in crate::forward) main: Option<CommittedWatermark>,
     /// About lanes, by Kafka topic.
@@ -138,13 +138,13 @@ impl Backwards {
     }
 
     /// What was found.
-    pub(super) fn into_recalled(self) -> Recalled {
-        Recalled {
+    pub(super) fn into_found(self) -> FoundWatermarks {
+        FoundWatermarks {
             main: self.main.map(|(_, watermark)| watermark),
             lanes: self.found.into_iter().map(|(topic, lane)| (topic, lane.watermark)).collect(),
             holes: self.holes.into_values().collect(),
             newer: self.newer,
-            ..Recalled::default()
+            ..FoundWatermarks::default()
         }
     }
 
@@ -202,7 +202,7 @@ mod tests {
         backwards.holds(0, 1_000_000);
         let offsets = read(&mut backwards, 0, |offset| (offset % 2 == 0).then(|| main(offset)));
         assert!(offsets.len() <= 10 && offsets.iter().all(|offset| *offset >= 999_980), "{offsets:?}");
-        assert_eq!(backwards.into_recalled().main.map(|watermark| watermark.through()), Some(999_998));
+        assert_eq!(backwards.into_found().main.map(|watermark| watermark.through()), Some(999_998));
     }
 
     #[test]
@@ -235,9 +235,9 @@ mod tests {
             _ => Some(CommittedRecord::Nothing),
         });
         assert!(read.iter().all(|offset| *offset >= 3_000), "all was read");
-        let recalled = backwards.into_recalled();
-        assert_eq!(recalled.lanes.get("late").map(CommittedWatermark::through), Some(70));
-        assert!(recalled.holes.iter().any(|hole| hole.first == 69));
+        let found = backwards.into_found();
+        assert_eq!(found.lanes.get("late").map(CommittedWatermark::through), Some(70));
+        assert!(found.holes.iter().any(|hole| hole.first == 69));
     }
 
     #[test]
@@ -251,7 +251,7 @@ mod tests {
     proptest! {
         /// Wherever tries break off and whatever comes meanwhile: the newest watermark is found, and no offset is read twice.
         #[test]
-        fn the_newest_word_is_found_and_nothing_is_read_twice(
+        fn the_newest_watermark_is_found_and_nothing_is_read_twice(
             watermarks in prop::collection::btree_set(0_i64..3_000, 0..4),
             tries in prop::collection::vec((1_usize..60, 0_i64..40), 1..30),
             low in 0_i64..100,
@@ -280,7 +280,7 @@ mod tests {
             }
             offsets.extend(read(&mut backwards, low, |offset| Some(if watermarks.contains(&offset) { main(offset) } else { CommittedRecord::Nothing })));
             let newest = watermarks.range(low..end).next_back().copied();
-            prop_assert_eq!(backwards.into_recalled().main.map(|watermark| watermark.through()), newest.map(|at| at as u64));
+            prop_assert_eq!(backwards.into_found().main.map(|watermark| watermark.through()), newest.map(|at| at as u64));
             let count = offsets.len();
             offsets.sort_unstable();
             offsets.dedup();
