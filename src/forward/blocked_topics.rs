@@ -227,7 +227,7 @@ impl BlockedTopics {
         {
             return Ok(Some(End::Refused(refused)));
         }
-        let gets_nowhere = now.saturating_duration_since(self.sender.moved) > NO_PROGRESS.max(wire.patience.timeout());
+        let gets_nowhere = now.saturating_duration_since(self.sender.moved) > NO_PROGRESS.max(wire.timeouts.timeout());
         let nothing_new = Refused { reason: None, outnumbered: false };
         Ok(gets_nowhere.then_some(End::Refused(nothing_new)))
     }

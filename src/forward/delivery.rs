@@ -7,10 +7,10 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::asking::{Answer, Asking};
 use super::next::Hand;
-use super::patience::Patience;
 use super::producer::{Failure, Producer};
 use super::session::Step;
 use super::time::Times;
+use super::timeouts::Timeouts;
 use super::transaction::State;
 use super::transactional::{Cost, MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, Refused, Transactional};
 
@@ -144,12 +144,12 @@ impl Delivery {
         producer: &Producer,
         hand: Hand,
         held_up: bool,
-        patience: &Patience,
+        timeouts: &Timeouts,
         now: Instant,
     ) -> Result<(), Code> {
         match self {
             Self::AtLeastOnce(_) => Ok(()),
-            Self::ExactlyOnce(own) => own.after_sending(producer, hand, held_up, patience, now),
+            Self::ExactlyOnce(own) => own.after_sending(producer, hand, held_up, timeouts, now),
         }
     }
 
@@ -162,9 +162,9 @@ impl Delivery {
     }
 
     /// A new producer begins.
-    pub(super) fn begins(&mut self, asks_about: Vec<Arc<str>>, patience: &Patience, now: Instant) {
+    pub(super) fn begins(&mut self, asks_about: Vec<Arc<str>>, timeouts: &Timeouts, now: Instant) {
         if let Some(own) = self.transactions_mut() {
-            own.begins(asks_about, patience.timeout(), now);
+            own.begins(asks_about, timeouts.timeout(), now);
         }
     }
 
@@ -184,8 +184,8 @@ impl Delivery {
     }
 
     /// No transaction is open, and the next one may take another time than this producer was made for.
-    pub(super) fn needs_other_times(&self, patience: &Patience) -> bool {
-        self.transactions().is_some_and(|own| own.needs_other_times(patience))
+    pub(super) fn needs_other_times(&self, timeouts: &Timeouts) -> bool {
+        self.transactions().is_some_and(|own| own.needs_other_times(timeouts))
     }
 
     /// The transaction is committed.

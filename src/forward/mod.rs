@@ -58,9 +58,9 @@
 //! | events in flight | what the link takes in a few seconds | `window.rs` |
 //! | ... and at most | 2,500 and 2 MiB with librdkafka's overhead; 6,000 and 5 MiB in transactions on a long link | `delivery.rs`, `transactional.rs` |
 //! | events of a transaction | 50,000, 72 bytes each | `transactional.rs` |
-//! | time of a transaction, a record, a request | 15 s, and longer where the link asks for it | `patience.rs` |
+//! | time of a transaction, a record, a request | 15 s, and longer where the link asks for it | `timeouts.rs` |
 //! | events read and not sent | one reading of the reader (256 KiB) and one batch | `stream.rs` |
-//! | requests in flight | 1 a broker, 256 KiB before compression, 1 MB where a round trip is long | `options.rs`, `patience.rs` |
+//! | requests in flight | 1 a broker, 256 KiB before compression, 1 MB where a round trip is long | `options.rs`, `timeouts.rs` |
 //! | producers at a time | 2: the stream's, and one for the blocked topic whose turn it is | `blocked_topics.rs` |
 //! | librdkafka clients, with those that are being ended | 6, of which a reader of the watermark counts as one | `aside.rs` |
 //! | MQTT topics remembered | 8 MiB | `targets.rs` |
@@ -107,7 +107,7 @@ mod outcome;
 mod outstanding;
 mod bisection;
 mod parking;
-mod patience;
+mod timeouts;
 mod producer;
 mod queue;
 mod watermark_reader;

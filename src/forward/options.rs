@@ -8,8 +8,8 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, DefaultProducerContext};
 
-use super::patience::BATCH_BYTES;
-use super::patience::Patience;
+use super::timeouts::BATCH_BYTES;
+use super::timeouts::Timeouts;
 use crate::settings::{Delivery, Kafka, Secret};
 
 /// Properties that `[kafka.options]` may not set, each with the reason. Aliases stand beside their property.
@@ -128,7 +128,7 @@ pub(super) fn client_config(kafka: &Kafka, agent_id: &str) -> ClientConfig {
     config
 }
 
-/// What a transactional producer has otherwise, and why. How long it waits for Kafka is `patience.rs`'s.
+/// What a transactional producer has otherwise, and why. How long it waits for Kafka is `timeouts.rs`'s.
 const TRANSACTIONAL: &[(&str, &str)] = &[
     // A refused record ends the transaction, not the producer: nothing overtakes it, because nothing is committed.
     ("enable.gapless.guarantee", "false"),
@@ -317,7 +317,7 @@ pub(crate) fn check_options(
             Delivery::ExactlyOnce => transactional(base(options, largest_record_bytes), "check"),
         };
         // As a start has them: with transactions a longer socket.timeout.ms is cut to what librdkafka takes.
-        Patience::new(&config).apply(&mut config);
+        Timeouts::new(&config).apply(&mut config);
         let made: Result<BaseProducer<DefaultProducerContext>, KafkaError> =
             config.set_log_level(RDKafkaLogLevel::Emerg).create_with_context(DefaultProducerContext);
         if let Err(error) = made {

@@ -242,7 +242,7 @@ impl Sender {
         let taken = confirmed || reports.acked > 0;
         let answered = taken || reports.failures.iter().any(|failure| is_an_answer(failure.code));
         if is_confirmed {
-            self.window.confirmed(wire.patience.flight(), now);
+            self.window.confirmed(wire.timeouts.flight(), now);
         }
         let drain = self.longest_drain(now);
         if let Phase::Draining(_, until) = &mut self.phase
@@ -323,8 +323,8 @@ impl Sender {
     fn flow(&mut self, producer: Producer, feed: &mut Feed<'_>, wire: &mut Wire, now: Instant) -> Turned {
         if self.delivery.times_each_request() && producer.was_overdue() {
             // librdkafka sends the same request again: over this link it would be overdue for ever.
-            let longer = wire.patience.overdue(self.window.is_least());
-            if longer || wire.patience.is_overdue() {
+            let longer = wire.timeouts.overdue(self.window.is_least());
+            if longer || wire.timeouts.is_overdue() {
                 let why = "a request took longer than its time-out; the next ones are smaller".to_owned();
                 return self.end(producer, Renewal::AfterWait(Code::RequestTimedOut, why), feed, wire, now);
             }
@@ -367,7 +367,7 @@ impl Sender {
     /// Nothing is in the way of sending but what is sent.
     fn fill(&mut self, producer: Producer, feed: &mut Feed<'_>, wire: &mut Wire, now: Instant) -> Turned {
         // Between two transactions nothing is in doubt, and a producer with other times costs no repeat.
-        if self.delivery.needs_other_times(&wire.patience) {
+        if self.delivery.needs_other_times(&wire.timeouts) {
             self.keeps_partitions();
             return self.end(producer, Renewal::AtOnce, feed, wire, now);
         }
@@ -376,10 +376,10 @@ impl Sender {
             return self.end(producer, Renewal::AtOnce, feed, wire, now);
         }
         if let Some(long) = self.window.finds_long() {
-            wire.patience.link_is(long);
+            wire.timeouts.link_is(long);
         }
         let all_closed = self.closed.is_some_and(|closed| now.saturating_duration_since(closed) >= ALL_CLOSED);
-        if self.delivery.is_idle() && (all_closed || !wire.patience.suits(&self.config)) {
+        if self.delivery.is_idle() && (all_closed || !wire.timeouts.suits(&self.config)) {
             if producer.in_flight().0 > 0 {
                 return (Phase::Flowing(producer), Happened::Nothing);
             }
@@ -406,7 +406,7 @@ impl Sender {
             Sent::NotBegun(code) => return self.end(producer, not_begun(code), feed, wire, now),
         }
         let (hand, held_up) = (feed.hand(), matches!(sent, Sent::GroupDone));
-        match self.delivery.after_sending(&producer, hand, held_up, &wire.patience, now) {
+        match self.delivery.after_sending(&producer, hand, held_up, &wire.timeouts, now) {
             Ok(()) => (Phase::Flowing(producer), Happened::Nothing),
             Err(code) => self.end(producer, not_begun(code), feed, wire, now),
         }
@@ -543,9 +543,9 @@ impl Sender {
     /// Why this one ended may be that the link is slower than was thought.
     fn note_overdue(&self, producer: &Producer, code: Option<Code>, wire: &mut Wire) {
         if code == Some(Code::InvalidTransactionTimeout) {
-            wire.patience.refused();
+            wire.timeouts.refused();
         } else if !self.delivery.times_each_request() && producer.was_overdue() {
-            wire.patience.overdue(self.window.is_least());
+            wire.timeouts.overdue(self.window.is_least());
         }
     }
 
@@ -570,7 +570,7 @@ impl Sender {
         let Some(place) = wire.clients.place() else {
             return (Phase::Pausing(now.checked_add(NO_PLACE).unwrap_or(now)), Happened::Nothing);
         };
-        wire.patience.apply(&mut self.config);
+        wire.timeouts.apply(&mut self.config);
         match Producer::new(&self.config, &wire.clients, place) {
             Ok(producer) => (self.opened(producer, feed, wire, now), Happened::NewProducer),
             Err(error) => (Phase::Pausing(now), Happened::NoProducer(options::cause(&error))),
@@ -579,14 +579,14 @@ impl Sender {
 
     fn opened(&mut self, producer: Producer, feed: &Feed<'_>, wire: &mut Wire, now: Instant) -> Phase {
         self.window.begin_anew();
-        self.delivery.begins(feed.asks_about(), &wire.patience, now);
+        self.delivery.begins(feed.asks_about(), &wire.timeouts, now);
         self.generation = wire.next_generation();
         Phase::Flowing(producer)
     }
 
     /// Topics that do not confirm although brokers answer shall wait alone; their records count as failed.
     fn abandon_stalled(&mut self, producer: &Producer, wire: &Wire, now: Instant) {
-        let late = self.window.is_late_after(wire.patience.flight());
+        let late = self.window.is_late_after(wire.timeouts.flight());
         for (topic, code) in self.stalls.look(producer, late, now) {
             self.abandoned = true;
             self.failures.extend(producer.fail(&topic, code));

@@ -58,7 +58,7 @@ impl Sender {
     /// A producer for long links is another one, and better made before anything is sent. With transactions the start has
     /// measured a round trip; without, a broker that was met is asked for the topic that is to be sent to.
     fn knows_the_link(&mut self, producer: &Producer, topic: &Arc<str>, wire: &mut Wire) -> bool {
-        if !wire.patience.is_new_to_the_link() {
+        if !wire.timeouts.is_new_to_the_link() {
             return true;
         }
         let Some(measuring) = &self.measuring else {
@@ -69,9 +69,9 @@ impl Sender {
         let Some(answer) = measuring.answer() else { return false };
         self.measuring = None;
         let Some(round_trip) = answer else { return false };
-        wire.patience.measured(round_trip);
+        wire.timeouts.measured(round_trip);
         // Let it be told whether this producer suits the link.
-        wire.patience.suits(self.config())
+        wire.timeouts.suits(self.config())
     }
 
     /// May one more go? By memory, by what the link takes, by the bisection.
@@ -82,7 +82,7 @@ impl Sender {
             return Err(Sent::Done);
         }
         let cost = stored.event.cost_bytes() + MESSAGE_OVERHEAD_BYTES;
-        if !self.window.takes(bytes, cost, wire.patience.flight(), wire.patience.is_long(), now) {
+        if !self.window.takes(bytes, cost, wire.timeouts.flight(), wire.timeouts.is_long(), now) {
             return Err(Sent::Done);
         }
         match self.bisection.permit(stored.sequence, self.delivery.unproven(producer, in_flight)) {

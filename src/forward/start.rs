@@ -20,7 +20,6 @@ use super::error::ForwardError;
 use super::options;
 use super::outstanding::Skips;
 use super::parking::Parking;
-use super::patience::Patience;
 use super::producer::Producer;
 use super::record::Records;
 use super::relay::Relay;
@@ -34,6 +33,7 @@ use super::stream::watermark::StreamWatermark;
 use super::stream_sender::StreamSender;
 use super::targets::Targets;
 use super::time::Times;
+use super::timeouts::Timeouts;
 use super::transactional::Transactional;
 use super::wire::Wire;
 use crate::buffer::{BufferReader, Hole, LaneId, Lives, OVERFLOW, Recovered, Settler};
@@ -105,8 +105,8 @@ pub(crate) fn run(
     let (mut config, queues_config) = client_configs(settings, agent_id, recovery.buffer_id);
     let clients = Clients::new(Wake::new(reader.waker()))?;
     let terms = exactly_once.then(|| Arc::new(terms(settings, agent_id, &recovery, &clients)));
-    let patience = Patience::new(&config);
-    patience.apply(&mut config);
+    let timeouts = Timeouts::new(&config);
+    timeouts.apply(&mut config);
     let place = clients.place().ok_or_else(|| ForwardError::Options("no place for it".to_owned()))?;
     let producer =
         Producer::new(&config, &clients, place).map_err(|error| ForwardError::Options(options::cause(&error)))?;
@@ -120,7 +120,7 @@ pub(crate) fn run(
     let mut stream = Stream::new(settings.linger, Skips::new(recovery.settled), watermark);
     stream.asks_about = lanes.asked_for;
     stream.known_topic = terms.as_ref().map(|terms| Arc::clone(&terms.topic));
-    let transactions = exactly_once.then(|| Transactions { timeout: patience.timeout(), ..Transactions::default() });
+    let transactions = exactly_once.then(|| Transactions { timeout: timeouts.timeout(), ..Transactions::default() });
     if exactly_once {
         warn_of_an_untested_library();
     }
@@ -129,7 +129,7 @@ pub(crate) fn run(
     }
     let targets = Targets::new(Arc::new(routes));
     let records = Records::new(recovery.buffer_id, recovery.lives, settings.headers);
-    let mut wire = Wire::new(clients, patience, records, Times::new(settings.timestamp));
+    let mut wire = Wire::new(clients, timeouts, records, Times::new(settings.timestamp));
     let held = (lanes.parking, lanes.admission, lanes.is_on_hold);
     let mut custody = Custody::new((reader, settler), targets, held, declarations, transactions);
     if recovery.lanes.iter().any(|(_, topic)| &**topic == OVERFLOW) {

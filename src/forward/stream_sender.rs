@@ -131,7 +131,7 @@ impl StreamSender {
             self.sender.collect(&mut Feed::stream(&mut self.stream, custody), wire, now);
         if confirmed {
             self.backoff.reset();
-            wire.patience.confirmed();
+            wire.timeouts.confirmed();
         }
         answered
     }
@@ -170,7 +170,7 @@ impl StreamSender {
             Happened::NewProducer => {
                 add(&mut custody.status.producers, 1);
                 custody.changed = true;
-                let timeout = wire.patience.timeout();
+                let timeout = wire.timeouts.timeout();
                 if let Some(status) = custody.transactions() {
                     status.timeout = timeout;
                 }
@@ -273,7 +273,7 @@ impl StreamSender {
             custody.declare_again(through, since_ms, MOST_DECLARED_AGAIN);
         }
         let waiting = self.has_events() || custody.reader.has_more();
-        wire.patience.began(found.round_trip, waiting);
+        wire.timeouts.began(found.round_trip, waiting);
         self.stream.asks_about = Vec::new();
         self.found_lanes.get_or_insert(found.lanes);
         wire.partitions = Some(found.partitions);
@@ -335,7 +335,7 @@ impl StreamSender {
         now: Instant,
     ) {
         self.stream.watermark.committed();
-        wire.patience.committed(cost.ends, cost.all, cost.was_waiting, now);
+        wire.timeouts.committed(cost.ends, cost.all, cost.was_waiting, now);
         self.backoff.reset();
         custody.declarations.committed();
         custody.count_delivered(proofs.len());

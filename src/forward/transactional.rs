@@ -8,7 +8,7 @@
 //! * it begins with the first record, when the records in hand have waited for company as `linger` asks;
 //! * it is closed when `linger` is over, all its reports are there and nothing more is in hand; or when it has been open
 //!   for twice as long as the last ends took; with more waiting than the link takes, for sixteen times as long, so that
-//!   the link carries readings nine tenths of the time ([`Patience`]); or at [`MOST_EVENTS`]; or when nothing more may go
+//!   the link carries readings nine tenths of the time ([`Timeouts`]); or at [`MOST_EVENTS`]; or when nothing more may go
 //!   before it is committed.
 
 use std::sync::Arc;
@@ -18,12 +18,12 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::asking::Answer;
 use super::next::Hand;
-use super::patience::Patience;
 use super::producer::{Failure, Producer};
 use super::session::{Session, Step, Terms};
 use super::status::Reason;
 use super::talk::Snag;
 use super::time::Times;
+use super::timeouts::Timeouts;
 use super::transaction::State;
 use super::verdict::code_of;
 use super::waiting::Obstacle;
@@ -181,8 +181,8 @@ impl Transactional {
         self.session.as_mut().map_or(Step::Wait, |session| session.step(producer, now))
     }
 
-    pub(super) fn needs_other_times(&self, patience: &Patience) -> bool {
-        let other = |session: &Session| session.timeout() != patience.timeout();
+    pub(super) fn needs_other_times(&self, timeouts: &Timeouts) -> bool {
+        let other = |session: &Session| session.timeout() != timeouts.timeout();
         self.state() == Some(State::Idle) && self.session.as_ref().is_some_and(other)
     }
 
@@ -241,12 +241,12 @@ impl Transactional {
         producer: &Producer,
         hand: Hand,
         held_up: bool,
-        patience: &Patience,
+        timeouts: &Timeouts,
         now: Instant,
     ) -> Result<(), Code> {
         if self.state() == Some(State::Filling) {
             planted::die(Bug::DieFilling);
-            if self.is_to_be_closed(producer, hand, held_up, patience, now) {
+            if self.is_to_be_closed(producer, hand, held_up, timeouts, now) {
                 self.close(now);
             }
         } else if !hand.any && hand.declares && self.can_begin() {
@@ -263,7 +263,7 @@ impl Transactional {
         producer: &Producer,
         hand: Hand,
         held_up: bool,
-        patience: &Patience,
+        timeouts: &Timeouts,
         now: Instant,
     ) -> bool {
         let all_back = producer.in_flight().0 == 0;
@@ -273,7 +273,7 @@ impl Transactional {
         }
         let lingered = now.saturating_duration_since(self.since) >= hand.linger;
         let open = now.saturating_duration_since(self.begun);
-        let worth = self.worth(patience).max(hand.linger);
+        let worth = self.worth(timeouts).max(hand.linger);
         let next = if lingered { self.begun.checked_add(worth) } else { self.since.checked_add(hand.linger) };
         self.closes_at = next.filter(|at| *at > now);
         held_up
@@ -284,9 +284,9 @@ impl Transactional {
     }
 
     /// How long the present transaction stays open.
-    fn worth(&self, patience: &Patience) -> Duration {
+    fn worth(&self, timeouts: &Timeouts) -> Duration {
         match self.waiting_since {
-            Some(_) => patience.worth(self.ends),
+            Some(_) => timeouts.worth(self.ends),
             None => (self.ends * 2).min(LONGEST),
         }
     }

@@ -16,7 +16,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::patience::VERY_LONG;
+use super::timeouts::VERY_LONG;
 use crate::event::Sequence;
 
 /// Memory of the readings that go out first, librdkafka's overhead included: five small ones, 0.4 s at 9,600 bit/s.
@@ -48,7 +48,7 @@ const LONG: Duration = Duration::from_millis(20);
 /// So many readings must have come back: the first ones of a producer take a connection along.
 const SURE: u32 = 8;
 
-/// A round takes what comes within this time: as long as librdkafka waits for company on such links (`patience.rs`).
+/// A round takes what comes within this time: as long as librdkafka waits for company on such links (`timeouts.rs`).
 const ROUND: Duration = Duration::from_millis(20);
 const VERY_LONG_ROUND: Duration = Duration::from_millis(50);
 

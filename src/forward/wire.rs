@@ -4,11 +4,11 @@
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::aside::Clients;
-use super::patience::Patience;
 use super::producer::{MESSAGE_OVERHEAD_BYTES, Outgoing, Producer};
 use super::record::Records;
 use super::targets::Generation;
 use super::time::Times;
+use super::timeouts::Timeouts;
 use super::watermark_topic::Partitions;
 use crate::event::Stored;
 use crate::route::Target;
@@ -18,7 +18,7 @@ pub(super) struct Wire {
     /// Of this process.
     pub(super) clients: Clients,
     /// How long Kafka may take.
-    pub(super) patience: Patience,
+    pub(super) timeouts: Timeouts,
     /// What time records bear.
     pub(super) times: Times,
     /// Of the watermark topic, once the stream's watermark was read and no duplicate identity had written it. Before that no queue sends.
@@ -30,8 +30,8 @@ pub(super) struct Wire {
 
 impl Wire {
     /// No producer yet.
-    pub(super) fn new(clients: Clients, patience: Patience, records: Records, times: Times) -> Self {
-        Self { clients, patience, times, partitions: None, records, generation: 0 }
+    pub(super) fn new(clients: Clients, timeouts: Timeouts, records: Records, times: Times) -> Self {
+        Self { clients, timeouts, times, partitions: None, records, generation: 0 }
     }
 
     /// For a producer that begins.

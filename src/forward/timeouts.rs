@@ -80,7 +80,7 @@ enum Reach {
 
 /// See the documentation of the module.
 #[derive(Debug)]
-pub(super) struct Patience {
+pub(super) struct Timeouts {
     transactional: bool,
     steps: Vec<Duration>,
     step: usize,
@@ -92,7 +92,7 @@ pub(super) struct Patience {
     less_would_do_since: Option<Instant>,
 }
 
-impl Patience {
+impl Timeouts {
     /// For producers of that configuration.
     pub(super) fn new(config: &ClientConfig) -> Self {
         let transactional = config.get("transactional.id").is_some();
@@ -291,28 +291,28 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn transactional() -> Patience {
-        Patience::new(ClientConfig::new().set("transactional.id", "t"))
+    fn transactional() -> Timeouts {
+        Timeouts::new(ClientConfig::new().set("transactional.id", "t"))
     }
 
     #[test]
     fn a_quick_link_keeps_the_shortest_times_whatever_waits() {
-        let mut patience = transactional();
+        let mut timeouts = transactional();
         for _ in 0..1_000 {
-            assert!(!patience.committed(SECOND / 100, 6 * SECOND, true, Instant::now()));
+            assert!(!timeouts.committed(SECOND / 100, 6 * SECOND, true, Instant::now()));
         }
-        assert_eq!(patience.timeout(), 15 * SECOND);
+        assert_eq!(timeouts.timeout(), 15 * SECOND);
     }
 
     #[test]
     fn long_ends_make_long_transactions_when_something_waits_and_at_most_of_five_minutes() {
-        let mut patience = transactional();
-        assert!(!patience.committed(SECOND, 2 * SECOND, false, Instant::now()), "nothing waits");
-        assert!(patience.committed(SECOND, 6 * SECOND, true, Instant::now()));
-        assert_eq!(patience.timeout(), 60 * SECOND);
-        assert!(patience.committed(60 * SECOND, 120 * SECOND, true, Instant::now()));
-        assert_eq!(patience.timeout(), 300 * SECOND);
-        assert!(!patience.committed(60 * SECOND, 120 * SECOND, true, Instant::now()));
+        let mut timeouts = transactional();
+        assert!(!timeouts.committed(SECOND, 2 * SECOND, false, Instant::now()), "nothing waits");
+        assert!(timeouts.committed(SECOND, 6 * SECOND, true, Instant::now()));
+        assert_eq!(timeouts.timeout(), 60 * SECOND);
+        assert!(timeouts.committed(60 * SECOND, 120 * SECOND, true, Instant::now()));
+        assert_eq!(timeouts.timeout(), 300 * SECOND);
+        assert!(!timeouts.committed(60 * SECOND, 120 * SECOND, true, Instant::now()));
     }
 
     #[test]
@@ -324,59 +324,59 @@ mod tests {
             (SECOND / 3, true, 60),
             (2 * SECOND, true, 300),
         ] {
-            let mut patience = transactional();
-            assert_eq!(patience.began(round_trip, waiting), timeout > 15, "{round_trip:?} {waiting}");
-            assert_eq!(patience.timeout(), timeout * SECOND, "{round_trip:?} {waiting}");
-            assert!(!patience.is_new_to_the_link() && patience.is_long() == (round_trip >= SURELY_LONG));
+            let mut timeouts = transactional();
+            assert_eq!(timeouts.began(round_trip, waiting), timeout > 15, "{round_trip:?} {waiting}");
+            assert_eq!(timeouts.timeout(), timeout * SECOND, "{round_trip:?} {waiting}");
+            assert!(!timeouts.is_new_to_the_link() && timeouts.is_long() == (round_trip >= SURELY_LONG));
         }
     }
 
     #[test]
     fn one_long_round_trip_is_enough_to_begin_with_and_confirmations_know_better() {
-        let mut patience = Patience::new(ClientConfig::new().set("linger.ms", "0"));
+        let mut timeouts = Timeouts::new(ClientConfig::new().set("linger.ms", "0"));
         let mut config = ClientConfig::new();
         for (round_trip, linger) in [(SECOND / 10, "0"), (SECOND / 2, LINGER_MS), (SECOND, VERY_LONG_LINGER_MS)] {
-            patience.measured(round_trip);
-            patience.apply(&mut config);
+            timeouts.measured(round_trip);
+            timeouts.apply(&mut config);
             assert_eq!(config.get("linger.ms"), Some(linger));
         }
-        patience.link_is(false);
-        assert!(!patience.suits(&config), "a broker that was slow once");
+        timeouts.link_is(false);
+        assert!(!timeouts.suits(&config), "a broker that was slow once");
     }
 
     #[test]
     fn the_least_that_is_overdue_twice_in_a_row_gets_more_time_and_an_outage_does_not() {
-        let mut patience = transactional();
+        let mut timeouts = transactional();
         for _ in 0..10 {
-            assert!(!patience.overdue(true));
-            assert!(!patience.committed(SECOND / 10, SECOND, false, Instant::now()));
+            assert!(!timeouts.overdue(true));
+            assert!(!timeouts.committed(SECOND / 10, SECOND, false, Instant::now()));
         }
-        let overdue: Vec<bool> = (0..5).map(|_| patience.overdue(true)).collect();
+        let overdue: Vec<bool> = (0..5).map(|_| timeouts.overdue(true)).collect();
         assert_eq!(overdue, [false, true, true, true, false]);
-        assert_eq!(patience.timeout(), 900 * SECOND);
-        assert!(!patience.overdue(true));
+        assert_eq!(timeouts.timeout(), 900 * SECOND);
+        assert!(!timeouts.overdue(true));
     }
 
     #[test]
     fn what_the_brokers_do_not_allow_is_not_asked_for_again() {
-        let mut patience = transactional();
-        assert!(!patience.refused());
-        assert!(patience.committed(SECOND, 6 * SECOND, true, Instant::now()) && patience.refused());
-        assert_eq!(patience.timeout(), 15 * SECOND);
-        assert!(!patience.committed(SECOND, 6 * SECOND, true, Instant::now()));
+        let mut timeouts = transactional();
+        assert!(!timeouts.refused());
+        assert!(timeouts.committed(SECOND, 6 * SECOND, true, Instant::now()) && timeouts.refused());
+        assert_eq!(timeouts.timeout(), 15 * SECOND);
+        assert!(!timeouts.committed(SECOND, 6 * SECOND, true, Instant::now()));
     }
 
     #[test]
     fn time_that_is_not_needed_for_an_hour_is_given_back() {
-        let (mut patience, start) = (transactional(), Instant::now());
-        assert!(patience.committed(SECOND, 6 * SECOND, true, start));
-        let quick = |patience: &mut Patience, at| patience.committed(SECOND / 10, SECOND, true, at);
-        assert!(!quick(&mut patience, start));
-        assert!(!quick(&mut patience, start + GIVE_BACK / 2));
-        assert!(!patience.committed(SECOND / 10, 7 * SECOND, true, start + GIVE_BACK / 2), "a long one");
-        assert!(!quick(&mut patience, start + GIVE_BACK));
-        assert!(quick(&mut patience, start + GIVE_BACK * 2));
-        assert_eq!(patience.timeout(), 15 * SECOND);
+        let (mut timeouts, start) = (transactional(), Instant::now());
+        assert!(timeouts.committed(SECOND, 6 * SECOND, true, start));
+        let quick = |timeouts: &mut Timeouts, at| timeouts.committed(SECOND / 10, SECOND, true, at);
+        assert!(!quick(&mut timeouts, start));
+        assert!(!quick(&mut timeouts, start + GIVE_BACK / 2));
+        assert!(!timeouts.committed(SECOND / 10, 7 * SECOND, true, start + GIVE_BACK / 2), "a long one");
+        assert!(!quick(&mut timeouts, start + GIVE_BACK));
+        assert!(quick(&mut timeouts, start + GIVE_BACK * 2));
+        assert_eq!(timeouts.timeout(), 15 * SECOND);
     }
 
     #[test]
@@ -387,14 +387,14 @@ mod tests {
             for (name, value) in options {
                 config.set(*name, *value);
             }
-            let mut patience = Patience::new(&config);
+            let mut timeouts = Timeouts::new(&config);
             loop {
-                patience.apply(&mut config);
+                timeouts.apply(&mut config);
                 config.create::<rdkafka::producer::BaseProducer>().unwrap();
-                if patience.step == patience.last() {
+                if timeouts.step == timeouts.last() {
                     break;
                 }
-                patience.step += 1;
+                timeouts.step += 1;
             }
         }
     }
