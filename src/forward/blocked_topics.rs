@@ -261,8 +261,8 @@ impl BlockedTopics {
             Happened::Nothing | Happened::NewProducer | Happened::Ended(Renewal::AtOnce) => {}
             Happened::NoProducer(_) => queue.refused(None),
             Happened::WatermarksFound(found) => {
-                let terms = self.sender.delivery.transactions().map(Transactional::terms);
-                if !terms.is_some_and(|terms| queue.recovered(found, terms, custody)) {
+                let context = self.sender.delivery.transactions().map(Transactional::context);
+                if !context.is_some_and(|context| queue.recovered(found, context, custody)) {
                     queue.refused(None);
                 }
             }
@@ -297,7 +297,7 @@ impl BlockedTopics {
         }
         let own = &mut self.sender;
         let uncommitted = own.producer().map_or(0, Producer::uncommitted);
-        let instance = own.delivery.transactions().map(|own| own.terms().lives.present);
+        let instance = own.delivery.transactions().map(|own| own.context().lives.present);
         let Some(instance) = instance else { return };
         let records = queue.watermark(instance, uncommitted, custody);
         let written = records.map(|records| own.write_watermark(&records, wire.times.now_ms(), now));

@@ -57,7 +57,7 @@ const STILL_OPEN: Duration = Duration::from_secs(8);
 
 /// What all sessions of this process have in common.
 #[derive(Debug)]
-pub(super) struct Terms {
+pub(super) struct TransactionContext {
     /// For consumers.
     pub(super) reader: ClientConfig,
     /// The watermark topic.
@@ -72,7 +72,7 @@ pub(super) struct Terms {
     pub(super) clients: Clients,
 }
 
-impl Terms {
+impl TransactionContext {
     /// May a watermark bear the present start's instance? Not before that is on disk: after the next start it would be
     /// somebody else's.
     pub(super) fn may_speak(&self) -> bool {
@@ -92,7 +92,7 @@ impl Terms {
 
 /// See the documentation of the module.
 pub(super) struct Session {
-    terms: Arc<Terms>,
+    context: Arc<TransactionContext>,
     state: State,
     lanes: Vec<Arc<str>>,
     watermark_reader: Option<WatermarkReader>,
@@ -134,7 +134,7 @@ impl Session {
     /// aborted for certain. `lanes` are the Kafka topics whose lanes hold events, as far as they are of interest.
     /// `timeout` is the producer's `transaction.timeout.ms`.
     pub(super) fn new(
-        terms: Arc<Terms>,
+        context: Arc<TransactionContext>,
         lanes: Vec<Arc<str>>,
         known: Option<Partitions>,
         timeout: Duration,
@@ -142,7 +142,7 @@ impl Session {
     ) -> Self {
         let (state, waits) = (State::Starting, Waits::of(timeout));
         Self {
-            terms,
+            context,
             state,
             lanes,
             watermark_reader: None,
@@ -237,11 +237,11 @@ impl Session {
         at_ms: i64,
         now: Instant,
     ) -> Result<(), Code> {
-        let Terms { topic, buffer_id, .. } = &*self.terms;
+        let TransactionContext { topic, buffer_id, .. } = &*self.context;
         let partition = watermark::partition(*buffer_id, self.partitions.unwrap_or_default().count);
         #[cfg(feature = "planted")]
         if planted(Bug::WatermarkOutside) {
-            outside(&self.terms, partition, records);
+            outside(&self.context, partition, records);
             self.went(Move::Sealed);
             return Ok(());
         }
@@ -296,7 +296,7 @@ impl Session {
 
     /// `None`: there is no place for more clients now.
     fn ask(&self) -> Option<WatermarkReader> {
-        let Terms { reader, topic, buffer_id, topic_is_right, clients, .. } = &*self.terms;
+        let TransactionContext { reader, topic, buffer_id, topic_is_right, clients, .. } = &*self.context;
         let place = clients.place()?;
         let (config, topic, lanes) = (reader.clone(), Arc::clone(topic), self.lanes.clone());
         let topic_is_right = Arc::clone(topic_is_right);
@@ -415,12 +415,12 @@ fn words(error: &KafkaError) -> String {
 
 /// The planted bug: not a part of the transaction.
 #[cfg(feature = "planted")]
-fn outside(terms: &Terms, partition: i32, records: &[Record]) {
+fn outside(context: &TransactionContext, partition: i32, records: &[Record]) {
     use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
-    let Ok(other) = terms.reader.create_with_context::<_, BaseProducer<_>>(DefaultProducerContext) else { return };
+    let Ok(other) = context.reader.create_with_context::<_, BaseProducer<_>>(DefaultProducerContext) else { return };
     for record in records {
-        let (key, value) = (record.key(terms.buffer_id), record.value());
-        if other.send(BaseRecord::to(&terms.topic).partition(partition).key(&key).payload(&value)).is_err() {
+        let (key, value) = (record.key(context.buffer_id), record.value());
+        if other.send(BaseRecord::to(&context.topic).partition(partition).key(&key).payload(&value)).is_err() {
             return;
         }
     }

@@ -26,7 +26,7 @@ use super::relay::Relay;
 use super::relocation::Relocation;
 use super::retention;
 use super::sender::Sender;
-use super::session::Terms;
+use super::session::TransactionContext;
 use super::status::{ForwardStatus, Transactions};
 use super::stream::Stream;
 use super::stream::watermark::StreamWatermark;
@@ -104,7 +104,7 @@ pub(crate) fn run(
     let exactly_once = settings.delivery == Delivery::ExactlyOnce;
     let (mut config, queues_config) = client_configs(settings, agent_id, recovery.buffer_id);
     let clients = Clients::new(Wake::new(reader.waker()))?;
-    let terms = exactly_once.then(|| Arc::new(terms(settings, agent_id, &recovery, &clients)));
+    let context = exactly_once.then(|| Arc::new(context(settings, agent_id, &recovery, &clients)));
     let timeouts = Timeouts::new(&config);
     timeouts.apply(&mut config);
     let place = clients.place().ok_or_else(|| ForwardError::Options("no place for it".to_owned()))?;
@@ -114,12 +114,12 @@ pub(crate) fn run(
     let now = Instant::now();
     let routes = Arc::unwrap_or_clone(routes).with_gone(former_routes(recovery.gone));
     let lanes = recovered_lanes(&recovery.lanes, recovery.admitted, recovery.in_line_with, &routes, settings);
-    let (own, of_queues) = deliveries(terms.as_ref(), settings, recovery.buffer_id);
-    let committed = terms.as_ref().map_or(0, |terms| terms.lives.watermark);
+    let (own, of_queues) = deliveries(context.as_ref(), settings, recovery.buffer_id);
+    let committed = context.as_ref().map_or(0, |context| context.lives.watermark);
     let watermark = StreamWatermark::new(recovery.released, committed);
     let mut stream = Stream::new(settings.linger, Skips::new(recovery.settled), watermark);
     stream.asks_about = lanes.asked_for;
-    stream.known_topic = terms.as_ref().map(|terms| Arc::clone(&terms.topic));
+    stream.known_topic = context.as_ref().map(|context| Arc::clone(&context.topic));
     let transactions = exactly_once.then(|| Transactions { timeout: timeouts.timeout(), ..Transactions::default() });
     if exactly_once {
         warn_of_an_untested_library();
@@ -154,8 +154,8 @@ fn client_configs(settings: &settings::Kafka, agent_id: &str, buffer_id: Uuid) -
     }
 }
 
-fn terms(settings: &settings::Kafka, agent_id: &str, recovery: &Recovery, clients: &Clients) -> Terms {
-    Terms {
+fn context(settings: &settings::Kafka, agent_id: &str, recovery: &Recovery, clients: &Clients) -> TransactionContext {
+    TransactionContext {
         clients: clients.clone(),
         reader: options::reader_config(settings, agent_id),
         topic: Arc::from(settings.watermark_topic.as_str()),
@@ -166,12 +166,12 @@ fn terms(settings: &settings::Kafka, agent_id: &str, recovery: &Recovery, client
 }
 
 /// The stream's, and that of blocked topics. Only the stream asks for Kafka's time.
-fn deliveries(terms: Option<&Arc<Terms>>, settings: &settings::Kafka, buffer_id: Uuid) -> (Mode, Mode) {
-    let Some(terms) = terms else {
+fn deliveries(context: Option<&Arc<TransactionContext>>, settings: &settings::Kafka, buffer_id: Uuid) -> (Mode, Mode) {
+    let Some(context) = context else {
         let asking = Asking::new(&settings.watermark_topic, buffer_id);
         return (Mode::AtLeastOnce(Some(asking)), Mode::AtLeastOnce(None));
     };
-    let exactly_once = || Mode::ExactlyOnce(Box::new(Transactional::new(Arc::clone(terms))));
+    let exactly_once = || Mode::ExactlyOnce(Box::new(Transactional::new(Arc::clone(context))));
     (exactly_once(), exactly_once())
 }
 

@@ -13,7 +13,7 @@ use super::feed::Feed;
 use super::judge::Renewal;
 use super::producer::Producer;
 use super::sender::{Collected, Happened, Sender};
-use super::session::Terms;
+use super::session::TransactionContext;
 use super::stalls::OVERDUE;
 use super::status::Reason;
 use super::stream::Stream;
@@ -57,7 +57,7 @@ pub(super) struct StreamSender {
     /// Holes of earlier starts were declared again.
     declared_again: bool,
     /// Whose Kafka's last watermark is, until the buffer hears of it.
-    heard: Option<(Instance, Arc<Terms>)>,
+    heard: Option<(Instance, Arc<TransactionContext>)>,
     /// What Kafka has of the lanes that were asked for at the start.
     pub(super) found_lanes: Option<HashMap<String, CommittedWatermark>>,
     /// Why the agent cannot go on.
@@ -141,7 +141,7 @@ impl StreamSender {
         if let Some(own) = self.sender.delivery.transactions_mut() {
             own.may_begin(link_is_up);
         }
-        if let Some((of, _)) = self.heard.take_if(|(_, terms)| terms.may_speak())
+        if let Some((of, _)) = self.heard.take_if(|(_, context)| context.may_speak())
             && !planted::planted(Bug::SpeakUnwritten)
         {
             custody.outcome.heard(of, now);
@@ -218,14 +218,14 @@ impl StreamSender {
     }
 
     /// What transactions have in common, if there are any.
-    fn terms(&self) -> Option<&Arc<Terms>> {
-        self.sender.delivery.transactions().map(Transactional::terms)
+    fn context(&self) -> Option<&Arc<TransactionContext>> {
+        self.sender.delivery.transactions().map(Transactional::context)
     }
 
     /// Being fenced once is what a transaction of ours gets that Kafka ended because it was open for too long; again and
     /// again, somebody else has our name.
     fn note_fencing(&mut self, code: Code, now: Instant) {
-        let Some(terms) = self.terms().cloned() else { return };
+        let Some(context) = self.context().cloned() else { return };
         if ![Code::Fenced, Code::ProducerFenced, Code::InvalidProducerEpoch].contains(&code) {
             return;
         }
@@ -234,7 +234,7 @@ impl StreamSender {
         if self.fenced.len() >= MOST_FENCINGS {
             self.fenced.clear();
             tracing::error!(
-                transactional_id = format!("tidegate-{}", terms.buffer_id),
+                transactional_id = format!("tidegate-{}", context.buffer_id),
                 "kafka: Kafka fences this producer again and again: another agent may run with a copy of this \
                  buffer; stop one of the two"
             );
@@ -243,17 +243,17 @@ impl StreamSender {
 
     /// The watermark is known: never back, and never by the watermark of a duplicate identity.
     fn watermarks_found(&mut self, found: FoundWatermarks, custody: &mut Custody, wire: &mut Wire) {
-        let Some(terms) = self.terms().cloned() else { return };
+        let Some(context) = self.context().cloned() else { return };
         let through = found.main.as_ref().map_or(0, CommittedWatermark::through);
         let (committed, highest) = (self.stream.watermark.through(), self.stream.watermark.highest());
-        if found.main.as_ref().is_some_and(|watermark| !terms.is_ours(watermark, highest)) {
-            self.fault = Some(ForwardError::DuplicateIdentity { buffer_id: terms.buffer_id, through });
+        if found.main.as_ref().is_some_and(|watermark| !context.is_ours(watermark, highest)) {
+            self.fault = Some(ForwardError::DuplicateIdentity { buffer_id: context.buffer_id, through });
             return;
         }
-        let of = found.main.as_ref().map_or(terms.lives.present, CommittedWatermark::instance);
+        let of = found.main.as_ref().map_or(context.lives.present, CommittedWatermark::instance);
         if through < committed && !std::mem::replace(&mut self.behind_was_said, true) {
             tracing::error!(
-                topic = &*terms.topic,
+                topic = &*context.topic,
                 found = through,
                 expected = committed,
                 "kafka: the watermark topic has lost this buffer's watermark: the record was deleted, or this is \
@@ -261,7 +261,7 @@ impl StreamSender {
                  twice"
             );
         }
-        self.heard = Some((of, terms));
+        self.heard = Some((of, context));
         if found.newer {
             tracing::warn!(
                 "kafka: a newer version of Tidegate has written this buffer's watermark; this version \
@@ -303,7 +303,7 @@ impl StreamSender {
                 return;
             }
         }
-        let (Some(terms), Some(producer)) = (self.terms().cloned(), self.sender.producer()) else { return };
+        let (Some(context), Some(producer)) = (self.context().cloned(), self.sender.producer()) else { return };
         if producer.uncommitted() > 0 {
             planted::die(Bug::DieSealing);
         }
@@ -316,7 +316,7 @@ impl StreamSender {
         }
         // Dead letters and parked events whose chunk could not be read when they were to be copied: they are held.
         self.stream.watermark.leaves_out(custody.settler.take_unread());
-        let (instance, at_ms) = (terms.lives.present, unix_ms());
+        let (instance, at_ms) = (context.lives.present, unix_ms());
         let mut records = vec![self.stream.watermark.record(instance, custody.settler.rests_on(), at_ms)];
         records.extend(custody.lane_records(instance, at_ms));
         records.extend(custody.declarations.seal());

@@ -19,7 +19,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use super::asking::Answer;
 use super::next::Hand;
 use super::producer::{Failure, Producer};
-use super::session::{Session, Step, Terms};
+use super::session::{Session, Step, TransactionContext};
 use super::status::Reason;
 use super::talk::Snag;
 use super::time::Times;
@@ -64,7 +64,7 @@ const UNWRITTEN: &str = "the buffer's disk is full or fails, so the agent cannot
 
 /// See the documentation of the module.
 pub(super) struct Transactional {
-    terms: Arc<Terms>,
+    context: Arc<TransactionContext>,
     /// Of the present producer, or the last one.
     session: Option<Session>,
     /// For the next session: nothing is in doubt.
@@ -108,10 +108,10 @@ pub(super) struct Cost {
 
 impl Transactional {
     /// No producer yet.
-    pub(super) fn new(terms: Arc<Terms>) -> Self {
+    pub(super) fn new(context: Arc<TransactionContext>) -> Self {
         let now = Instant::now();
         Self {
-            terms,
+            context,
             session: None,
             known: None,
             since: now,
@@ -126,8 +126,8 @@ impl Transactional {
 
     /// With a new producer.
     pub(super) fn begins(&mut self, asks_about: Vec<Arc<str>>, timeout: Duration, now: Instant) {
-        let (terms, known) = (Arc::clone(&self.terms), self.known.take());
-        self.session = Some(Session::new(terms, asks_about, known, timeout, now));
+        let (context, known) = (Arc::clone(&self.context), self.known.take());
+        self.session = Some(Session::new(context, asks_about, known, timeout, now));
     }
 
     /// The producer is gone, and no other follows for now.
@@ -135,8 +135,8 @@ impl Transactional {
         self.session = None;
     }
 
-    pub(super) fn terms(&self) -> &Arc<Terms> {
-        &self.terms
+    pub(super) fn context(&self) -> &Arc<TransactionContext> {
+        &self.context
     }
 
     pub(super) fn state(&self) -> Option<State> {
@@ -174,7 +174,7 @@ impl Transactional {
 
     /// Without an answering broker none is begun, nor before the present start is on disk.
     fn can_begin(&self) -> bool {
-        self.may_begin && self.terms.may_speak()
+        self.may_begin && self.context.may_speak()
     }
 
     pub(super) fn step(&mut self, producer: &Producer, now: Instant) -> Step {
@@ -342,17 +342,17 @@ impl Transactional {
     }
 
     pub(super) fn trouble(&self) -> Trouble {
-        if !self.terms.may_speak() {
+        if !self.context.may_speak() {
             return Trouble { why: UNWRITTEN.to_owned(), ..Trouble::default() };
         }
         self.session.as_ref().map(Session::trouble).unwrap_or_default()
     }
 
     pub(super) fn obstacle(&self, producer: &Producer, now: Instant) -> Option<Obstacle> {
-        if !self.terms.may_speak() {
+        if !self.context.may_speak() {
             return Some(Obstacle::new(Reason::Buffer, UNWRITTEN.to_owned()));
         }
-        let topic = &self.terms.topic;
+        let topic = &self.context.topic;
         let (reason, why) = match self.state()? {
             State::Starting => return Some(registering(producer)),
             State::Recovering => return Some(reading_the_watermark(self.trouble(), topic)),

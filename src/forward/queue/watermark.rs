@@ -12,7 +12,7 @@ use super::{Group, Queue, Vouched, dead_letter};
 use crate::delivered::CommittedWatermark;
 use crate::event::Sequence;
 use crate::forward::custody::{Custody, Stand, unix_ms};
-use crate::forward::session::Terms;
+use crate::forward::session::TransactionContext;
 use crate::forward::watermark_reader::FoundWatermarks;
 use crate::watermark::{Fate, Instance, Record, Waiting};
 
@@ -21,14 +21,14 @@ impl Queue {
     pub(in crate::forward) fn recovered(
         &mut self,
         mut found: FoundWatermarks,
-        terms: &Terms,
+        context: &TransactionContext,
         custody: &mut Custody,
     ) -> bool {
         let watermark = found.lanes.remove(&*self.topic);
         let through = watermark.as_ref().map_or(0, CommittedWatermark::through);
         // What a duplicate identity says is not true of this queue. The stream will find it out as well, and end this life.
         let watermarks = [found.main.as_ref(), watermark.as_ref()];
-        if watermarks.into_iter().flatten().any(|watermark| !terms.is_ours(watermark, Sequence::MAX)) {
+        if watermarks.into_iter().flatten().any(|watermark| !context.is_ours(watermark, Sequence::MAX)) {
             return false;
         }
         let stand = Stand { delivered: through, has_holes: !found.holes.is_empty() };

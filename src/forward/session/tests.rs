@@ -11,7 +11,7 @@ use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaErrorCode as Code, RDKafkaRespErr as Resp};
 use uuid::Uuid;
 
-use super::{LAST_LINE, Session, Step, Terms, Waits};
+use super::{LAST_LINE, Session, Step, TransactionContext, Waits};
 use crate::buffer::{Life, Lives};
 use crate::clock;
 use crate::delivered::CommittedWatermark;
@@ -39,12 +39,19 @@ const MOMENT: Duration = Duration::from_millis(1);
 const PRESENT: Instance = Instance(1);
 
 /// Of a buffer whose earlier starts are 2 and 3.
-pub(in crate::forward) fn terms(reader: rdkafka::ClientConfig) -> Terms {
+pub(in crate::forward) fn context(reader: rdkafka::ClientConfig) -> TransactionContext {
     let life = |instance, first, last, commit| Life { instance: Instance(instance), first, last, commit };
     let lives = Lives::invented(PRESENT, 31, vec![life(2, 1, 20, 7), life(3, 21, 30, 9)]);
     let topic_is_right = Arc::new(AtomicBool::new(true));
     let clients = Clients::new(Wake::default()).unwrap();
-    Terms { reader, topic: "watermarks".into(), buffer_id: Uuid::from_u128(7), lives, topic_is_right, clients }
+    TransactionContext {
+        reader,
+        topic: "watermarks".into(),
+        buffer_id: Uuid::from_u128(7),
+        lives,
+        topic_is_right,
+        clients,
+    }
 }
 
 /// A session with its producer, in front of an imitation of Kafka.
@@ -72,9 +79,9 @@ impl Bench {
         };
         let config = options::transactional(options::client_config(&kafka, "test"), "tidegate-test");
         let known = Some(Partitions { count: 1 });
-        let terms = terms(config.clone());
-        let producer = Producer::new(&config, &terms.clients, terms.clients.place().unwrap()).unwrap();
-        let session = Session::new(Arc::new(terms), Vec::new(), known, TRANSACTION, Instant::now());
+        let context = context(config.clone());
+        let producer = Producer::new(&config, &context.clients, context.clients.place().unwrap()).unwrap();
+        let session = Session::new(Arc::new(context), Vec::new(), known, TRANSACTION, Instant::now());
         Self { mock, producer, session, ahead: Duration::ZERO, next: 1 }
     }
 
@@ -427,9 +434,9 @@ fn what_the_log_says_of_an_end_decides_whether_the_producer_goes_on() {
 
 #[test]
 fn a_watermark_is_ours_only_from_a_start_of_ours_and_no_higher_than_that_start_can_have_said() {
-    let terms = terms(rdkafka::ClientConfig::new());
+    let context = context(rdkafka::ClientConfig::new());
     let ours = |instance, through, commit| {
-        terms.is_ours(&CommittedWatermark::forged(through, Instance(instance)).resting_on(commit), 10)
+        context.is_ours(&CommittedWatermark::forged(through, Instance(instance)).resting_on(commit), 10)
     };
     let cases = [
         ((1, 10, 11), true),
