@@ -105,7 +105,7 @@ impl<'a> Client<'a> {
             let semaphore = Arc::clone(&self.shared.assembly);
             // At most max_packet_bytes, which the decoder has seen to, and the semaphore has as many.
             let bytes = u32::try_from(self.session.announced_bytes()).unwrap_or(u32::MAX);
-            let bytes = bytes.min(self.shared.terms.max_packet_bytes);
+            let bytes = bytes.min(self.shared.policy.max_packet_bytes);
             self.assembly = Assembly::Waiting(Box::pin(semaphore.acquire_many_owned(bytes)));
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use super::terms::Terms;
+use super::policy::ListenerPolicy;
 use crate::ingest::close::{Close, Peer};
 use crate::ingest::codec::encode::{self, Grants};
 use crate::ingest::codec::{self, Connect, DecodeError, Will, reason};
@@ -65,19 +65,19 @@ impl Handshake {
         self.input.is_empty()
     }
 
-    pub(super) fn received(&mut self, bytes: &[u8], terms: &Terms) -> Progress {
+    pub(super) fn received(&mut self, bytes: &[u8], policy: &ListenerPolicy) -> Progress {
         self.input.extend_from_slice(bytes);
         if let Some(end) = another_protocol(&self.input) {
             return Progress::Refuse(Bytes::new(), end);
         }
         // Decoding takes the packet away, also when it is bad.
         let version = spoken_version(&self.input);
-        let max_bytes = MAX_CONNECT_BYTES.min(terms.max_packet_bytes);
+        let max_bytes = MAX_CONNECT_BYTES.min(policy.max_packet_bytes);
         match codec::decode_connect(&mut self.input, max_bytes) {
             Ok(None) => Progress::ReadOn,
             Ok(Some(connect)) => {
                 let version = connect.version;
-                match admit(connect, terms) {
+                match admit(connect, policy) {
                     Ok(admission) => {
                         let input = std::mem::take(&mut self.input);
                         Progress::Admit(Box::new(Admission { input, ..admission }))
@@ -122,7 +122,7 @@ pub(super) fn write_refusal(out: &mut BytesMut, version: MqttVersion, end: &Clos
     }
 }
 
-fn admit(mut connect: Connect, terms: &Terms) -> Result<Admission, Close> {
+fn admit(mut connect: Connect, policy: &ListenerPolicy) -> Result<Admission, Close> {
     let refuse = |code, cause, detail: String| Err(Close::refused(Some(code), cause, detail));
     if connect.wants_authentication_method {
         let detail = "Tidegate does not have enhanced authentication".to_owned();
@@ -133,7 +133,7 @@ fn admit(mut connect: Connect, terms: &Terms) -> Result<Admission, Close> {
     }
     // mosquitto's bridges have one.
     let will_set_aside = connect.will.take_if(|will| will.topic.starts_with('$')).is_some();
-    let credentials = match (terms.credentials, connect.username.take()) {
+    let credentials = match (policy.credentials, connect.username.take()) {
         (false, _) => None,
         (true, Some(name)) => Some((name, connect.password.take().unwrap_or_default())),
         (true, None) => {
@@ -149,8 +149,8 @@ fn admit(mut connect: Connect, terms: &Terms) -> Result<Admission, Close> {
         MqttVersion::V311 if connect.clean_start => 0,
         MqttVersion::V311 => u32::MAX,
     };
-    let expiry_s = asked_expiry_s.min(terms.max_session_expiry_s);
-    let keepalive_s = keepalive(&connect, terms);
+    let expiry_s = asked_expiry_s.min(policy.max_session_expiry_s);
+    let keepalive_s = keepalive(&connect, policy);
     Ok(Admission {
         version: connect.version,
         client,
@@ -165,9 +165,9 @@ fn admit(mut connect: Connect, terms: &Terms) -> Result<Admission, Close> {
             assigned_client_id: assigned,
             session_expiry_s: (expiry_s != asked_expiry_s).then_some(expiry_s),
             server_keepalive_s: (keepalive_s != connect.keepalive_s).then_some(keepalive_s),
-            receive_maximum: terms.receive_maximum,
-            max_packet_bytes: terms.max_packet_bytes,
-            subscriptions: terms.subscriptions,
+            receive_maximum: policy.receive_maximum,
+            max_packet_bytes: policy.max_packet_bytes,
+            subscriptions: policy.subscriptions,
         },
         input: BytesMut::new(),
     })
@@ -175,10 +175,10 @@ fn admit(mut connect: Connect, terms: &Terms) -> Result<Admission, Close> {
 
 /// MQTT 5 clients are told when theirs is longer than granted. A 3.1.1 client cannot be told, and gets ours all the same:
 /// a connection that is dead for 27 hours (one and a half times the longest that MQTT can say) holds a place.
-fn keepalive(connect: &Connect, terms: &Terms) -> u16 {
+fn keepalive(connect: &Connect, policy: &ListenerPolicy) -> u16 {
     match connect.keepalive_s {
-        0 => terms.max_keepalive_s,
-        asked => asked.min(terms.max_keepalive_s),
+        0 => policy.max_keepalive_s,
+        asked => asked.min(policy.max_keepalive_s),
     }
 }
 

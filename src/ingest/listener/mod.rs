@@ -54,7 +54,7 @@ mod registry;
 mod remarks;
 mod session;
 mod shared;
-mod terms;
+mod policy;
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "a test that meets them fails")]
 mod tests;
@@ -186,7 +186,7 @@ pub(crate) async fn run(
     let name: Arc<str> = settings.name.as_str().into();
     let shared = Shared {
         name: Arc::clone(&name),
-        terms: Arc::new((&settings).into()),
+        policy: Arc::new((&settings).into()),
         users: users
             .map(Users::ask)
             .transpose()

@@ -29,9 +29,9 @@ use bytes::{Buf, BytesMut};
 use super::aliases::Aliases;
 use super::handshake::{Admission, write_refusal};
 use super::memory::Memory;
+use super::policy::{ListenerPolicy, most_silence};
 use super::registry::{Lent, Now};
 use super::remarks::{Remark, Remarks};
-use super::terms::{Terms, patience};
 use crate::buffer::{Durable, IdChange};
 use crate::event::{Event, MAX_USER_PROPERTIES, Qos};
 use crate::ingest::acker::{Acker, Acknowledged};
@@ -64,7 +64,7 @@ pub(super) struct Session {
     /// The buffer held something under the session's key before this connection.
     was_on_disk: bool,
     version: MqttVersion,
-    terms: Arc<Terms>,
+    policy: Arc<ListenerPolicy>,
     acker: Acker,
     topics: Topics,
     memory: Memory,
@@ -110,7 +110,13 @@ pub(super) struct Last {
 
 impl Session {
     /// The registry has let the client in. What must be durable before its CONNACK is in the batch.
-    pub(super) fn enter(admission: Admission, lent: Lent, terms: Arc<Terms>, topics: Topics, now: Now) -> Self {
+    pub(super) fn enter(
+        admission: Admission,
+        lent: Lent,
+        policy: Arc<ListenerPolicy>,
+        topics: Topics,
+        now: Now,
+    ) -> Self {
         let Admission { version, expiry_s, keepalive_s, will, will_set_aside, grants, input, .. } = admission;
         let Lent { memory, present } = lent;
         let mut session = Self {
@@ -118,7 +124,7 @@ impl Session {
             settled: false,
             was_on_disk: memory.on_disk,
             version,
-            terms,
+            policy,
             acker: Acker::new(Epoch::next(), version),
             topics,
             memory,
@@ -127,7 +133,7 @@ impl Session {
             expiry_s,
             will,
             grants,
-            keepalive: patience(keepalive_s),
+            keepalive: most_silence(keepalive_s),
             heard: now.instant,
             since_heard: 0,
             packets: 0,
@@ -323,7 +329,7 @@ impl Session {
 
     #[cfg(test)]
     pub(super) fn grant_subscriptions(&mut self) {
-        self.terms = Arc::new(Terms { subscriptions: true, ..Terms::clone(&self.terms) });
+        self.policy = Arc::new(ListenerPolicy { subscriptions: true, ..ListenerPolicy::clone(&self.policy) });
     }
 
     #[cfg(test)]
@@ -392,7 +398,7 @@ impl Session {
     /// nothing behind it would ever get through.
     fn next_packet(&mut self) -> Result<Option<Packet>, DecodeError> {
         if self.oversized.is_none() {
-            let bytes = match codec::decode(self.version, &mut self.input, self.terms.max_packet_bytes) {
+            let bytes = match codec::decode(self.version, &mut self.input, self.policy.max_packet_bytes) {
                 Err(DecodeError::TooLarge { bytes, .. }) if codec::is_publish(&self.input) => bytes,
                 decoded => return decoded,
             };
@@ -430,7 +436,7 @@ impl Session {
                 self.version,
                 unsubscribe.packet_id,
                 unsubscribe.filters,
-                if self.terms.subscriptions { reason::SUCCESS } else { reason::NO_SUBSCRIPTION_EXISTED },
+                if self.policy.subscriptions { reason::SUCCESS } else { reason::NO_SUBSCRIPTION_EXISTED },
             ),
             Packet::Disconnect(disconnect) => self.disconnect(&disconnect),
             Packet::Connect(_)
@@ -449,7 +455,7 @@ impl Session {
     /// Whoever subscribes waits for messages that will never come. Granted or refused, it is counted and said.
     fn subscribe(&mut self, subscribe: &Subscribe) {
         let filters = &subscribe.filters;
-        let (remark, codes): (_, Vec<u8>) = if self.terms.subscriptions {
+        let (remark, codes): (_, Vec<u8>) = if self.policy.subscriptions {
             let code = |filter: &SubscribeFilter| {
                 if is_filter(&filter.filter) { filter.qos.level() } else { reason::TOPIC_FILTER_INVALID }
             };
@@ -501,7 +507,7 @@ impl Session {
                 let detail = "the DISCONNECT has a session expiry, but the CONNECT had none";
                 return self.finish(Close::broke(reason::PROTOCOL_ERROR, "the client broke the MQTT protocol", detail));
             }
-            self.expiry_s = asked_s.min(self.terms.max_session_expiry_s);
+            self.expiry_s = asked_s.min(self.policy.max_session_expiry_s);
         }
         self.finish(Close::Disconnected { code: disconnect.reason, words: disconnect.reason_string.clone() });
     }

@@ -8,9 +8,9 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::gate::Stage;
 use super::origin::ConnectionId;
+use super::policy::ListenerPolicy;
 use super::registry::{Claim, Now};
 use super::remarks::Remark;
-use super::terms::Terms;
 use super::users::Users;
 use crate::clock::{self, Moment};
 use crate::ingest::session_intake::Destination;
@@ -21,7 +21,7 @@ use crate::stop::Stop;
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) name: Arc<str>,
-    pub(super) terms: Arc<Terms>,
+    pub(super) policy: Arc<ListenerPolicy>,
     pub(super) users: Option<Users>,
     pub(super) destination: Destination,
     pub(super) status: Arc<LinkStatus>,

@@ -113,7 +113,7 @@ pub(super) async fn serve(
     }
     let topics = shared.destination.topics(CLIENT_TOPICS_BYTES).of(sender);
     let Entry { lent, displaced } = *entry;
-    let mut session = Session::enter(*admission, lent, Arc::clone(&shared.terms), topics, now());
+    let mut session = Session::enter(*admission, lent, Arc::clone(&shared.policy), topics, now());
     LinkStatus::add(&shared.status.connects, 1);
     LinkStatus::add(&shared.status.connected, 1);
     let mut wires = Wires { intake, replies, stop };
@@ -226,7 +226,7 @@ async fn greet(stream: &mut Stream, shared: &Shared) -> Result<Box<Admission>, T
     let mut handshake = Handshake::new();
     loop {
         let mut progress = Progress::ReadOn;
-        let took = stream.read_shared(|bytes| progress = handshake.received(bytes, &shared.terms));
+        let took = stream.read_shared(|bytes| progress = handshake.received(bytes, &shared.policy));
         tokio::select! {
             took = took => match took {
                 Ok(0) if handshake.is_silent() => return Err(turned(Bytes::new(), Close::nothing_said())),

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use self::client::{Connect, packets};
 use super::handshake::{Admission, Handshake, Progress};
 use super::memory::Memory;
+use super::policy::ListenerPolicy;
 use super::registry::{Lent, Now};
 use super::session::{Last, Session, event};
-use super::terms::Terms;
 use crate::buffer::IdChange;
 use crate::clock::Clock;
 use crate::event::Event;
@@ -41,8 +41,8 @@ fn disconnect_reason(bench: &mut Bench) -> Option<u8> {
     }
 }
 
-fn terms() -> Terms {
-    Terms {
+fn policy() -> ListenerPolicy {
+    ListenerPolicy {
         credentials: false,
         max_packet_bytes: MAX_PACKET,
         receive_maximum: RECEIVE_MAXIMUM,
@@ -52,8 +52,8 @@ fn terms() -> Terms {
     }
 }
 
-fn admitted(connect: &Connect, terms: &Terms) -> Admission {
-    match Handshake::new().received(&connect.bytes(), terms) {
+fn admitted(connect: &Connect, policy: &ListenerPolicy) -> Admission {
+    match Handshake::new().received(&connect.bytes(), policy) {
         Progress::Admit(admission) => *admission,
         other => panic!("{other:?}"),
     }
@@ -73,12 +73,12 @@ struct Bench {
 impl Bench {
     /// CONNECT was accepted; nothing is durable yet.
     fn enter(connect: &Connect, lent: Lent) -> Self {
-        let terms = terms();
-        let admission = admitted(connect, &terms);
+        let policy = policy();
+        let admission = admitted(connect, &policy);
         let version = admission.version;
         let now = Now { instant: Instant::now(), unix_ms: 1_800_000_000_000, clock: Clock::default() };
         let disk = lent.memory.on_disk.then(BTreeSet::new);
-        let session = Session::enter(admission, lent, Arc::new(terms), Topics::unrouted(), now);
+        let session = Session::enter(admission, lent, Arc::new(policy), Topics::unrouted(), now);
         Self { session, version, now, disk, expiry_s: 0, events: Vec::new() }
     }
 
@@ -128,8 +128,8 @@ impl Bench {
 
     fn last(&mut self) -> Last {
         self.store();
-        let admission = admitted(&client::connect(self.version, "unused"), &terms());
-        let unused = Session::enter(admission, nothing(), Arc::new(terms()), Topics::unrouted(), self.now);
+        let admission = admitted(&client::connect(self.version, "unused"), &policy());
+        let unused = Session::enter(admission, nothing(), Arc::new(policy()), Topics::unrouted(), self.now);
         let mut last = std::mem::replace(&mut self.session, unused).into_last();
         self.write(&std::mem::take(&mut last.changes));
         // As the listener publishes it.

@@ -9,7 +9,7 @@ use super::client::{
     Connect, V5, V311, connect, disconnect, packet, packets, pingreq, publish, publish_to, pubrel, subscribe,
     unsubscribe,
 };
-use super::{Bench, MAX_PACKET, RECEIVE_MAXIMUM, ack, disconnect_reason, nothing, terms};
+use super::{Bench, MAX_PACKET, RECEIVE_MAXIMUM, ack, disconnect_reason, nothing, policy};
 use crate::ingest::close::{Close, Kind};
 use crate::ingest::codec::{Ack, Packet};
 use crate::ingest::limits::{BEGINNING_BYTES, KEPT_OF_OVERSIZED_BYTES};
@@ -240,7 +240,7 @@ proptest! {
         connect_first.extend(&bytes);
         for bytes in [bytes, connect_first] {
             let mut handshake = Handshake::new();
-            handshake.received(&bytes, &terms());
+            handshake.received(&bytes, &policy());
         }
     }
 
@@ -264,7 +264,7 @@ proptest! {
         let at = at % bytes.len();
         bytes[at] = byte;
         let mut handshake = Handshake::new();
-        if let Progress::Admit(admission) = handshake.received(&bytes, &terms()) {
+        if let Progress::Admit(admission) = handshake.received(&bytes, &policy()) {
             let mut bench = Bench::enter(&connect(admission.version, "press").kept(), nothing());
             bench.feed(&admission.input);
             bench.commit();

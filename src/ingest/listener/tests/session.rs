@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::handshake::{Handshake, Progress};
 use super::client::{Connect, V5, V311, connect, disconnect, pingreq, publish, pubrel, subscribe};
-use super::{Bench, ack, disconnect_reason, kept, nothing, terms};
+use super::{Bench, ack, disconnect_reason, kept, nothing, policy};
 use crate::event::Qos;
 use crate::ingest::close::{Close, Kind};
 use crate::ingest::codec::Packet;
@@ -59,9 +59,9 @@ fn packets_cut_anywhere_are_the_same_packets() {
 #[test]
 fn a_kept_session_is_on_disk_before_connack_and_nothing_is_decoded_before() {
     for version in [V311, V5] {
-        let terms = terms();
+        let policy = policy();
         let bytes = [connect(version, "press").kept().bytes(), publish(version, 2, false, 1, "early")].concat();
-        let Progress::Admit(admission) = Handshake::new().received(&bytes, &terms) else { panic!() };
+        let Progress::Admit(admission) = Handshake::new().received(&bytes, &policy) else { panic!() };
         let mut bench = Bench::enter(&connect(version, "press").kept(), nothing());
         bench.feed(&admission.input);
         let receipts = bench.store();

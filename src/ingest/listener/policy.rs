@@ -6,7 +6,7 @@ use crate::settings::Listener;
 
 /// The same for all clients of a listener.
 #[derive(Debug, Clone)]
-pub(super) struct Terms {
+pub(super) struct ListenerPolicy {
     /// Name and password are asked for.
     pub(super) credentials: bool,
     pub(super) max_packet_bytes: u32,
@@ -18,7 +18,7 @@ pub(super) struct Terms {
     pub(super) max_session_expiry_s: u32,
 }
 
-impl From<&Listener> for Terms {
+impl From<&Listener> for ListenerPolicy {
     fn from(settings: &Listener) -> Self {
         Self {
             credentials: settings.users_file.is_some(),
@@ -32,6 +32,6 @@ impl From<&Listener> for Terms {
 }
 
 /// The standard allows a client one and a half times its keepalive of silence.
-pub(super) fn patience(keepalive_s: u16) -> Duration {
+pub(super) fn most_silence(keepalive_s: u16) -> Duration {
     Duration::from_millis(u64::from(keepalive_s) * 1500)
 }
