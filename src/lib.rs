@@ -24,7 +24,7 @@
 //!    the buffer took once.
 //!    A start of the agent gives out a number once, and says so on each reading: so a copy of a buffer is told from the
 //!    original, and a repeat from another reading.
-//!    Kept by `ingest/unreleased.rs`, `buffer/sessions.rs`, `buffer/life.rs`, `forward/transaction.rs` and
+//!    Kept by `ingest/unreleased.rs`, `buffer/sessions.rs`, `buffer/instances.rs`, `forward/transaction.rs` and
 //!    `forward/watermark_reader.rs`. Proven by `no_id_is_given_out_twice_after_the_log_has_lost_its_end`,
 //!    `a_clone_takes_a_new_identity_with_at_least_once_and_readers_see_each_reading_once`,
 //!    `an_id_that_is_given_out_twice_is_seen` (a control),

@@ -53,7 +53,7 @@
 //! | `dead_letter` | `sequence`, `last`⁴, `at_ms`, `kafka_topic`, `route`, `reason`, `body` blob | events that Kafka will never take, with one reason, from `sequence` to `last` with gaps; `last` = 0: one event |
 //! | `session` | `name`, `used_ms`, `expiry_s`, `packet_ids` blob | a persistent MQTT session: `broker:<name>`, `listen:<name>:<client id>`, `filter:…`; `expiry_s` 4294967295 = never |
 //! | `route` | `id`, `name`, `kafka_topic`⁴, `record_key`⁴, `value`⁴ | a line of the ledger, and what its `[[route]]` says or said; `id` 0, `name` empty: events without a route |
-//! | `life`² | `id`, `instance` 16 bytes, `started_ms`, `first`⁴, `last`, `ended_by`⁴, `word`⁴ | a start of the agent: the number it drew, the sequences it could give out (`last` is NULL until the next start), its last commit, and whether Kafka's last watermark may be its ([`life`]) |
+//! | `life`² | `id`, `instance` 16 bytes, `started_ms`, `first`⁴, `last`, `ended_by`⁴, `word`⁴ | a start of the agent: the number it drew, the sequences it could give out (`last` is NULL until the next start), its last commit, and whether Kafka's last watermark may be its ([`instances`]) |
 //! | `former`² | `id`, `buffer_id` 16 bytes, `last`, `ended_ms` | an identity that this buffer had before, and the last sequence given out under it |
 //! | `hole`⁴ | `first`, `last`, `reason`, `at_ms` | sequences that will never come and that no other table speaks of |
 //! | `unread`⁴ | `first`, `last` | events of the main lane that could not be read when their turn came, and are still in `chunk` |
@@ -177,7 +177,7 @@
 //! | EIO, EROFS, or any other error of a write or a sync | the last commit or not: nobody knows | acknowledges nothing; see below |
 //! | EIO at a read | all of it | forward tries again; nothing is given up |
 //! | a bit flips, a page is garbage | all but that | a row that can be made anew is ([`mend`]); else the file is rebuilt beside itself ([`salvage`]), and what is lost is booked and declared. [`open`] has the table |
-//! | the files are an older copy of themselves | what the copy held | the side file, if it is newer, says so: sequences go on behind `reserved`. If it was copied as well, `place` tells, or the watermark in Kafka does, and the buffer takes a new identity ([`life`]) |
+//! | the files are an older copy of themselves | what the copy held | the side file, if it is newer, says so: sequences go on behind `reserved`. If it was copied as well, `place` tells, or the watermark in Kafka does, and the buffer takes a new identity ([`instances`]) |
 //! | EACCES, ENOTDIR, a newer `user_version` | what was there | the start fails and changes nothing; [`OpenError::next_step`] says whether to try again |
 //!
 //! ## The disk is full
@@ -222,7 +222,7 @@ mod inbox;
 mod intake;
 mod late;
 mod ledger;
-mod life;
+mod instances;
 mod limits;
 mod tail_cache;
 mod mend;
@@ -249,8 +249,8 @@ mod writer;
 pub use commit::Durable;
 pub(crate) use commit::{Arrivals, Room};
 pub(crate) use error::{CloseError, NextStep, OpenError, Stopped};
+pub(crate) use instances::take_new_identity;
 pub(crate) use intake::Intake;
-pub(crate) use life::take_new_identity;
 pub(crate) use open::Buffer;
 pub(crate) use reader::{BufferReader, LaneChunk, ReadError, Waker};
 pub(crate) use sessions::{IdChange, SessionChange};
@@ -298,7 +298,7 @@ pub(crate) struct Recovered {
     /// The mark of the configuration that the lanes were last brought in line with.
     pub in_line_with: Option<u64>,
     /// Who has stored readings and written watermarks for this buffer, and who will.
-    pub lives: Lives,
+    pub instances: Instances,
     /// What tells that the buffer is not where it was: a clone, a copy that was restored, or another machine.
     pub moved: Option<&'static str>,
     /// It holds no reading.
@@ -320,13 +320,13 @@ pub(crate) struct Hole {
 
 /// The starts of the agent on this buffer, as far as readings and watermarks tell of them.
 #[derive(Debug, Clone)]
-pub(crate) struct Lives {
+pub(crate) struct Instances {
     /// This start's number.
     pub present: Instance,
     /// The first sequence that this start can give out.
     pub first: Sequence,
     /// Earlier starts, oldest first.
-    pub earlier: Vec<Life>,
+    pub earlier: Vec<PastInstance>,
     /// The last watermark that Kafka has committed, as far as this buffer knows; 0 when it knows of none.
     pub watermark: Sequence,
     /// Identities that this buffer had before, oldest first, each with the last sequence given out under it.
@@ -336,7 +336,7 @@ pub(crate) struct Lives {
 
 /// An earlier start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Life {
+pub(crate) struct PastInstance {
     /// Its number.
     pub instance: Instance,
     /// The first sequence that it could give out.
@@ -347,7 +347,7 @@ pub(crate) struct Life {
     pub commit: u64,
 }
 
-impl Lives {
+impl Instances {
     /// This start's number is on disk: a watermark may bear it.
     #[must_use]
     pub(crate) fn is_written(&self) -> bool {
@@ -369,7 +369,7 @@ impl Lives {
 
     /// Of a buffer that exists in a test only.
     #[cfg(test)]
-    pub(crate) fn invented(present: Instance, first: Sequence, earlier: Vec<Life>) -> Self {
+    pub(crate) fn invented(present: Instance, first: Sequence, earlier: Vec<PastInstance>) -> Self {
         let is_written = Arc::new(AtomicBool::new(true));
         Self { present, first, earlier, watermark: 0, former: Vec::new(), is_written }
     }

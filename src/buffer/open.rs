@@ -30,7 +30,7 @@ use super::error::{LoadError, OpenError, is_damage, is_full, is_unreadable, row_
 use super::identity::{self, Marks, Place, ReadFault};
 use super::schema::{self, APPLICATION_ID, Database, FORMAT_VERSION};
 use super::wal_tail::{self, Tail};
-use super::{Hole, OVERFLOW, Recovered, clock, directory, late, life, mend, salvage};
+use super::{Hole, OVERFLOW, Recovered, clock, directory, instances, late, mend, salvage};
 use crate::event::{RouteId, Sequence};
 use crate::planted::{Bug, planted};
 use crate::route::Definition;
@@ -53,7 +53,7 @@ pub(crate) struct Buffer {
     pub(super) marks: Marks,
     pub(super) books: Books,
     pub(super) route_names: BTreeMap<RouteId, Arc<str>>,
-    pub(super) life: life::Entry,
+    pub(super) life: instances::Entry,
 }
 
 impl Buffer {
@@ -109,7 +109,7 @@ impl Buffer {
         let Assigned { ids: routes, names: route_names, gone } = assign_routes(&connection, routes, &mut books)?;
         let (admitted, in_line_with) =
             admitted(&connection, &books).map_err(OpenError::disk("read the admitted topics"))?;
-        let (lives, life) = life::begin(&connection, &books, commit)?;
+        let (instances, life) = instances::begin(&connection, &books, commit)?;
         if life.is_written() {
             marks = late::renumber(&connection, &mut books, marks, life.instance, &database, data_dir, &settings)?;
         }
@@ -131,7 +131,7 @@ impl Buffer {
             lanes: books.lanes.iter().map(|(id, lane)| (*id, Arc::clone(&lane.kafka_topic))).collect(),
             admitted,
             in_line_with,
-            lives,
+            instances,
             moved,
             is_empty: books.ledger.is_empty(),
         };
@@ -442,7 +442,7 @@ fn leave_out(marks: &Marks, tail: &Tail, books: &mut Books, connection: &Connect
     }
     skip(first, last, why, books, connection).map_err(OpenError::disk("skip sequences"))?;
     if let Some(opened) = &marks.opened {
-        life::remember(connection, opened, (first, last), commit)
+        instances::remember(connection, opened, (first, last), commit)
             .map_err(OpenError::disk("write the record of a start"))?;
     }
     // What lies behind a bad frame must not be found again.

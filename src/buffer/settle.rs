@@ -22,7 +22,7 @@ use super::limits::{SETTLE_DELAY, SWEEP_SEQUENCES};
 use super::settlement::{DeadLetter, LaneMove, Parked, Settlement, Ticket};
 use super::spans::Spans;
 use super::statements::Statements;
-use super::{LaneId, life};
+use super::{LaneId, instances};
 use crate::delivered::Delivered;
 use crate::event::{RouteId, Sequence};
 use crate::watermark::Instance;
@@ -213,7 +213,7 @@ impl Pending {
         }
         books.watermark = books.watermark.max(self.watermark);
         if let Some(of) = self.heard {
-            life::heard(tx.connection, of)?;
+            instances::heard(tx.connection, of)?;
         }
         if part == Part::All {
             release(&self.spans, tx, books, &unread)?;

@@ -28,7 +28,7 @@ use super::copies::Tools;
 use super::error::{CloseError, WriteError, is_full};
 use super::identity::{self, Marks, Opened};
 use super::inbox::Inbox;
-use super::life::{self, Entry};
+use super::instances::{self, Entry};
 use super::limits::{DELAY_BYTES, GATHER_BYTES, GATHER_LONGEST, GATHER_QUIET_STEPS, GATHER_STEP, MARK_EVERY, TICK};
 use super::pace::{self, Pace};
 use super::schema::{Database, checkpoint};
@@ -245,11 +245,11 @@ impl<R> Writer<R> {
         // custody rule 3: a watermark follows.
         let must_stay = self.database.is_lazy() && pending.is_some_and(|(pending, _)| pending.must_stay());
         if must_stay {
-            life::sync_commits(tx.connection, true)?;
+            instances::sync_commits(tx.connection, true)?;
         }
         let done = batch.commit(pending, &mut self.books, tx, &mut self.tools, scratch);
         if must_stay {
-            life::sync_commits(tx.connection, false)?;
+            instances::sync_commits(tx.connection, false)?;
         }
         match done {
             Ok(events) => {

@@ -297,7 +297,7 @@ impl BlockedTopics {
         }
         let own = &mut self.sender;
         let uncommitted = own.producer().map_or(0, Producer::uncommitted);
-        let instance = own.delivery.transactions().map(|own| own.context().lives.present);
+        let instance = own.delivery.transactions().map(|own| own.context().instances.present);
         let Some(instance) = instance else { return };
         let records = queue.watermark(instance, uncommitted, custody);
         let written = records.map(|records| own.write_watermark(&records, wire.times.now_ms(), now));

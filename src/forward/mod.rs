@@ -82,7 +82,7 @@
 //! * **Rule B**: after an `EndTxn` that was sent twice, a new producer (`end_txn.rs`).
 //! * **Stable read**: the watermark is read when the stable offset has reached the end of the partition (`watermark_reader.rs`).
 //! * **Never back, and never by the watermark of a duplicate identity**: the cursor only rises, and a watermark of an instance that this buffer has
-//!   never been means a clone or a restored copy, which takes a new identity (`stream_sender.rs`, `buffer/life.rs`).
+//!   never been means a clone or a restored copy, which takes a new identity (`stream_sender.rs`, `buffer/instances.rs`).
 //!
 //! And one that keeps the books whole: **fates before watermark**. Dead letters and parked events are on disk before a
 //! watermark passes them. So after a crash everything that is held up to the watermark, and not settled otherwise, was

@@ -39,7 +39,7 @@ use base64::Engine as _;
 use rdkafka::message::{Header, OwnedHeaders};
 use serde::Serialize;
 
-use crate::buffer::Lives;
+use crate::buffer::Instances;
 use crate::cbor::{self, Blob};
 use crate::clock::Clock;
 use crate::event::{Event, Properties, Qos, Sequence};
@@ -56,7 +56,7 @@ pub(super) struct Records {
     id_prefix: usize,
     value: Vec<u8>,
     names: HeaderNames,
-    lives: Lives,
+    instances: Instances,
     /// Of the last record: by which start events of these sequences were stored.
     stored_by: Option<(RangeInclusive<Sequence>, String)>,
     /// A time as text, written anew like the sequence.
@@ -67,10 +67,10 @@ pub(super) struct Records {
 
 impl Records {
     /// For the buffer with that identity and past.
-    pub(super) fn new(buffer_id: uuid::Uuid, lives: Lives, names: HeaderNames) -> Self {
+    pub(super) fn new(buffer_id: uuid::Uuid, instances: Instances, names: HeaderNames) -> Self {
         let id = format!("{buffer_id}:");
         let (time, clock) = (String::new(), <(Clock, String)>::default());
-        Self { id_prefix: id.len(), id, value: Vec::new(), names, lives, stored_by: None, time, clock }
+        Self { id_prefix: id.len(), id, value: Vec::new(), names, instances, stored_by: None, time, clock }
     }
 
     /// Headers and value of a record; `sent_ms` when its own time is that of arrival.
@@ -85,15 +85,15 @@ impl Records {
         // Writing to a String cannot fail.
         write!(self.id, "{sequence}").unwrap_or_default();
         if !self.stored_by.as_ref().is_some_and(|(sequences, _)| sequences.contains(&sequence)) {
-            self.stored_by = self.lives.of(sequence).map(|(instance, sequences)| (sequences, instance.short()));
+            self.stored_by = self.instances.of(sequence).map(|(instance, sequences)| (sequences, instance.short()));
             #[cfg(feature = "planted")]
             if planted(Bug::InstanceOfSender) {
-                self.stored_by = Some((0..=Sequence::MAX, self.lives.present.short()));
+                self.stored_by = Some((0..=Sequence::MAX, self.instances.present.short()));
             }
         }
         let instance = self.stored_by.as_ref().map(|(_, instance)| instance.as_str());
         let mut headers = headers(&self.id, instance, event, self.names);
-        for (was, _) in self.lives.former.iter().filter(|(_, last)| sequence <= *last) {
+        for (was, _) in self.instances.former.iter().filter(|(_, last)| sequence <= *last) {
             headers = headers.insert(Header { key: "tidegate-was", value: Some(&format!("{was}:{sequence}")) });
         }
         headers = self.time_headers(headers, event, sent_ms);
@@ -287,7 +287,7 @@ mod tests {
     use rdkafka::message::Headers;
 
     use super::*;
-    use crate::buffer::Life;
+    use crate::buffer::PastInstance;
     use crate::event::{RouteId, Sender};
     use crate::watermark::Instance;
 
@@ -309,13 +309,13 @@ mod tests {
     const HERE: &str = "000000000000000d";
 
     /// Of a buffer whose present start gives out 43 and above; the one before gave out 40 to 42, and nobody knows of others.
-    fn lives() -> Lives {
-        let before = Life { instance: Instance(0xb << 4), first: 40, last: 42, commit: 0 };
-        Lives::invented(Instance((0xc << 64) | 0xd), 43, vec![before])
+    fn instances() -> Instances {
+        let before = PastInstance { instance: Instance(0xb << 4), first: 40, last: 42, commit: 0 };
+        Instances::invented(Instance((0xc << 64) | 0xd), 43, vec![before])
     }
 
     fn records() -> Records {
-        Records::new(uuid::Uuid::from_u128(0x1234), lives(), HeaderNames::Tidegate)
+        Records::new(uuid::Uuid::from_u128(0x1234), instances(), HeaderNames::Tidegate)
     }
 
     fn built_headers(event: &Event) -> Vec<(String, Vec<u8>)> {
@@ -399,10 +399,10 @@ mod tests {
     #[test]
     fn events_from_before_a_new_identity_bear_all_they_had_as_well() {
         let [first, second] = [0x99, 0x9a].map(uuid::Uuid::from_u128);
-        let mut lives = lives();
-        lives.former = vec![(first, 41), (second, 50)];
+        let mut instances = instances();
+        instances.former = vec![(first, 41), (second, 50)];
         let (mut records, event) =
-            (Records::new(uuid::Uuid::from_u128(0x1234), lives, HeaderNames::Tidegate), event(b""));
+            (Records::new(uuid::Uuid::from_u128(0x1234), instances, HeaderNames::Tidegate), event(b""));
         let mut was = |sequence| -> Vec<String> {
             let (headers, _) = records.build(sequence, &event, ValueFormat::Payload, None);
             let was = headers.iter().filter(|h| h.key == "tidegate-was");

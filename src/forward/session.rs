@@ -19,7 +19,7 @@ use super::transaction::{Move, State};
 use super::verdict::{Verdict, code_of, verdict};
 use super::watermark_reader::{FoundWatermarks, Question, Trouble, WatermarkReader};
 use super::watermark_topic::Partitions;
-use crate::buffer::Lives;
+use crate::buffer::Instances;
 use crate::delivered::{Batch, CommittedWatermark, Delivered};
 use crate::event::Sequence;
 use crate::planted::{self, Bug, planted};
@@ -65,7 +65,7 @@ pub(super) struct TransactionContext {
     /// Whose watermarks.
     pub(super) buffer_id: Uuid,
     /// Who writes them, and who has.
-    pub(super) lives: Lives,
+    pub(super) instances: Instances,
     /// The watermark topic was found to be compacted.
     pub(super) topic_is_right: Arc<AtomicBool>,
     /// Of this process.
@@ -76,16 +76,16 @@ impl TransactionContext {
     /// May a watermark bear the present start's instance? Not before that is on disk: after the next start it would be
     /// somebody else's.
     pub(super) fn may_speak(&self) -> bool {
-        self.lives.is_written() || planted(Bug::SpeakUnwritten)
+        self.instances.is_written() || planted(Bug::SpeakUnwritten)
     }
 
     /// Was it written by a start of this agent on this buffer, can it have been, and is all on this disk that it rests on?
     /// `most` is what the present start can have said.
     pub(super) fn is_ours(&self, watermark: &CommittedWatermark, most: Sequence) -> bool {
-        if watermark.instance() == self.lives.present {
+        if watermark.instance() == self.instances.present {
             return watermark.through() <= most;
         }
-        let of_it = self.lives.earlier.iter().find(|life| life.instance == watermark.instance());
+        let of_it = self.instances.earlier.iter().find(|life| life.instance == watermark.instance());
         of_it.is_some_and(|life| watermark.through() <= life.last && watermark.commit() <= life.commit)
     }
 }

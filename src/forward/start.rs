@@ -36,7 +36,7 @@ use super::time::Times;
 use super::timeouts::Timeouts;
 use super::transactional::Transactional;
 use super::wire::Wire;
-use crate::buffer::{BufferReader, Hole, LaneId, Lives, OVERFLOW, Recovered, Settler};
+use crate::buffer::{BufferReader, Hole, Instances, LaneId, OVERFLOW, Recovered, Settler};
 use crate::event::{RouteId, Sequence};
 use crate::observe::pulse::Pulse;
 use crate::planted::{Bug, planted};
@@ -64,12 +64,12 @@ pub(crate) struct Recovery {
     /// The mark of the configuration that the lanes were last brought in line with.
     pub in_line_with: Option<u64>,
     /// Who has written watermarks for this buffer, and who will.
-    pub lives: Lives,
+    pub instances: Instances,
 }
 
 impl From<&Recovered> for Recovery {
     fn from(recovered: &Recovered) -> Self {
-        let Recovered { buffer_id, settled, holes, lanes, released, gone, admitted, in_line_with, lives, .. } =
+        let Recovered { buffer_id, settled, holes, lanes, released, gone, admitted, in_line_with, instances, .. } =
             recovered;
         Self {
             buffer_id: *buffer_id,
@@ -80,7 +80,7 @@ impl From<&Recovered> for Recovery {
             gone: gone.clone(),
             admitted: admitted.clone(),
             in_line_with: *in_line_with,
-            lives: lives.clone(),
+            instances: instances.clone(),
         }
     }
 }
@@ -115,7 +115,7 @@ pub(crate) fn run(
     let routes = Arc::unwrap_or_clone(routes).with_gone(former_routes(recovery.gone));
     let lanes = recovered_lanes(&recovery.lanes, recovery.admitted, recovery.in_line_with, &routes, settings);
     let (own, of_queues) = deliveries(context.as_ref(), settings, recovery.buffer_id);
-    let committed = context.as_ref().map_or(0, |context| context.lives.watermark);
+    let committed = context.as_ref().map_or(0, |context| context.instances.watermark);
     let watermark = StreamWatermark::new(recovery.released, committed);
     let mut stream = Stream::new(settings.linger, Skips::new(recovery.settled), watermark);
     stream.asks_about = lanes.asked_for;
@@ -128,7 +128,7 @@ pub(crate) fn run(
         retention::watch(options::reader_config(settings, agent_id), Arc::new(routes.clone()), stop.clone());
     }
     let targets = Targets::new(Arc::new(routes));
-    let records = Records::new(recovery.buffer_id, recovery.lives, settings.headers);
+    let records = Records::new(recovery.buffer_id, recovery.instances, settings.headers);
     let mut wire = Wire::new(clients, timeouts, records, Times::new(settings.timestamp));
     let held = (lanes.parking, lanes.admission, lanes.is_on_hold);
     let mut custody = Custody::new((reader, settler), targets, held, declarations, transactions);
@@ -160,7 +160,7 @@ fn context(settings: &settings::Kafka, agent_id: &str, recovery: &Recovery, clie
         reader: options::reader_config(settings, agent_id),
         topic: Arc::from(settings.watermark_topic.as_str()),
         buffer_id: recovery.buffer_id,
-        lives: recovery.lives.clone(),
+        instances: recovery.instances.clone(),
         topic_is_right: Arc::default(),
     }
 }
@@ -178,7 +178,7 @@ fn deliveries(context: Option<&Arc<TransactionContext>>, settings: &settings::Ka
 /// What the first transaction of a start says besides its watermark.
 fn declared_at_a_start(recovery: &Recovery) -> Declarations {
     let mut declarations = Declarations::default();
-    if let Some((was, last)) = recovery.lives.former.last().copied() {
+    if let Some((was, last)) = recovery.instances.former.last().copied() {
         declarations.was(was, last, unix_ms());
     }
     for hole in &recovery.holes {

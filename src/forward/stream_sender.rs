@@ -250,7 +250,7 @@ impl StreamSender {
             self.fault = Some(ForwardError::DuplicateIdentity { buffer_id: context.buffer_id, through });
             return;
         }
-        let of = found.main.as_ref().map_or(context.lives.present, CommittedWatermark::instance);
+        let of = found.main.as_ref().map_or(context.instances.present, CommittedWatermark::instance);
         if through < committed && !std::mem::replace(&mut self.behind_was_said, true) {
             tracing::error!(
                 topic = &*context.topic,
@@ -316,7 +316,7 @@ impl StreamSender {
         }
         // Dead letters and parked events whose chunk could not be read when they were to be copied: they are held.
         self.stream.watermark.leaves_out(custody.settler.take_unread());
-        let (instance, at_ms) = (context.lives.present, unix_ms());
+        let (instance, at_ms) = (context.instances.present, unix_ms());
         let mut records = vec![self.stream.watermark.record(instance, custody.settler.rests_on(), at_ms)];
         records.extend(custody.lane_records(instance, at_ms));
         records.extend(custody.declarations.seal());

@@ -112,11 +112,11 @@ fn sequences_are_reserved_before_they_are_used() {
     let last = 5 + RESERVE_LEAST;
     let mut bench = open(dir.path());
     let opened = |dir: &Path| Marks::read(dir).unwrap().unwrap().opened.map(|opened| opened.instance);
-    assert_ne!(opened(dir.path()), Some(bench.recovered.lives.present), "it has given out nothing yet");
+    assert_ne!(opened(dir.path()), Some(bench.recovered.instances.present), "it has given out nothing yet");
     bench.store(6..=6);
     let marks = Marks::read(dir.path()).unwrap().unwrap();
     assert_eq!((marks.committed, marks.reserved, marks.closed), (5, last + 1, false));
-    assert_eq!(opened(dir.path()), Some(bench.recovered.lives.present));
+    assert_eq!(opened(dir.path()), Some(bench.recovered.instances.present));
     bench.store(7..=last + 1);
     assert_eq!(Marks::read(dir.path()).unwrap().unwrap().reserved, last + 1);
     bench.store(last + 2..=last + 2);
@@ -191,7 +191,7 @@ fn a_log_that_has_lost_its_end_makes_no_id_stand_on_two_readings() {
         assert_eq!(sequences(&bench.read_all()), [next], "{case}");
         assert_eq!(holes(dir.path()), [(left + 1, marks.reserved)], "{case}");
         // What was lost can have been sent, with a watermark: by a start of ours.
-        let before = bench.recovered.lives.earlier.last().copied().unwrap();
+        let before = bench.recovered.instances.earlier.last().copied().unwrap();
         assert_eq!((Some(before.instance), before.last), (marks.opened.map(|o| o.instance), marks.reserved), "{case}");
         let kept = copy(dir.path());
         bench.close();
@@ -225,12 +225,12 @@ fn a_copy_is_told_from_the_original_and_a_buffer_that_was_moved_in_its_file_syst
 fn ten_thousand_starts_push_out_nobody_whose_word_or_readings_are_needed() {
     let dir = tempfile::tempdir().unwrap();
     let mut bench = open(dir.path());
-    let spoke = bench.recovered.lives.present;
+    let spoke = bench.recovered.instances.present;
     bench.store(1..=3);
     bench.settle(Settlement { delivered: delivered(1..=3), heard: Some(spoke), ..Settlement::default() });
     bench.close();
     let mut bench = open(dir.path());
-    let stored = bench.recovered.lives.present;
+    let stored = bench.recovered.instances.present;
     bench.store(4..=5);
     bench.close();
     let connection = rusqlite::Connection::open(dir.path().join("buffer.db")).unwrap();
@@ -243,11 +243,11 @@ fn ten_thousand_starts_push_out_nobody_whose_word_or_readings_are_needed() {
         .unwrap();
     drop(connection);
     open(dir.path()).close();
-    let lives = open(dir.path()).recovered.lives;
-    assert!(lives.earlier.len() < 10_010, "{}", lives.earlier.len());
-    let first: Vec<_> = lives.earlier.iter().take(2).map(|life| (life.instance, life.first, life.last)).collect();
+    let instances = open(dir.path()).recovered.instances;
+    assert!(instances.earlier.len() < 10_010, "{}", instances.earlier.len());
+    let first: Vec<_> = instances.earlier.iter().take(2).map(|life| (life.instance, life.first, life.last)).collect();
     assert_eq!(first, [(spoke, 1, 3), (stored, 4, 5)]);
-    assert_eq!(lives.of(5).map(|(instance, _)| instance), Some(stored));
+    assert_eq!(instances.of(5).map(|(instance, _)| instance), Some(stored));
 }
 
 #[test]
@@ -347,15 +347,15 @@ fn a_buffer_of_version_1_is_taken_over_with_all_it_holds() {
     let (dir, id) = with_five_events();
     make_version_1(dir.path());
     let mut bench = open(dir.path());
-    assert_eq!((bench.recovered.buffer_id, bench.recovered.lives.watermark), (id, 0));
+    assert_eq!((bench.recovered.buffer_id, bench.recovered.instances.watermark), (id, 0));
     assert_eq!(ranges(&bench), []);
     assert_eq!(sequences(&bench.read_all()), [1, 2, 3, 4, 5]);
     bench.store(6..=7);
     bench.settle(Settlement { delivered: delivered(1..=3), watermark: Some(3), ..Settlement::default() });
-    let present = bench.recovered.lives.present;
+    let present = bench.recovered.instances.present;
     bench.close();
     let bench = open(dir.path());
-    assert_eq!((bench.recovered.released, bench.recovered.lives.watermark), (3, 3));
+    assert_eq!((bench.recovered.released, bench.recovered.instances.watermark), (3, 3));
     assert_eq!(ranges(&bench), [(present, 6, 7)]);
     let connection = rusqlite::Connection::open(dir.path().join("buffer.db")).unwrap();
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
@@ -369,7 +369,7 @@ fn the_starts_of_a_buffer_of_version_2_keep_what_they_stored() {
     for start in 0..3 {
         let mut bench = open(dir.path());
         bench.store(start * 10 + 1..=start * 10 + 10);
-        stored.push((bench.recovered.lives.present, start * 10 + 1, start * 10 + 10));
+        stored.push((bench.recovered.instances.present, start * 10 + 1, start * 10 + 10));
         bench.close();
     }
     let connection = rusqlite::Connection::open(dir.path().join("buffer.db")).unwrap();
@@ -380,22 +380,22 @@ fn the_starts_of_a_buffer_of_version_2_keep_what_they_stored() {
 
 /// Earlier starts, with what they gave out.
 fn ranges(bench: &Bench) -> Vec<(Instance, u64, u64)> {
-    bench.recovered.lives.earlier.iter().map(|life| (life.instance, life.first, life.last)).collect()
+    bench.recovered.instances.earlier.iter().map(|life| (life.instance, life.first, life.last)).collect()
 }
 
 #[test]
 fn every_start_is_another_instance_and_is_remembered_with_the_last_sequence_it_can_have_sent() {
     let dir = tempfile::tempdir().unwrap();
-    let mut lives = Vec::new();
+    let mut instances = Vec::new();
     for start in 0..3 {
         let mut bench = open(dir.path());
-        assert_eq!(ranges(&bench), lives);
+        assert_eq!(ranges(&bench), instances);
         bench.store(start * 10 + 1..=start * 10 + 10);
-        lives.push((bench.recovered.lives.present, start * 10 + 1, start * 10 + 10));
+        instances.push((bench.recovered.instances.present, start * 10 + 1, start * 10 + 10));
         // A start that was killed is written down by the next one.
         bench.close();
     }
-    let distinct: std::collections::HashSet<_> = lives.iter().map(|(instance, ..)| instance.0).collect();
+    let distinct: std::collections::HashSet<_> = instances.iter().map(|(instance, ..)| instance.0).collect();
     assert_eq!(distinct.len(), 3);
 }
 
@@ -407,15 +407,15 @@ fn a_new_identity_keeps_what_is_held_and_who_stored_it_and_forgets_packet_ids() 
     let session = SessionChange { session: "broker:a".into(), changes: half_way };
     bench.send_with((1..=5).map(event).collect(), vec![session], 1);
     bench.acknowledged();
-    let (old, by) = (bench.recovered.buffer_id, bench.recovered.lives.present);
+    let (old, by) = (bench.recovered.buffer_id, bench.recovered.instances.present);
     bench.close();
     let (new, forgotten) = take_new_identity(&settings(), dir.path()).unwrap();
     assert_ne!(new, old);
     assert_eq!(forgotten, 2);
     let mut bench = open(dir.path());
     assert_eq!(bench.recovered.buffer_id, new);
-    assert_eq!(bench.recovered.lives.former, [(old, 5)]);
-    assert_eq!((ranges(&bench), bench.recovered.lives.watermark), (vec![(by, 1, 5)], 0));
+    assert_eq!(bench.recovered.instances.former, [(old, 5)]);
+    assert_eq!((ranges(&bench), bench.recovered.instances.watermark), (vec![(by, 1, 5)], 0));
     assert_eq!(sequences(&bench.read_all()), [1, 2, 3, 4, 5]);
     assert!(bench.recovered.sessions.values().all(|session| session.packet_ids.is_empty()));
     bench.store(6..=6);

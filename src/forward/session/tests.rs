@@ -12,7 +12,7 @@ use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaErrorCode as Code, RDKafkaResp
 use uuid::Uuid;
 
 use super::{LAST_LINE, Session, Step, TransactionContext, Waits};
-use crate::buffer::{Life, Lives};
+use crate::buffer::{Instances, PastInstance};
 use crate::clock;
 use crate::delivered::CommittedWatermark;
 use crate::event::RouteId;
@@ -40,15 +40,15 @@ const PRESENT: Instance = Instance(1);
 
 /// Of a buffer whose earlier starts are 2 and 3.
 pub(in crate::forward) fn context(reader: rdkafka::ClientConfig) -> TransactionContext {
-    let life = |instance, first, last, commit| Life { instance: Instance(instance), first, last, commit };
-    let lives = Lives::invented(PRESENT, 31, vec![life(2, 1, 20, 7), life(3, 21, 30, 9)]);
+    let life = |instance, first, last, commit| PastInstance { instance: Instance(instance), first, last, commit };
+    let instances = Instances::invented(PRESENT, 31, vec![life(2, 1, 20, 7), life(3, 21, 30, 9)]);
     let topic_is_right = Arc::new(AtomicBool::new(true));
     let clients = Clients::new(Wake::default()).unwrap();
     TransactionContext {
         reader,
         topic: "watermarks".into(),
         buffer_id: Uuid::from_u128(7),
-        lives,
+        instances,
         topic_is_right,
         clients,
     }

@@ -30,7 +30,7 @@ use super::envelope::Sealer;
 use super::error::{LoadError, OpenError, row_id, sequence};
 use super::identity::{Marks, Opened, Place};
 use super::schema::Database;
-use super::{Life, Lives, clock};
+use super::{Instances, PastInstance, clock};
 use crate::event::Sequence;
 use crate::settings;
 use crate::watermark::Instance;
@@ -81,7 +81,7 @@ pub(super) fn sync_commits(connection: &Connection, each: bool) -> rusqlite::Res
 
 /// Draws a number for this start and writes it down, or leaves that to the writer when the disk has no room. `commit` is
 /// the last one before this start that is on disk.
-pub(super) fn begin(connection: &Connection, books: &Books, commit: u64) -> Result<(Lives, Entry), OpenError> {
+pub(super) fn begin(connection: &Connection, books: &Books, commit: u64) -> Result<(Instances, Entry), OpenError> {
     let read = |connection: &Connection| Ok((read_earlier(connection, books, commit)?, read_former(connection)?));
     let (earlier, former) = read(connection).map_err(OpenError::disk("read the earlier starts"))?;
     let is_written = Arc::new(AtomicBool::new(false));
@@ -91,7 +91,7 @@ pub(super) fn begin(connection: &Connection, books: &Books, commit: u64) -> Resu
         tracing::error!(%error, "buffer: the disk does not take the record of this start; until it does, the agent \
              stores nothing, and with exactly-once it sends nothing: make room on the disk");
     }
-    Ok((Lives { present, first: books.next, earlier, watermark: books.watermark, former, is_written }, entry))
+    Ok((Instances { present, first: books.next, earlier, watermark: books.watermark, former, is_written }, entry))
 }
 
 /// The side file knows of a start that the database has lost. Nothing of what it stored is here, but its watermark may be
@@ -204,11 +204,11 @@ pub(super) fn heard(connection: &Connection, of: Instance) -> rusqlite::Result<(
     connection.execute("UPDATE life SET word = (instance = ?1 OR last IS NULL)", [of.0.to_be_bytes()]).map(|_rows| ())
 }
 
-fn read_earlier(connection: &Connection, books: &Books, commit: u64) -> rusqlite::Result<Vec<Life>> {
-    let mut lives = connection.prepare("SELECT instance, first, last, ended_by FROM life ORDER BY id")?;
-    let rows = lives.query_map([], |row| {
+fn read_earlier(connection: &Connection, books: &Books, commit: u64) -> rusqlite::Result<Vec<PastInstance>> {
+    let mut select = connection.prepare("SELECT instance, first, last, ended_by FROM life ORDER BY id")?;
+    let rows = select.query_map([], |row| {
         let last: Option<i64> = row.get(2)?;
-        Ok(Life {
+        Ok(PastInstance {
             instance: Instance(u128::from_be_bytes(row.get(0)?)),
             first: sequence(row.get(1)?),
             last: last.map_or(books.next - 1, sequence),
