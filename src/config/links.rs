@@ -125,8 +125,8 @@ fn tls(section: &Section<'_, '_>, url: Option<&Url>) -> Result<Option<Tls>, Repo
     }
     match broker::check_tls(&tls) {
         Ok(oddities) => oddities.into_iter().for_each(|(key, what)| keys.remark(key, what)),
-        Err(broker::Unusable::File { key, what }) => return Err(keys.problem(key, what)),
-        Err(other @ (broker::Unusable::NoBundle(_) | broker::Unusable::Library(_))) => {
+        Err(broker::TlsConfigError::File { key, what }) => return Err(keys.problem(key, what)),
+        Err(other @ (broker::TlsConfigError::NoBundle(_) | broker::TlsConfigError::Library(_))) => {
             return Err(section.problem("url", other.to_string()));
         }
     }

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use super::distrust::Distrust;
-use super::trust::Unusable;
+use super::tls_config::TlsConfigError;
+use super::tls_error::TlsError;
 use crate::ingest::codec::reason;
 use crate::settings::MqttVersion;
 
@@ -17,9 +17,9 @@ pub(in crate::ingest) enum BrokerFault {
     #[error("no TLS handshake within {0} s")]
     TlsTimeout(u64),
     #[error(transparent)]
-    Distrust(Distrust),
+    TlsError(TlsError),
     #[error(transparent)]
-    Files(#[from] Unusable),
+    Files(#[from] TlsConfigError),
     #[error("no CONNACK within {0} s")]
     NoConnAck(u64),
     #[error("CONNECT refused: {} (code {code:#04x}){}", reason::text(*code), reason::words(words.as_deref()))]
@@ -41,7 +41,7 @@ impl BrokerFault {
             Self::Unreachable(_)
             | Self::DialTimeout(_)
             | Self::TlsTimeout(_)
-            | Self::Distrust(_)
+            | Self::TlsError(_)
             | Self::Files(_)
             | Self::NoConnAck(_)
             | Self::Refused { .. }
@@ -63,12 +63,12 @@ impl BrokerFault {
                 ),
                 _ => None,
             },
-            Self::Distrust(distrust) => distrust.remedy,
-            Self::Files(Unusable::File { .. }) => Some("correct the file; it is read again at the next try"),
-            Self::Files(Unusable::NoBundle(_)) => {
+            Self::TlsError(tls_error) => tls_error.remedy,
+            Self::Files(TlsConfigError::File { .. }) => Some("correct the file; it is read again at the next try"),
+            Self::Files(TlsConfigError::NoBundle(_)) => {
                 Some("install the system's CA certificates (package ca-certificates), or set tls.ca_file")
             }
-            Self::Files(Unusable::Library(_))
+            Self::Files(TlsConfigError::Library(_))
             | Self::OtherVersion { .. }
             | Self::Unreachable(_)
             | Self::DialTimeout(_)
@@ -87,7 +87,7 @@ impl BrokerFault {
                      this gateway",
             ),
             Self::TlsTimeout(_) | Self::NoConnAck(_) | Self::NoSubAck(_) => Some(NO_ANSWER),
-            Self::Distrust(_)
+            Self::TlsError(_)
             | Self::Files(_)
             | Self::Refused { .. }
             | Self::OtherVersion { .. }

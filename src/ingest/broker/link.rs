@@ -11,9 +11,9 @@ use bytes::BytesMut;
 use tracing::{error, info, warn};
 
 use super::complaint::{Complaint, Line};
-use super::distrust::Distrust;
 use super::fault::BrokerFault;
 use super::session::Session;
+use super::tls_error::TlsError;
 use crate::buffer::{Durable, Stopped};
 use crate::clock;
 use crate::ingest::batch::Batch;
@@ -77,8 +77,8 @@ impl Link {
 
     /// The connection broke, or the TLS on it: a broker may refuse our certificate after the handshake.
     pub(super) fn broke(&self, error: io::Error) -> Close {
-        match Distrust::of(&error, &self.session.settings().url.host) {
-            Some(distrust) => BrokerFault::Distrust(distrust).into(),
+        match TlsError::of(&error, &self.session.settings().url.host) {
+            Some(tls_error) => BrokerFault::TlsError(tls_error).into(),
             None => Close::Broke(error),
         }
     }

@@ -1,8 +1,8 @@
 //! `[[mqtt]]`: a subscriber at a broker.
 //!
 //! [`session`] is the protocol, without sockets and clocks: bytes and time in, bytes, batches and verdicts out.
-//! [`task`] is the thin loop that feeds it, from a [`stream`] with TLS or without. [`trust`] reads certificates and keys,
-//! [`distrust`] says why TLS failed. [`subscriptions`] keeps what the broker granted, [`version`] which MQTT
+//! [`task`] is the thin loop that feeds it, from a [`stream`] with TLS or without. [`tls_config`] reads certificates and keys,
+//! [`tls_error`] says why TLS failed. [`subscriptions`] keeps what the broker granted, [`version`] which MQTT
 //! version to speak, [`fault`] what goes wrong only with brokers (the rest is in [`close`](super::close)), [`complaint`] how often
 //! that is said.
 //!
@@ -26,13 +26,13 @@
 //! * A stop: no more reading, wait for the commits under way, send their acknowledgements, DISCONNECT.
 
 mod complaint;
-mod distrust;
+mod tls_error;
 pub(super) mod fault;
 mod link;
 mod session;
 mod subscriptions;
 mod task;
-mod trust;
+mod tls_config;
 mod version;
 
 #[cfg(test)]
@@ -42,4 +42,4 @@ mod model_tests;
 mod tests;
 
 pub(crate) use self::task::{Kept, run};
-pub(crate) use self::trust::{Unusable, check as check_tls};
+pub(crate) use self::tls_config::{TlsConfigError, check as check_tls};

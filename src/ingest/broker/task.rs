@@ -14,12 +14,12 @@ use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tracing::{debug, info};
 
-use super::distrust::Distrust;
 use super::fault::BrokerFault;
 use super::link::Link;
 use super::session::Session;
 use super::subscriptions::filter_key;
-use super::trust;
+use super::tls_config;
+use super::tls_error::TlsError;
 use crate::buffer::StoredSession;
 use crate::ingest::close::Close;
 use crate::ingest::connection::{Wires, serve};
@@ -130,7 +130,7 @@ impl Task {
         // Answers are small and wanted at once: Nagle would hold them for the peer's delayed ACK, 40 ms.
         tcp.set_nodelay(true).map_err(Close::Broke)?;
         let Some(tls) = self.link.session.settings().tls.clone() else { return Ok(Stream::Plain(tcp)) };
-        let (settings, passed_over) = trust::read(&tls).map_err(BrokerFault::Files)?;
+        let (settings, passed_over) = tls_config::read(&tls).map_err(BrokerFault::Files)?;
         if passed_over > 0 {
             debug!(
                 broker = self.link.session.settings().name,
@@ -142,7 +142,7 @@ impl Task {
             None => Err(Close::Stopping),
             Some(Err(_)) => Err(BrokerFault::TlsTimeout(TLS_TIMEOUT.as_secs()).into()),
             Some(Ok(Err(error))) if matches!(error.kind(), UnexpectedEof | ConnectionReset) => {
-                Err(BrokerFault::Distrust(Distrust::closed()).into())
+                Err(BrokerFault::TlsError(TlsError::closed()).into())
             }
             Some(Ok(Err(error))) => Err(self.link.broke(error)),
             Some(Ok(Ok(stream))) => Ok(Stream::Tls(Box::new(stream))),

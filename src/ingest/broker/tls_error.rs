@@ -13,13 +13,13 @@ use tokio_rustls::rustls::{AlertDescription, CertificateError, Error};
 /// No TLS, and why.
 #[derive(Debug, thiserror::Error)]
 #[error("TLS: {text}")]
-pub(in crate::ingest) struct Distrust {
+pub(in crate::ingest) struct TlsError {
     text: String,
     /// What a person can do; `None` where waiting helps.
     pub(super) remedy: Option<&'static str>,
 }
 
-impl Distrust {
+impl TlsError {
     /// When it was TLS that failed, and not the connection below it. `host` is what the certificate must be made out to.
     pub(super) fn of(error: &io::Error, host: &str) -> Option<Self> {
         let error = error.get_ref()?.downcast_ref::<Error>()?;
@@ -186,10 +186,10 @@ mod tests {
             let time = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
             let why = CertificateError::ExpiredContext { time: time(seconds), not_after: time(0) };
             let error = io::Error::other(Error::InvalidCertificate(why));
-            Distrust::of(&error, "h").unwrap().to_string()
+            TlsError::of(&error, "h").unwrap().to_string()
         };
         assert_eq!(tried(100_000), tried(100_030));
         assert_ne!(tried(100_000), tried(200_000));
-        assert!(Distrust::of(&io::Error::from(io::ErrorKind::BrokenPipe), "h").is_none(), "not TLS's fault");
+        assert!(TlsError::of(&io::Error::from(io::ErrorKind::BrokenPipe), "h").is_none(), "not TLS's fault");
     }
 }

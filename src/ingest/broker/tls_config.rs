@@ -31,7 +31,7 @@ const BUNDLE_VARIABLE: &str = "SSL_CERT_FILE";
 
 /// Why the files cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Unusable {
+pub(crate) enum TlsConfigError {
     /// This one.
     #[error("tls.{key}: {what}")]
     File {
@@ -55,11 +55,12 @@ pub(crate) type Oddity = (&'static str, String);
 ///
 /// # Errors
 /// When one cannot.
-pub(crate) fn check(tls: &Tls) -> Result<Vec<Oddity>, Unusable> {
+pub(crate) fn check(tls: &Tls) -> Result<Vec<Oddity>, TlsConfigError> {
     let mut odd = Vec::new();
     let roots = match &tls.ca_file {
         Some(path) => {
-            let (roots, passed_over) = authorities(path).map_err(|what| Unusable::File { key: "ca_file", what })?;
+            let (roots, passed_over) =
+                authorities(path).map_err(|what| TlsConfigError::File { key: "ca_file", what })?;
             if passed_over > 0 {
                 let what = format!("{}: {passed_over} certificates in it cannot be read", path.display());
                 odd.push(("ca_file", what));
@@ -73,25 +74,25 @@ pub(crate) fn check(tls: &Tls) -> Result<Vec<Oddity>, Unusable> {
 }
 
 /// For one connection, with how many certificates of the bundle were passed over.
-pub(super) fn read(tls: &Tls) -> Result<(Arc<ClientConfig>, usize), Unusable> {
+pub(super) fn read(tls: &Tls) -> Result<(Arc<ClientConfig>, usize), TlsConfigError> {
     let (roots, passed_over) = match &tls.ca_file {
-        Some(path) => authorities(path).map_err(|what| Unusable::File { key: "ca_file", what })?,
+        Some(path) => authorities(path).map_err(|what| TlsConfigError::File { key: "ca_file", what })?,
         None => system_authorities()?,
     };
     Ok((Arc::new(settings(roots, tls.identity.as_ref())?), passed_over))
 }
 
-fn settings(roots: RootCertStore, identity: Option<&Identity>) -> Result<ClientConfig, Unusable> {
+fn settings(roots: RootCertStore, identity: Option<&Identity>) -> Result<ClientConfig, TlsConfigError> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(Unusable::Library)?
+        .map_err(TlsConfigError::Library)?
         .with_root_certificates(roots);
     let mut settings = match identity {
         None => builder.with_no_client_auth(),
         Some(files) => {
-            let chain = chain(&files.cert_file).map_err(|what| Unusable::File { key: "cert_file", what })?;
-            let key = private_key(&files.key_file).map_err(|what| Unusable::File { key: "key_file", what })?;
+            let chain = chain(&files.cert_file).map_err(|what| TlsConfigError::File { key: "cert_file", what })?;
+            let key = private_key(&files.key_file).map_err(|what| TlsConfigError::File { key: "key_file", what })?;
             builder.with_client_auth_cert(chain, key).map_err(|error| unfit(files, &error))?
         }
     };
@@ -100,18 +101,18 @@ fn settings(roots: RootCertStore, identity: Option<&Identity>) -> Result<ClientC
     Ok(settings)
 }
 
-fn unfit(files: &Identity, error: &rustls::Error) -> Unusable {
+fn unfit(files: &Identity, error: &rustls::Error) -> TlsConfigError {
     let (cert, key) = (files.cert_file.display(), files.key_file.display());
     #[expect(clippy::wildcard_enum_match_arm, reason = "rustls may add errors; all others are the key's")]
     match error {
         rustls::Error::InconsistentKeys(_) => {
-            Unusable::File { key: "key_file", what: format!("{key} is not the key of the certificate in {cert}") }
+            TlsConfigError::File { key: "key_file", what: format!("{key} is not the key of the certificate in {cert}") }
         }
         rustls::Error::InvalidCertificate(why) => {
-            Unusable::File { key: "cert_file", what: format!("{cert}: the certificate cannot be read ({why})") }
+            TlsConfigError::File { key: "cert_file", what: format!("{cert}: the certificate cannot be read ({why})") }
         }
         // Its text may quote the file; what it would add is seen in the kind of the key.
-        _ => Unusable::File {
+        _ => TlsConfigError::File {
             key: "key_file",
             what: format!(
                 "{key}: this kind of key cannot be used; allowed: RSA of 2048 bits or more, ECDSA P-256 or P-384, \
@@ -121,14 +122,14 @@ fn unfit(files: &Identity, error: &rustls::Error) -> Unusable {
     }
 }
 
-fn system_authorities() -> Result<(RootCertStore, usize), Unusable> {
+fn system_authorities() -> Result<(RootCertStore, usize), TlsConfigError> {
     if let Some(path) = std::env::var_os(BUNDLE_VARIABLE).filter(|path| !path.is_empty()) {
         return authorities(Path::new(&path))
-            .map_err(|what| Unusable::NoBundle(format!("{BUNDLE_VARIABLE} names {what}")));
+            .map_err(|what| TlsConfigError::NoBundle(format!("{BUNDLE_VARIABLE} names {what}")));
     }
     match SYSTEM_BUNDLES.iter().map(Path::new).find(|path| path.exists()) {
-        Some(path) => authorities(path).map_err(Unusable::NoBundle),
-        None => Err(Unusable::NoBundle(format!("there is none of {}", SYSTEM_BUNDLES.join(", ")))),
+        Some(path) => authorities(path).map_err(TlsConfigError::NoBundle),
+        None => Err(TlsConfigError::NoBundle(format!("there is none of {}", SYSTEM_BUNDLES.join(", ")))),
     }
 }
 
