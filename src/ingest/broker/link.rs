@@ -10,7 +10,7 @@ use std::time::Instant;
 use bytes::BytesMut;
 use tracing::{error, info, warn};
 
-use super::complaint::{Complaint, Line};
+use super::failure_log::{FailureLog, Line};
 use super::fault::BrokerFault;
 use super::session::Session;
 use super::tls_error::TlsError;
@@ -35,7 +35,7 @@ pub(super) struct Link {
     status: Arc<LinkStatus>,
     pulse: Pulse,
     pub(super) backoff: Backoff,
-    complaint: Complaint,
+    failure_log: FailureLog,
     next_tick: Instant,
     ending: Option<Close>,
     /// "Connected" was logged for this connection.
@@ -52,7 +52,7 @@ impl Link {
             status,
             pulse,
             backoff: Backoff::new(),
-            complaint: Complaint::default(),
+            failure_log: FailureLog::default(),
             next_tick: now,
             ending: None,
             said: false,
@@ -86,7 +86,7 @@ impl Link {
     /// A sign of life, and what a minute has brought, if it has not been said.
     pub(super) fn live(&mut self, now: Instant) {
         self.pulse.beat();
-        let line = self.complaint.look(now, clock::wall_ms());
+        let line = self.failure_log.look(now, clock::wall_ms());
         self.complain(line);
     }
 
@@ -97,7 +97,7 @@ impl Link {
         }
         LinkStatus::add(&self.status.failures, 1);
         self.status.failed(&failure.to_string());
-        let line = self.complaint.about(failure, now, clock::wall_ms());
+        let line = self.failure_log.about(failure, now, clock::wall_ms());
         self.complain(line);
     }
 
@@ -130,14 +130,14 @@ impl Link {
             return;
         }
         let proven = self.session.proven(now);
-        let failures = self.complaint.failures();
+        let failures = self.failure_log.failures();
         if !self.said && (proven || failures == 0) {
             self.said = true;
             info!(broker = self.session.settings().name, version = ?self.session.version(), failures, "connected");
         }
         if proven {
             self.well = true;
-            self.complaint = Complaint::default();
+            self.failure_log = FailureLog::default();
             self.backoff.reset();
         }
     }

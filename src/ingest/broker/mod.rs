@@ -3,7 +3,7 @@
 //! [`session`] is the protocol, without sockets and clocks: bytes and time in, bytes, batches and verdicts out.
 //! [`task`] is the thin loop that feeds it, from a [`stream`] with TLS or without. [`tls_config`] reads certificates and keys,
 //! [`tls_error`] says why TLS failed. [`subscriptions`] keeps what the broker granted, [`version`] which MQTT
-//! version to speak, [`fault`] what goes wrong only with brokers (the rest is in [`close`](super::close)), [`complaint`] how often
+//! version to speak, [`fault`] what goes wrong only with brokers (the rest is in [`close`](super::close)), [`failure_log`] how often
 //! that is said.
 //!
 //! # Rules
@@ -25,7 +25,7 @@
 //! * A link that fails is said at once, and once a minute while it goes on.
 //! * A stop: no more reading, wait for the commits under way, send their acknowledgements, DISCONNECT.
 
-mod complaint;
+mod failure_log;
 mod tls_error;
 pub(super) mod fault;
 mod link;

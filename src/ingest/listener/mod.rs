@@ -44,7 +44,7 @@
 //! Whoever breaks the rules is told why (MQTT 5), counted, and logged once for each cause; repeats are summed up.
 
 mod aliases;
-mod complaints;
+mod client_log;
 mod gate;
 mod handshake;
 mod client;
@@ -72,7 +72,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use self::complaints::{About, Complaints, Tone};
+use self::client_log::{About, ClientLog, Tone};
 use self::gate::{Gate, Stage};
 use self::origin::ConnectionId;
 use self::registry::{Registry, session_key};
@@ -201,7 +201,7 @@ pub(crate) async fn run(
     let listening = Listening {
         registry: Registry::new(&name, settings.max_connections, settings.max_connections_per_address, sessions),
         gate: Gate::default(),
-        complaints: Complaints::new(Arc::clone(&name)),
+        client_log: ClientLog::new(Arc::clone(&name)),
         shared: Arc::new(shared),
         connections: JoinSet::new(),
         wills: JoinSet::new(),
@@ -220,7 +220,7 @@ pub(crate) async fn run(
 struct Listening {
     registry: Registry,
     gate: Gate,
-    complaints: Complaints,
+    client_log: ClientLog,
     shared: Arc<Shared>,
     connections: JoinSet<Ended>,
     /// Wills whose client did not come back, on their way into the buffer.
@@ -260,7 +260,7 @@ impl Listening {
         if taken >= self.max_sockets && !self.gate.make_room(origin) {
             LinkStatus::add(&self.shared.status.refusals, 1);
             let about = About { peer, client: "", detail: "closed without an answer" };
-            self.complaints.add(Instant::now(), Tone::Odd, "max_connections reached", &about);
+            self.client_log.add(Instant::now(), Tone::Odd, "max_connections reached", &about);
             return;
         }
         if let Err(error) = stream.set_nodelay(true) {
@@ -279,7 +279,7 @@ impl Listening {
             return false;
         }
         let about = About { peer: self.address, client: "", detail: &error.to_string() };
-        self.complaints.add(Instant::now(), Tone::Odd, "the agent cannot accept connections", &about);
+        self.client_log.add(Instant::now(), Tone::Odd, "the agent cannot accept connections", &about);
         self.shared.status.failed(&format!("accept: {error}"));
         true
     }
@@ -297,7 +297,7 @@ impl Listening {
             }
             Word::Remark { peer, client, remark } => {
                 let (tone, cause, detail) = remark.words();
-                self.complaints.add(Instant::now(), tone, cause, &About { peer, client: &client, detail });
+                self.client_log.add(Instant::now(), tone, cause, &About { peer, client: &client, detail });
             }
         }
     }
@@ -326,7 +326,7 @@ impl Listening {
             if tone == Tone::Odd {
                 status.failed(format!("{peer} {client:?}: {} {}", end.cause(), end.detail()).trim_end());
             }
-            self.complaints.add(Instant::now(), tone, end.cause(), &about);
+            self.client_log.add(Instant::now(), tone, end.cause(), &about);
         } else {
             tracing::debug!(listener = %self.shared.name, %peer, client, "{}", end.cause());
         }
@@ -350,7 +350,7 @@ impl Listening {
 
     fn tick(&mut self) {
         let now = Instant::now();
-        self.complaints.sum_up(now);
+        self.client_log.sum_up(now);
         self.exhausted = false;
         let mut rooms = Vec::new();
         let due = self.registry.due_wills(now, |will| {

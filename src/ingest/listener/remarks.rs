@@ -1,6 +1,6 @@
 //! What a client does that is not as it thinks, and that its connection survives: counted, and logged once a connection.
 
-use super::complaints::Tone;
+use super::client_log::Tone;
 
 /// One kind of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -11,7 +11,7 @@ use crate::log_throttle::Repeats;
 
 /// The trouble of one link, if it has any.
 #[derive(Debug, Default)]
-pub(super) struct Complaint {
+pub(super) struct FailureLog {
     trouble: Option<Trouble>,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Line {
     pub(super) failures: u64,
 }
 
-impl Complaint {
+impl FailureLog {
     /// A connection failed. A reason that was not named yet is said at once.
     pub(super) fn about(&mut self, failure: &Close, now: Instant, wall_ms: i64) -> Option<Line> {
         let reason = Reason { text: failure.to_string(), remedy: failure.remedy(), look_at: failure.look_at() };
@@ -120,20 +120,20 @@ mod tests {
     /// A broker that drops each reconnect for ten minutes, with the real back-off: the lines, with their times.
     fn ten_minutes(mut why: impl FnMut(u64) -> Close) -> Vec<(Duration, Line)> {
         let start = Instant::now();
-        let (mut complaint, mut backoff, mut lines) = (Complaint::default(), Backoff::new(), Vec::new());
+        let (mut failure_log, mut backoff, mut lines) = (FailureLog::default(), Backoff::new(), Vec::new());
         let (mut now, mut next, mut failures) = (start, start, 0);
         while now - start < Duration::from_secs(600) {
             let line = if now >= next {
                 next = now + backoff.next_wait();
                 failures += 1;
-                complaint.about(&why(failures), now, wall(start, now))
+                failure_log.about(&why(failures), now, wall(start, now))
             } else {
-                complaint.look(now, wall(start, now))
+                failure_log.look(now, wall(start, now))
             };
             lines.extend(line.map(|line| (now - start, line)));
             now += TICK;
         }
-        assert_eq!(complaint.failures(), failures);
+        assert_eq!(failure_log.failures(), failures);
         lines
     }
 
@@ -170,14 +170,14 @@ mod tests {
     #[test]
     fn what_stands_says_what_to_do_and_nothing_is_said_twice() {
         let start = Instant::now();
-        let mut complaint = Complaint::default();
+        let mut failure_log = FailureLog::default();
         let refused = BrokerFault::Refused { code: 5, words: None }.into();
-        let first = complaint.about(&refused, start, WALL_MS).unwrap();
+        let first = failure_log.about(&refused, start, WALL_MS).unwrap();
         assert!(first.grave && first.remedy.is_some_and(|remedy| remedy.contains("password_file")));
         // No failure since then: nothing to say, however long it takes.
-        assert_eq!(complaint.look(start + LINK_LOG_INTERVAL * 3, WALL_MS), None);
-        assert!(complaint.about(&refused, start + LINK_LOG_INTERVAL * 3, WALL_MS).is_some(), "long due");
-        assert_eq!(complaint.about(&refused, start + LINK_LOG_INTERVAL * 3, WALL_MS), None);
+        assert_eq!(failure_log.look(start + LINK_LOG_INTERVAL * 3, WALL_MS), None);
+        assert!(failure_log.about(&refused, start + LINK_LOG_INTERVAL * 3, WALL_MS).is_some(), "long due");
+        assert_eq!(failure_log.about(&refused, start + LINK_LOG_INTERVAL * 3, WALL_MS), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::log_throttle::{Repeats, SAY_AGAIN};
 
 /// The log of one listener about its clients.
 #[derive(Debug)]
-pub(super) struct Complaints {
+pub(super) struct ClientLog {
     listener: Arc<str>,
     /// Causes are constants of this crate: a dozen.
     causes: HashMap<&'static str, Said>,
@@ -41,7 +41,7 @@ struct Said {
     last: String,
 }
 
-impl Complaints {
+impl ClientLog {
     pub(super) fn new(listener: Arc<str>) -> Self {
         Self { listener, causes: HashMap::new() }
     }
@@ -94,16 +94,16 @@ mod tests {
     fn repeats_are_counted_and_a_cause_that_stops_is_forgotten() {
         let start = Instant::now();
         let peer = SocketAddr::from(([192, 0, 2, 1], 50000));
-        let mut complaints = Complaints::new("floor".into());
+        let mut client_log = ClientLog::new("floor".into());
         for _ in 0..100_000 {
-            complaints.add(start, Tone::Odd, "wrong password", &About { peer, client: "press-07", detail: "" });
+            client_log.add(start, Tone::Odd, "wrong password", &About { peer, client: "press-07", detail: "" });
         }
-        assert_eq!(complaints.counted("wrong password"), Some(99_999));
-        complaints.sum_up(start + SAY_AGAIN / 2);
-        assert_eq!(complaints.counted("wrong password"), Some(99_999), "said again too early");
-        complaints.sum_up(start + SAY_AGAIN);
-        assert_eq!(complaints.counted("wrong password"), Some(0));
-        complaints.sum_up(start + SAY_AGAIN * 2);
-        assert_eq!(complaints.counted("wrong password"), None, "said once more after it has stopped");
+        assert_eq!(client_log.counted("wrong password"), Some(99_999));
+        client_log.sum_up(start + SAY_AGAIN / 2);
+        assert_eq!(client_log.counted("wrong password"), Some(99_999), "said again too early");
+        client_log.sum_up(start + SAY_AGAIN);
+        assert_eq!(client_log.counted("wrong password"), Some(0));
+        client_log.sum_up(start + SAY_AGAIN * 2);
+        assert_eq!(client_log.counted("wrong password"), None, "said once more after it has stopped");
     }
 }
