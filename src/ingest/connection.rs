@@ -99,7 +99,7 @@ pub(super) trait Role {
     fn ending(&self) -> Option<&Close>;
 
     /// Writes the last packet, if there is one for this end.
-    fn say_goodbye(&mut self);
+    fn write_disconnect(&mut self);
 }
 
 /// What connects a session with the rest of the agent.
@@ -240,7 +240,7 @@ impl<R: Role> Connection<'_, R> {
         if open > 0 {
             tracing::debug!(open, "the connection closes; commits under way are not acknowledged on it any more");
         }
-        role.say_goodbye();
+        role.write_disconnect();
         if role.ending().is_some_and(|why| why.is_heard(R::PEER)) {
             stream.close(role.output()).await;
         } else {

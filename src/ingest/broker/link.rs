@@ -243,9 +243,9 @@ impl Role for Link {
         self.ending.as_ref()
     }
 
-    fn say_goodbye(&mut self) {
+    fn write_disconnect(&mut self) {
         if let Some(code) = self.ending.as_ref().and_then(|why| why.reason(Self::PEER)) {
-            self.session.farewell(code);
+            self.session.disconnect(code);
         }
     }
 }

@@ -298,7 +298,7 @@ impl Session {
     }
 
     /// Says goodbye, as far as the version can.
-    pub(super) fn farewell(&mut self, code: u8) {
+    pub(super) fn disconnect(&mut self, code: u8) {
         let version = self.version();
         // 3.1.1 knows only the normal one. Without it the broker publishes a will; we have none.
         if version == MqttVersion::V5 || code == reason::SUCCESS {

@@ -302,7 +302,7 @@ impl Role for Client<'_> {
         self.session.ending().or(self.stopping.as_ref())
     }
 
-    fn say_goodbye(&mut self) {
+    fn write_disconnect(&mut self) {
         if let Some(why) = self.stopping.take() {
             // Where the session has ended otherwise meanwhile, it has said its own.
             self.session.finish(why);

@@ -303,7 +303,7 @@ impl Listening {
     }
 
     fn ended(&mut self, ended: Result<Ended, JoinError>) {
-        let Ended { connection, peer, client, end, departure, mut will_room } = match ended {
+        let Ended { connection, peer, client, end, session_end, mut will_room } = match ended {
             Ok(ended) => ended,
             Err(error) => {
                 // A panic ends the process in a release. Elsewhere its client's session is gone until the restart.
@@ -330,8 +330,8 @@ impl Listening {
         } else {
             tracing::debug!(listener = %self.shared.name, %peer, client, "{}", end.cause());
         }
-        let Some(departure) = departure else { return };
-        let (forgotten, wills) = self.registry.depart(departure, now());
+        let Some(session_end) = session_end else { return };
+        let (forgotten, wills) = self.registry.end_session(session_end, now());
         self.count_unreleased();
         if !forgotten.is_empty() {
             tracing::info!(

@@ -92,14 +92,14 @@ pub(super) enum Displaced {
 /// A place among the connected.
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub(super) lent: Lent,
+    pub(super) lease: Lease,
     /// Fires when it has to go.
     pub(super) displaced: oneshot::Receiver<Displaced>,
 }
 
 /// The session, lent to a connection.
 #[derive(Debug)]
-pub(super) struct Lent {
+pub(super) struct Lease {
     pub(super) memory: Memory,
     /// There was a session, and it goes on.
     pub(super) present: bool,
@@ -107,7 +107,7 @@ pub(super) struct Lent {
 
 /// The session, given back.
 #[derive(Debug)]
-pub(super) struct Departure {
+pub(super) struct SessionEnd {
     pub(super) connection: ConnectionId,
     pub(super) client: Arc<str>,
     pub(super) memory: Memory,
@@ -246,8 +246,8 @@ impl Registry {
 
     /// Takes the session back. What has to be forgotten to keep the bound is returned, and so are wills that do not
     /// wait, or for which there is no room to wait.
-    pub(super) fn depart(&mut self, departure: Departure, now: Now) -> (Vec<SessionChange>, Vec<Will>) {
-        let Departure { connection, client, memory, expiry_s, will } = departure;
+    pub(super) fn end_session(&mut self, session_end: SessionEnd, now: Now) -> (Vec<SessionChange>, Vec<Will>) {
+        let SessionEnd { connection, client, memory, expiry_s, will } = session_end;
         let connected = match self.clients.remove(&client) {
             Some(Client::Connected(connected)) if connected.connection == connection => connected,
             other => {
@@ -424,7 +424,7 @@ impl Registry {
             }
         }
         let (displace, displaced) = oneshot::channel();
-        match answer.send(Answer::Enter(Box::new(Entry { lent: Lent { memory, present }, displaced }))) {
+        match answer.send(Answer::Enter(Box::new(Entry { lease: Lease { memory, present }, displaced }))) {
             Ok(()) => {
                 self.connected += 1;
                 let share = self.shares.entry(origin).or_default();
@@ -436,8 +436,8 @@ impl Registry {
             // A connection waits for its answer until it comes. Should it not have, the session is still here.
             Err(Answer::Enter(entry)) => {
                 let since = Since::Here(now.instant);
-                let stale = entry.lent.memory.on_disk && !entry.lent.present;
-                let memory = Memory { stale, ..entry.lent.memory };
+                let stale = entry.lease.memory.on_disk && !entry.lease.present;
+                let memory = Memory { stale, ..entry.lease.memory };
                 let away = Away { memory, expiry_s: u32::MAX, since, will: None };
                 self.clients.insert(client, Client::Away(Box::new(away)));
             }

@@ -30,7 +30,7 @@ use super::aliases::Aliases;
 use super::handshake::{Admission, write_refusal};
 use super::memory::Memory;
 use super::policy::{ListenerPolicy, most_silence};
-use super::registry::{Lent, Now};
+use super::registry::{Lease, Now};
 use super::remarks::{Remark, Remarks};
 use crate::buffer::{Durable, IdChange};
 use crate::event::{Event, MAX_USER_PROPERTIES, Qos};
@@ -112,13 +112,13 @@ impl Session {
     /// The registry has let the client in. What must be durable before its CONNACK is in the batch.
     pub(super) fn enter(
         admission: Admission,
-        lent: Lent,
+        lease: Lease,
         policy: Arc<ListenerPolicy>,
         topics: Topics,
         now: Now,
     ) -> Self {
         let Admission { version, expiry_s, keepalive_s, will, will_set_aside, grants, input, .. } = admission;
-        let Lent { memory, present } = lent;
+        let Lease { memory, present } = lease;
         let mut session = Self {
             state: State::Settling,
             settled: false,

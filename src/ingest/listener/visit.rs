@@ -21,7 +21,7 @@ use super::client::Client;
 use super::gate::Stage;
 use super::handshake::{Admission, Handshake, Progress, refusal};
 use super::origin::ConnectionId;
-use super::registry::{Answer, Claim, Departure, Entry, session_key};
+use super::registry::{Answer, Claim, Entry, SessionEnd, session_key};
 use super::session::{Last, Session};
 use super::shared::{Shared, Word, now};
 use super::users::Verdict;
@@ -42,7 +42,7 @@ pub(super) struct Ended {
     pub(super) client: Option<Arc<str>>,
     pub(super) end: Close,
     /// If it had a session.
-    pub(super) departure: Option<Departure>,
+    pub(super) session_end: Option<SessionEnd>,
     /// Memory for its will, if that is to be published at once and may have to wait for room in the buffer.
     pub(super) will_room: Option<OwnedSemaphorePermit>,
 }
@@ -50,7 +50,7 @@ pub(super) struct Ended {
 impl Ended {
     fn without_session(visitor: &Visitor, client: Option<Arc<str>>, end: Close) -> Self {
         let Visitor { connection, peer, .. } = *visitor;
-        Self { connection, peer, client, end, departure: None, will_room: None }
+        Self { connection, peer, client, end, session_end: None, will_room: None }
     }
 }
 
@@ -112,8 +112,8 @@ pub(super) async fn serve(
         will.sender = Some(Arc::clone(&sender));
     }
     let topics = shared.destination.topics(CLIENT_TOPICS_BYTES).of(sender);
-    let Entry { lent, displaced } = *entry;
-    let mut session = Session::enter(*admission, lent, Arc::clone(&shared.policy), topics, now());
+    let Entry { lease, displaced } = *entry;
+    let mut session = Session::enter(*admission, lease, Arc::clone(&shared.policy), topics, now());
     LinkStatus::add(&shared.status.connects, 1);
     LinkStatus::add(&shared.status.connected, 1);
     let mut wires = Wires { intake, replies, stop };
@@ -134,8 +134,8 @@ pub(super) async fn serve(
         }
         Some(_) | None => None,
     };
-    let departure = Departure { connection, client: Arc::clone(&client), memory, expiry_s, will };
-    Ended { connection, peer, client: Some(client), end, departure: Some(departure), will_room }
+    let session_end = SessionEnd { connection, client: Arc::clone(&client), memory, expiry_s, will };
+    Ended { connection, peer, client: Some(client), end, session_end: Some(session_end), will_room }
 }
 
 /// custody rule 5: wills that wait for room in the buffer are bounded by bytes.

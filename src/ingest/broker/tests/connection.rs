@@ -208,7 +208,7 @@ fn a_stop_answers_what_is_under_way_and_says_goodbye() {
         bench.feed(&publish(version, 1, false, 3, "x")).unwrap();
         bench.session.close(bench.now);
         assert_eq!(bench.commit(), [puback(3)]);
-        bench.session.farewell(reason::SUCCESS);
+        bench.session.disconnect(reason::SUCCESS);
         assert_eq!(bench.sent(), [Packet::Disconnect(codec::Disconnect::default())]);
     }
 }

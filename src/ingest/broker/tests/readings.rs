@@ -123,7 +123,7 @@ fn what_came_before_a_packet_we_cannot_take_is_kept() {
         assert!(ended.remedy().unwrap().contains("max_packet_bytes"));
         bench.session.close(bench.now);
         assert_eq!(bench.commit(), [puback(1)]);
-        bench.session.farewell(reason::PACKET_TOO_LARGE);
+        bench.session.disconnect(reason::PACKET_TOO_LARGE);
         let goodbye = bench.sent();
         assert_eq!(goodbye.len(), usize::from(version == V5), "3.1.1 has no way to say it: {goodbye:?}");
         assert_eq!(bench.payloads(), ["good"]);

@@ -15,7 +15,7 @@ use self::client::{Connect, packets};
 use super::handshake::{Admission, Handshake, Progress};
 use super::memory::Memory;
 use super::policy::ListenerPolicy;
-use super::registry::{Lent, Now};
+use super::registry::{Lease, Now};
 use super::session::{Last, Session, event};
 use crate::buffer::IdChange;
 use crate::clock::Clock;
@@ -72,13 +72,13 @@ struct Bench {
 
 impl Bench {
     /// CONNECT was accepted; nothing is durable yet.
-    fn enter(connect: &Connect, lent: Lent) -> Self {
+    fn enter(connect: &Connect, lease: Lease) -> Self {
         let policy = policy();
         let admission = admitted(connect, &policy);
         let version = admission.version;
         let now = Now { instant: Instant::now(), unix_ms: 1_800_000_000_000, clock: Clock::default() };
-        let disk = lent.memory.on_disk.then(BTreeSet::new);
-        let session = Session::enter(admission, lent, Arc::new(policy), Topics::unrouted(), now);
+        let disk = lease.memory.on_disk.then(BTreeSet::new);
+        let session = Session::enter(admission, lease, Arc::new(policy), Topics::unrouted(), now);
         Self { session, version, now, disk, expiry_s: 0, events: Vec::new() }
     }
 
@@ -165,13 +165,13 @@ impl Bench {
     }
 }
 
-fn nothing() -> Lent {
-    Lent { memory: Memory::default(), present: false }
+fn nothing() -> Lease {
+    Lease { memory: Memory::default(), present: false }
 }
 
-fn kept(ids: &[u16]) -> Lent {
+fn kept(ids: &[u16]) -> Lease {
     let memory = Memory::stored(ids.iter().map(|id| (*id, None)).collect());
-    Lent { memory, present: true }
+    Lease { memory, present: true }
 }
 
 fn will(topic: &str) -> Will {

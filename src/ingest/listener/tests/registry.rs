@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::super::memory::Memory;
 use super::super::origin::ConnectionId;
-use super::super::registry::{Answer, Claim, Departure, Displaced, Entry, Now, Registry};
+use super::super::registry::{Answer, Claim, Displaced, Entry, Now, Registry, SessionEnd};
 use super::will;
 use crate::buffer::{IdChange, PacketIds, StoredSession};
 use crate::clock::Clock;
@@ -52,7 +52,7 @@ impl Desk {
         (id, entry(&mut answered))
     }
 
-    fn depart(
+    fn end_session(
         &mut self,
         id: ConnectionId,
         client: &str,
@@ -60,8 +60,8 @@ impl Desk {
         expiry_s: u32,
         will: Option<(Will, Duration)>,
     ) {
-        let departure = Departure { connection: id, client: client.into(), memory, expiry_s, will };
-        let (forgotten, at_once) = self.registry.depart(departure, self.now);
+        let session_end = SessionEnd { connection: id, client: client.into(), memory, expiry_s, will };
+        let (forgotten, at_once) = self.registry.end_session(session_end, self.now);
         assert!(forgotten.is_empty());
         self.overdue.extend(at_once);
     }
@@ -87,27 +87,27 @@ fn stored(client: &str, expiry_s: u32, used_ms: i64) -> HashMap<Arc<str>, Stored
 fn a_session_comes_back_to_its_client_and_to_no_other() {
     let mut desk = Desk::new();
     let (id, first) = desk.enter("press", true);
-    assert!(!first.lent.present);
-    desk.depart(id, "press", with_id(7), 60, None);
-    assert!(!desk.enter("drill", true).1.lent.present);
+    assert!(!first.lease.present);
+    desk.end_session(id, "press", with_id(7), 60, None);
+    assert!(!desk.enter("drill", true).1.lease.present);
     let (_, again) = desk.enter("press", true);
-    assert!(again.lent.present && again.lent.memory.unreleased.contains(7));
+    assert!(again.lease.present && again.lease.memory.unreleased.contains(7));
 }
 
 #[test]
 fn a_clean_start_gets_nothing_of_the_old_session_but_the_duty_to_forget_it() {
     let mut desk = Desk::with(stored("press", 60, EARLIEST_SANE_MS + 1_000_000_000));
     let (_, fresh) = desk.enter("press", false);
-    assert!(!fresh.lent.present && fresh.lent.memory.is_idle() && fresh.lent.memory.on_disk);
+    assert!(!fresh.lease.present && fresh.lease.memory.is_idle() && fresh.lease.memory.on_disk);
 }
 
 #[test]
 fn a_session_that_ended_with_its_connection_is_gone() {
     let mut desk = Desk::new();
     let (id, _) = desk.enter("press", true);
-    desk.depart(id, "press", with_id(7), 0, None);
+    desk.end_session(id, "press", with_id(7), 0, None);
     let (_, fresh) = desk.enter("press", true);
-    assert!(!fresh.lent.present && fresh.lent.memory.is_idle());
+    assert!(!fresh.lease.present && fresh.lease.memory.is_idle());
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn what_was_half_way_when_a_session_ended_is_counted_once() {
     let mut visit = |resume, expiry_s| {
         let (id, _) = desk.enter("press", resume);
         let at_its_begin = desk.registry.take_unreleased_lost();
-        desk.depart(id, "press", with_id(7), expiry_s, None);
+        desk.end_session(id, "press", with_id(7), expiry_s, None);
         (at_its_begin, desk.registry.take_unreleased_lost())
     };
     assert_eq!(visit(true, 60), (0, 0), "it waits");
@@ -131,7 +131,7 @@ fn the_will_of_a_client_that_comes_and_goes_is_published_once_a_minute_and_at_la
     let flap = |desk: &mut Desk| {
         let (id, _) = desk.enter("press", true);
         desk.now.instant += Duration::from_secs(1);
-        desk.depart(id, "press", Memory::default(), 0, Some((will("status/press"), Duration::ZERO)));
+        desk.end_session(id, "press", Memory::default(), 0, Some((will("status/press"), Duration::ZERO)));
         std::mem::take(&mut desk.overdue).len()
     };
     assert_eq!(flap(&mut desk), 1);
@@ -149,7 +149,7 @@ fn the_will_of_a_client_that_comes_and_goes_is_published_once_a_minute_and_at_la
     assert_eq!(flap(&mut desk), 1);
     // Another client's is its own.
     let (id, _) = desk.enter("drill", true);
-    desk.depart(id, "drill", Memory::default(), 0, Some((will("status/drill"), Duration::ZERO)));
+    desk.end_session(id, "drill", Memory::default(), 0, Some((will("status/drill"), Duration::ZERO)));
     assert_eq!(desk.overdue.len(), 1);
 }
 
@@ -163,16 +163,16 @@ fn one_host_takes_no_more_than_its_share_and_gives_way_when_another_comes() {
     assert_eq!(greedy[2].1.displaced.try_recv(), Ok(Displaced::ByAnother), "the newest of those with the most");
     // Two against one: nobody is driven round in circles.
     assert!(matches!(desk.claim("honest 2", false).1.try_recv(), Ok(Answer::Busy)));
-    desk.depart(greedy[2].0, "greedy 2", Memory::default(), 0, None);
+    desk.end_session(greedy[2].0, "greedy 2", Memory::default(), 0, None);
     desk.host = 1;
     assert!(matches!(desk.claim("greedy 2", false).1.try_recv(), Ok(Answer::Busy)));
     assert!(greedy.iter_mut().take(2).all(|(_, entry)| entry.displaced.try_recv().is_err()));
     assert!(honest.displaced.try_recv().is_err());
     // Its own client comes back, though there is no place for a further one.
     let (again, mut answered) = desk.claim("greedy 1", false);
-    desk.depart(greedy[1].0, "greedy 1", Memory::default(), 0, None);
-    assert!(!entry(&mut answered).lent.present);
-    desk.depart(again, "greedy 1", Memory::default(), 0, None);
+    desk.end_session(greedy[1].0, "greedy 1", Memory::default(), 0, None);
+    assert!(!entry(&mut answered).lease.present);
+    desk.end_session(again, "greedy 1", Memory::default(), 0, None);
     desk.enter("greedy 3", false);
 }
 
@@ -183,11 +183,11 @@ fn the_next_connection_enters_with_what_the_old_one_hands_back_and_not_before() 
     let (new, mut answered) = desk.claim("press", true);
     assert!(answered.try_recv().is_err(), "two connections hold one session");
     assert_eq!(first.displaced.try_recv(), Ok(Displaced::ByItself));
-    desk.depart(old, "press", with_id(9), 60, None);
+    desk.end_session(old, "press", with_id(9), 60, None);
     let second = entry(&mut answered);
-    assert!(second.lent.present && second.lent.memory.unreleased.contains(9));
-    desk.depart(new, "press", with_id(9), 60, None);
-    assert!(desk.enter("press", true).1.lent.present);
+    assert!(second.lease.present && second.lease.memory.unreleased.contains(9));
+    desk.end_session(new, "press", with_id(9), 60, None);
+    assert!(desk.enter("press", true).1.lease.present);
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn of_those_who_wait_only_the_last_enters() {
     let (_, mut second) = desk.claim("press", true);
     let (_, mut third) = desk.claim("press", true);
     assert!(matches!(second.try_recv(), Err(oneshot::error::TryRecvError::Closed)));
-    desk.depart(old, "press", Memory::default(), 60, None);
+    desk.end_session(old, "press", Memory::default(), 60, None);
     entry(&mut third);
 }
 
@@ -206,15 +206,15 @@ fn whoever_gave_up_waiting_takes_no_session_with_it() {
     let mut desk = Desk::new();
     let (old, _first) = desk.enter("press", true);
     drop(desk.claim("press", false));
-    desk.depart(old, "press", with_id(9), 60, None);
-    assert!(desk.enter("press", true).1.lent.memory.unreleased.contains(9));
+    desk.end_session(old, "press", with_id(9), 60, None);
+    assert!(desk.enter("press", true).1.lease.memory.unreleased.contains(9));
 }
 
 #[test]
-fn a_late_departure_of_another_connection_changes_nothing() {
+fn a_late_end_of_another_connection_changes_nothing() {
     let mut desk = Desk::new();
     let (id, _first) = desk.enter("press", true);
-    desk.depart(id + 100, "press", with_id(1), 60, None);
+    desk.end_session(id + 100, "press", with_id(1), 60, None);
     let (_, mut answered) = desk.claim("press", true);
     assert!(answered.try_recv().is_err(), "the holder is still there");
 }
@@ -228,7 +228,7 @@ fn max_connections_turns_newcomers_away_but_not_a_client_that_comes_back() {
     let (_, mut fourth) = desk.claim("4", true);
     assert!(matches!(fourth.try_recv(), Ok(Answer::Busy)));
     let (_, mut again) = desk.claim("1", true);
-    desk.depart(first, "1", Memory::default(), 60, None);
+    desk.end_session(first, "1", Memory::default(), 60, None);
     entry(&mut again);
     let (_, mut fourth) = desk.claim("4", true);
     assert!(matches!(fourth.try_recv(), Ok(Answer::Busy)), "three are connected still");
@@ -242,8 +242,8 @@ fn being_turned_away_costs_no_session() {
     let (_, _three) = desk.enter("3", true);
     let (_, mut fourth) = desk.claim("4", true);
     assert!(matches!(fourth.try_recv(), Ok(Answer::Busy)));
-    desk.depart(first, "1", Memory::default(), 0, None);
-    assert!(desk.enter("4", true).1.lent.memory.unreleased.contains(7));
+    desk.end_session(first, "1", Memory::default(), 0, None);
+    assert!(desk.enter("4", true).1.lease.memory.unreleased.contains(7));
 }
 
 #[test]
@@ -253,10 +253,10 @@ fn a_session_left_since_the_start_ends_by_the_monotonic_clock_alone() {
     {
         let mut desk = Desk::new();
         let (id, _) = desk.enter("press", true);
-        desk.depart(id, "press", with_id(7), 60, None);
+        desk.end_session(id, "press", with_id(7), 60, None);
         desk.now.instant += Duration::from_secs(away_s);
         desk.now.unix_ms += wall_jump_ms;
-        assert_eq!(desk.enter("press", true).1.lent.present, present, "{away_s} s, jump {wall_jump_ms} ms");
+        assert_eq!(desk.enter("press", true).1.lease.present, present, "{away_s} s, jump {wall_jump_ms} ms");
     }
 }
 
@@ -275,7 +275,7 @@ fn a_session_from_before_the_start_ends_only_by_a_clock_that_makes_sense() {
         let mut desk = Desk::with(stored("press", expiry_s, used_ms));
         desk.now.unix_ms = now_ms;
         desk.now.clock.synchronised = true;
-        assert_eq!(desk.enter("press", true).1.lent.present, present, "{why}");
+        assert_eq!(desk.enter("press", true).1.lease.present, present, "{why}");
     }
 }
 
@@ -286,7 +286,7 @@ fn a_session_from_before_the_start_ends_by_the_time_since_the_start_where_no_tim
         let mut desk = Desk::with(stored("press", 60, then));
         desk.now.unix_ms = then + 1_500_000_000_000;
         desk.now.instant += Duration::from_secs(here_s);
-        assert_eq!(desk.enter("press", true).1.lent.present, present, "50 years later by the clock, {here_s} s here");
+        assert_eq!(desk.enter("press", true).1.lease.present, present, "50 years later by the clock, {here_s} s here");
     }
 }
 
@@ -298,8 +298,8 @@ fn sessions_of_other_links_are_not_mine() {
         ("broker:floor".into(), session()),
         ("listen:floor:press:7".into(), session()),
     ]));
-    assert!(!desk.enter("press", true).1.lent.present);
-    assert!(desk.enter("press:7", true).1.lent.present);
+    assert!(!desk.enter("press", true).1.lease.present);
+    assert!(desk.enter("press:7", true).1.lease.present);
 }
 
 #[test]
@@ -313,30 +313,30 @@ fn the_longest_away_without_packet_ids_goes_first_when_there_are_too_many() {
         .collect();
     let mut desk = Desk::with(stored);
     let (id, _) = desk.enter("new", true);
-    let departure = Departure {
+    let session_end = SessionEnd {
         connection: id,
         client: "new".into(),
         memory: Memory::default(),
         expiry_s: 60,
         will: Some((will("w"), HOUR)),
     };
-    let (forgotten, _) = desk.registry.depart(departure, desk.now);
+    let (forgotten, _) = desk.registry.end_session(session_end, desk.now);
     let [change] = &forgotten[..] else { panic!("{forgotten:?}") };
     assert_eq!(&*change.session, "listen:floor:1", "0 has a message half way, 1 is the oldest of the others");
     assert_eq!(change.changes, [IdChange::Forget]);
-    assert!(desk.enter("new", true).1.lent.present);
+    assert!(desk.enter("new", true).1.lease.present);
 }
 
 #[test]
 fn a_will_waits_for_its_delay_and_is_void_when_the_client_resumes() {
     let mut desk = Desk::new();
     let (id, _) = desk.enter("press", true);
-    desk.depart(id, "press", Memory::default(), 3600, Some((will("press"), Duration::from_secs(30))));
+    desk.end_session(id, "press", Memory::default(), 3600, Some((will("press"), Duration::from_secs(30))));
     desk.now.instant += Duration::from_secs(29);
     assert!(desk.registry.due_wills(desk.now.instant, |_| true).is_empty());
     let (id, _) = desk.enter("press", true);
     assert!(desk.overdue.is_empty());
-    desk.depart(id, "press", Memory::default(), 3600, Some((will("press"), Duration::from_secs(30))));
+    desk.end_session(id, "press", Memory::default(), 3600, Some((will("press"), Duration::from_secs(30))));
     desk.now.instant += Duration::from_secs(30);
     assert_eq!(desk.registry.due_wills(desk.now.instant, |_| true).len(), 1);
     assert!(desk.registry.due_wills(desk.now.instant, |_| true).is_empty(), "published twice");
@@ -348,7 +348,7 @@ fn a_will_waits_for_its_delay_and_is_void_when_the_client_resumes() {
 fn a_waiting_will_is_due_when_its_session_ends_by_a_clean_start() {
     let mut desk = Desk::new();
     let (id, _) = desk.enter("press", true);
-    desk.depart(id, "press", Memory::default(), 3600, Some((will("press"), Duration::from_secs(30))));
+    desk.end_session(id, "press", Memory::default(), 3600, Some((will("press"), Duration::from_secs(30))));
     desk.enter("press", false);
     assert!(matches!(&desk.overdue[..], [will] if will.topic == "press"));
     assert!(desk.registry.all_wills().is_empty());
@@ -360,7 +360,7 @@ fn taking_over_voids_a_delayed_will_when_the_session_goes_on_and_not_else() {
         let mut desk = Desk::new();
         let (id, _first) = desk.enter("press", true);
         let (_, mut answered) = desk.claim("press", resume);
-        desk.depart(id, "press", Memory::default(), 3600, Some((will("press"), Duration::from_secs(30))));
+        desk.end_session(id, "press", Memory::default(), 3600, Some((will("press"), Duration::from_secs(30))));
         entry(&mut answered);
         assert_eq!(!desk.overdue.is_empty(), due);
     }
@@ -376,9 +376,9 @@ fn wills_wait_in_bounded_memory_and_no_longer_than_a_day() {
         let mut big = will("press");
         big.payload = vec![0; 10_000].into();
         let will = Some((big, Duration::from_secs(u64::from(u32::MAX))));
-        let departure =
-            Departure { connection: id, client: client.into(), memory: Memory::default(), expiry_s: u32::MAX, will };
-        at_once += usize::from(desk.registry.depart(departure, desk.now).1.len() == 1);
+        let session_end =
+            SessionEnd { connection: id, client: client.into(), memory: Memory::default(), expiry_s: u32::MAX, will };
+        at_once += usize::from(desk.registry.end_session(session_end, desk.now).1.len() == 1);
     }
     assert!((850..950).contains(&at_once), "{at_once} of 1000 wills of 10 kB");
     desk.now.instant += MAX_WILL_DELAY;
@@ -397,7 +397,7 @@ fn a_will_without_delay_and_one_of_a_session_that_has_ended_do_not_wait() {
     for (expiry_s, delay) in [(3600, Duration::ZERO), (0, Duration::ZERO)] {
         let mut desk = Desk::new();
         let (id, _) = desk.enter("press", true);
-        desk.depart(id, "press", Memory::default(), expiry_s, Some((will("press"), delay)));
+        desk.end_session(id, "press", Memory::default(), expiry_s, Some((will("press"), delay)));
         assert_eq!(desk.overdue.len(), 1);
         assert!(desk.registry.all_wills().is_empty());
     }
@@ -418,8 +418,8 @@ fn the_properties_of_a_waiting_will_are_charged_with_what_they_take() {
         let (id, _) = desk.enter(&client, true);
         let will = Some((with(256), HOUR));
         let (connection, client) = (id, client.into());
-        let departure = Departure { connection, client, memory: Memory::default(), expiry_s: u32::MAX, will };
-        waiting += usize::from(desk.registry.depart(departure, desk.now).1.is_empty());
+        let session_end = SessionEnd { connection, client, memory: Memory::default(), expiry_s: u32::MAX, will };
+        waiting += usize::from(desk.registry.end_session(session_end, desk.now).1.is_empty());
     }
     assert!(waiting * with(256).cost_bytes() <= MAX_WAITING_WILL_BYTES, "{waiting} wait");
 }
@@ -430,12 +430,12 @@ fn what_could_not_be_forgotten_is_forgotten_by_the_next_connection_or_at_the_sto
         let mut desk = Desk::with(stored("press", u32::MAX, 0));
         let (id, fresh) = desk.enter("press", false);
         // It went before the buffer was told, and comes back and wants its session.
-        let memory = Memory { stale: true, ..fresh.lent.memory };
-        desk.depart(id, "press", memory, expiry_s, None);
+        let memory = Memory { stale: true, ..fresh.lease.memory };
+        desk.end_session(id, "press", memory, expiry_s, None);
         let (id, again) = desk.enter("press", true);
-        assert!(!again.lent.present && again.lent.memory.on_disk && !again.lent.memory.stale);
-        let memory = Memory { stale: true, ..again.lent.memory };
-        desk.depart(id, "press", memory, expiry_s, None);
+        assert!(!again.lease.present && again.lease.memory.on_disk && !again.lease.memory.stale);
+        let memory = Memory { stale: true, ..again.lease.memory };
+        desk.end_session(id, "press", memory, expiry_s, None);
         let [change] = &desk.registry.stale()[..] else { panic!("nothing to forget") };
         assert_eq!((&*change.session, &change.changes[..]), ("listen:floor:press", &[IdChange::Forget][..]));
         assert!(desk.registry.stale().is_empty());

@@ -78,10 +78,10 @@ fn a_kept_session_is_on_disk_before_connack_and_nothing_is_decoded_before() {
 #[test]
 fn a_clean_start_forgets_durably_before_connack() {
     for version in [V311, V5] {
-        let mut lent = kept(&[7]);
-        lent.present = false;
-        lent.memory = lent.memory.emptied();
-        let mut bench = Bench::enter(&connect(version, "press"), lent);
+        let mut lease = kept(&[7]);
+        lease.present = false;
+        lease.memory = lease.memory.emptied();
+        let mut bench = Bench::enter(&connect(version, "press"), lease);
         assert_eq!(bench.said(), []);
         let receipts = bench.store();
         assert_eq!(bench.disk, None);
@@ -95,10 +95,10 @@ fn a_clean_start_forgets_durably_before_connack() {
 
 #[test]
 fn a_clean_start_that_keeps_from_now_on_forgets_first() {
-    let mut lent = kept(&[7]);
-    lent.present = false;
-    lent.memory = lent.memory.emptied();
-    let mut bench = Bench::enter(&Connect { clean: true, ..connect(V5, "press").kept() }, lent);
+    let mut lease = kept(&[7]);
+    lease.present = false;
+    lease.memory = lease.memory.emptied();
+    let mut bench = Bench::enter(&Connect { clean: true, ..connect(V5, "press").kept() }, lease);
     bench.commit();
     assert_eq!((bench.disk.clone(), bench.expiry_s), (Some([].into()), 3600));
 }
@@ -169,12 +169,12 @@ fn a_session_that_found_no_room_leaves_the_disk_as_it_is_and_remembers_what_must
         // Nothing on disk, and it stays so: such a session has not begun.
         (connect(V5, "press").kept(), false, false, false, 0),
     ] {
-        let mut lent = if on_disk { kept(&[7]) } else { nothing() };
-        lent.present = present;
+        let mut lease = if on_disk { kept(&[7]) } else { nothing() };
+        lease.present = present;
         if on_disk && !present {
-            lent.memory = lent.memory.emptied();
+            lease.memory = lease.memory.emptied();
         }
-        let mut bench = Bench::enter(&asked, lent);
+        let mut bench = Bench::enter(&asked, lease);
         bench.session.finish(Close::Closed);
         // The batch is not taken: it still waits for room.
         let unused = Bench::enter(&connect(V5, "x"), nothing()).session;
