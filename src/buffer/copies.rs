@@ -2,7 +2,7 @@
 //!
 //! A copy takes room before its source goes, so it is kept as small as the source: what moves together is written as
 //! chunks, not as rows of one event each (a reading of 10 compressed bytes was a row of 130). How much moves in one
-//! transaction is the forwarder's bound (`forward/outcome.rs`): what a transaction moves is in memory meanwhile.
+//! transaction is the forwarder's bound (`forward/settlement_builder.rs`): what a transaction moves is in memory meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -11,8 +11,8 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use super::admission::Admission;
 use super::declarations::Declarations;
 use super::fates::Fates;
-use super::outcome::Outcome;
 use super::parking::{Gate, Opened, Parking, UNASKED};
+use super::settlement_builder::SettlementBuilder;
 use super::status::{ForwardStatus, Transactions};
 use super::targets::Targets;
 use super::verdict::park_reason;
@@ -32,7 +32,7 @@ pub(super) struct Custody {
     pub(super) admission: Admission,
     /// Lanes are being brought in line with the configuration: nothing is sent meanwhile.
     pub(super) is_on_hold: bool,
-    pub(super) outcome: Outcome,
+    pub(super) settlement: SettlementBuilder,
     /// Dead letters and parked events under way: no watermark passes these before they are on disk.
     pub(super) fates: Fates,
     /// What transactions have to say besides the watermark.
@@ -84,7 +84,7 @@ impl Custody {
             parking,
             admission,
             is_on_hold,
-            outcome: Outcome::default(),
+            settlement: SettlementBuilder::default(),
             fates: Fates::default(),
             declarations,
             lanes_delivered: HashMap::new(),
@@ -126,7 +126,7 @@ impl Custody {
         self.count_dead(&letter, mqtt_topic, now);
         self.declare_dead(&letter);
         self.fates.add(bytes);
-        self.outcome.dead(letter, now);
+        self.settlement.dead(letter, now);
     }
 
     /// A hole that readers will see.
@@ -233,9 +233,9 @@ impl Custody {
     ) {
         self.parking.parked_one(topic);
         self.fates.add(bytes);
-        self.outcome.admitted(self.admission.take_fresh(), now);
+        self.settlement.admitted(self.admission.take_fresh(), now);
         self.declare_lane(topic);
-        self.outcome.parked(sequence, route, Arc::clone(topic), now);
+        self.settlement.parked(sequence, route, Arc::clone(topic), now);
     }
 
     /// What waits for that topic has changed.
@@ -299,7 +299,7 @@ impl Custody {
 
     /// Hands over what there is to settle.
     pub(super) fn settle(&mut self) -> Result<(), Stopped> {
-        if let Some(settlement) = self.outcome.take() {
+        if let Some(settlement) = self.settlement.take() {
             let ticket = self.settler.settle(settlement)?;
             self.parking.handed_over(ticket);
             self.fates.handed_over(ticket);
@@ -309,7 +309,7 @@ impl Custody {
 
     /// Is every fate until now on disk? Hands over what is not yet.
     pub(super) fn fates_are_durable(&mut self) -> Result<bool, Stopped> {
-        if self.outcome.has_fates() {
+        if self.settlement.has_fates() {
             self.settle()?;
         }
         Ok(self.fates.newest().is_none_or(|newest| self.settler.applied() >= newest))

@@ -94,7 +94,7 @@ impl<'a> Feed<'a> {
         }
         #[cfg(feature = "planted")]
         if planted(Bug::ReleaseBeforeDelivery) && matches!(self.source, Source::Stream(_)) {
-            self.custody.outcome.release_at_send(stored.sequence, stored.event.route, Instant::now());
+            self.custody.settlement.release_at_send(stored.sequence, stored.event.route, Instant::now());
         }
         match &mut self.source {
             Source::Stream(stream) => stream.sent(target, turn, self.custody),
@@ -117,7 +117,7 @@ impl<'a> Feed<'a> {
         match &mut self.source {
             Source::Stream(_) => {
                 self.custody.count_delivered(proofs.len());
-                self.custody.outcome.delivered(proofs, now);
+                self.custody.settlement.delivered(proofs, now);
             }
             Source::Queue(queue) => queue.confirmed(proofs, self.custody),
         }

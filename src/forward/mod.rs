@@ -5,7 +5,7 @@
 //! One thread owns all of this (`relay.rs`; `start.rs` makes its parts). It sleeps until something happens, names what that
 //! was, and then does all that can be done without waiting. It reads held events from the buffer's [`BufferReader`](crate::buffer::BufferReader) into the
 //! stream (`stream.rs`), finds their Kafka topic and key (`targets.rs`), makes a record (`record.rs`), hands it to librdkafka
-//! (`producer.rs`), polls for reports, and gives what became of the events to the buffer (`outcome.rs`) as a
+//! (`producer.rs`), polls for reports, and gives what became of the events to the buffer (`settlement_builder.rs`) as a
 //! [`Settlement`](crate::buffer::Settlement). An event leaves the stream in three ways: with a
 //! [`Delivered`](crate::delivered::Delivered) proof made from Kafka's own report, as a dead letter with its reason, or
 //! into the queue of a blocked Kafka topic (`parking.rs`, `queue.rs`), which the buffer keeps as a *lane*.
@@ -68,7 +68,7 @@
 //! | dead letters and parked events on their way to the disk | 4,096 or 1 MiB | `fates.rs` |
 //! | events with their fate behind one in flight | 65,536, 24 bytes each | `producer.rs` |
 //! | holes and lanes declared in a transaction | 1,000 and 500 | `declarations.rs` |
-//! | settlements | 50 ms or 4,096 events | `outcome.rs` |
+//! | settlements | 50 ms or 4,096 events | `settlement_builder.rs` |
 //!
 //! # Exactly once
 //!
@@ -103,7 +103,7 @@ mod judge;
 mod link;
 mod next;
 mod options;
-mod outcome;
+mod settlement_builder;
 mod outstanding;
 mod bisection;
 mod parking;

@@ -140,7 +140,7 @@ impl Queue {
                 Err(error) => {
                     if let ReadError::Damaged { parked: Some(chunk), .. } = &error {
                         // Durable before the queue's next watermark, whatever that passes.
-                        custody.outcome.lane_unread(lane, *chunk, now);
+                        custody.settlement.lane_unread(lane, *chunk, now);
                     }
                     if group.chunks.is_empty() {
                         return Err(error);
@@ -304,7 +304,7 @@ impl Queue {
                 proofs.extend(confirmed.remove(&sequence));
                 letters.extend(dead.remove(&sequence));
             }
-            custody.outcome.lane_chunk(group.lane, id, proofs, letters, now);
+            custody.settlement.lane_chunk(group.lane, id, proofs, letters, now);
             self.place.after = id;
             from = end;
         }

@@ -190,7 +190,8 @@ impl Relay {
         let blocked = self.blocked_topics.next_wake(now);
         let polls = (self.stream.sender.awaits_word() || self.blocked_topics.awaits_word()).then(|| after(self.quiet));
         let publishes = self.custody.changed.then_some(self.publish_after);
-        let dues = [self.stream.next_wake(now), self.custody.outcome.due(), next_try, blocked, moves, polls, publishes];
+        let dues =
+            [self.stream.next_wake(now), self.custody.settlement.due(), next_try, blocked, moves, polls, publishes];
         dues.into_iter().flatten().fold(idle, Instant::min)
     }
 
@@ -242,7 +243,7 @@ impl Relay {
             }
             self.read_failed(&error, now)?;
         }
-        if self.custody.outcome.due().is_some_and(|due| due <= now) {
+        if self.custody.settlement.due().is_some_and(|due| due <= now) {
             self.custody.settle()?;
         }
         self.watch_flow(now);

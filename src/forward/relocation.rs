@@ -171,8 +171,8 @@ impl Relocation {
             self.lane.moved += u64::try_from(parked).unwrap_or(u64::MAX);
             self.lane.given_up += u64::try_from(dead).unwrap_or(u64::MAX);
             custody.declare_lane(topic);
-            custody.outcome.admitted(custody.admission.take_fresh(), now);
-            custody.outcome.lane_move(moved, now);
+            custody.settlement.admitted(custody.admission.take_fresh(), now);
+            custody.settlement.lane_move(moved, now);
         }
     }
 
@@ -201,7 +201,7 @@ impl Relocation {
     /// All moves are on disk before anything is sent: what is sent next may be newer.
     fn finish(&mut self, custody: &mut Custody, now: Instant) -> Result<(), ReadError> {
         if custody.fates_are_durable().map_err(|_stopped| ReadError::Stopped)? {
-            custody.outcome.lanes_are_in_line(self.mark, now);
+            custody.settlement.lanes_are_in_line(self.mark, now);
             custody.is_on_hold = false;
             // What still waits beyond the limit must not be overtaken.
             let waits = custody.settler.lane(OVERFLOW).is_some();

@@ -144,7 +144,7 @@ impl Stream {
         }
         if let Some(proof) = self.watermark.vouches_for(sequence, route) {
             custody.count_delivered(1);
-            custody.outcome.delivered(vec![proof], now);
+            custody.settlement.delivered(vec![proof], now);
             self.pass(producer);
             return Next::Settled;
         }

@@ -115,7 +115,7 @@ impl StreamSender {
     /// These cannot be read and are passed by.
     pub(super) fn unread(&mut self, first: Sequence, last: Sequence, custody: &mut Custody) {
         if let Some((first, last)) = self.stream.watermark.unread(first, last) {
-            custody.outcome.unread(first, last, Instant::now());
+            custody.settlement.unread(first, last, Instant::now());
         }
     }
 
@@ -144,7 +144,7 @@ impl StreamSender {
         if let Some((of, _)) = self.heard.take_if(|(_, context)| context.may_speak())
             && !planted::planted(Bug::SpeakUnwritten)
         {
-            custody.outcome.heard(of, now);
+            custody.settlement.heard(of, now);
         }
         let happened = self.sender.turn(&mut Feed::stream(&mut self.stream, custody), wire, now);
         self.apply(happened, custody, wire, now);
@@ -310,7 +310,7 @@ impl StreamSender {
         #[cfg(feature = "planted")]
         if planted::planted(Bug::CursorBeforeCommit) {
             let proofs = producer.take_batch().forge();
-            custody.outcome.delivered(proofs, now);
+            custody.settlement.delivered(proofs, now);
             custody.settle().unwrap_or_default();
             std::thread::sleep(Duration::from_millis(500));
         }
@@ -345,8 +345,8 @@ impl StreamSender {
         if let Some(status) = custody.transactions() {
             status.watermark = watermark;
         }
-        custody.outcome.delivered(proofs, now);
-        custody.outcome.watermark(watermark, now);
+        custody.settlement.delivered(proofs, now);
+        custody.settlement.watermark(watermark, now);
     }
 
     /// What keeps readings from being sent or confirmed, if anything does.

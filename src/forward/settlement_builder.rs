@@ -18,13 +18,13 @@ const FULL: usize = 4_096;
 
 /// The settlement being made.
 #[derive(Debug, Default)]
-pub(super) struct Outcome {
+pub(super) struct SettlementBuilder {
     settlement: Settlement,
     events: usize,
     since: Option<Instant>,
 }
 
-impl Outcome {
+impl SettlementBuilder {
     /// Kafka confirmed these.
     pub(super) fn delivered(&mut self, mut proofs: Vec<Delivered>, now: Instant) {
         #[cfg(feature = "planted")]
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_settlement_is_due_after_a_short_wait_or_when_it_is_full() {
-        let (mut outcome, now) = (Outcome::default(), Instant::now());
+        let (mut outcome, now) = (SettlementBuilder::default(), Instant::now());
         assert_eq!((outcome.due(), outcome.take().is_none()), (None, true));
         outcome.dead(letter(1), now);
         assert_eq!(outcome.due(), Some(now + LONGEST_WAIT));
