@@ -39,7 +39,7 @@
 //!    `no_acknowledged_reading_is_lost_when_the_agent_behind_its_listener_is_killed` and
 //!    `a_parked_topic_that_is_overtaken_is_seen` (the control).
 //! 5. **Everything is bounded**: disk, memory, open files, reconnect rate, log rate. No bound is silent.
-//!    Kept by `buffer/limits.rs`, `ingest/session_intake.rs`, `ingest/listener/gate.rs`, `forward/admission.rs`, `forward/fates.rs`
+//!    Kept by `buffer/limits.rs`, `ingest/session_intake.rs`, `ingest/listener/gate.rs`, `forward/admission.rs`, `forward/moves.rs`
 //!    and `retry.rs`. Proven by
 //!    `sensors_that_make_25_000_topics_hold_up_nobody`, `topics_of_60_kb_do_not_pile_up_in_memory`,
 //!    `dead_letters_fit_where_their_readings_were_and_are_said_once`,

@@ -100,7 +100,7 @@ struct Queue {
 pub(super) struct Applied {
     ticket: AtomicU64,
     /// The last commit that moved events aside.
-    fates: AtomicU64,
+    moves: AtomicU64,
     lanes: Mutex<HashMap<Arc<str>, LaneId>>,
     /// Should have been moved and could not be read.
     unread: Mutex<Vec<(Sequence, Sequence)>>,
@@ -133,7 +133,7 @@ impl Settler {
     /// The last commit of this start that put events aside, to the dead letters or into a lane: a watermark rests on it.
     #[must_use]
     pub(crate) fn rests_on(&self) -> u64 {
-        self.applied.fates.load(Ordering::Acquire)
+        self.applied.moves.load(Ordering::Acquire)
     }
 
     /// Dead letters and parked events of applied settlements that could not be read when they were to be moved, first and
@@ -172,7 +172,7 @@ impl Applied {
 
     /// After a COMMIT that moved events aside: its number.
     pub(super) fn fates_are_in(&self, commit: u64) {
-        self.fates.fetch_max(commit, Ordering::Release);
+        self.moves.fetch_max(commit, Ordering::Release);
     }
 
     /// After a COMMIT that made or removed lanes.

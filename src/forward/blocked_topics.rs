@@ -290,7 +290,7 @@ impl BlockedTopics {
         if custody.declarations.is_under_way(&queue.topic) {
             return;
         }
-        match custody.fates_are_durable() {
+        match custody.moves_are_durable() {
             Ok(true) => {}
             Ok(false) => return,
             Err(_stopped) => return queue.refused(None),

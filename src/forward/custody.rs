@@ -10,7 +10,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::admission::Admission;
 use super::declarations::Declarations;
-use super::fates::Fates;
+use super::moves::Moves;
 use super::parking::{Gate, Opened, Parking, UNASKED};
 use super::settlement_builder::SettlementBuilder;
 use super::status::{ForwardStatus, Transactions};
@@ -34,7 +34,7 @@ pub(super) struct Custody {
     pub(super) is_on_hold: bool,
     pub(super) settlement: SettlementBuilder,
     /// Dead letters and parked events under way: no watermark passes these before they are on disk.
-    pub(super) fates: Fates,
+    pub(super) moves: Moves,
     /// What transactions have to say besides the watermark.
     pub(super) declarations: Declarations,
     /// With transactions: where each parked Kafka topic's lane stands, by a committed watermark. Not there while that is
@@ -85,7 +85,7 @@ impl Custody {
             admission,
             is_on_hold,
             settlement: SettlementBuilder::default(),
-            fates: Fates::default(),
+            moves: Moves::default(),
             declarations,
             lanes_delivered: HashMap::new(),
             status: ForwardStatus { producers: 1, transactions, ..ForwardStatus::default() },
@@ -125,7 +125,7 @@ impl Custody {
     pub(super) fn dead(&mut self, letter: DeadLetter, mqtt_topic: &str, bytes: usize, now: Instant) {
         self.count_dead(&letter, mqtt_topic, now);
         self.declare_dead(&letter);
-        self.fates.add(bytes);
+        self.moves.add(bytes);
         self.settlement.dead(letter, now);
     }
 
@@ -151,9 +151,9 @@ impl Custody {
         }
     }
 
-    /// May one more event be given a fate? Not while too many are on their way to the disk.
+    /// May one more event be moved? Not while too many are on their way to the disk.
     pub(super) fn fates_have_room(&mut self) -> bool {
-        self.fates.have_room(self.settler.applied())
+        self.moves.have_room(self.settler.applied())
     }
 
     /// Parks a Kafka topic, and says so once.
@@ -232,7 +232,7 @@ impl Custody {
         now: Instant,
     ) {
         self.parking.parked_one(topic);
-        self.fates.add(bytes);
+        self.moves.add(bytes);
         self.settlement.admitted(self.admission.take_fresh(), now);
         self.declare_lane(topic);
         self.settlement.parked(sequence, route, Arc::clone(topic), now);
@@ -302,17 +302,17 @@ impl Custody {
         if let Some(settlement) = self.settlement.take() {
             let ticket = self.settler.settle(settlement)?;
             self.parking.handed_over(ticket);
-            self.fates.handed_over(ticket);
+            self.moves.handed_over(ticket);
         }
         Ok(())
     }
 
-    /// Is every fate until now on disk? Hands over what is not yet.
-    pub(super) fn fates_are_durable(&mut self) -> Result<bool, Stopped> {
-        if self.settlement.has_fates() {
+    /// Is every move until now on disk? Hands over what is not yet.
+    pub(super) fn moves_are_durable(&mut self) -> Result<bool, Stopped> {
+        if self.settlement.has_moves() {
             self.settle()?;
         }
-        Ok(self.fates.newest().is_none_or(|newest| self.settler.applied() >= newest))
+        Ok(self.moves.newest().is_none_or(|newest| self.settler.applied() >= newest))
     }
 }
 

@@ -65,7 +65,7 @@
 //! | librdkafka clients, with those that are being ended | 6, of which a reader of the watermark counts as one | `aside.rs` |
 //! | MQTT topics remembered | 8 MiB | `targets.rs` |
 //! | Kafka topics that sensors make | `max_topics` | `admission.rs` |
-//! | dead letters and parked events on their way to the disk | 4,096 or 1 MiB | `fates.rs` |
+//! | dead letters and parked events on their way to the disk | 4,096 or 1 MiB | `moves.rs` |
 //! | events with their fate behind one in flight | 65,536, 24 bytes each | `producer.rs` |
 //! | holes and lanes declared in a transaction | 1,000 and 500 | `declarations.rs` |
 //! | settlements | 50 ms or 4,096 events | `settlement_builder.rs` |
@@ -84,7 +84,7 @@
 //! * **Never back, and never by the watermark of a duplicate identity**: the cursor only rises, and a watermark of an instance that this buffer has
 //!   never been means a clone or a restored copy, which takes a new identity (`stream_sender.rs`, `buffer/instances.rs`).
 //!
-//! And one that keeps the books whole: **fates before watermark**. Dead letters and parked events are on disk before a
+//! And one that keeps the books whole: **moves before watermark**. Dead letters and parked events are on disk before a
 //! watermark passes them. So after a crash everything that is held up to the watermark, and not settled otherwise, was
 //! delivered, and is released with the proof that Kafka's own record gives ([`CommittedWatermark`](crate::delivered::CommittedWatermark)).
 
@@ -97,7 +97,7 @@ mod declarations;
 mod delivery;
 mod end_txn;
 mod error;
-mod fates;
+mod moves;
 mod feed;
 mod judge;
 mod link;

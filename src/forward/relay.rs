@@ -162,7 +162,7 @@ impl Relay {
         if !self.goes_on {
             // Whoever has no room now has it when something is on disk.
             self.custody.fates_have_room();
-            let awaited = Awaited { events: reads, settled: self.custody.fates.are_under_way() };
+            let awaited = Awaited { events: reads, settled: self.custody.moves.are_under_way() };
             self.custody.reader.wait(awaited, self.next_due(now).saturating_duration_since(now));
         }
         self.pulse.beat();

@@ -9,7 +9,7 @@
 //! * **Once.** A lane may hold what Kafka has already: a crash came between the commit and the buffer's settlement. With
 //!   transactions, what Kafka's watermark covers stays in its lane, where the next try settles it.
 //! * **Bounded.** Events move chunk by chunk, each move one transaction, as many under way as there may be
-//!   (`fates.rs`). A crash in between leaves some moved and some not; the next start goes on, because the mark of the
+//!   (`moves.rs`). A crash in between leaves some moved and some not; the next start goes on, because the mark of the
 //!   configuration is written last.
 
 use std::collections::{HashMap, VecDeque};
@@ -164,7 +164,7 @@ impl Relocation {
                     moved.dead.push(letter);
                 }
             }
-            custody.fates.add(bytes);
+            custody.moves.add(bytes);
         }
         let (parked, dead) = (moved.parked.len(), moved.dead.len());
         if parked + dead > 0 {
@@ -200,7 +200,7 @@ impl Relocation {
 
     /// All moves are on disk before anything is sent: what is sent next may be newer.
     fn finish(&mut self, custody: &mut Custody, now: Instant) -> Result<(), ReadError> {
-        if custody.fates_are_durable().map_err(|_stopped| ReadError::Stopped)? {
+        if custody.moves_are_durable().map_err(|_stopped| ReadError::Stopped)? {
             custody.settlement.lanes_are_in_line(self.mark, now);
             custody.is_on_hold = false;
             // What still waits beyond the limit must not be overtaken.

@@ -108,8 +108,8 @@ impl SettlementBuilder {
         }
     }
 
-    /// Holds a fate that must be on disk before a watermark passes it, or the name of who wrote the one before.
-    pub(super) fn has_fates(&self) -> bool {
+    /// Holds a move that must be on disk before a watermark passes it, or the name of who wrote the one before.
+    pub(super) fn has_moves(&self) -> bool {
         let Settlement { dead, parked, lane_chunks, unread, lane_unread, lane_moves, heard, .. } = &self.settlement;
         let of_lanes = lane_chunks.iter().any(|(_, _, _, dead)| !dead.is_empty());
         let passed_by = !unread.is_empty() || !lane_unread.is_empty();
@@ -166,15 +166,15 @@ mod tests {
 
     #[test]
     fn a_settlement_is_due_after_a_short_wait_or_when_it_is_full() {
-        let (mut outcome, now) = (SettlementBuilder::default(), Instant::now());
-        assert_eq!((outcome.due(), outcome.take().is_none()), (None, true));
-        outcome.dead(letter(1), now);
-        assert_eq!(outcome.due(), Some(now + LONGEST_WAIT));
+        let (mut builder, now) = (SettlementBuilder::default(), Instant::now());
+        assert_eq!((builder.due(), builder.take().is_none()), (None, true));
+        builder.dead(letter(1), now);
+        assert_eq!(builder.due(), Some(now + LONGEST_WAIT));
         for sequence in 2..=FULL as u64 {
-            outcome.dead(letter(sequence), now + LONGEST_WAIT);
+            builder.dead(letter(sequence), now + LONGEST_WAIT);
         }
-        assert_eq!(outcome.due(), Some(now));
-        assert_eq!(outcome.take().map(|s| s.dead.len()), Some(FULL));
-        assert_eq!(outcome.due(), None);
+        assert_eq!(builder.due(), Some(now));
+        assert_eq!(builder.take().map(|s| s.dead.len()), Some(FULL));
+        assert_eq!(builder.due(), None);
     }
 }

@@ -28,9 +28,9 @@ use crate::planted::{self, Bug};
 use crate::retry::Backoff;
 use crate::watermark::Instance;
 
-/// Fates that must be on disk before the watermark are there within a few 100 ms. After this time the disk fails, and
+/// Moves that must be on disk before the watermark are there within a few 100 ms. After this time the disk fails, and
 /// the transaction is given up before Kafka does so.
-const FATES: Duration = Duration::from_secs(5);
+const MOVES: Duration = Duration::from_secs(5);
 
 /// So many times within so long, and a person should look: a link that is away ends one transaction in 15 s at most.
 const MOST_FENCINGS: usize = 5;
@@ -288,11 +288,11 @@ impl StreamSender {
 
     /// All records of the transaction are confirmed. What else became of readings that the watermark passes is on disk first.
     fn write_watermark(&mut self, custody: &mut Custody, wire: &mut Wire, now: Instant) {
-        match custody.fates_are_durable() {
+        match custody.moves_are_durable() {
             Ok(true) => {}
             Ok(false) => {
                 let closed = self.sender.delivery.transactions().and_then(Transactional::closed);
-                if closed.is_some_and(|closed| now.saturating_duration_since(closed) >= FATES) {
+                if closed.is_some_and(|closed| now.saturating_duration_since(closed) >= MOVES) {
                     let why = "the buffer's disk does not take what became of earlier readings";
                     self.end_producer(Code::Fail, why, custody, wire, now);
                 }

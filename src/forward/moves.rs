@@ -1,4 +1,4 @@
-//! What was given a fate and is not on disk yet.
+//! Events that move within the buffer's file, to the dead letters or to a parked topic, until the move is on disk.
 //!
 //! Dead letters and parked events are copied within the buffer's file, in one transaction for each settlement. Whatever
 //! becomes of a backlog, no more of them than [`MOST`] and [`MOST_BYTES`] are under way: the forwarder's memory and the
@@ -16,7 +16,7 @@ const MOST_BYTES: usize = 1 << 20;
 
 /// See the documentation of the module.
 #[derive(Debug, Default)]
-pub(super) struct Fates {
+pub(super) struct Moves {
     /// Handed over, with the settlement they are in.
     handed: VecDeque<(Ticket, Load)>,
     /// In the settlement being made.
@@ -30,7 +30,7 @@ struct Load {
     bytes: usize,
 }
 
-impl Fates {
+impl Moves {
     /// One more.
     pub(super) fn add(&mut self, bytes: usize) {
         self.making.add(Load { events: 1, bytes });
@@ -81,16 +81,16 @@ mod tests {
 
     #[test]
     fn there_is_room_again_when_the_buffer_has_what_was_handed_over() {
-        let mut fates = Fates::default();
+        let mut moves = Moves::default();
         for _ in 0..MOST {
-            assert!(fates.have_room(0));
-            fates.add(1);
+            assert!(moves.have_room(0));
+            moves.add(1);
         }
-        assert!(!fates.have_room(0));
-        fates.handed_over(7);
-        assert!(!fates.have_room(6));
-        assert!(fates.have_room(7));
-        fates.add(MOST_BYTES);
-        assert!(!fates.have_room(7));
+        assert!(!moves.have_room(0));
+        moves.handed_over(7);
+        assert!(!moves.have_room(6));
+        assert!(moves.have_room(7));
+        moves.add(MOST_BYTES);
+        assert!(!moves.have_room(7));
     }
 }
