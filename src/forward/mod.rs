@@ -123,7 +123,7 @@ mod start;
 pub(crate) mod status;
 mod stream;
 mod stream_sender;
-mod talk;
+mod librdkafka_log;
 mod targets;
 mod time;
 #[cfg(test)]

@@ -192,7 +192,7 @@ impl Names {
     }
 }
 
-/// Has librdkafka say in its log what it says nowhere else (`end_txn.rs`, `talk.rs`).
+/// Has librdkafka say in its log what it says nowhere else (`end_txn.rs`, `librdkafka_log.rs`).
 fn listen(config: &mut ClientConfig, to: &str) {
     let debug = config.get("debug").map_or_else(|| to.to_owned(), |asked| format!("{asked},{to}"));
     config.set("debug", debug).set_log_level(RDKafkaLogLevel::Debug);

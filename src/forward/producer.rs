@@ -17,9 +17,9 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::aside::{Call, Clients, Place, Wake};
 use super::end_txn::EndTxn;
+use super::librdkafka_log::{self, LibrdkafkaLog, RegistrationProblem};
 use super::link::Remarks;
 use super::outstanding::{self, Outstanding, Restart};
-use super::talk::{self, Snag, Talk};
 use super::topic_state::{self, Answers, Found};
 use super::verdict::code_of;
 use crate::clock;
@@ -78,7 +78,7 @@ struct Context {
     end_txn: Mutex<EndTxn>,
     /// A request with readings was on its way for longer than it may be.
     overdue: AtomicBool,
-    talk: Mutex<Talk>,
+    librdkafka_log: Mutex<LibrdkafkaLog>,
     /// Calls of the callbacks until now.
     heard: AtomicUsize,
 }
@@ -238,17 +238,17 @@ impl Producer {
     /// What brokers have answered to the last batch for that topic, if it was not taken: in librdkafka's words, and how
     /// often in a row.
     pub(super) fn refusal(&self, topic: &str) -> Option<(String, u32)> {
-        self.context.talk().refusal(topic)
+        self.context.librdkafka_log().refusal(topic)
     }
 
     /// When a connection of this producer last failed.
     pub(super) fn last_remark(&self) -> Option<Instant> {
-        self.context.talk().remarked()
+        self.context.librdkafka_log().remarked()
     }
 
     /// What is in the way of the registration, since when.
-    pub(super) fn snag(&self) -> Option<(Snag, Instant)> {
-        self.context.talk().snag()
+    pub(super) fn registration_problem(&self) -> Option<(RegistrationProblem, Instant)> {
+        self.context.librdkafka_log().registration_problem()
     }
 
     /// Events of the open transaction.
@@ -442,8 +442,8 @@ fn is_overdue(facility: &str, line: &str) -> bool {
 }
 
 impl Context {
-    fn talk(&self) -> MutexGuard<'_, Talk> {
-        self.talk.lock().unwrap_or_else(PoisonError::into_inner)
+    fn librdkafka_log(&self) -> MutexGuard<'_, LibrdkafkaLog> {
+        self.librdkafka_log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -455,11 +455,11 @@ impl ClientContext for Context {
         }
         if self.transactional {
             self.end_txn.lock().unwrap_or_else(PoisonError::into_inner).hear(facility, line);
-            if let Some(topic) = talk::forbidden_topic(facility, line) {
+            if let Some(topic) = librdkafka_log::forbidden_topic(facility, line) {
                 self.desk.lock().unwrap_or_else(PoisonError::into_inner).forbidden(topic);
             }
         }
-        self.talk().hear(facility, line, Instant::now());
+        self.librdkafka_log().hear(facility, line, Instant::now());
         // librdkafka has a line for each attempt at each broker. What matters comes through `error`.
         tracing::debug!(target: "librdkafka", ?level, facility, line);
     }
@@ -468,7 +468,7 @@ impl ClientContext for Context {
         self.heard.fetch_add(1, Ordering::Relaxed);
         // A request that is too long for the link is no sign that a broker cannot be reached.
         if !reason.contains("request(s) timed out") {
-            self.talk().remark(Instant::now());
+            self.librdkafka_log().remark(Instant::now());
         }
         self.remarks.lock().unwrap_or_else(PoisonError::into_inner).hear(code_of(&error), reason);
     }
@@ -497,7 +497,7 @@ impl ProducerContext for Context {
         let Ok(slot) = u32::try_from(slot) else { return };
         let Some((sequence, route)) = desk.outstanding.event(slot) else { return };
         if let Ok(message) = report {
-            self.talk().taken(message.topic());
+            self.librdkafka_log().taken(message.topic());
         }
         if self.transactional {
             match Acked::reported(report, sequence, route) {

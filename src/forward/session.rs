@@ -13,8 +13,8 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use uuid::Uuid;
 
 use super::aside::{Call, Clients};
+use super::librdkafka_log::RegistrationProblem;
 use super::producer::Producer;
-use super::talk::Snag;
 use super::transaction::{Move, State};
 use super::verdict::{Verdict, code_of, verdict};
 use super::watermark_reader::{FoundWatermarks, Question, Trouble, WatermarkReader};
@@ -281,8 +281,8 @@ impl Session {
                 }
                 Step::Wait
             }
-            Err(error) if is_retriable(&error) => match producer.snag() {
-                Some((Snag::StillOpen, since)) if now.saturating_duration_since(since) > STILL_OPEN => {
+            Err(error) if is_retriable(&error) => match producer.registration_problem() {
+                Some((RegistrationProblem::StillOpen, since)) if now.saturating_duration_since(since) > STILL_OPEN => {
                     let why = "Kafka has not ended the last transaction; the agent goes on under another \
                          transactional.id"
                         .to_owned();

@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::asking::Answer;
+use super::librdkafka_log::RegistrationProblem;
 use super::next::Hand;
 use super::producer::{Failure, Producer};
 use super::session::{Session, Step, TransactionContext};
 use super::status::Reason;
-use super::talk::Snag;
 use super::time::Times;
 use super::timeouts::Timeouts;
 use super::transaction::State;
@@ -386,15 +386,15 @@ fn reading_the_watermark(trouble: Trouble, topic: &str) -> Obstacle {
 
 /// What is in the way of `init_transactions`.
 fn registering(producer: &Producer) -> Obstacle {
-    match producer.snag().map(|(snag, _)| snag) {
-        Some(Snag::NoCoordinator(words)) => {
+    match producer.registration_problem().map(|(registration_problem, _)| registration_problem) {
+        Some(RegistrationProblem::NoCoordinator(words)) => {
             Obstacle::new(Reason::NoCoordinator, format!("Kafka names no coordinator for transactions: {words}"))
         }
-        Some(Snag::StillOpen) => Obstacle::new(
+        Some(RegistrationProblem::StillOpen) => Obstacle::new(
             Reason::LastTransaction,
             "Kafka has not ended this gateway's last transaction on all its partitions",
         ),
-        Some(Snag::Other(words)) => {
+        Some(RegistrationProblem::Other(words)) => {
             Obstacle::new(Reason::Registering, format!("Kafka does not let this gateway begin transactions: {words}"))
         }
         None => Obstacle::new(

@@ -23,7 +23,7 @@ pub(super) fn forbidden_topic<'a>(facility: &str, line: &'a str) -> Option<&'a s
 
 /// What is in the way of a registration (`init_transactions`).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Snag {
+pub(super) enum RegistrationProblem {
     /// The cluster names no coordinator for transactions; in Kafka's words.
     NoCoordinator(String),
     /// Kafka has not ended this producer's last transaction on all partitions yet.
@@ -34,25 +34,31 @@ pub(super) enum Snag {
 
 /// What was heard.
 #[derive(Debug, Default)]
-pub(super) struct Talk {
-    snag: Option<(Snag, Instant)>,
+pub(super) struct LibrdkafkaLog {
+    registration_problem: Option<(RegistrationProblem, Instant)>,
     /// By Kafka topic: the answer to the last batch, and how often in a row there was no good one.
     refusals: HashMap<String, (String, u32)>,
     /// When a connection last failed.
     remarked: Option<Instant>,
 }
 
-impl Talk {
+impl LibrdkafkaLog {
     /// A line of the log.
     pub(super) fn hear(&mut self, facility: &str, line: &str, now: Instant) {
         match facility {
             "GETPID" | "TXNCOORD" => {
                 if line.contains("Transaction coordinator is broker") {
-                    self.snag = self.snag.take().filter(|(snag, _)| !matches!(snag, Snag::NoCoordinator(_)));
+                    self.registration_problem = self.registration_problem.take().filter(|(registration_problem, _)| {
+                        !matches!(registration_problem, RegistrationProblem::NoCoordinator(_))
+                    });
                 }
-                if let Some(snag) = snag(facility, line) {
-                    let since = self.snag.take().filter(|(was, _)| same(was, &snag)).map_or(now, |(_, since)| since);
-                    self.snag = Some((snag, since));
+                if let Some(registration_problem) = registration_problem(facility, line) {
+                    let since = self
+                        .registration_problem
+                        .take()
+                        .filter(|(was, _)| same(was, &registration_problem))
+                        .map_or(now, |(_, since)| since);
+                    self.registration_problem = Some((registration_problem, since));
                 }
             }
             "MSGSET" => {
@@ -86,8 +92,8 @@ impl Talk {
     }
 
     /// What is in the way of the registration, since when.
-    pub(super) fn snag(&self) -> Option<(Snag, Instant)> {
-        self.snag.clone()
+    pub(super) fn registration_problem(&self) -> Option<(RegistrationProblem, Instant)> {
+        self.registration_problem.clone()
     }
 
     /// The answer to the last batch for that topic, and how often in a row there was no good one.
@@ -97,26 +103,26 @@ impl Talk {
 }
 
 /// The same cause, whatever the words.
-fn same(one: &Snag, other: &Snag) -> bool {
+fn same(one: &RegistrationProblem, other: &RegistrationProblem) -> bool {
     std::mem::discriminant(one) == std::mem::discriminant(other)
 }
 
 /// `Failed to acquire transactional PID from broker <name>: <error>: retrying`, facility `GETPID`, or `Failed to find
 /// transaction coordinator: <name of the error>: <error>`, facility `TXNCOORD`.
-fn snag(facility: &str, line: &str) -> Option<Snag> {
+fn registration_problem(facility: &str, line: &str) -> Option<RegistrationProblem> {
     if facility == "TXNCOORD" {
         let (_, error) = line.split_once("Failed to find transaction coordinator: ")?;
         let words = error.split_once(": ").map_or(error, |(_, words)| words).to_owned();
         let away = error.starts_with("COORDINATOR_NOT_AVAILABLE");
-        return Some(if away { Snag::NoCoordinator(words) } else { Snag::Other(words) });
+        return Some(if away { RegistrationProblem::NoCoordinator(words) } else { RegistrationProblem::Other(words) });
     }
     let (_, rest) = line.split_once("Failed to acquire transactional PID from broker ")?;
     let (_, error) = rest.split_once(": ")?;
     let error = error.strip_suffix(": retrying").unwrap_or(error);
     Some(if error.contains("another concurrent operation on the same transaction") {
-        Snag::StillOpen
+        RegistrationProblem::StillOpen
     } else {
-        Snag::Other(error.to_owned())
+        RegistrationProblem::Other(error.to_owned())
     })
 }
 
@@ -158,31 +164,37 @@ mod tests {
                     not available.";
         let loading = "[thrd:main]: Failed to acquire transactional PID from broker TxnCoordinator/1: Broker: \
                        Coordinator load in progress: retrying";
-        let (mut talk, start) = (Talk::default(), Instant::now());
+        let (mut log, start) = (LibrdkafkaLog::default(), Instant::now());
         let later = start + std::time::Duration::from_secs(1);
-        talk.hear("GETPID", concurrent, start);
-        talk.hear("GETPID", concurrent, later);
-        assert_eq!(talk.snag(), Some((Snag::StillOpen, start)));
-        talk.hear("TXNCOORD", none, later);
-        assert_eq!(talk.snag(), Some((Snag::NoCoordinator("The coordinator is not available.".into()), later)));
-        talk.hear("GETPID", loading, later);
-        assert_eq!(talk.snag(), Some((Snag::Other("Broker: Coordinator load in progress".into()), later)));
-        talk.hear("TXNCOORD", "[thrd:main]: Querying for transaction coordinator: Acquire PID", later);
-        assert!(matches!(talk.snag(), Some((Snag::Other(_), _))));
+        log.hear("GETPID", concurrent, start);
+        log.hear("GETPID", concurrent, later);
+        assert_eq!(log.registration_problem(), Some((RegistrationProblem::StillOpen, start)));
+        log.hear("TXNCOORD", none, later);
+        assert_eq!(
+            log.registration_problem(),
+            Some((RegistrationProblem::NoCoordinator("The coordinator is not available.".into()), later))
+        );
+        log.hear("GETPID", loading, later);
+        assert_eq!(
+            log.registration_problem(),
+            Some((RegistrationProblem::Other("Broker: Coordinator load in progress".into()), later))
+        );
+        log.hear("TXNCOORD", "[thrd:main]: Querying for transaction coordinator: Acquire PID", later);
+        assert!(matches!(log.registration_problem(), Some((RegistrationProblem::Other(_), _))));
     }
 
     #[test]
     fn the_answers_to_batches_are_counted_by_topic_until_one_is_taken() {
         let line = "[thrd:127.0.0.1:9092/1]: 127.0.0.1:9092/1: a.b-c [0]: MessageSet with 3 message(s) (MsgId 1, BaseSeq 0) \
                     encountered error: Broker: Not enough in-sync replicas (actions Retry,MsgNotPersisted)";
-        let mut talk = Talk::default();
+        let mut log = LibrdkafkaLog::default();
         for count in 1..=3 {
-            talk.hear("MSGSET", line, Instant::now());
-            assert_eq!(talk.refusal("a.b-c"), Some(("Broker: Not enough in-sync replicas".into(), count)));
+            log.hear("MSGSET", line, Instant::now());
+            assert_eq!(log.refusal("a.b-c"), Some(("Broker: Not enough in-sync replicas".into(), count)));
         }
-        talk.taken("other");
-        assert!(talk.refusal("a.b-c").is_some());
-        talk.taken("a.b-c");
-        assert_eq!(talk.refusal("a.b-c"), None);
+        log.taken("other");
+        assert!(log.refusal("a.b-c").is_some());
+        log.taken("a.b-c");
+        assert_eq!(log.refusal("a.b-c"), None);
     }
 }
