@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use rdkafka::config::ClientConfig;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::aside::Call;
 use super::bisection::Bisection;
+use super::clients::Call;
 use super::custody::Custody;
 use super::delivery::Delivery;
 use super::feed::Feed;

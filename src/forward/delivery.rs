@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::asking::{Answer, Asking};
 use super::next::Hand;
 use super::producer::{Failure, Producer};
 use super::session::Step;
 use super::time::Times;
+use super::time_request::{Answer, TimeRequest};
 use super::timeouts::Timeouts;
 use super::transaction::State;
 use super::transactional::{Cost, MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, Refused, Transactional};
@@ -17,7 +17,7 @@ use super::transactional::{Cost, MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, Refused, 
 /// See the documentation of the module.
 pub(super) enum Delivery {
     /// Each report is final. No commit tells Kafka's time: who is to ask for it has the question.
-    AtLeastOnce(Option<Asking>),
+    AtLeastOnce(Option<TimeRequest>),
     /// A batch is a transaction.
     ExactlyOnce(Box<Transactional>),
 }
@@ -71,7 +71,7 @@ impl Delivery {
     /// librdkafka is to say something beside what it says of readings.
     pub(super) fn awaits_word(&self) -> bool {
         match self {
-            Self::AtLeastOnce(asking) => asking.as_ref().is_some_and(Asking::is_on_its_way),
+            Self::AtLeastOnce(time_request) => time_request.as_ref().is_some_and(TimeRequest::is_on_its_way),
             Self::ExactlyOnce(own) => {
                 matches!(own.state(), Some(State::Sealing | State::Proving | State::Aborting))
             }
@@ -132,7 +132,7 @@ impl Delivery {
         match self {
             Self::AtLeastOnce(None) => Ok(Answer::Known),
             Self::AtLeastOnce(Some(_)) if !is_ready && !times.is_pending() => Ok(Answer::Known),
-            Self::AtLeastOnce(Some(asking)) => Ok(asking.ask_the_time(producer, times, now)),
+            Self::AtLeastOnce(Some(time_request)) => Ok(time_request.ask_the_time(producer, times, now)),
             Self::ExactlyOnce(own) => own.ask_the_time(producer, is_ready, times, now),
         }
     }
@@ -170,8 +170,8 @@ impl Delivery {
 
     /// The producer is over.
     pub(super) fn ends(&mut self) {
-        if let Self::AtLeastOnce(Some(asking)) = self {
-            asking.forget();
+        if let Self::AtLeastOnce(Some(time_request)) = self {
+            time_request.forget();
         }
     }
 

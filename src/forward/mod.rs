@@ -45,7 +45,7 @@
 //! * **A topic that is missing, forbidden or confirms nothing does not hold up the others.** Its events move to a queue
 //!   of their own and come back in order (`parking.rs`, `stalls.rs`, `blocked_topics.rs`). When the configuration has changed, they go where it
 //!   says now (`relocation.rs`).
-//! * **Nothing is final, and no wait is silent.** What librdkafka may take minutes for is done beside the loop (`aside.rs`);
+//! * **Nothing is final, and no wait is silent.** What librdkafka may take minutes for is done beside the loop (`clients.rs`);
 //!   each state in which it would never try again ends with a new producer; what is in the way is said (`waiting.rs`).
 //! * **Repeats** happen only where Kafka's answer was lost: a crash, a stop without a link, a producer given up with
 //!   requests in flight. `tidegate-id` makes them recognisable. With exactly-once delivery a `read_committed` reader sees
@@ -62,7 +62,7 @@
 //! | events read and not sent | one reading of the reader (256 KiB) and one batch | `stream.rs` |
 //! | requests in flight | 1 a broker, 256 KiB before compression, 1 MB where a round trip is long | `options.rs`, `timeouts.rs` |
 //! | producers at a time | 2: the stream's, and one for the blocked topic whose turn it is | `blocked_topics.rs` |
-//! | librdkafka clients, with those that are being ended | 6, of which a reader of the watermark counts as one | `aside.rs` |
+//! | librdkafka clients, with those that are being ended | 6, of which a reader of the watermark counts as one | `clients.rs` |
 //! | MQTT topics remembered | 8 MiB | `targets.rs` |
 //! | Kafka topics that sensors make | `max_topics` | `admission.rs` |
 //! | dead letters and parked events on their way to the disk | 4,096 or 1 MiB | `moves.rs` |
@@ -89,8 +89,8 @@
 //! delivered, and is released with the proof that Kafka's own record gives ([`CommittedWatermark`](crate::delivered::CommittedWatermark)).
 
 mod admission;
-mod aside;
-mod asking;
+mod clients;
+mod time_request;
 mod blocked_topics;
 mod custody;
 mod declarations;

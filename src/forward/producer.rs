@@ -15,7 +15,7 @@ use rdkafka::message::{DeliveryResult, Message, OwnedHeaders, Timestamp};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::aside::{Call, Clients, Place, Wake};
+use super::clients::{Call, ClientSlot, Clients, Wake};
 use super::end_txn::EndTxn;
 use super::librdkafka_log::{self, LibrdkafkaLog, RegistrationProblem};
 use super::link::Remarks;
@@ -43,12 +43,12 @@ pub(super) struct Producer {
 
 /// librdkafka's own.
 struct Native {
-    /// Destroyed before its place is given to another one.
+    /// Destroyed before its slot is given to another one.
     producer: BaseProducer<Context>,
-    _place: Place,
+    _slot: ClientSlot,
 }
 
-/// Has the producer destroyed elsewhere: that may take minutes (`aside.rs`).
+/// Has the producer destroyed elsewhere: that may take minutes (`clients.rs`).
 struct Ending {
     native: Option<Arc<Native>>,
     clients: Clients,
@@ -141,14 +141,14 @@ pub(super) struct Outgoing<'a> {
 }
 
 impl Producer {
-    /// Makes one in that place. It connects by itself; no broker needs to be there.
-    pub(super) fn new(config: &ClientConfig, clients: &Clients, place: Place) -> KafkaResult<Self> {
+    /// Makes one in that slot. It connects by itself; no broker needs to be there.
+    pub(super) fn new(config: &ClientConfig, clients: &Clients, slot: ClientSlot) -> KafkaResult<Self> {
         // A transactional one is one that has a transactional.id.
         let transactional = config.get("transactional.id").is_some();
         let producer: BaseProducer<Context> =
             config.create_with_context(Context { transactional, ..Context::default() })?;
         let context = Arc::clone(producer.client().context());
-        let native = Arc::new(Native { producer, _place: place });
+        let native = Arc::new(Native { producer, _slot: slot });
         let ending = Ending { native: Some(Arc::clone(&native)), clients: clients.clone() };
         Ok(Self { native, _ending: ending, context, wake: clients.wake().clone() })
     }
@@ -564,7 +564,7 @@ mod tests {
         config.set("bootstrap.servers", "127.0.0.1:1").set("transactional.id", "t");
         config.set("debug", "eos").set_log_level(RDKafkaLogLevel::Debug);
         let clients = Clients::new(Wake::default()).unwrap();
-        let producer = Producer::new(&config, &clients, clients.place().unwrap()).unwrap();
+        let producer = Producer::new(&config, &clients, clients.slot().unwrap()).unwrap();
         // Each call leaves at least two lines in the log.
         for _ in 0..10 {
             producer.register(Duration::from_millis(1)).unwrap_err();

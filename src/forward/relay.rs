@@ -2,7 +2,7 @@
 //! done.
 //!
 //! [`Relay::select`] waits and names what happened; [`Relay::apply`] does not wait. What ends the wait: readings that were
-//! committed, an answer from beside the loop (`aside.rs`), a settlement that is on disk while somebody waits for it, each by a
+//! committed, an answer from beside the loop (`clients.rs`), a settlement that is on disk while somebody waits for it, each by a
 //! call at the reader ([`Waker`](crate::buffer::Waker)); or the time at which something is due.
 //!
 //! librdkafka calls nobody: rdkafka does not give its "queue is not empty any more". A thread that waits for it in librdkafka
@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::aside::Call;
 use super::blocked_topics::BlockedTopics;
+use super::clients::Call;
 use super::custody::{Custody, unix_ms};
 use super::error::ForwardError;
 use super::link::{self, Link};

@@ -23,9 +23,8 @@ use std::time::{Duration, Instant};
 use rdkafka::config::ClientConfig;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::aside::Call;
-use super::asking::Answer;
 use super::bisection::Bisection;
+use super::clients::Call;
 use super::delivery::Delivery;
 use super::feed::Feed;
 use super::judge::{Judged, Renewal};
@@ -35,6 +34,7 @@ use super::producer::{Failure, Producer, Reports};
 use super::session::Step;
 use super::stalls::Stalls;
 use super::targets::Generation;
+use super::time_request::Answer;
 use super::transaction::State;
 use super::transactional::{Cost, Refused};
 use super::verdict::is_an_answer;
@@ -567,11 +567,11 @@ impl Sender {
     }
 
     fn renew(&mut self, feed: &Feed<'_>, wire: &mut Wire, now: Instant) -> Turned {
-        let Some(place) = wire.clients.place() else {
+        let Some(slot) = wire.clients.slot() else {
             return (Phase::Pausing(now.checked_add(NO_PLACE).unwrap_or(now)), Happened::Nothing);
         };
         wire.timeouts.apply(&mut self.config);
-        match Producer::new(&self.config, &wire.clients, place) {
+        match Producer::new(&self.config, &wire.clients, slot) {
             Ok(producer) => (self.opened(producer, feed, wire, now), Happened::NewProducer),
             Err(error) => (Phase::Pausing(now), Happened::NoProducer(options::cause(&error))),
         }

@@ -12,7 +12,7 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use uuid::Uuid;
 
-use super::aside::{Call, Clients};
+use super::clients::{Call, Clients};
 use super::librdkafka_log::RegistrationProblem;
 use super::producer::Producer;
 use super::transaction::{Move, State};
@@ -294,14 +294,14 @@ impl Session {
         }
     }
 
-    /// `None`: there is no place for more clients now.
+    /// `None`: there is no slot for more clients now.
     fn ask(&self) -> Option<WatermarkReader> {
         let TransactionContext { reader, topic, buffer_id, topic_is_right, clients, .. } = &*self.context;
-        let place = clients.place()?;
+        let slot = clients.slot()?;
         let (config, topic, lanes) = (reader.clone(), Arc::clone(topic), self.lanes.clone());
         let topic_is_right = Arc::clone(topic_is_right);
         let question = Question { config, topic, buffer_id: *buffer_id, lanes, topic_is_right };
-        Some(WatermarkReader::begin(question, place, clients.wake().clone()))
+        Some(WatermarkReader::begin(question, slot, clients.wake().clone()))
     }
 
     fn watermarks_found(&mut self) -> Step {

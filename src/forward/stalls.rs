@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::aside::Call;
+use super::clients::Call;
 use super::producer::Producer;
 use super::topic_state::{Answers, Found};
 

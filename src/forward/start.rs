@@ -9,9 +9,8 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::admission::Admission;
-use super::aside::{Clients, Wake};
-use super::asking::Asking;
 use super::blocked_topics::BlockedTopics;
+use super::clients::{Clients, Wake};
 use super::custody::{Crowd, Custody, unix_ms};
 use super::declarations::Declarations;
 use super::delivery::Delivery as Mode;
@@ -33,6 +32,7 @@ use super::stream::watermark::StreamWatermark;
 use super::stream_sender::StreamSender;
 use super::targets::Targets;
 use super::time::Times;
+use super::time_request::TimeRequest;
 use super::timeouts::Timeouts;
 use super::transactional::Transactional;
 use super::wire::Wire;
@@ -107,9 +107,9 @@ pub(crate) fn run(
     let context = exactly_once.then(|| Arc::new(context(settings, agent_id, &recovery, &clients)));
     let timeouts = Timeouts::new(&config);
     timeouts.apply(&mut config);
-    let place = clients.place().ok_or_else(|| ForwardError::Options("no place for it".to_owned()))?;
+    let slot = clients.slot().ok_or_else(|| ForwardError::Options("no slot for it".to_owned()))?;
     let producer =
-        Producer::new(&config, &clients, place).map_err(|error| ForwardError::Options(options::cause(&error)))?;
+        Producer::new(&config, &clients, slot).map_err(|error| ForwardError::Options(options::cause(&error)))?;
     let declarations = if exactly_once { declared_at_a_start(&recovery) } else { Declarations::unheard() };
     let now = Instant::now();
     let routes = Arc::unwrap_or_clone(routes).with_gone(former_routes(recovery.gone));
@@ -168,8 +168,8 @@ fn context(settings: &settings::Kafka, agent_id: &str, recovery: &Recovery, clie
 /// The stream's, and that of blocked topics. Only the stream asks for Kafka's time.
 fn deliveries(context: Option<&Arc<TransactionContext>>, settings: &settings::Kafka, buffer_id: Uuid) -> (Mode, Mode) {
     let Some(context) = context else {
-        let asking = Asking::new(&settings.watermark_topic, buffer_id);
-        return (Mode::AtLeastOnce(Some(asking)), Mode::AtLeastOnce(None));
+        let time_request = TimeRequest::new(&settings.watermark_topic, buffer_id);
+        return (Mode::AtLeastOnce(Some(time_request)), Mode::AtLeastOnce(None));
     };
     let exactly_once = || Mode::ExactlyOnce(Box::new(Transactional::new(Arc::clone(context))));
     (exactly_once(), exactly_once())

@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::asking::Answer;
 use super::librdkafka_log::RegistrationProblem;
 use super::next::Hand;
 use super::producer::{Failure, Producer};
 use super::session::{Session, Step, TransactionContext};
 use super::status::Reason;
 use super::time::Times;
+use super::time_request::Answer;
 use super::timeouts::Timeouts;
 use super::transaction::State;
 use super::verdict::code_of;

@@ -35,7 +35,7 @@ use uuid::Uuid;
 
 use self::backwards::Backwards;
 pub(super) use self::backwards::FoundWatermarks;
-use super::aside::{Place, Wake};
+use super::clients::{ClientSlot, Wake};
 use super::watermark_topic::{self, Partitions, TopicError};
 use crate::delivered::CommittedReader;
 use crate::planted::{Bug, planted};
@@ -108,7 +108,7 @@ pub(super) struct Trouble {
 impl WatermarkReader {
     /// Begins: connects, and reads when the producer is registered. When the system gives no thread, the answer never
     /// comes, and the trouble says so.
-    pub(super) fn begin(question: Question, place: Place, wake: Wake) -> Self {
+    pub(super) fn begin(question: Question, slot: ClientSlot, wake: Wake) -> Self {
         let (sender, answer) = mpsc::channel();
         let line = Arc::new(Line::default());
         let theirs = Arc::clone(&line);
@@ -119,7 +119,7 @@ impl WatermarkReader {
                 wake.wake();
             }
             // Its consumers are destroyed, however long that took.
-            drop(place);
+            drop(slot);
         });
         if let Err(error) = thread {
             line.say(format!("a thread cannot be started: {error}"));
@@ -386,7 +386,7 @@ mod tests {
     use rdkafka::mocking::MockCluster;
 
     use super::*;
-    use crate::forward::aside::Clients;
+    use crate::forward::clients::Clients;
 
     #[test]
     fn nothing_is_read_before_the_producer_is_registered() {
@@ -394,7 +394,7 @@ mod tests {
         mock.create_topic("watermarks", 1, 1).unwrap();
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", mock.bootstrap_servers());
-        let place = Clients::new(Wake::default()).unwrap().place().unwrap();
+        let slot = Clients::new(Wake::default()).unwrap().slot().unwrap();
         let watermark_reader = WatermarkReader::begin(
             Question {
                 config,
@@ -404,7 +404,7 @@ mod tests {
                 // The mock cannot be asked.
                 topic_is_right: Arc::new(AtomicBool::new(true)),
             },
-            place,
+            slot,
             Wake::default(),
         );
         thread::sleep(Duration::from_secs(1));

@@ -3,7 +3,7 @@
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::aside::Clients;
+use super::clients::Clients;
 use super::producer::{MESSAGE_OVERHEAD_BYTES, Outgoing, Producer};
 use super::record::Records;
 use super::targets::Generation;

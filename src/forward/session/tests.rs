@@ -16,7 +16,7 @@ use crate::buffer::{Instances, PastInstance};
 use crate::clock;
 use crate::delivered::CommittedWatermark;
 use crate::event::RouteId;
-use crate::forward::aside::{Clients, Wake};
+use crate::forward::clients::{Clients, Wake};
 use crate::forward::end_txn::EndTxn;
 use crate::forward::options;
 use crate::forward::producer::{Outgoing, Producer};
@@ -80,7 +80,7 @@ impl Bench {
         let config = options::transactional(options::client_config(&kafka, "test"), "tidegate-test");
         let known = Some(Partitions { count: 1 });
         let context = context(config.clone());
-        let producer = Producer::new(&config, &context.clients, context.clients.place().unwrap()).unwrap();
+        let producer = Producer::new(&config, &context.clients, context.clients.slot().unwrap()).unwrap();
         let session = Session::new(Arc::new(context), Vec::new(), known, TRANSACTION, Instant::now());
         Self { mock, producer, session, ahead: Duration::ZERO, next: 1 }
     }

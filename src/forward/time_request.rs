@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::aside::Call;
+use super::clients::Call;
 use super::producer::Producer;
 use super::time::Times;
 use super::topic_state::{Answers, Found};
@@ -16,7 +16,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 
 /// Where Kafka is asked for the time.
 #[derive(Debug)]
-pub(super) struct Asking {
+pub(super) struct TimeRequest {
     topic: Arc<str>,
     key: String,
     /// Whether there is such a topic is being asked, beside the loop.
@@ -36,7 +36,7 @@ pub(super) enum Answer {
     Never,
 }
 
-impl Asking {
+impl TimeRequest {
     /// Of the topic that tells the time.
     pub(super) fn new(topic: &str, buffer_id: Uuid) -> Self {
         let key = watermark::clock_key(buffer_id);

@@ -1,4 +1,4 @@
-//! What librdkafka may take long for, beside the loop: the loop that sends must beat its pulse and hear a stop.
+//! Clients of librdkafka, and what it may take long for, beside the loop: the loop that sends must beat its pulse and hear a stop.
 //!
 //! librdkafka's own threads look names up, and while the name servers are away each look-up takes as long as the
 //! resolver waits: half a minute, or two. Whoever waits for these threads waits as long. These calls do:
@@ -55,7 +55,7 @@ impl Wake {
 pub(super) struct Clients {
     wake: Wake,
     live: Arc<AtomicUsize>,
-    /// Never more than [`MOST`] are in it, because each has its place.
+    /// Never more than [`MOST`] are in it, because each has its slot.
     grave: mpsc::Sender<Box<dyn Any + Send>>,
 }
 
@@ -73,14 +73,14 @@ impl Clients {
         &self.wake
     }
 
-    /// A place for one more; `None`: too many are being ended.
-    pub(super) fn place(&self) -> Option<Place> {
+    /// A slot for one more; `None`: too many are being ended.
+    pub(super) fn slot(&self) -> Option<ClientSlot> {
         let one_more = |live: usize| (live < MOST).then(|| live + 1);
         self.live.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
-        Some(Place(Arc::clone(&self.live)))
+        Some(ClientSlot(Arc::clone(&self.live)))
     }
 
-    /// Is there no place now?
+    /// Is there no slot now?
     pub(super) fn is_full(&self) -> bool {
         self.live.load(Ordering::Acquire) >= MOST
     }
@@ -102,9 +102,9 @@ impl Clients {
 
 /// The right to one client, which keeps it. Free again when the client has been destroyed.
 #[derive(Debug)]
-pub(super) struct Place(Arc<AtomicUsize>);
+pub(super) struct ClientSlot(Arc<AtomicUsize>);
 
-impl Drop for Place {
+impl Drop for ClientSlot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     /// A client that takes long to end.
-    struct Slow(mpsc::Receiver<()>, #[expect(dead_code, reason = "it is kept, not used")] Place);
+    struct Slow(mpsc::Receiver<()>, #[expect(dead_code, reason = "it is kept, not used")] ClientSlot);
 
     impl Drop for Slow {
         fn drop(&mut self) {
@@ -153,12 +153,12 @@ mod tests {
         for _ in 0..MOST {
             let (hand, let_go) = mpsc::channel::<()>();
             hands.push(hand);
-            clients.end(Box::new(Slow(let_go, clients.place().unwrap())));
+            clients.end(Box::new(Slow(let_go, clients.slot().unwrap())));
         }
-        assert!(clients.place().is_none(), "one more than may be");
+        assert!(clients.slot().is_none(), "one more than may be");
         hands.clear();
-        while clients.place().is_none() {
-            assert!(start.elapsed() < Duration::from_secs(60), "no place after all have ended");
+        while clients.slot().is_none() {
+            assert!(start.elapsed() < Duration::from_secs(60), "no slot after all have ended");
             thread::sleep(Duration::from_millis(1));
         }
     }
