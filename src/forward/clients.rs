@@ -24,7 +24,7 @@ use std::{io, thread};
 
 use crate::buffer::Waker;
 
-/// Clients that send, with those that are being ended: the stream's, that of a blocked topic, and four that hang in a name
+/// Clients that send, with those that are being ended: the stream's, that of a parked topic, and four that hang in a name
 /// look-up. Each has a thread a broker and two more, which is what `TasksMax=` of the unit is made for. Who is over it
 /// waits until one has ended: a new client would hang in the same look-up.
 const MOST: usize = 6;

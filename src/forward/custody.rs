@@ -1,5 +1,5 @@
 //! Where readings are while they are held, and what becomes of them: which Kafka topics take them, what is on its way to the
-//! disk about them, what is to be declared, what is counted. The stream and the queues of blocked topics decide by it and
+//! disk about them, what is to be declared, what is counted. The stream and the queues of parked topics decide by it and
 //! write into it; a sender knows nothing of it. All of it belongs to the one thread.
 
 use std::collections::HashMap;
@@ -175,7 +175,7 @@ impl Custody {
         parked
     }
 
-    /// A blocked topic takes readings again.
+    /// A parked topic takes readings again.
     pub(super) fn say_opened(&mut self, topic: &str, opened: &Opened, now: Instant) {
         if let Some(more) = self.opened_lines.may_say(now) {
             tracing::info!(

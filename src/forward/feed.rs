@@ -1,5 +1,5 @@
 //! Where a sender's next readings come from, and who hears what became of them: the stream of all topics, or the queue of
-//! one blocked topic. What differs between the two is data: the sender and its loop are the same.
+//! one parked topic. What differs between the two is data: the sender and its loop are the same.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ impl<'a> Feed<'a> {
         Self { source: Source::Stream(stream), custody }
     }
 
-    /// Those of a blocked topic.
+    /// Those of a parked topic.
     pub(super) fn queue(queue: &'a mut Queue, custody: &'a mut Custody) -> Self {
         Self { source: Source::Queue(queue), custody }
     }

@@ -8,16 +8,16 @@
 //! (`producer.rs`), polls for reports, and gives what became of the events to the buffer (`settlement_builder.rs`) as a
 //! [`Settlement`](crate::buffer::Settlement). An event leaves the stream in three ways: with a
 //! [`Delivered`](crate::delivered::Delivered) proof made from Kafka's own report, as a dead letter with its reason, or
-//! into the queue of a blocked Kafka topic (`parking.rs`, `queue.rs`), which the buffer keeps as a *lane*.
+//! into the queue of a parked Kafka topic (`parking.rs`, `queue.rs`), which the buffer keeps as a *lane*.
 //!
 //! # One machine
 //!
 //! ```text
 //!   stream ───────────────┐ Feed             ┌─ Delivery: at least once, or a transaction
 //!                         ├────▶ Sender ─────┼─ bisection, window, stalls
-//!   a blocked topic's  ───┘      (turn)      └─ producer
+//!   a parked topic's  ───┘      (turn)      └─ producer
 //!   queue                           │
-//!                                   └─ Happened ──▶ the owner: StreamSender, BlockedTopics
+//!                                   └─ Happened ──▶ the owner: StreamSender, ParkedTopics
 //! ```
 //!
 //! Nothing is passed around that knows everything. A sender works with the *wire* (`wire.rs`: clients, how long Kafka may take,
@@ -27,7 +27,7 @@
 //! Whatever is sent goes through one send loop (`sending.rs`), and what is refused is judged in one place (`judge.rs`). A
 //! [`Sender`](sender::Sender) does what can be done without waiting and names what [`Happened`](sender::Happened); what that means
 //! for the readings is the owner's. Only [`Delivery`](delivery::Delivery) knows whether there are transactions. There are two
-//! senders, one for the stream and one for the blocked topics, one topic at a time, so that a refusal does not touch the
+//! senders, one for the stream and one for the parked topics, one topic at a time, so that a refusal does not touch the
 //! others.
 //!
 //! # What holds, whatever fails
@@ -43,7 +43,7 @@
 //! * **A bad record does not take its neighbours along.** A refused batch is sent again in smaller groups until the bad
 //!   record stands alone (`bisection.rs`); only then it is a dead letter.
 //! * **A topic that is missing, forbidden or confirms nothing does not hold up the others.** Its events move to a queue
-//!   of their own and come back in order (`parking.rs`, `stalls.rs`, `blocked_topics.rs`). When the configuration has changed, they go where it
+//!   of their own and come back in order (`parking.rs`, `stalls.rs`, `parked_topics.rs`). When the configuration has changed, they go where it
 //!   says now (`relocation.rs`).
 //! * **Nothing is final, and no wait is silent.** What librdkafka may take minutes for is done beside the loop (`clients.rs`);
 //!   each state in which it would never try again ends with a new producer; what is in the way is said (`waiting.rs`).
@@ -61,7 +61,7 @@
 //! | time of a transaction, a record, a request | 15 s, and longer where the link asks for it | `timeouts.rs` |
 //! | events read and not sent | one reading of the reader (256 KiB) and one batch | `stream.rs` |
 //! | requests in flight | 1 a broker, 256 KiB before compression, 1 MB where a round trip is long | `options.rs`, `timeouts.rs` |
-//! | producers at a time | 2: the stream's, and one for the blocked topic whose turn it is | `blocked_topics.rs` |
+//! | producers at a time | 2: the stream's, and one for the parked topic whose turn it is | `parked_topics.rs` |
 //! | librdkafka clients, with those that are being ended | 6, of which a reader of the watermark counts as one | `clients.rs` |
 //! | MQTT topics remembered | 8 MiB | `targets.rs` |
 //! | Kafka topics that sensors make | `max_topics` | `admission.rs` |
@@ -91,7 +91,7 @@
 mod admission;
 mod clients;
 mod time_request;
-mod blocked_topics;
+mod parked_topics;
 mod custody;
 mod declarations;
 mod delivery;

@@ -1,4 +1,4 @@
-//! The queue of a blocked topic: its readings wait in the buffer, in chunks and in order, and are sent a group of chunks at a
+//! The queue of a parked topic: its readings wait in the buffer, in chunks and in order, and are sent a group of chunks at a
 //! time.
 //!
 //! While a topic is tried, its inflow goes on to the end of the queue in small chunks, ten a second; so chunks are read and
@@ -41,7 +41,7 @@ const CAUGHT_UP: usize = GROUP_EVENTS / 2;
 pub(super) struct Queue {
     pub(super) topic: Arc<str>,
     /// How far it has been sent.
-    pub(super) place: LeftOff,
+    pub(super) progress: QueueProgress,
     group: Option<Group>,
     /// Index of the next event of the group.
     next: usize,
@@ -75,7 +75,7 @@ struct Group {
 
 /// How far a queue has been sent.
 #[derive(Debug, Default)]
-pub(super) struct LeftOff {
+pub(super) struct QueueProgress {
     /// The last chunk that was settled.
     after: i64,
     /// The first chunk of the group in work, and what became of the group's events.
@@ -94,7 +94,7 @@ pub(super) struct Refused {
     pub(super) outnumbered: bool,
 }
 
-impl LeftOff {
+impl QueueProgress {
     /// There is something that the next try must know.
     pub(super) fn is_of_use(&self) -> bool {
         self.after > 0 || !self.done.is_empty()
@@ -103,9 +103,9 @@ impl LeftOff {
 
 impl Queue {
     /// Of that topic, from there on.
-    pub(super) fn new(topic: Arc<str>, place: LeftOff) -> Self {
+    pub(super) fn new(topic: Arc<str>, progress: QueueProgress) -> Self {
         let (group, damaged, watermark, refusal) = (None, None, None, None);
-        Self { topic, place, group, next: 0, damaged, is_open: false, refusal, watermark, written: 0 }
+        Self { topic, progress, group, next: 0, damaged, is_open: false, refusal, watermark, written: 0 }
     }
 
     /// A group is in work.
@@ -115,7 +115,7 @@ impl Queue {
 
     /// Nothing of the group is in Kafka for certain: giving it up repeats nothing.
     pub(super) fn is_untouched(&self) -> bool {
-        self.place.done.is_empty()
+        self.progress.done.is_empty()
     }
 
     /// Reads the next chunks; false when there are none.
@@ -127,7 +127,7 @@ impl Queue {
         // Asked each time: a queue that was empty for a moment comes back under another id.
         let Some(lane) = custody.settler.lane(&self.topic) else { return Ok(false) };
         let mut group = Group { lane, chunks: Vec::new(), events: Vec::new() };
-        let (mut after, mut bytes) = (self.place.after, 0_usize);
+        let (mut after, mut bytes) = (self.progress.after, 0_usize);
         while group.events.len() < GROUP_EVENTS && bytes < GROUP_BYTES {
             match custody.reader.parked(lane, after) {
                 Ok(Some(LaneChunk { id, events })) => {
@@ -151,8 +151,8 @@ impl Queue {
             }
         }
         let Some((first, _)) = group.chunks.first() else { return Ok(false) };
-        if self.place.first != *first {
-            self.place = LeftOff { after: self.place.after, first: *first, ..LeftOff::default() };
+        if self.progress.first != *first {
+            self.progress = QueueProgress { after: self.progress.after, first: *first, ..QueueProgress::default() };
         }
         if group.events.len() < CAUGHT_UP {
             custody.parking.caught_up(&self.topic);
@@ -175,7 +175,7 @@ impl Queue {
     /// What to do with the one in front.
     pub(super) fn next(&mut self, producer: &Producer, generation: Generation, custody: &mut Custody) -> Next {
         let Some(stored) = self.front() else { return Next::Nothing };
-        if self.place.done.contains(&stored.sequence) {
+        if self.progress.done.contains(&stored.sequence) {
             self.next += 1;
             return Next::Settled;
         }
@@ -223,8 +223,8 @@ impl Queue {
     fn dead(&mut self, letter: DeadLetter, mqtt_topic: &str, custody: &mut Custody, now: Instant) {
         custody.count_dead(&letter, mqtt_topic, now);
         custody.declare_dead(&letter);
-        self.place.done.insert(letter.sequence);
-        self.place.dead.push(letter);
+        self.progress.done.insert(letter.sequence);
+        self.progress.dead.push(letter);
     }
 
     /// Kafka has these, for good.
@@ -232,8 +232,8 @@ impl Queue {
         if proofs.is_empty() {
             return;
         }
-        self.place.done.extend(proofs.iter().map(Delivered::sequence));
-        self.place.confirmed.extend(proofs);
+        self.progress.done.extend(proofs.iter().map(Delivered::sequence));
+        self.progress.confirmed.extend(proofs);
         custody.parking.accepted(&self.topic);
         if planted(Bug::ParkedOutOfOrder) {
             custody.parking.open_at_once(&self.topic);
@@ -287,9 +287,9 @@ impl Queue {
 
     /// Settles the group's chunks, one by one, when all its events are done with.
     pub(super) fn settle_group(&mut self, custody: &mut Custody, now: Instant) {
-        let all_done = |group: &mut Group| group.events.iter().all(|s| self.place.done.contains(&s.sequence));
+        let all_done = |group: &mut Group| group.events.iter().all(|s| self.progress.done.contains(&s.sequence));
         let Some(group) = self.group.take_if(all_done) else { return };
-        let LeftOff { confirmed, dead, done, .. } = std::mem::take(&mut self.place);
+        let QueueProgress { confirmed, dead, done, .. } = std::mem::take(&mut self.progress);
         custody.count_delivered(confirmed.len());
         let mut confirmed: BTreeMap<Sequence, Delivered> =
             confirmed.into_iter().map(|proof| (proof.sequence(), proof)).collect();
@@ -305,7 +305,7 @@ impl Queue {
                 letters.extend(dead.remove(&sequence));
             }
             custody.settlement.lane_chunk(group.lane, id, proofs, letters, now);
-            self.place.after = id;
+            self.progress.after = id;
             from = end;
         }
         if let Some(stand) = custody.lanes_delivered.get_mut(&self.topic) {

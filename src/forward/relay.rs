@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::blocked_topics::BlockedTopics;
 use super::clients::Call;
 use super::custody::{Custody, unix_ms};
 use super::error::ForwardError;
 use super::link::{self, Link};
+use super::parked_topics::ParkedTopics;
 use super::relocation::Relocation;
 use super::sender::Place;
 use super::status::{ForwardStatus, Reason};
@@ -83,7 +83,7 @@ pub(super) struct Relay {
     wire: Wire,
     relocation: Relocation,
     stream: StreamSender,
-    blocked_topics: BlockedTopics,
+    parked_topics: ParkedTopics,
     link: Link,
     /// A question that shows whether somebody answers.
     asking: Option<Call<Answers>>,
@@ -112,7 +112,7 @@ impl Relay {
         (custody, wire): (Custody, Wire),
         relocation: Relocation,
         stream: StreamSender,
-        blocked_topics: BlockedTopics,
+        parked_topics: ParkedTopics,
         published: watch::Sender<ForwardStatus>,
         pulse: Pulse,
         stop: Stop,
@@ -123,7 +123,7 @@ impl Relay {
             wire,
             relocation,
             stream,
-            blocked_topics,
+            parked_topics,
             link: Link::default(),
             asking: None,
             read_errors: LogThrottle::default(),
@@ -185,13 +185,13 @@ impl Relay {
         let idle = after(if self.link.never_met() { MEETING } else { IDLE });
         let moves = self.relocation.is_under_way().then(|| after(MOMENT));
         // One topic is tried at a time: while that lasts, another that is due has to wait. None before the time is known.
-        let must_wait = self.blocked_topics.is_busy() || self.relocation.is_under_way() || self.wire.times.is_pending();
+        let must_wait = self.parked_topics.is_busy() || self.relocation.is_under_way() || self.wire.times.is_pending();
         let next_try = if must_wait { None } else { self.custody.parking.next_wake() };
-        let blocked = self.blocked_topics.next_wake(now);
-        let polls = (self.stream.sender.awaits_word() || self.blocked_topics.awaits_word()).then(|| after(self.quiet));
+        let parked = self.parked_topics.next_wake(now);
+        let polls = (self.stream.sender.awaits_word() || self.parked_topics.awaits_word()).then(|| after(self.quiet));
         let publishes = self.custody.changed.then_some(self.publish_after);
         let dues =
-            [self.stream.next_wake(now), self.custody.settlement.due(), next_try, blocked, moves, polls, publishes];
+            [self.stream.next_wake(now), self.custody.settlement.due(), next_try, parked, moves, polls, publishes];
         dues.into_iter().flatten().fold(idle, Instant::min)
     }
 
@@ -231,15 +231,15 @@ impl Relay {
         if let Some(fault) = self.stream.fault() {
             return Err(fault);
         }
-        let blocked = if self.relocation.is_under_way() {
+        let parked = if self.relocation.is_under_way() {
             self.relocation.hears(&mut self.stream.found_lanes);
             self.relocation.step(&mut self.custody, now)
         } else {
-            self.blocked_topics.step(&mut self.custody, &mut self.wire, now)
+            self.parked_topics.step(&mut self.custody, &mut self.wire, now)
         };
-        if let Err(error) = blocked {
+        if let Err(error) = parked {
             if matches!(error, ReadError::Disk(_)) {
-                self.blocked_topics.end(&mut self.custody, &mut self.wire, now);
+                self.parked_topics.end(&mut self.custody, &mut self.wire, now);
             }
             self.read_failed(&error, now)?;
         }
@@ -258,7 +258,7 @@ impl Relay {
     /// Where everything is that moves in steps.
     fn place(&self) -> (Place, Option<(Place, bool, bool)>, bool, bool) {
         let moves = self.relocation.is_under_way();
-        (self.stream.sender.place(), self.blocked_topics.place(), self.link.connected(), moves)
+        (self.stream.sender.place(), self.parked_topics.place(), self.link.connected(), moves)
     }
 
     /// Something came back from Kafka.
@@ -428,7 +428,7 @@ impl Relay {
             self.pulse.beat();
             let now = Instant::now();
             self.stream.collect(&mut self.custody, &mut self.wire, now);
-            let lane_done = self.blocked_topics.wind_down(&mut self.custody, &mut self.wire, now);
+            let lane_done = self.parked_topics.wind_down(&mut self.custody, &mut self.wire, now);
             self.watch_link(now);
             let main_done = self.stream.wind_down(self.link.connected(), &mut self.custody, &mut self.wire, now);
             // Without a link no answer will come in time.
@@ -439,7 +439,7 @@ impl Relay {
         }
         let now = Instant::now();
         self.stream.retire(&mut self.custody, &mut self.wire, now);
-        self.blocked_topics.end(&mut self.custody, &mut self.wire, now);
+        self.parked_topics.end(&mut self.custody, &mut self.wire, now);
         self.wire.clients.wait_for_the_end(LAST_CLIENTS);
         self.custody.settle()?;
         self.publish_after = now;

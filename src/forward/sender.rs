@@ -13,9 +13,9 @@
 //! producer. With transactions, *Flowing* has states of its own (`transaction.rs`), and an abort takes the place of
 //! *Draining*.
 //!
-//! There are two: one for the stream, one for the blocked topics, whose turn comes one after the other. Both are this type;
+//! There are two: one for the stream, one for the parked topics, whose turn comes one after the other. Both are this type;
 //! what they send comes from a [`Feed`]. [`Sender::turn`] does what can be done without waiting, and names what happened;
-//! what that means for the readings is the owner's (`stream_sender.rs`, `blocked_topics.rs`).
+//! what that means for the readings is the owner's (`stream_sender.rs`, `parked_topics.rs`).
 
 use std::mem::{self, Discriminant};
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! The send loop: one for the stream and for every blocked topic's queue, with transactions and without.
+//! The send loop: one for the stream and for every parked topic's queue, with transactions and without.
 
 use std::sync::Arc;
 use std::time::Instant;

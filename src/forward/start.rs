@@ -9,7 +9,6 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::admission::Admission;
-use super::blocked_topics::BlockedTopics;
 use super::clients::{Clients, Wake};
 use super::custody::{Crowd, Custody, unix_ms};
 use super::declarations::Declarations;
@@ -18,6 +17,7 @@ use super::end_txn;
 use super::error::ForwardError;
 use super::options;
 use super::outstanding::Skips;
+use super::parked_topics::ParkedTopics;
 use super::parking::Parking;
 use super::producer::Producer;
 use super::record::Records;
@@ -137,11 +137,11 @@ pub(crate) fn run(
     }
     let mut stream = StreamSender::new(Sender::new(config, own), stream);
     stream.begins_with(producer, &mut custody, &mut wire);
-    let blocked_topics = BlockedTopics::new(queues_config, of_queues);
-    Relay::new((custody, wire), lanes.relocation, stream, blocked_topics, status, pulse, stop).run()
+    let parked_topics = ParkedTopics::new(queues_config, of_queues);
+    Relay::new((custody, wire), lanes.relocation, stream, parked_topics, status, pulse, stop).run()
 }
 
-/// For the stream's producers, and for those of blocked topics.
+/// For the stream's producers, and for those of parked topics.
 fn client_configs(settings: &settings::Kafka, agent_id: &str, buffer_id: Uuid) -> (ClientConfig, ClientConfig) {
     let plain = options::client_config(settings, agent_id);
     match settings.delivery {
@@ -165,7 +165,7 @@ fn context(settings: &settings::Kafka, agent_id: &str, recovery: &Recovery, clie
     }
 }
 
-/// The stream's, and that of blocked topics. Only the stream asks for Kafka's time.
+/// The stream's, and that of parked topics. Only the stream asks for Kafka's time.
 fn deliveries(context: Option<&Arc<TransactionContext>>, settings: &settings::Kafka, buffer_id: Uuid) -> (Mode, Mode) {
     let Some(context) = context else {
         let time_request = TimeRequest::new(&settings.watermark_topic, buffer_id);

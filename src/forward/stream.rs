@@ -1,7 +1,7 @@
-//! The stream: all readings in the order of their arrival, but for those whose Kafka topic is blocked.
+//! The stream: all readings in the order of their arrival, but for those whose Kafka topic is parked.
 //!
 //! What is read from the buffer waits here until it is sent, or settled in another way: it goes out as a dead letter, or into
-//! the queue of a blocked topic.
+//! the queue of a parked topic.
 
 mod unread;
 pub(super) mod watermark;

@@ -1,4 +1,4 @@
-//! What the watermark of a blocked topic's queue says, and what a recovered one means.
+//! What the watermark of a parked topic's queue says, and what a recovered one means.
 //!
 //! All queues share one transactional id, because one is sent at a time. Each has its own watermark record. It says up to
 //! which event *in the queue's order* it is delivered, and what still waits. After a restart that event is looked for in the
@@ -65,12 +65,12 @@ impl Queue {
             for stored in events.iter().filter(|_| chunk <= last) {
                 let hole = holes.iter().find(|hole| (hole.first..=hole.last).contains(&stored.sequence));
                 let Some(proof) = watermark.delivered(stored.sequence, stored.event.route) else { continue };
-                if !self.place.done.insert(stored.sequence) {
+                if !self.progress.done.insert(stored.sequence) {
                     continue;
                 }
                 match hole {
-                    Some(hole) => self.place.dead.push(dead_letter(&self.topic, stored, hole.reason.clone())),
-                    None => self.place.confirmed.push(proof),
+                    Some(hole) => self.progress.dead.push(dead_letter(&self.topic, stored, hole.reason.clone())),
+                    None => self.progress.confirmed.push(proof),
                 }
             }
         }
@@ -90,10 +90,10 @@ impl Queue {
         let group = self.group.as_ref()?;
         let last = self.next.checked_sub(1).and_then(|at| group.events.get(at))?;
         let (delivered, at_ms) = (last.sequence, unix_ms());
-        let waiting = waiting(group, self.next, self.place.done.len() + uncommitted, custody);
-        let (kafka_topic, holes) = (self.topic.to_string(), u64::try_from(self.place.dead.len()).ok());
+        let waiting = waiting(group, self.next, self.progress.done.len() + uncommitted, custody);
+        let (kafka_topic, holes) = (self.topic.to_string(), u64::try_from(self.progress.dead.len()).ok());
         let mut records = vec![Record::Lane { kafka_topic, instance, delivered, waiting, holes, at_ms }];
-        records.extend(self.place.dead.iter().map(|letter| Record::Hole {
+        records.extend(self.progress.dead.iter().map(|letter| Record::Hole {
             first: letter.sequence,
             last: letter.sequence,
             fate: Fate::DeadLettered,
@@ -109,7 +109,7 @@ impl Queue {
 
     /// That transaction is committed.
     pub(in crate::forward) fn committed(&self, custody: &mut Custody) {
-        let stand = Stand { delivered: self.written, has_holes: !self.place.dead.is_empty() };
+        let stand = Stand { delivered: self.written, has_holes: !self.progress.dead.is_empty() };
         custody.lanes_delivered.insert(Arc::clone(&self.topic), stand);
     }
 }
@@ -136,7 +136,7 @@ mod tests {
     use crate::clock::Clock;
     use crate::delivered::DeclaredHole;
     use crate::event::{Event, Qos, RouteId, Stored};
-    use crate::forward::queue::LeftOff;
+    use crate::forward::queue::QueueProgress;
 
     fn stored(sequence: Sequence) -> Stored {
         let event = Event {
@@ -155,7 +155,12 @@ mod tests {
     }
 
     /// A lane whose chunks hold these events, with Kafka's watermark that one of the events is the last delivered.
-    fn vouched(chunks: &[(i64, &[Sequence])], last: (Sequence, i64), holes: &[Sequence], place: LeftOff) -> Queue {
+    fn vouched(
+        chunks: &[(i64, &[Sequence])],
+        last: (Sequence, i64),
+        holes: &[Sequence],
+        progress: QueueProgress,
+    ) -> Queue {
         let hole = |sequence: &Sequence| DeclaredHole {
             first: *sequence,
             last: *sequence,
@@ -164,7 +169,7 @@ mod tests {
         };
         let (through, chunk) = last;
         let watermark = CommittedWatermark::forged(through, Instance(1));
-        let mut own = Queue::new(Arc::from("late"), place);
+        let mut own = Queue::new(Arc::from("late"), progress);
         own.watermark = Some(Vouched { watermark, chunk, holes: holes.iter().map(hole).collect() });
         let mut group = Group { lane: LaneId(1), chunks: Vec::new(), events: Vec::new() };
         for (chunk, sequences) in chunks {
@@ -178,36 +183,36 @@ mod tests {
 
     /// Delivered, dead, and whether the watermark is still of use.
     fn fates(own: &Queue) -> (Vec<Sequence>, Vec<Sequence>, bool) {
-        let confirmed = own.place.confirmed.iter().map(crate::delivered::Delivered::sequence).collect();
-        let dead = own.place.dead.iter().map(|letter| letter.sequence).collect();
+        let confirmed = own.progress.confirmed.iter().map(crate::delivered::Delivered::sequence).collect();
+        let dead = own.progress.dead.iter().map(|letter| letter.sequence).collect();
         (confirmed, dead, own.watermark.is_some())
     }
 
     #[test]
     fn what_kafka_has_of_a_lane_is_not_sent_again_up_to_its_last_event() {
-        let own = vouched(&[(10, &[3, 7]), (11, &[9, 12])], (9, 11), &[], LeftOff::default());
+        let own = vouched(&[(10, &[3, 7]), (11, &[9, 12])], (9, 11), &[], QueueProgress::default());
         assert_eq!(fates(&own), (vec![3, 7, 9], vec![], true));
-        assert_eq!(own.place.done.into_iter().collect::<Vec<_>>(), [3, 7, 9]);
+        assert_eq!(own.progress.done.into_iter().collect::<Vec<_>>(), [3, 7, 9]);
     }
 
     #[test]
     fn a_word_ends_with_its_chunk_whatever_sequences_stand_behind() {
         // Parked again after a try: a lower sequence behind a higher one.
-        let own = vouched(&[(10, &[3, 9]), (11, &[4, 5])], (9, 10), &[], LeftOff::default());
+        let own = vouched(&[(10, &[3, 9]), (11, &[4, 5])], (9, 10), &[], QueueProgress::default());
         assert_eq!(fates(&own), (vec![3, 9], vec![], false));
     }
 
     #[test]
     fn declared_holes_among_them_are_dead_letters_with_their_reason() {
-        let own = vouched(&[(10, &[3, 7, 9])], (9, 10), &[7], LeftOff::default());
+        let own = vouched(&[(10, &[3, 7, 9])], (9, 10), &[7], QueueProgress::default());
         assert_eq!(fates(&own), (vec![3, 9], vec![7], true));
-        assert_eq!(own.place.dead.first().map(|letter| letter.reason.as_str()), Some("too large"));
+        assert_eq!(own.progress.dead.first().map(|letter| letter.reason.as_str()), Some("too large"));
     }
 
     #[test]
     fn what_was_settled_before_is_settled_once() {
-        let place = LeftOff { done: [3, 7].into(), ..LeftOff::default() };
-        let mut own = vouched(&[(10, &[3, 7, 9])], (9, 10), &[], place);
+        let progress = QueueProgress { done: [3, 7].into(), ..QueueProgress::default() };
+        let mut own = vouched(&[(10, &[3, 7, 9])], (9, 10), &[], progress);
         own.vouch();
         assert_eq!(fates(&own), (vec![9], vec![], true));
     }

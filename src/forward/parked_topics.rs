@@ -1,4 +1,4 @@
-//! Sends the queues of blocked topics: one topic at a time, with a sender of its own, so that a refusal does not touch the
+//! Sends the queues of parked topics: one topic at a time, with a sender of its own, so that a refusal does not touch the
 //! others.
 //!
 //! The first event of a queue is the question whether the topic is open: rights show only when something is produced. If
@@ -21,7 +21,7 @@ use super::judge::Renewal;
 use super::options;
 use super::parking::Opened;
 use super::producer::Producer;
-use super::queue::{LeftOff, Queue, Refused};
+use super::queue::{Queue, QueueProgress, Refused};
 use super::sender::{Happened, Place, Sender};
 use super::topic_state::{Answers, Found};
 use super::transactional::Transactional;
@@ -43,17 +43,17 @@ const OUTNUMBERED: Duration = Duration::from_secs(300);
 const TURN: Duration = Duration::from_secs(10);
 
 /// See the documentation of the module.
-pub(super) struct BlockedTopics {
+pub(super) struct ParkedTopics {
     sender: Sender,
-    active: Option<Try>,
+    active: Option<Probe>,
     /// Topics that had too few replicas in sync: how many, and when that was.
     outnumbered: HashMap<Arc<str>, (usize, Instant)>,
     /// Where tries that ended left off, by Kafka topic; forgotten when the topic is direct again.
-    left_off: HashMap<Arc<str>, LeftOff>,
+    progress: HashMap<Arc<str>, QueueProgress>,
 }
 
 /// One topic being tried.
-struct Try {
+struct Probe {
     queue: Queue,
     began: Instant,
     look_at: Instant,
@@ -86,12 +86,12 @@ enum End {
     NothingYet,
 }
 
-impl BlockedTopics {
+impl ParkedTopics {
     /// Uses the stream's configuration, but finds out sooner that a topic is missing.
     pub(super) fn new(mut config: ClientConfig, delivery: Delivery) -> Self {
         options::for_lanes(&mut config);
         let sender = Sender::new(config, delivery);
-        Self { sender, active: None, outnumbered: HashMap::new(), left_off: HashMap::new() }
+        Self { sender, active: None, outnumbered: HashMap::new(), progress: HashMap::new() }
     }
 
     /// A topic is being tried.
@@ -158,12 +158,12 @@ impl BlockedTopics {
             return false;
         }
         let Some(topic) = custody.parking.next_due(now) else { return false };
-        let place = self.left_off.remove(&topic).unwrap_or_default();
+        let progress = self.progress.remove(&topic).unwrap_or_default();
         let outnumbered =
             self.outnumbered.get(&topic).filter(|(_, at)| now.saturating_duration_since(*at) < OUTNUMBERED);
         let enough = outnumbered.map_or(0, |(in_sync, _)| in_sync.saturating_add(1));
-        let (queue, leaders) = (Queue::new(topic, place), Leaders::default());
-        self.active = Some(Try { queue, began: now, look_at: now, leaders, in_sync: 0, enough });
+        let (queue, leaders) = (Queue::new(topic, progress), Leaders::default());
+        self.active = Some(Probe { queue, began: now, look_at: now, leaders, in_sync: 0, enough });
         self.sender.begins_anew(Bisection::probing(), now);
         true
     }
@@ -173,7 +173,7 @@ impl BlockedTopics {
         custody.changed = true;
         custody.admission.is_direct(topic);
         custody.say_opened(topic, opened, now);
-        self.left_off.remove(topic);
+        self.progress.remove(topic);
         self.outnumbered.remove(topic);
         if let Some(mut active) = self.active.take() {
             self.sender.retire(&mut Feed::queue(&mut active.queue, custody), wire, now);
@@ -202,10 +202,10 @@ impl BlockedTopics {
         let Some(mut active) = self.active.take() else { return };
         self.sender.retire(&mut Feed::queue(&mut active.queue, custody), wire, now);
         active.queue.settle_group(custody, now);
-        let Queue { topic, place, .. } = active.queue;
+        let Queue { topic, progress, .. } = active.queue;
         custody.parking.put_back(&topic, now);
-        if place.is_of_use() {
-            self.left_off.insert(topic, place);
+        if progress.is_of_use() {
+            self.progress.insert(topic, progress);
         }
     }
 
@@ -234,7 +234,7 @@ impl BlockedTopics {
 
     /// One turn of the sender, and what it means for the try. `Some`: Kafka does not take it now.
     fn turn(&mut self, custody: &mut Custody, wire: &mut Wire, now: Instant) -> Option<Refused> {
-        let Try { queue, .. } = self.active.as_mut()?;
+        let Probe { queue, .. } = self.active.as_mut()?;
         let own = &mut self.sender;
         // The stream's producer sees the same brokers and says what is to be said; these must only not pile up.
         let has_producer = own.producer().map(|producer| drop(producer.remarks())).is_some();
@@ -256,7 +256,7 @@ impl BlockedTopics {
     }
 
     fn apply(&mut self, happened: Happened, custody: &mut Custody, wire: &mut Wire, now: Instant) {
-        let Some(Try { queue, .. }) = &mut self.active else { return };
+        let Some(Probe { queue, .. }) = &mut self.active else { return };
         match happened {
             Happened::Nothing | Happened::NewProducer | Happened::Ended(Renewal::AtOnce) => {}
             Happened::NoProducer(_) => queue.refused(None),
@@ -285,7 +285,7 @@ impl BlockedTopics {
     /// A chunk that could not be read is behind all that this watermark vouches for; and dead letters of the groups before
     /// are on disk: its holes are all that a reader must know.
     fn write_watermark(&mut self, custody: &mut Custody, wire: &mut Wire, now: Instant) {
-        let Some(Try { queue, .. }) = &mut self.active else { return };
+        let Some(Probe { queue, .. }) = &mut self.active else { return };
         // custody rule 3: of two records with one key the later one is found.
         if custody.declarations.is_under_way(&queue.topic) {
             return;
@@ -307,7 +307,7 @@ impl BlockedTopics {
     }
 }
 
-impl Try {
+impl Probe {
     /// Reads the next group; how the try ends if there is none, or if it is another topic's turn.
     fn read_on(&mut self, custody: &mut Custody, now: Instant) -> Result<Option<End>, ReadError> {
         let topic = &self.queue.topic;
