@@ -1,28 +1,25 @@
 //! `tidegate demo`: the main job on stage, from nothing, in half a minute.
 //!
 //! It needs no file and no argument. The relay is a child process of its own (this program, `run --config`), with a
-//! configuration that the demo writes; the sensors are tasks in this process that publish to it over TCP; the central
+//! configuration that the demo writes; the sensors are threads of this process that publish to it over TCP; the central
 //! Kafka is librdkafka's mock cluster, in this process too. Kafka goes away, the relay is killed with -9 in the middle
 //! of that and started again, Kafka returns, and at the end the books are made from what Kafka holds.
 //!
-//! * `reading`: who the sensors are, what they say · `session`, `wire`, `sensors`: how they say it
-//! * `central`: the mock Kafka and its reader · `relay`: the child · `stage`: the play
-//! * `books`: the comparison, pure · `view`, `report`: what is printed
+//! * `fleet`: the sensors · `central`: the mock Kafka and its reader · `relay`: the child · `stage`: the play
+//! * `view`, `report`: what is printed
+//!
+//! Who publishes, reads and judges is the tests' own kit (`tests/kit`), which uses none of Tidegate's code.
 //!
 //! Whatever happens, the child is killed and the folder removed (`--keep` keeps it): on an error, on Ctrl-C, SIGTERM
 //! and SIGHUP. The exit code is 0 only if the books balance: nothing lost, nothing out of order, every repeat
 //! explained, the relay's own books balanced, and a clean stop.
 
-mod books;
 mod central;
-mod reading;
+mod fleet;
 mod relay;
 mod report;
-mod sensors;
-mod session;
 mod stage;
 mod view;
-mod wire;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

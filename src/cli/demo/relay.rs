@@ -6,13 +6,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use test_kit::Trouble;
+use test_kit::ports::free_port;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -72,7 +74,7 @@ pub(super) struct Site {
 impl Site {
     /// Chooses two free ports and writes the configuration.
     pub(super) fn prepare(folder: &Path, brokers: &str) -> Result<Self, RelayError> {
-        let [mqtt, http] = free_ports().map_err(os("find a free port"))?;
+        let [mqtt, http] = free_ports()?;
         let site = Self { config: folder.join("tidegate.toml"), log: folder.join("relay.log"), mqtt, http };
         let data_dir = folder.join("data");
         let Some(data_dir) = data_dir.to_str() else {
@@ -184,11 +186,10 @@ fn spawn(site: &Site) -> Result<Child, RelayError> {
         .map_err(os("start the relay"))
 }
 
-/// Both are held until both are known, so that they differ.
-fn free_ports() -> io::Result<[SocketAddr; 2]> {
-    let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let second = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    Ok([first.local_addr()?, second.local_addr()?])
+/// They differ.
+fn free_ports() -> Result<[SocketAddr; 2], RelayError> {
+    let free = || free_port().map_err(|Trouble(why)| os("find a free port")(io::Error::other(why)));
+    Ok([free()?, free()?].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
 }
 
 fn configuration(data_dir: &str, brokers: &str, mqtt: SocketAddr, http: SocketAddr) -> String {

@@ -2,7 +2,9 @@
 
 use std::process::ExitStatus;
 
-use super::books::Books;
+use test_kit::books::Books;
+use test_kit::publisher::Log;
+
 use super::view::{View, grouped};
 use crate::observe::status::Status;
 
@@ -11,6 +13,10 @@ use crate::observe::status::Status;
 pub(super) struct Outcome {
     /// What Kafka holds against what the sensors say.
     pub(super) books: Books,
+    /// Readings that the relay refused by reason code.
+    pub(super) refused: u64,
+    /// Acknowledgements of something that was not in flight.
+    pub(super) stray: u64,
     /// The relay's own books, just before it was asked to stop; `None` when it did not answer.
     pub(super) relay: Option<Status>,
     /// How it ended; `None` when it had to be killed.
@@ -18,9 +24,15 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
+    /// What Kafka holds and what the sensors say, before the relay is asked.
+    pub(super) fn new(books: Books, logs: &[Log]) -> Self {
+        let (refused, stray) = logs.iter().fold((0, 0), |(r, s), log| (r + log.refused, s + log.stray_answers));
+        Self { books, refused, stray, relay: None, exit: None }
+    }
+
     /// What must not be, in words.
-    pub(super) fn faults(&self) -> Vec<String> {
-        let mut faults = self.books.faults();
+    fn faults(&self) -> Vec<String> {
+        let mut faults = self.faults_of_books();
         match &self.relay {
             None => faults.push("the relay did not show its own books".to_owned()),
             Some(status) if !status.balanced => faults.push("the relay's own books do not balance".to_owned()),
@@ -35,6 +47,27 @@ impl Outcome {
             Some(status) if status.success() => {}
             Some(status) => faults.push(format!("the relay did not stop cleanly: {status}")),
             None => faults.push("the relay did not stop when asked, and was killed".to_owned()),
+        }
+        faults
+    }
+
+    fn faults_of_books(&self) -> Vec<String> {
+        let books = &self.books;
+        let rows = [
+            (books.lost, "acknowledged and not in Kafka: lost"),
+            (books.out_of_order, "out of order"),
+            (unexplained(books), "readings under a second id, without a reason"),
+            (books.bad_ids, "records without an id, or under the id of a different reading"),
+            (books.holes, "sequences missing between the ids in Kafka"),
+            (books.foreign, "records that no sensor sent"),
+            (books.misdirected, "records under another MQTT topic or key"),
+            (self.refused, "readings refused by the relay"),
+            (self.stray, "acknowledgements of something that was not in flight"),
+        ];
+        let mut faults: Vec<String> =
+            rows.iter().filter(|(number, _)| *number > 0).map(|(number, what)| format!("{number} {what}")).collect();
+        if books.acknowledged == 0 {
+            faults.push("nothing was acknowledged at all".to_owned());
         }
         faults
     }
@@ -70,25 +103,37 @@ impl Outcome {
     }
 }
 
+/// Readings under a second id that no sensor made: it sent them again at QoS 1, because the kill took the PUBACK that it
+/// waited for. To everybody after the sensor these are two events. QoS 2 promises that there is none.
+fn unexplained(books: &Books) -> u64 {
+    books.taken_twice - books.sent_again
+}
+
 fn rows(books: &Books) -> Vec<(&'static str, u64, &'static str)> {
+    let repeated = books.recognised + books.taken_twice;
+    // An acknowledgement too many is a fault of its own.
+    let unacknowledged = books.published.saturating_sub(books.acknowledged);
     let always = [
         ("published", books.published, "by the sensors, each reading counted once"),
-        ("acknowledged", books.acknowledged, "PUBACK or PUBCOMP arrived: from then on the relay is responsible"),
+        ("acknowledged", books.acknowledged, "PUBACK or PUBREC arrived: from then on the relay is responsible"),
         ("delivered", books.delivered, "different readings in Kafka, compared byte for byte"),
         ("lost", books.lost, "acknowledged, and not in Kafka"),
         ("out of order", books.out_of_order, "by MQTT topic, against the sensor's own counter"),
-        ("repeated", books.repeated(), "the same reading in Kafka more than once; of these:"),
-        ("  sent again by the relay", books.repeated_by_relay, "recognised by the same tidegate-id: a reader drops it"),
+        ("repeated", repeated, "the same reading in Kafka more than once; of these:"),
+        ("  sent again by the relay", books.recognised, "recognised by the same tidegate-id: a reader drops it"),
         (
             "  sent again by a sensor (QoS 1)",
-            books.repeated_by_sensor,
+            books.sent_again,
             "the kill stopped its PUBACK: a new event, with a new tidegate-id",
         ),
     ];
     let if_any = [
-        ("  under two ids, for no reason", books.repeated_unexplained, "no sensor sent these again"),
-        ("  under two ids, at QoS 2", books.qos_2_twice, "QoS 2 promises that this never happens"),
-        ("not acknowledged", books.unacknowledged(), "the sensors still hold these: the relay promised nothing"),
+        (
+            "  under two ids, for no reason",
+            unexplained(books),
+            "no sensor sent these again, or QoS 2 promises that this never happens",
+        ),
+        ("not acknowledged", unacknowledged, "the sensors still hold these: the relay promised nothing"),
     ];
     always.into_iter().chain(if_any.into_iter().filter(|(_, number, _)| *number > 0)).collect()
 }
@@ -102,7 +147,7 @@ mod tests {
 
     fn good() -> Outcome {
         let books = Books { published: 3, acknowledged: 3, delivered: 3, records: 3, ids: 3, ..Books::default() };
-        Outcome { books, relay: Some(relay(3, true)), exit: Some(ExitStatus::from_raw(0)) }
+        Outcome { books, refused: 0, stray: 0, relay: Some(relay(3, true)), exit: Some(ExitStatus::from_raw(0)) }
     }
 
     fn relay(received: u64, balanced: bool) -> Status {
@@ -114,12 +159,19 @@ mod tests {
         assert_eq!(good().faults(), Vec::<String>::new());
         let mut lost = good();
         lost.books.lost = 1;
+        let mut shared = good();
+        shared.books.bad_ids = 1;
+        let mut twice = good();
+        twice.books.taken_twice = 1;
+        let refused = Outcome { refused: 1, ..good() };
+        let stray = Outcome { stray: 1, ..good() };
+        let nothing = Outcome { books: Books { ids: 3, ..Books::default() }, ..good() };
         let unbalanced = Outcome { relay: Some(relay(3, false)), ..good() };
         let other = Outcome { relay: Some(relay(4, true)), ..good() };
         let silent = Outcome { relay: None, ..good() };
         let failed = Outcome { exit: Some(ExitStatus::from_raw(256)), ..good() };
         let stuck = Outcome { exit: None, ..good() };
-        for outcome in [lost, unbalanced, other, silent, failed, stuck] {
+        for outcome in [lost, shared, twice, refused, stray, nothing, unbalanced, other, silent, failed, stuck] {
             assert_eq!(outcome.faults().len(), 1, "{outcome:?}");
         }
     }
@@ -127,8 +179,8 @@ mod tests {
     #[test]
     fn allowed_repeats_are_no_fault() {
         let mut outcome = good();
-        outcome.books.repeated_by_relay = 5;
-        outcome.books.repeated_by_sensor = 2;
+        outcome.books.recognised = 5;
+        (outcome.books.taken_twice, outcome.books.sent_again) = (2, 2);
         assert!(outcome.faults().is_empty());
     }
 }

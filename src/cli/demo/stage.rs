@@ -10,29 +10,23 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::path::Path;
 use std::process::ExitStatus;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinSet;
+use test_kit::Trouble;
 use tokio::time::sleep;
 
-use super::books::{Account, Books};
 use super::central::{Central, CentralError};
-use super::reading::Fleet;
+use super::fleet::{Fleet, plans};
 use super::relay::{Relay, RelayError, Site};
 use super::report::Outcome;
-use super::sensors::{self, Pace, Tally};
-use super::session::Journal;
 use super::view::{Numbers, View, grouped};
 use crate::observe::status::Status;
-use crate::stop::pair;
 
 /// Shows an outage of Kafka and a kill -9 on this machine, with simulated sensors and a simulated Kafka.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Options {
     /// How long the demo takes, about.
-    // The books keep about 200 bytes a reading: 120 s of 20,000/s are 480 MB, the most that the limits here allow.
+    // The books keep about 150 bytes a reading: 120 s of 20,000/s are 360 MB, the most that the limits here allow.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(10..=120))]
     pub seconds: u64,
     /// Readings a second, of all sensors together.
@@ -68,9 +62,9 @@ pub(super) enum StageError {
     /// The central Kafka.
     #[error(transparent)]
     Central(#[from] CentralError),
-    /// A sensor's task died.
+    /// A sensor's thread died.
     #[error("a simulated sensor failed: {0}")]
-    Sensor(#[from] tokio::task::JoinError),
+    Sensor(Trouble),
 }
 
 /// When what happens, from the first reading on.
@@ -104,39 +98,27 @@ impl Times {
 pub(super) async fn play(options: &Options, folder: &Path) -> Result<(Outcome, View), StageError> {
     let times = Times::new(options.seconds);
     let mut view = View::new(options.rate.saturating_mul(times.sensors_stop.as_secs()));
-    let fleet = Arc::new(Fleet::new(usize::from(options.sensors)));
-    let central = Central::start(&fleet)?;
+    let plans = plans(options.sensors, options.rate);
+    let central = Central::start(&plans)?;
     let site = Site::prepare(folder, &central.address())?;
     introduce(&view, options, &site, &central.address());
     let (relay, took) = Relay::start(&site).await?;
     view.line(format!("The relay is ready after {:.2} s, as process {}.\n", took.as_secs_f64(), relay.pid()));
     view.curtain();
 
-    let act = Act {
-        options,
-        times,
-        central: &central,
-        site: &site,
-        view: &view,
-        start: Instant::now(),
-        tally: Arc::new(Tally::default()),
-        held: Cell::new(0),
-        most_held: Cell::new(0),
-    };
+    let start = Instant::now();
+    let fleet = Fleet::start(&plans, site.mqtt);
+    let (held, most_held) = (Cell::new(0), Cell::new(0));
+    let act =
+        Act { options, times, central: &central, site: &site, view: &view, start, fleet: &fleet, held, most_held };
     let finale = tokio::select! {
-        finale = act.perform(&fleet, relay) => finale?,
+        finale = act.perform(relay) => finale?,
         never = act.watch() => match never {},
     };
-    let haul = central.finish().await?;
-    let accounts: Vec<Account> = fleet
-        .sensors()
-        .iter()
-        .zip(finale.journals)
-        .map(|(sensor, journal)| Account { qos: sensor.qos, journal })
-        .collect();
-    let books = Books::new(&accounts, &haul.records, haul.foreign);
+    let logs = fleet.leave().map_err(StageError::Sensor)?;
+    let books = central.finish().await?.close(&logs);
     view.close();
-    Ok((Outcome { books, relay: finale.status, exit: finale.exit }, view))
+    Ok((Outcome { relay: finale.status, exit: finale.exit, ..Outcome::new(books, &logs) }, view))
 }
 
 fn introduce(view: &View, options: &Options, site: &Site, kafka: &str) {
@@ -154,14 +136,13 @@ fn introduce(view: &View, options: &Options, site: &Site, kafka: &str) {
     view.line(format!("           takes MQTT at {}, answers for itself at http://{}/", site.mqtt, site.http));
     view.line(format!("  Kafka    a mock cluster inside this process, at {kafka}: the real protocol, no disk\n"));
     view.line(
-        "A reading is acknowledged when its PUBACK (QoS 1) or PUBCOMP (QoS 2) has come. By then it is on the relay's",
+        "A reading is acknowledged when its PUBACK (QoS 1) or PUBREC (QoS 2) has come. By then it is on the relay's",
     );
     view.line("disk, and only Kafka's own confirmation removes it. This demo tries to prove that wrong.\n");
 }
 
-/// What the relay and the sensors said at the end.
+/// What the relay said at the end.
 struct Finale {
-    journals: Vec<Journal>,
     status: Option<Status>,
     exit: Option<ExitStatus>,
 }
@@ -173,17 +154,14 @@ struct Act<'a> {
     site: &'a Site,
     view: &'a View,
     start: Instant,
-    tally: Arc<Tally>,
+    fleet: &'a Fleet,
     /// As `/status` said last.
     held: Cell<u64>,
     most_held: Cell<u64>,
 }
 
 impl Act<'_> {
-    async fn perform(&self, fleet: &Fleet, mut relay: Relay) -> Result<Finale, StageError> {
-        let pace = Pace { start: self.start, per_second: self.options.rate, sensors: u64::from(self.options.sensors) };
-        let (stopper, stop) = pair();
-        let tasks = sensors::start(fleet, self.site.mqtt, pace, &self.tally, &stop);
+    async fn perform(&self, mut relay: Relay) -> Result<Finale, StageError> {
         self.view.scene("Everything works: readings go to Kafka, and the buffer is almost empty.");
         self.until(self.times.kafka_goes, &mut relay).await?;
 
@@ -191,9 +169,8 @@ impl Act<'_> {
         let mut relay = self.recovery(relay).await?;
         self.until(self.times.sensors_stop, &mut relay).await?;
 
-        stopper.stop();
         self.view.scene("The sensors stop, and wait for their last acknowledgements.");
-        let journals = collect(tasks).await?;
+        self.fleet.stop().await;
         self.drain(&mut relay).await?;
         let status = self.site.status().await;
         let (exit, took) = relay.stop().await?;
@@ -201,7 +178,7 @@ impl Act<'_> {
             Some(exit) => format!("SIGTERM: the relay stopped after {:.2} s ({exit}).", took.as_secs_f64()),
             None => format!("SIGTERM: the relay did not stop within {:.0} s, and was killed.", took.as_secs_f64()),
         });
-        Ok(Finale { journals, status, exit })
+        Ok(Finale { status, exit })
     }
 
     /// Kafka goes away, and in the middle of that the relay is killed and started again.
@@ -215,7 +192,7 @@ impl Act<'_> {
         ));
         self.until(self.times.killed, &mut relay).await?;
 
-        let resumed_before = self.tally.resumed.load(Ordering::Relaxed);
+        let resumed_before = self.fleet.resumed();
         relay.kill()?;
         self.view.scene("kill -9: the relay dies at once. The sensors keep what was not acknowledged.");
         sleep(self.times.dark).await;
@@ -230,7 +207,7 @@ impl Act<'_> {
         self.view.scene(format!(
             "In the outage the relay acknowledged {} readings. {} of {} sensors found their session again.",
             grouped(self.numbers().acknowledged - acknowledged_before),
-            self.tally.resumed.load(Ordering::Relaxed) - resumed_before,
+            self.fleet.resumed() - resumed_before,
             self.options.sensors
         ));
         Ok(relay)
@@ -264,7 +241,9 @@ impl Act<'_> {
         let begun = Instant::now();
         loop {
             let numbers = self.numbers();
-            let empty = self.site.status().await.is_some_and(|status| status.total.held == 0);
+            // Its books may be a moment old: those are meant that have the last reading.
+            let books = self.site.status().await.map(|status| status.total);
+            let empty = books.is_some_and(|books| books.held == 0 && books.received >= numbers.acknowledged);
             if empty && numbers.in_kafka >= numbers.acknowledged {
                 self.view.scene("Kafka holds everything, and the buffer is empty.");
                 return Ok(());
@@ -313,22 +292,12 @@ impl Act<'_> {
 
     fn numbers(&self) -> Numbers {
         Numbers {
-            published: self.tally.published.load(Ordering::Relaxed),
-            acknowledged: self.tally.acknowledged.load(Ordering::Relaxed),
+            published: self.fleet.published(),
+            acknowledged: self.fleet.acknowledged(),
             held: self.held.get(),
             in_kafka: self.central.readings(),
         }
     }
-}
-
-/// The journals in the order of the fleet.
-async fn collect(mut tasks: JoinSet<(usize, Journal)>) -> Result<Vec<Journal>, StageError> {
-    let mut journals = Vec::with_capacity(tasks.len());
-    while let Some(journal) = tasks.join_next().await {
-        journals.push(journal?);
-    }
-    journals.sort_by_key(|(index, _)| *index);
-    Ok(journals.into_iter().map(|(_, journal)| journal).collect())
 }
 
 #[cfg(test)]
