@@ -358,6 +358,22 @@ fn readme_shows_both_commands_and_the_top_level_is_whole() {
     }
 }
 
+/// `profile.dist` inherits what `profile.release` says of a package: whatever is built less thoroughly there says here how
+/// thoroughly it is packaged.
+#[test]
+fn what_is_packaged_inherits_no_level_from_the_everyday_build() {
+    let manifest = read("Cargo.toml");
+    let table = |heading: &str| {
+        let body = manifest.split(heading).nth(1).unwrap_or_else(|| panic!("{heading} is missing")).split("\n[").next();
+        let lines = body.unwrap_or_default().lines().filter(|line| line.contains("opt-level"));
+        lines.filter_map(|line| line.split(" = ").next()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (release, dist) = (table("[profile.release.package]"), table("[profile.dist.package]"));
+    assert!(release.len() > 20, "{release:?}");
+    let silent: Vec<_> = release.iter().filter(|package| !dist.contains(package)).collect();
+    assert!(silent.is_empty(), "profile.dist.package does not say how {silent:?} are packaged");
+}
+
 /// GitHub's and every other renderer's: small letters, digits, hyphens.
 fn anchors(markdown: &str) -> Vec<String> {
     let heading = |line: &str| {

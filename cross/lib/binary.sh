@@ -91,6 +91,8 @@ cross_cargo() { # COMMAND ARGUMENT...
         # OpenSSL writes the date into itself. It is compiled once for many commits, so it is not the commit's.
         export SOURCE_DATE_EPOCH=0
         export OPENSSL_CONFIG_DIR=/usr/local/ssl
+        # The everyday build leaves out parts of OpenSSL and librdkafka (.cargo/config.toml); what is packaged has all of them.
+        export OPENSSL_SRC_PERL=perl GNUMAKEFLAGS=
         export TIDEGATE_COMMIT
         cargo-zigbuild "$1" --locked --target "$zig_triple" "${std[@]}" "${@:2}"
     )
