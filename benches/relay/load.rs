@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What to publish.
 #[derive(Debug, Clone, Copy)]
@@ -91,7 +91,7 @@ pub fn reading(out: &mut Vec<u8>, sensor: usize, counter: usize, bytes: usize) {
     write!(
         out,
         "{{\"sensor\":\"s{sensor:03}\",\"n\":{counter},\"t\":{},\"temp\":{value:.3},\"unit\":\"C\",\"ok\":true,\"note\":\"",
-        1_700_000_000_000_u64 + counter as u64
+        SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_millis()
     )
     .expect("a Vec takes all");
     let mut i = counter % 7;

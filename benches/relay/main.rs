@@ -4,6 +4,8 @@
 //! cargo bench --bench relay                 # the table of docs/figures.md, about five minutes
 //! cargo bench --bench relay -- listen 1 100 # one line: listen|mosquitto, QoS, payload bytes
 //! cargo bench --bench relay -- drain        # the backlog only
+//! cargo bench --bench relay -- everyday     # 10, 100 and 2,000 readings a second, ten minutes
+//! cargo bench --bench relay -- everyday 100 listen    # one rate: fluent-bit|listen|mosquitto
 //! ```
 //!
 //! `TIDEGATE_BENCH_EVENTS` changes how many events a line takes. It needs what `tests/run` installs. CPU is that of the agent
@@ -26,7 +28,9 @@
 )]
 #![allow(missing_docs, unreachable_pub, reason = "a benchmark has no interface")]
 
+mod everyday;
 mod load;
+mod peer;
 mod usage;
 #[path = "../../tests/it/support/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the benchmark uses a part of the tests' support")]
@@ -34,6 +38,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use everyday::Who;
 use load::{Load, Published};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use support::agent::{Build, Gateway};
@@ -58,6 +63,12 @@ fn main() -> Outcome<()> {
             drain()?;
         }
         ["idle"] => idle()?,
+        ["everyday"] => everyday::run(&[10.0, 100.0, 2_000.0], &[Who::FluentBit, Who::Listen, Who::Mosquitto])?,
+        ["everyday", rate, ref paths @ ..] => {
+            let whos: Option<Vec<Who>> = paths.iter().map(|path| Who::named(path)).collect();
+            let Some(whos) = whos else { return trouble!("paths: listen, mosquitto, fluent-bit") };
+            everyday::run(&[rate.parse()?], &whos)?;
+        }
         ["drain"] => drain()?,
         [path, qos, bytes] => {
             header();

@@ -1,30 +1,89 @@
 //! What an agent has used, and on what machine.
 
+use std::collections::BTreeMap;
+
 use crate::support::Outcome;
 use crate::support::agent::Agent;
 
 /// Clock ticks a second in `/proc/<pid>/stat`; 100 on every Linux that Tidegate runs on.
 const TICKS: f64 = 100.0;
 
-/// CPU and disk writes of an agent.
+/// What a process has used.
 pub struct Usage {
     pub cpu_s: f64,
     pub written_bytes: u64,
+    /// Times that one of its threads went to sleep or was sent to.
+    pub switches: u64,
+    pub resident_mb: f64,
 }
 
 impl Usage {
     pub fn of(agent: &Agent) -> Outcome<Self> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid()))?;
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
-        let io = std::fs::read_to_string(format!("/proc/{}/io", agent.pid()))?;
-        let written = io.lines().find_map(|l| l.strip_prefix("write_bytes: ")).unwrap();
-        Ok(Self { cpu_s: ticks / TICKS, written_bytes: written.trim().parse()? })
+        Self::of_pid(agent.pid())
+    }
+
+    pub fn of_pid(pid: u32) -> Outcome<Self> {
+        let io = std::fs::read_to_string(format!("/proc/{pid}/io"))?;
+        let written_bytes = number(&io, "write_bytes:").unwrap();
+        let mut switches = 0;
+        for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            // A thread may end meanwhile.
+            let status = std::fs::read_to_string(task?.path().join("status")).unwrap_or_default();
+            switches += number(&status, "\nvoluntary_ctxt_switches:").unwrap_or(0)
+                + number(&status, "\nnonvoluntary_ctxt_switches:").unwrap_or(0);
+        }
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let resident_mb = number(&status, "VmRSS:").unwrap_or(0) as f64 / 1024.0;
+        Ok(Self { cpu_s: cpu_s(pid)?, written_bytes, switches, resident_mb })
     }
 
     pub fn since(&self, before: &Self) -> Self {
-        Self { cpu_s: self.cpu_s - before.cpu_s, written_bytes: self.written_bytes - before.written_bytes }
+        Self {
+            cpu_s: self.cpu_s - before.cpu_s,
+            written_bytes: self.written_bytes - before.written_bytes,
+            switches: self.switches.saturating_sub(before.switches),
+            resident_mb: self.resident_mb,
+        }
     }
+}
+
+/// Nanoseconds on a processor by the name of the thread; of those that run now.
+pub fn threads(pid: u32) -> Outcome<BTreeMap<String, u64>> {
+    let mut all = BTreeMap::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let path = task?.path();
+        let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default().trim().to_owned();
+        let spent = std::fs::read_to_string(path.join("schedstat")).unwrap_or_default();
+        *all.entry(name).or_default() += spent.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    }
+    Ok(all)
+}
+
+/// User and system time of a process.
+fn cpu_s(pid: u32) -> Outcome<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / TICKS)
+}
+
+/// The number behind a name.
+fn number(text: &str, name: &str) -> Option<u64> {
+    let (_, after) = text.split_once(name)?;
+    after.split_whitespace().next()?.parse().ok()
+}
+
+/// CPU of the Kafka that this benchmark has started: its only child in Java.
+pub fn kafka_cpu_s() -> Outcome<f64> {
+    let mut all = 0.0;
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
+        if stat.contains("(java)") && parent == Some(std::process::id()) {
+            all += cpu_s(pid)?;
+        }
+    }
+    Ok(all)
 }
 
 /// What the figures were measured on.

@@ -32,6 +32,7 @@ use super::envelope::Sealer;
 use super::error::{WriteError, is_full, row_id};
 use super::sessions::{self, IdChange, SessionChange};
 use super::settle::{Part, Pending};
+use super::space::pages_in_use;
 use super::statements::Statements;
 use crate::event::{Event, Qos, RouteId, Sequence, Stored};
 use crate::planted::{Bug, planted};
@@ -63,6 +64,8 @@ pub(crate) struct Arrivals<R> {
     pub reply: UnboundedSender<Durable<R>>,
     /// The memory this occupies, given back after the commit. `None` for work without events.
     pub room: Option<Room>,
+    /// The sender most likely stands still until this is answered: no commit waits for others with it.
+    pub waits: bool,
 }
 
 /// Memory that was granted; dropping it gives it back.
@@ -75,6 +78,8 @@ pub(super) struct Batch<R> {
     raw_bytes: usize,
     sessions: Vec<SessionChange>,
     answers: Vec<Answer<R>>,
+    /// A sender of something in it stands still.
+    waits: bool,
 }
 
 struct Answer<R> {
@@ -85,12 +90,13 @@ struct Answer<R> {
 
 impl<R> Batch<R> {
     pub(super) fn new() -> Self {
-        Self { events: Vec::new(), raw_bytes: 0, sessions: Vec::new(), answers: Vec::new() }
+        Self { events: Vec::new(), raw_bytes: 0, sessions: Vec::new(), answers: Vec::new(), waits: false }
     }
 
     /// Adds one; its events get their sequences, counting from `next` for the first of the batch.
     pub(super) fn add(&mut self, arrivals: Arrivals<R>, next: Sequence) {
-        let Arrivals { events, sessions, receipt, reply, room } = arrivals;
+        let Arrivals { events, sessions, receipt, reply, room, waits } = arrivals;
+        self.waits |= waits;
         let first = self.events.last().map_or(next, |last| last.sequence + 1);
         self.events.reserve(events.len());
         for (sequence, event) in (first..).zip(events) {
@@ -124,6 +130,11 @@ impl<R> Batch<R> {
             changes.retain(|change| matches!(change, IdChange::Forget | IdChange::Keep(_)));
         }
         self.sessions.retain(|session| !session.changes.is_empty());
+    }
+
+    /// Does a sender of something in it stand still?
+    pub(super) fn waits(&self) -> bool {
+        self.waits
     }
 
     /// Topics and payloads.
@@ -187,6 +198,8 @@ impl<R> Batch<R> {
         books.transaction += 1;
         let body = books.seal(&mut scratch.raw, &mut scratch.sealer)?;
         tx.update_state.execute([body])?;
+        // Here and not after the commit, where it would want a lock of its own.
+        scratch.pages = pages_in_use(tx)?;
         Ok(())
     }
 
@@ -217,6 +230,7 @@ impl<R> Batch<R> {
     /// Called after COMMIT only: answers, and hands the events on.
     fn acknowledge(&mut self) -> Vec<Stored> {
         self.answer();
+        self.waits = false;
         self.sessions.clear();
         self.raw_bytes = 0;
         std::mem::take(&mut self.events)
@@ -239,6 +253,8 @@ impl<R> Batch<R> {
 pub(super) struct Scratch {
     raw: Vec<u8>,
     sealer: Sealer,
+    /// That the database uses with it.
+    pub(super) pages: u64,
 }
 
 fn book(run: Option<(RouteId, u64)>, books: &mut Books) {

@@ -2,12 +2,12 @@
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Arrivals;
 use super::books::Books;
 use super::commit::Batch;
-use super::intake::Drops;
+use super::intake::{Drops, Nap};
 use super::settle::Pending;
 use super::settlement::{Settlement, Ticket};
 
@@ -20,6 +20,7 @@ pub(super) struct Inbox<R> {
     pub(super) batch: Batch<R>,
     pub(super) pending: Pending,
     drops: Arc<Drops>,
+    nap: Arc<Nap>,
     /// Settlements in a transaction whose outcome is unknown. While there are some, the batch does not grow either:
     /// what is found on disk later must be exactly what was attempted.
     doubtful: Option<Pending>,
@@ -30,7 +31,7 @@ impl<R> Inbox<R> {
         arrivals: Receiver<Arrivals<R>>,
         doors: Weak<()>,
         settlements: Receiver<(Ticket, Settlement)>,
-        drops: Arc<Drops>,
+        (drops, nap): (Arc<Drops>, Arc<Nap>),
     ) -> Self {
         Self {
             arrivals,
@@ -40,6 +41,7 @@ impl<R> Inbox<R> {
             batch: Batch::new(),
             pending: Pending::default(),
             drops,
+            nap,
             doubtful: None,
         }
     }
@@ -84,6 +86,30 @@ impl<R> Inbox<R> {
             taken += 1;
         }
         taken
+    }
+
+    /// Is there something that a commit does not wait longer with? `for_all`: also for senders that stand still.
+    pub(super) fn ends_a_wait(&self, enough: usize, for_all: bool) -> bool {
+        !for_all && self.batch.waits() || self.batch.raw_bytes() >= enough || self.ingest_gone()
+    }
+
+    /// Lets the batch grow for so long; ends early when one of its senders stands still, when there is enough, or when nobody can
+    /// send any more. How many joined it.
+    pub(super) fn gather(&mut self, longest: Duration, enough: usize, for_all: bool, books: &Books) -> usize {
+        let start = Instant::now();
+        self.nap.begin();
+        let mut joined = self.take_arrivals(books);
+        loop {
+            let left = longest.saturating_sub(start.elapsed());
+            if left.is_zero() || self.ends_a_wait(enough, for_all) {
+                break;
+            }
+            self.nap.sleep(left);
+            self.nap.begin();
+            joined += self.take_arrivals(books);
+        }
+        self.nap.end();
+        joined
     }
 
     /// Waits for a settlement without touching the arrivals; true when one came.

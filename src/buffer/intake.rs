@@ -1,13 +1,14 @@
 //! The door for ingest: bounded in bytes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak, mpsc};
+use std::time::Duration;
 
 use tokio::sync::{AcquireError, Semaphore};
 
 use super::commit::{Arrivals, Room};
 use super::error::Stopped;
-use super::limits::INTAKE_BYTES;
+use super::limits::{ENOUGH_BYTES, INTAKE_BYTES};
 use crate::event::RouteId;
 use crate::planted::{Bug, planted};
 
@@ -19,6 +20,53 @@ pub(crate) struct Intake<R> {
     /// Counts the doors that are open.
     open: Arc<()>,
     drops: Arc<Drops>,
+    /// Behind `open`: whoever is woken by the end of the last intake finds it closed.
+    bell: Bell,
+}
+
+/// Calls the buffer thread when its owner goes.
+#[derive(Debug, Clone, Default)]
+struct Bell(Arc<Nap>);
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        self.0.call();
+    }
+}
+
+/// How the buffer thread sleeps while a commit waits for others: not one arrival wakes it, but one that cannot wait does, and a
+/// queue that is full enough.
+#[derive(Debug, Default)]
+pub(super) struct Nap {
+    sleeps: AtomicBool,
+    called: Mutex<bool>,
+    wakes: Condvar,
+}
+
+impl Nap {
+    /// From here on a call is heard. What was queued before must be looked at after this.
+    pub(super) fn begin(&self) {
+        *self.called.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.sleeps.store(true, Ordering::SeqCst);
+    }
+
+    /// Until a call, no longer than that.
+    pub(super) fn sleep(&self, longest: Duration) {
+        let called = self.called.lock().unwrap_or_else(PoisonError::into_inner);
+        // Poisoned or not: it wakes.
+        drop(self.wakes.wait_timeout_while(called, longest, |called| !*called));
+    }
+
+    pub(super) fn end(&self) {
+        self.sleeps.store(false, Ordering::SeqCst);
+    }
+
+    fn call(&self) {
+        if self.sleeps.load(Ordering::SeqCst) {
+            *self.called.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            self.wakes.notify_one();
+        }
+    }
 }
 
 /// QoS 0 events that found no room, by ledger line, until the books have them. Counters and not messages, so that
@@ -46,6 +94,7 @@ impl<R> Clone for Intake<R> {
             room: Arc::clone(&self.room),
             open: Arc::clone(&self.open),
             drops: Arc::clone(&self.drops),
+            bell: self.bell.clone(),
         }
     }
 }
@@ -55,7 +104,11 @@ impl<R> Intake<R> {
         let (queue, receiver) = mpsc::channel();
         let open = Arc::new(());
         let doors = Arc::downgrade(&open);
-        (Self { queue, room, open, drops }, receiver, doors)
+        (Self { queue, room, open, drops, bell: Bell::default() }, receiver, doors)
+    }
+
+    pub(super) fn nap(&self) -> Arc<Nap> {
+        Arc::clone(&self.bell.0)
     }
 
     #[cfg(test)]
@@ -100,7 +153,12 @@ impl<R> Intake<R> {
     /// # Errors
     /// When the buffer has stopped; nothing of it will be acknowledged.
     pub(crate) fn store(&self, arrivals: Arrivals<R>) -> Result<(), Stopped> {
-        self.queue.send(arrivals).map_err(|mpsc::SendError(_)| Stopped)
+        let waits = arrivals.waits;
+        self.queue.send(arrivals).map_err(|mpsc::SendError(_)| Stopped)?;
+        if waits || self.room.available_permits() + ENOUGH_BYTES <= INTAKE_BYTES {
+            self.bell.0.call();
+        }
+        Ok(())
     }
 }
 

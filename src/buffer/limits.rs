@@ -33,35 +33,60 @@ pub(super) const NAME_OVERHEAD_BYTES: usize = 64;
 /// Longer ones are not remembered: one of 64 KiB would push hundreds of ordinary ones out.
 pub(super) const LONGEST_NAME_KEPT: usize = 512;
 
-/// Longest sleep of the buffer thread: the pulse needs one beat a second, and five wake-ups cost nothing.
-pub(super) const TICK: Duration = Duration::from_millis(200);
+/// Longest sleep of the buffer thread: the pulse needs one beat a second.
+pub(super) const TICK: Duration = Duration::from_secs(1);
 
-/// Settlements wait this long for each other. Deleting chunks one by one would change three more pages in every
-/// commit; ten chunks at a time change hardly more than one. A crash repeats what was confirmed meanwhile.
-pub(super) const SETTLE_DELAY: Duration = Duration::from_millis(100);
+/// ... and while a commit waits for others.
+pub(super) const LONGEST_NAP: Duration = Duration::from_millis(500);
 
-/// Under load the thread looks for company in steps of this length. A step is one wake-up of this thread instead of
-/// one an arrival.
+/// Confirmations wait this long for each other, and then for the next commit of events, if one is due: deleting chunks one by one
+/// would change three more pages in every commit. Kafka has the watermark meanwhile, so that a crash repeats nothing.
+pub(super) const SETTLE_DELAY: Duration = Duration::from_secs(1);
+
+/// ... without a watermark: a crash repeats what was confirmed meanwhile. A busy line commits every 250 ms.
+pub(super) const SETTLE_BEFORE_REPEATS: Duration = Duration::from_millis(300);
+
+/// ... and what forward waits for.
+pub(super) const SETTLE_SOON: Duration = Duration::from_millis(100);
+
+/// Between two commits of a busy line. A commit of 25 readings (100 a second) writes 8 to 10 KiB: at four a second 3 GB a day, and
+/// an acknowledgement takes a quarter of a second at most.
+pub(super) const COMMIT_INTERVAL: Duration = Duration::from_millis(250);
+
+/// So many commits may follow each other at once after a pause: a few sensors that report together.
+pub(super) const COMMIT_BURST: u32 = 4;
+
+/// A commit is waited for no longer than the `linger`th part of this number: the rest is Kafka's.
+pub(super) const LINGER_SHARE: u32 = 2;
+
+/// Charged bytes in the intake at which nothing is gained by waiting: 450 events of 100 bytes, 8 to 10 KiB compressed, so that
+/// the pages that every commit writes (leaf, state, head) are a small part of it.
+pub(super) const ENOUGH_BYTES: usize = 128 * 1024;
+
+/// Under load the thread looks for more in steps of this length. A step is one wake-up of this thread instead of one an
+/// arrival.
 pub(super) const GATHER_STEP: Duration = Duration::from_micros(500);
 
 /// Steps without an arrival that end the wait: publishers stand still, most likely because they wait for us.
 pub(super) const GATHER_QUIET_STEPS: u32 = 5;
 
-/// Under load a commit waits no longer than this for company: 450 events at 30,000/s, and 15 ms of a publisher's
+/// ... where one is known to stand still: the others had the same answer to go on from.
+pub(super) const GATHER_QUIET_STEPS_KNOWN: u32 = 1;
+
+/// Under load a commit waits no longer than this for more: 450 events at 30,000/s, and 15 ms of a publisher's
 /// patience, half of what one sync of an SD card takes.
 pub(super) const GATHER_LONGEST: Duration = Duration::from_millis(15);
 
-/// Raw bytes that need no more company: about 450 events of 100 bytes, 8 to 10 KiB compressed, so that the pages that
-/// every commit writes (leaf, state, head) are a small part of it.
+/// Raw bytes that need no more: see [`ENOUGH_BYTES`].
 pub(super) const GATHER_BYTES: usize = 64 * 1024;
 
-/// Commits with fewer events than this never make the next one wait: nothing is gained by joining a handful.
+/// Commits with fewer events than this never make the next one wait in steps: nothing is gained by joining a handful.
 pub(super) const GATHER_EVENTS: usize = 8;
 
 /// Load is high while events are at most this far apart (4,000 events/s).
 pub(super) const GATHER_SPACING: Duration = Duration::from_micros(250);
 
-/// After waits that ended in silence, 2, 4, … up to 2^6 commits do not wait: publishers with a small window stay fast.
+/// After waits in vain, 2, 4, … up to 2^6 commits do not wait: who waits for each acknowledgement stays fast.
 pub(super) const GATHER_FUTILE: u32 = 6;
 
 /// With `commit_delay`, company up to this size is waited for; above, half of the intake is used and ingest would stall.

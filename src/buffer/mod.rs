@@ -154,7 +154,8 @@
 //! # A commit
 //!
 //! One thread owns the only write connection; there is one commit at a time, and all that is queued goes into it ([`writer`],
-//! [`commit`]):
+//! [`commit`]). Commits are a budget, four a second: on a busy line one waits up to 250 ms for more events, unless a sender in it
+//! stands still ([`pace`]):
 //!
 //! 1. where the batch goes beyond `reserved`, the side file is replaced;
 //! 2. `BEGIN IMMEDIATE`; settlements first, because they free pages; then the chunks, the sessions, and the state row with
@@ -163,7 +164,8 @@
 //! 4. then, and only then, each receipt becomes a [`Durable`], and the events go to the reader in memory ([`tail_cache`]).
 //!
 //! Forward reads through its own read-only connection what it could not take from memory ([`reader`]), and says what became of
-//! it ([`settlement`]); settlements wait up to 100 ms for each other. The log is written back at 4,000 pages and never shrunk.
+//! it ([`settlement`]). Confirmations are applied a second later, without a watermark after 300 ms, and what forward waits for after
+//! 100 ms. The log is written back at 4,000 pages and never shrunk.
 //!
 //! # What is true after a failure
 //!
@@ -438,4 +440,6 @@ pub(crate) struct BufferStatus {
     pub write_failures: u64,
     /// Seconds the commits since start took, all together.
     pub commit_seconds: f64,
+    /// ... and waited for more events before.
+    pub commit_wait_seconds: f64,
 }

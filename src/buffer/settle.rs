@@ -18,13 +18,14 @@ use rusqlite::OptionalExtension;
 use super::books::Books;
 use super::copies::{self, Tools};
 use super::error::{WriteError, row_id, sequence};
-use super::limits::{SETTLE_DELAY, SWEEP_SEQUENCES};
+use super::limits::{SETTLE_BEFORE_REPEATS, SETTLE_DELAY, SETTLE_SOON, SWEEP_SEQUENCES};
 use super::settlement::{DeadLetter, LaneMove, Parked, Settlement, Ticket};
 use super::spans::Spans;
 use super::statements::Statements;
 use super::{LaneId, instances};
 use crate::delivered::Delivered;
 use crate::event::{RouteId, Sequence};
+use crate::planted::{Bug, planted};
 use crate::watermark::Instance;
 
 /// Settlements that wait for the next transaction. Applying them changes nothing here, so that they can be applied
@@ -142,7 +143,19 @@ impl Pending {
 
     /// Until then.
     pub(super) fn left(&self) -> Duration {
-        self.since.map_or(Duration::ZERO, |since| SETTLE_DELAY.saturating_sub(since.elapsed()))
+        let longest = if self.is_waited_for() || planted(Bug::ReleaseBeforeDelivery) {
+            SETTLE_SOON
+        } else if self.watermark > 0 {
+            SETTLE_DELAY
+        } else {
+            SETTLE_BEFORE_REPEATS
+        };
+        self.since.map_or(Duration::ZERO, |since| longest.saturating_sub(since.elapsed()))
+    }
+
+    /// Does forward go on when it is on disk? It does not wait for what was only confirmed.
+    fn is_waited_for(&self) -> bool {
+        self.must_stay() || !self.lane_chunks.is_empty() || !self.admitted.is_empty() || self.in_line_with.is_some()
     }
 
     pub(super) fn ticket(&self) -> Ticket {

@@ -63,15 +63,21 @@ impl Space {
         }
     }
 
-    /// After a commit, and when quiet: measures and decides.
+    /// When quiet: measures and decides.
     pub(super) fn measure(&mut self, tx: &mut Statements<'_>) -> rusqlite::Result<()> {
-        let (mut pages, mut log) = self.look(tx)?;
+        let pages = pages_in_use(tx)?;
+        self.measured(pages, tx)
+    }
+
+    /// After a commit, in which so many pages were in use: decides.
+    pub(super) fn measured(&mut self, pages: u64, tx: &mut Statements<'_>) -> rusqlite::Result<()> {
+        let (mut pages, mut log) = (pages * PAGE_BYTES, self.log_bytes());
         let resume = self.resume();
         if pages.saturating_add(log) >= self.mark() && pages < resume && log > 0 {
             // The log alone keeps us above: write it back and begin a new one. Only at the brim, and it keeps the
             // intake open for as long as there really is room.
             schema::checkpoint(tx.connection)?;
-            (pages, log) = self.look(tx)?;
+            (pages, log) = (pages_in_use(tx)? * PAGE_BYTES, self.log_bytes());
         }
         self.used = pages.saturating_add(log);
         let (used, limit) = (self.used, self.max_bytes);
@@ -127,11 +133,14 @@ impl Space {
         self.max_bytes / 100 * RESUME_PERCENT
     }
 
-    /// Bytes of pages in use, and of the log.
-    fn look(&self, tx: &mut Statements<'_>) -> rusqlite::Result<(u64, u64)> {
-        let pages: i64 = tx.page_count.query_row([], |row| row.get(0))?;
-        let free: i64 = tx.free_pages.query_row([], |row| row.get(0))?;
-        let used = u64::try_from(pages.saturating_sub(free)).unwrap_or(0).saturating_mul(PAGE_BYTES);
-        Ok((used, std::fs::metadata(&self.wal).map_or(0, |metadata| metadata.len())))
+    fn log_bytes(&self) -> u64 {
+        std::fs::metadata(&self.wal).map_or(0, |metadata| metadata.len())
     }
+}
+
+/// Pages of the database that hold something.
+pub(super) fn pages_in_use(tx: &mut Statements<'_>) -> rusqlite::Result<u64> {
+    let pages: i64 = tx.page_count.query_row([], |row| row.get(0))?;
+    let free: i64 = tx.free_pages.query_row([], |row| row.get(0))?;
+    Ok(u64::try_from(pages - free).unwrap_or(0))
 }

@@ -13,6 +13,7 @@ use super::error::{CloseError, OpenError};
 use super::inbox::Inbox;
 use super::intake::Drops;
 use super::limits::INTAKE_BYTES;
+use super::pace::Pace;
 use super::settlement::Applied;
 use super::space::Space;
 use super::tail_cache::TailCache;
@@ -91,7 +92,6 @@ impl Buffer {
         let writer = Writer {
             lock: self.lock,
             max_bytes: self.settings.max_bytes,
-            commit_delay: self.settings.commit_delay,
             space: Space::new(self.database.wal_path(), self.settings.max_bytes),
             durable: self.books.transaction,
             attempted: Attempted::default(),
@@ -101,7 +101,7 @@ impl Buffer {
             life: self.life,
             books: self.books,
             route_names: self.route_names,
-            inbox: Inbox::new(arrivals, open_doors, settlements, drops),
+            inbox: Inbox::new(arrivals, open_doors, settlements, (drops, intake.nap())),
             tools: Tools {
                 writer: ChunkWriter::new(compress),
                 reader: ChunkReader::default(),
@@ -109,7 +109,7 @@ impl Buffer {
             },
             outside: Outside { tail, applied, room, status },
             pulse,
-            counts: Counts::new(),
+            counts: Counts::new(Pace::new(self.settings.commit_delay, self.settings.linger)),
         };
         // Whoever looks before the first turn of the thread sees the books, not zeros.
         writer.outside.status.send_replace(Arc::new(writer.snapshot(None)));

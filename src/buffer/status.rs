@@ -42,6 +42,7 @@ impl<R> Writer<R> {
             failing: false,
             write_failures: self.counts.write_failures,
             commit_seconds: self.counts.commit_time.as_secs_f64(),
+            commit_wait_seconds: self.counts.commit_wait.as_secs_f64(),
         }
     }
 }

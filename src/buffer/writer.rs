@@ -29,7 +29,10 @@ use super::error::{CloseError, WriteError, is_full};
 use super::identity::{self, Marks, Opened};
 use super::inbox::Inbox;
 use super::instances::{self, Entry};
-use super::limits::{DELAY_BYTES, GATHER_BYTES, GATHER_LONGEST, GATHER_QUIET_STEPS, GATHER_STEP, MARK_EVERY, TICK};
+use super::limits::{
+    DELAY_BYTES, GATHER_BYTES, GATHER_LONGEST, GATHER_QUIET_STEPS, GATHER_QUIET_STEPS_KNOWN, GATHER_STEP, LONGEST_NAP,
+    MARK_EVERY, STATUS_EVERY, TICK,
+};
 use super::pace::{self, Pace};
 use super::schema::{Database, checkpoint};
 use super::settle::{Part, Pending};
@@ -49,7 +52,6 @@ pub(super) struct Writer<R> {
     /// Held for its lock.
     pub(super) lock: File,
     pub(super) max_bytes: u64,
-    pub(super) commit_delay: Duration,
     pub(super) marks: Marks,
     pub(super) life: Entry,
     pub(super) books: Books,
@@ -97,6 +99,7 @@ pub(super) struct Counts {
     pub(super) commits: u64,
     pub(super) write_failures: u64,
     pub(super) commit_time: Duration,
+    pub(super) commit_wait: Duration,
     pub(super) published: Option<Instant>,
     pub(super) publish_due: bool,
     pub(super) marked: Instant,
@@ -105,15 +108,16 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(pace: Pace) -> Self {
         Self {
             scratch: Scratch::default(),
-            pace: Pace::new(),
+            pace,
             backoff: Backoff::new(),
             trouble: Trouble::default(),
             commits: 0,
             write_failures: 0,
             commit_time: Duration::ZERO,
+            commit_wait: Duration::ZERO,
             published: None,
             publish_due: true,
             marked: Instant::now(),
@@ -185,42 +189,59 @@ impl<R> Writer<R> {
 
     /// Waits until something can be done, but not longer than [`TICK`]. True when nothing came.
     fn wait(&mut self) -> bool {
+        // What waits for room is looked at often, and what was not published yet is.
+        let soon = self.space.is_full() || self.counts.publish_due;
+        let longest = if soon { STATUS_EVERY } else { TICK };
         let wait = if self.inbox.pending.is_empty() {
-            TICK
+            longest
         } else if self.urgent() {
-            self.space.until_retry(Instant::now()).min(TICK)
+            self.space.until_retry(Instant::now()).min(longest)
         } else {
-            self.inbox.pending.left().min(TICK)
+            self.inbox.pending.left().min(longest)
         };
         self.inbox.wait(wait, self.space.is_full(), &self.books)
     }
 
-    /// Waits for company where that is asked for or pays.
+    /// Waits for others where that pays ([`pace`](super::pace)).
     fn gather(&mut self) {
         let start = Instant::now();
-        if !self.commit_delay.is_zero() {
+        let delay = self.counts.pace.delay(start);
+        // What the configuration says goes for all.
+        let fixed = self.counts.pace.is_fixed();
+        if !delay.is_zero() && (fixed || !self.inbox.batch.waits()) {
+            let enough = if fixed { DELAY_BYTES } else { GATHER_BYTES };
+            let mut joined = 0;
             loop {
-                let left = pace::left(start, self.commit_delay, Instant::now());
-                if left.is_zero() || self.inbox.batch.raw_bytes() >= DELAY_BYTES || self.inbox.ingest_gone() {
+                let left = pace::left(start, delay, Instant::now());
+                joined += self.inbox.gather(left.min(LONGEST_NAP), enough, fixed, &self.books);
+                self.pulse.beat();
+                if left <= LONGEST_NAP || self.inbox.ends_a_wait(enough, fixed) {
                     break;
                 }
-                std::thread::sleep(left.min(GATHER_LONGEST));
-                self.pulse.beat();
-                self.inbox.take_arrivals(&self.books);
             }
-        } else if self.inbox.batch.raw_bytes() < GATHER_BYTES && self.counts.pace.expects_company(start) {
-            let mut silent_steps = 0_u32;
-            while self.inbox.batch.raw_bytes() < GATHER_BYTES
-                && silent_steps < GATHER_QUIET_STEPS
-                && !pace::left(start, GATHER_LONGEST, Instant::now()).is_zero()
-            {
-                std::thread::sleep(GATHER_STEP);
-                let came = self.inbox.take_arrivals(&self.books);
-                silent_steps = if came == 0 { silent_steps + 1 } else { 0 };
-            }
-            self.counts.pace.waited(silent_steps >= GATHER_QUIET_STEPS);
+            self.counts.pace.waited(joined == 0 && !self.inbox.batch.waits());
         }
-        self.counts.pace.commits(Instant::now(), self.inbox.batch.events());
+        if self.inbox.batch.raw_bytes() < GATHER_BYTES && self.counts.pace.is_under_load(start) {
+            self.gather_in_steps(start);
+        }
+        let now = Instant::now();
+        self.counts.commit_wait += now.saturating_duration_since(start);
+        self.counts.pace.commits(now, self.inbox.batch.events());
+    }
+
+    /// Publishers who were answered together are heard together.
+    fn gather_in_steps(&mut self, start: Instant) {
+        let mut silent_steps = 0_u32;
+        let quiet = |batch: &Batch<R>| if batch.waits() { GATHER_QUIET_STEPS_KNOWN } else { GATHER_QUIET_STEPS };
+        while self.inbox.batch.raw_bytes() < GATHER_BYTES
+            && silent_steps < quiet(&self.inbox.batch)
+            && !pace::left(start, GATHER_LONGEST, Instant::now()).is_zero()
+        {
+            std::thread::sleep(GATHER_STEP);
+            let came = self.inbox.take_arrivals(&self.books);
+            silent_steps = if came == 0 { silent_steps + 1 } else { 0 };
+        }
+        self.counts.pace.waited(silent_steps >= GATHER_QUIET_STEPS);
     }
 
     /// One transaction: with `store` all arrivals, with `settle` that part of the settlements.
@@ -266,7 +287,7 @@ impl<R> Writer<R> {
                     None => self.committed(events, &Pending::default()),
                 }
                 self.space.worked(store || self.inbox.batch.is_empty(), Instant::now());
-                self.space.measure(tx)?;
+                self.space.measured(self.counts.scratch.pages, tx)?;
                 if self.counts.marked.elapsed() >= MARK_EVERY {
                     self.mark();
                 }

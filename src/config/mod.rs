@@ -31,6 +31,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::time::Duration;
 
 use toml::de::DeTable;
 
@@ -197,12 +198,13 @@ fn read(document: &Document<'_, '_>) -> Result<Config, Reported> {
     let http = HttpKeys::read(&document.one(HttpKeys::TABLE)).complete();
     let agent_id = agent.as_ref().ok().map(|agent| &*agent.id);
     let links = links::links(document, agent_id, http.as_ref().ok());
-    let buffer = BufferKeys::read(&document.one(BufferKeys::TABLE)).complete();
     let packet = links.as_ref().map_or(0, |(mqtt, listen)| {
         mqtt.iter().map(|m| m.max_packet_bytes).chain(listen.iter().map(|l| l.max_packet_bytes)).max().unwrap_or(0)
     });
     let largest = kafka::largest_record_bytes(packet, routes::any_makes_json(document));
     let kafka = kafka::kafka(document, largest);
+    let linger = kafka.as_ref().map_or(Duration::ZERO, |kafka| kafka.linger);
+    let buffer = BufferKeys::read(&document.one(BufferKeys::TABLE)).complete(linger);
     let watermark_topic = kafka.as_ref().ok().map(|kafka| kafka.watermark_topic.as_str());
     let routes = routes::routes(document, watermark_topic);
     let (mqtt, listen) = links?;

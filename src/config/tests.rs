@@ -229,7 +229,7 @@ fn values_arrive_as_they_were_written() {
     assert_eq!((floor.address, floor.max_connections), ("0.0.0.0:1883".parse().unwrap(), 1000));
     assert_eq!(floor.users_file, Some(folder.path().join("users")));
     assert_eq!((config.buffer.max_bytes, config.buffer.sync), (2_500_000_000, SyncMode::Normal));
-    assert_eq!(config.buffer.commit_delay, Duration::from_millis(20));
+    assert_eq!(config.buffer.commit_delay, Some(Duration::from_millis(20)));
     assert_eq!((config.kafka.delivery, config.kafka.linger), (Delivery::AtLeastOnce, Duration::ZERO));
     assert_eq!(config.kafka.options["ssl.endpoint.identification.algorithm"].reveal(), "none");
     assert_eq!(config.routes.target("a/n/x", None).unwrap().topic.as_ref(), "a.n");

@@ -114,10 +114,15 @@ impl Delivery {
     }
 
     /// May a record go now? Opens a transaction if it takes one.
-    pub(super) fn may_send(&mut self, producer: &Producer, since: Option<Instant>, now: Instant) -> Result<bool, Code> {
+    pub(super) fn may_send(
+        &mut self,
+        producer: &Producer,
+        was_due: Option<Instant>,
+        now: Instant,
+    ) -> Result<bool, Code> {
         match self {
             Self::AtLeastOnce(_) => Ok(true),
-            Self::ExactlyOnce(own) => own.may_send(producer, since, now),
+            Self::ExactlyOnce(own) => own.may_send(producer, was_due, now),
         }
     }
 

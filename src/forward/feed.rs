@@ -2,7 +2,7 @@
 //! one parked topic. What differs between the two is data: the sender and its loop are the same.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::custody::Custody;
 use super::judge::Judged;
@@ -49,18 +49,18 @@ impl<'a> Feed<'a> {
         }
     }
 
-    /// It is being sent: the rest of it waits for room, not for company.
-    pub(super) fn begins_to_send(&mut self) {
+    /// It is being sent: the rest of it waits for room, not for others.
+    pub(super) fn begins_to_send(&mut self, now: Instant) {
         match &mut self.source {
-            Source::Stream(stream) => stream.begins_to_send(),
+            Source::Stream(stream) => stream.begins_to_send(now),
             Source::Queue(_) => {}
         }
     }
 
-    /// Since when the first one is in hand.
-    pub(super) fn since(&self) -> Option<Instant> {
+    /// Until when the batch that is being sent would have waited for others.
+    pub(super) fn was_due(&self) -> Option<Instant> {
         match &self.source {
-            Source::Stream(stream) => stream.since(),
+            Source::Stream(stream) => stream.was_due(),
             Source::Queue(_) => None,
         }
     }
@@ -157,8 +157,7 @@ impl<'a> Feed<'a> {
         match &self.source {
             Source::Stream(stream) => stream.hand(self.custody),
             Source::Queue(queue) => {
-                let linger = Duration::ZERO;
-                Hand { any: queue.front().is_some(), gathers: false, linger, declares: false, is_full: false }
+                Hand { any: queue.front().is_some(), gathers: false, declares: false, is_full: false }
             }
         }
     }

@@ -1,7 +1,6 @@
 //! What a feed tells its sender: what to do with the reading in front, and what is in hand.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::targets::Turn;
 use crate::route::Target;
@@ -22,10 +21,8 @@ pub(super) enum Next {
 pub(super) struct Hand {
     /// Readings are in hand.
     pub(super) any: bool,
-    /// ... and wait for company.
+    /// ... and wait for others.
     pub(super) gathers: bool,
-    /// For so long a transaction stays open for more, whatever else.
-    pub(super) linger: Duration,
     /// There is something to say without any reading.
     pub(super) declares: bool,
     /// ... so much that one transaction takes no more.

@@ -388,7 +388,7 @@ impl Sender {
         }
         let is_ready = feed.is_ready(now);
         if is_ready {
-            feed.begins_to_send();
+            feed.begins_to_send(now);
         }
         let not_begun = |code| Renewal::AfterWait(code, "a transaction cannot be begun".to_owned());
         let sent = match self.delivery.ask_the_time(&producer, is_ready, &mut wire.times, now) {

@@ -35,7 +35,7 @@ impl Sender {
             if !self.knows_the_link(producer, &target.topic, wire) {
                 return Sent::Done;
             }
-            match self.delivery.may_send(producer, feed.since(), now) {
+            match self.delivery.may_send(producer, feed.was_due(), now) {
                 Ok(true) => {}
                 Ok(false) => return Sent::Done,
                 Err(code) => return Sent::NotBegun(code),

@@ -25,17 +25,20 @@ use crate::buffer::DeadLetter;
 use crate::event::Stored;
 use crate::route::Target;
 
-/// A batch that waits for company is sent at once when it has so many events: 15.6 bytes each on the wire, against
-/// 15.3 for larger ones.
-const FULL_EVENTS: usize = 1_000;
+/// A batch that waits for others is sent at once when it has so many events: 15.6 bytes each on the wire with 1,000, 15.3 with
+/// more, and half a second of a line of 4,000 a second is one transaction.
+const FULL_EVENTS: usize = 2_000;
 
-/// ... or so many bytes.
-const FULL_BYTES: usize = 128 << 10;
+/// ... or so many bytes, which is what the buffer keeps in memory for us: more would have to be read from the disk.
+const FULL_BYTES: usize = 512 << 10;
 
 /// See the documentation of the module.
 pub(super) struct Stream {
     linger: Duration,
     pending: Pending,
+    /// When the last batch left, and until when it would have waited.
+    left: Option<Instant>,
+    was_due: Option<Instant>,
     /// Settled already, and read again.
     skips: Skips,
     pub(super) watermark: StreamWatermark,
@@ -50,16 +53,23 @@ pub(super) struct Stream {
 struct Pending {
     events: VecDeque<Stored>,
     bytes: usize,
-    /// They wait for company until then.
+    /// They wait for others until then.
     gather_until: Option<Instant>,
-    /// When the first of them came.
-    since: Option<Instant>,
 }
 
 impl Stream {
     /// Goes on where the last run left off.
     pub(super) fn new(linger: Duration, skips: Skips, watermark: StreamWatermark) -> Self {
-        Self { linger, pending: Pending::default(), skips, watermark, known_topic: None, asks_about: Vec::new() }
+        Self {
+            linger,
+            pending: Pending::default(),
+            left: None,
+            was_due: None,
+            skips,
+            watermark,
+            known_topic: None,
+            asks_about: Vec::new(),
+        }
     }
 
     /// Takes what the reader gave.
@@ -68,8 +78,9 @@ impl Stream {
             return;
         }
         if self.pending.events.is_empty() {
-            self.pending.gather_until = now.checked_add(self.linger);
-            self.pending.since = Some(now);
+            // `linger` behind the last batch; after a pause, at once.
+            let due = self.left.and_then(|left| left.checked_add(self.linger));
+            self.pending.gather_until = Some(due.map_or(now, |due| due.max(now)));
         }
         self.pending.bytes = events.iter().fold(self.pending.bytes, |sum, stored| sum + stored.event.cost_bytes());
         if self.pending.events.is_empty() {
@@ -98,13 +109,17 @@ impl Stream {
         self.pending.gather_until
     }
 
-    /// The rest of a batch that does not fit into the window waits for room, not for company.
-    pub(super) fn begins_to_send(&mut self) {
-        self.pending.gather_until = None;
+    /// The rest of a batch that does not fit into the window waits for room, not for others.
+    pub(super) fn begins_to_send(&mut self, now: Instant) {
+        if let Some(due) = self.pending.gather_until.take() {
+            self.left = Some(now);
+            self.was_due = Some(due);
+        }
     }
 
-    pub(super) fn since(&self) -> Option<Instant> {
-        self.pending.since
+    /// Until when the batch that is being sent would have waited for others.
+    pub(super) fn was_due(&self) -> Option<Instant> {
+        self.was_due
     }
 
     pub(super) fn front(&self) -> Option<&Stored> {
@@ -115,7 +130,6 @@ impl Stream {
         Hand {
             any: !self.pending.events.is_empty(),
             gathers: self.pending.gather_until.is_some(),
-            linger: self.linger,
             declares: custody.declarations.any(),
             is_full: custody.declarations.is_full(),
         }

@@ -67,7 +67,7 @@ impl Rig {
     pub(super) fn start(dir: &Path, brokers: &str, options: &[(&str, &str)]) -> Self {
         let settings = settings::Buffer {
             sync: SyncMode::Normal,
-            ..settings::example(BufferKeys::TABLE, BufferKeys::read).complete().unwrap()
+            ..settings::example(BufferKeys::TABLE, BufferKeys::read).complete(Duration::ZERO).unwrap()
         };
         let (buffer, recovered) = Buffer::open(settings, dir, &routes().definitions()).unwrap();
         let running = buffer.start(Pulse::new()).unwrap();
@@ -128,8 +128,14 @@ impl Rig {
             sender: None,
             properties: None,
         });
-        let arrivals =
-            Arrivals { events: events.collect(), sessions: vec![], receipt: (), reply: self.reply.clone(), room: None };
+        let arrivals = Arrivals {
+            events: events.collect(),
+            sessions: vec![],
+            receipt: (),
+            reply: self.reply.clone(),
+            room: None,
+            waits: true,
+        };
         self.intake.store(arrivals).unwrap();
         self.acks.blocking_recv().unwrap().into_receipt();
     }

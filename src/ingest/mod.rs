@@ -18,6 +18,7 @@ pub(crate) mod inbox;
 pub(crate) mod limits;
 pub(crate) mod listener;
 pub(crate) mod receipt;
+mod standstill;
 pub(crate) mod status;
 mod stream;
 pub(crate) mod topics;

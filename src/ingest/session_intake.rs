@@ -10,11 +10,13 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
 use super::batch::Batch;
-use super::receipt::Receipts;
+use super::receipt::{Answer, Receipts};
+use super::standstill::Standstill;
 use super::status::LinkStatus;
 use super::topics::Topics;
 use crate::buffer::{Arrivals, Durable, IdChange, Intake, Room, SessionChange, Stopped};
@@ -48,6 +50,7 @@ pub(crate) struct SessionIntake {
     status: Arc<LinkStatus>,
     reply: mpsc::UnboundedSender<Durable<Receipts>>,
     outstanding: usize,
+    standstill: Standstill,
 }
 
 /// Where the answers of the buffer arrive. Tell the intake of each one ([`SessionIntake::answered`]).
@@ -69,7 +72,7 @@ impl SessionIntake {
     pub(crate) fn new(destination: &Destination, session: Arc<str>, status: Arc<LinkStatus>) -> (Self, Replies) {
         let (reply, replies) = mpsc::unbounded_channel();
         let intake = destination.intake.clone();
-        (Self { intake, session, status, reply, outstanding: 0 }, replies)
+        (Self { intake, session, status, reply, outstanding: 0, standstill: Standstill::default() }, replies)
     }
 
     /// Hands the batch over if there is room.
@@ -155,6 +158,7 @@ impl SessionIntake {
     /// The buffer has answered a batch.
     pub(crate) fn answered(&mut self) {
         self.outstanding -= 1;
+        self.standstill.answered(Instant::now());
     }
 
     /// Batches that the buffer has not answered yet.
@@ -170,7 +174,9 @@ impl SessionIntake {
         receipt: Receipts,
         room: Option<Room>,
     ) -> Result<(), Stopped> {
-        self.intake.store(Arrivals { events, sessions, receipt, reply: self.reply.clone(), room })?;
+        let stands_still = self.standstill.read(receipt.len(), Instant::now());
+        let waits = stands_still || receipt.iter().any(|receipt| receipt.answer() == Answer::Proceed);
+        self.intake.store(Arrivals { events, sessions, receipt, reply: self.reply.clone(), room, waits })?;
         self.outstanding += 1;
         Ok(())
     }
@@ -192,6 +198,7 @@ fn add(total: &AtomicU64, counted: &mut u64) {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
+    use std::time::Duration;
 
     use bytes::BytesMut;
 
@@ -209,7 +216,7 @@ mod tests {
     fn settings() -> settings::Buffer {
         settings::Buffer {
             max_bytes: 64 << 20,
-            ..settings::example(BufferKeys::TABLE, BufferKeys::read).complete().unwrap()
+            ..settings::example(BufferKeys::TABLE, BufferKeys::read).complete(Duration::ZERO).unwrap()
         }
     }
 

@@ -106,6 +106,11 @@ fn buffer(page: &mut Page<'_>, status: &Status) -> fmt::Result {
     )?;
     page.counter("buffer_commits", "Synced commits since start.", [(NONE, part.commits)])?;
     page.counter_f64("buffer_commit_seconds", "Time of all these commits together.", part.commit_seconds)?;
+    page.counter_f64(
+        "buffer_commit_wait_seconds",
+        "Time that all these commits waited for more readings.",
+        part.commit_wait_seconds,
+    )?;
     page.counter(
         "buffer_write_failures",
         "Failed writes since start; after each the agent opens the database again.",

@@ -141,6 +141,8 @@ pub(crate) struct BufferPart {
     pub commits: u64,
     /// Seconds they took together.
     pub commit_seconds: f64,
+    /// Seconds they waited for more readings, together.
+    pub commit_wait_seconds: f64,
     /// Failed writes since start.
     pub write_failures: u64,
 }
@@ -431,6 +433,7 @@ impl From<&BufferStatus> for BufferPart {
             released: buffer.released,
             commits: buffer.commits,
             commit_seconds: buffer.commit_seconds,
+            commit_wait_seconds: buffer.commit_wait_seconds,
             write_failures: buffer.write_failures,
         }
     }

@@ -31,8 +31,8 @@ table! {
         /// than the retention. The header tidegate-arrived has the time of arrival in both cases.
         timestamp: Timestamp = choice().or("delivery"),
 
-        /// How long a batch waits for more readings: fewer and larger requests.
-        linger: Duration = time(Duration::from_secs(60), "readings are delivered later by as much").or("100ms"),
+        /// The time between two batches: fewer and larger requests. A reading that comes after a pause is sent at once.
+        linger: Duration = time(Duration::from_secs(60), "readings are delivered later by as much").or("500ms"),
 
         /// Compression of what the agent sends to Kafka. Every consumer can read gzip. zstd is smaller and costs the
         /// gateway less, but kafkajs, kafka-python and aiokafka cannot read it as they are installed; docs/kafka.md has

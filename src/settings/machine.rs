@@ -9,7 +9,8 @@ use super::reading::{Section, is_name};
 use super::table::{Key, Table};
 use super::units;
 use super::values::{
-    Value, Words, address_or_off, choice, choice_and_later, folder, name, size, table, text, text_or_empty, time,
+    Value, Words, address_or_off, choice, choice_and_later, folder, name, size, table, text, text_or_empty,
+    time_or_auto,
 };
 
 table! {
@@ -81,11 +82,18 @@ table! {
         /// full: what is acknowledged survives a power cut. normal: a power cut may lose the last seconds.
         sync: SyncMode = choice().or("full"),
 
-        /// How long a commit waits for more readings: fewer flash writes, later acknowledgements.
-        commit_delay: Duration = time(Duration::from_secs(10), "acknowledgements wait for as long").or("0ms"),
+        /// How long a commit waits for more readings: fewer flash writes, later acknowledgements. auto: four commits a
+        /// second on a busy line, at once for a reading that comes alone or whose sender waits for it; never longer than
+        /// half of linger in [kafka]. A time: always that long. "0ms": never.
+        commit_delay: Option<Duration> = time_or_auto(Duration::from_secs(10), "acknowledgements wait for as long")
+            .or("auto"),
 
         /// Compression of the readings in the buffer. none saves processor time and costs disk space.
         compression: Compression = choice().or("zstd"),
+    }
+    follows {
+        /// How long a reading may wait on its way to Kafka for others: `[kafka] linger`.
+        linger: Duration,
     }
 }
 

@@ -172,6 +172,12 @@ impl<'t, 'a> Section<'t, 'a> {
         if key.kind.takes_time(time) { Ok(time) } else { Err(self.refuse(key, &found, &quoted(text))) }
     }
 
+    /// `None` for "auto".
+    pub(crate) fn time_or_auto(&self, key: &Key) -> Result<Option<Duration>, Reported> {
+        let found = self.need(key)?;
+        if found.value.as_str() == Some("auto") { Ok(None) } else { self.time(key).map(Some) }
+    }
+
     /// IP address and port.
     pub(crate) fn address(&self, key: &Key) -> Result<SocketAddr, Reported> {
         let found = self.need(key)?;

@@ -75,6 +75,11 @@ pub(crate) enum Kind {
         whole_seconds: bool,
         reason: &'static str,
     },
+    /// ... or "auto".
+    TimeOrAuto {
+        max: Duration,
+        reason: &'static str,
+    },
     /// IP address and port; with `true` also "".
     Address(bool),
     /// A file.
@@ -140,8 +145,9 @@ impl Kind {
 
     /// Is the time within its limits, and whole where it must be?
     pub(crate) fn takes_time(&self, time: Duration) -> bool {
-        matches!(self, Self::Time { min, max, whole_seconds, .. }
-            if (*min..=*max).contains(&time) && (!whole_seconds || time.subsec_nanos() == 0))
+        matches!(self, Self::TimeOrAuto { max, .. } if time <= *max)
+            || matches!(self, Self::Time { min, max, whole_seconds, .. }
+                if (*min..=*max).contains(&time) && (!whole_seconds || time.subsec_nanos() == 0))
     }
 
     /// In words: what is allowed.
@@ -160,6 +166,9 @@ impl Kind {
                 let what =
                     if *whole_seconds { "a time in whole seconds with its unit" } else { "a time with its unit" };
                 limits(what, &show_time(*min), &show_time(*max), reason)
+            }
+            Self::TimeOrAuto { max, reason } => {
+                limits("auto or a time with its unit", &show_time(Duration::ZERO), &show_time(*max), reason)
             }
             Self::Address(false) => "an IP address with its port".into(),
             Self::Address(true) => "an IP address with its port, or \"\"".into(),

@@ -110,6 +110,11 @@ pub(super) const fn time(max: Duration, reason: &'static str) -> Value<Duration>
     Value::new(Kind::Time { min: Duration::ZERO, max, whole_seconds: false, reason }, |section, key| section.time(key))
 }
 
+/// `None` is "auto".
+pub(super) const fn time_or_auto(max: Duration, reason: &'static str) -> Value<Option<Duration>> {
+    Value::new(Kind::TimeOrAuto { max, reason }, |section, key| section.time_or_auto(key))
+}
+
 pub(super) const fn whole_seconds(min: u64, max: u64, reason: &'static str) -> Value<Duration> {
     let (min, max) = (Duration::from_secs(min), Duration::from_secs(max));
     Value::new(Kind::Time { min, max, whole_seconds: true, reason }, |section, key| section.time(key))

@@ -29,6 +29,7 @@ mod controls; // planted bugs turn the scenarios red
 mod crowds; // one host cannot keep the others out
 mod custody; // nothing acknowledged is lost when the agent is killed
 mod damage; // flipped bits, garbage pages, a missing head
+mod everyday; // some readings a second, all day
 mod exactly_once; // transactions, through kills and faults
 mod flow; // what goes in comes out
 mod identity; // one id, one reading

@@ -24,7 +24,7 @@ struct Scene {
 
 fn arrivals(numbers: RangeInclusive<u64>, receipt: u64, reply: &mpsc::UnboundedSender<Durable<u64>>) -> Arrivals<u64> {
     let (events, reply) = (numbers.map(event).collect(), reply.clone());
-    Arrivals { events, sessions: vec![], receipt, reply, room: None }
+    Arrivals { events, sessions: vec![], receipt, reply, room: None, waits: true }
 }
 
 fn first_three() -> Settlement {

@@ -32,7 +32,7 @@ use crate::settings::machine::BufferKeys;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) fn settings() -> settings::Buffer {
-    settings::example(BufferKeys::TABLE, BufferKeys::read).complete().unwrap()
+    settings::example(BufferKeys::TABLE, BufferKeys::read).complete(Duration::ZERO).unwrap()
 }
 
 /// A buffer that runs, with the other ends of its doors.
@@ -100,7 +100,7 @@ impl Bench {
     fn arrivals(&self, events: Vec<Event>, receipt: u64) -> Arrivals<u64> {
         self.seen.set(false);
         let reply = self.reply.clone();
-        Arrivals { events, sessions: Vec::new(), receipt, reply, room: None }
+        Arrivals { events, sessions: Vec::new(), receipt, reply, room: None, waits: true }
     }
 
     /// Queues these and returns at once.

@@ -74,7 +74,7 @@ fn the_outlet_waits_for_new_events() {
         let events = reader.next(PATIENCE).unwrap();
         (reader, sequences(&events))
     });
-    let arrivals = Arrivals { events: vec![event(1)], sessions: vec![], receipt: 0, reply, room: None };
+    let arrivals = Arrivals { events: vec![event(1)], sessions: vec![], receipt: 0, reply, room: None, waits: true };
     intake.store(arrivals).unwrap();
     let (mut reader, read) = reader.join().unwrap();
     assert_eq!(read, [1]);
@@ -220,7 +220,7 @@ fn the_names_of_admitted_topics_are_kept_while_something_waits_beyond_them() {
 fn a_commit_delay_brings_arrivals_into_one_commit() {
     let dir = tempfile::tempdir().unwrap();
     let mut slow = settings();
-    slow.commit_delay = Duration::from_millis(500);
+    slow.commit_delay = Some(Duration::from_millis(500));
     let mut bench = open_with(dir.path(), slow);
     for n in 1..=20 {
         bench.send(vec![event(n)], n);

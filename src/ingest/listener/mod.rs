@@ -401,7 +401,7 @@ impl Listening {
             return;
         }
         let (reply, _nobody_waits) = mpsc::unbounded_channel();
-        let work = Arrivals { events: Vec::new(), sessions, receipt: Vec::new(), reply, room: None };
+        let work = Arrivals { events: Vec::new(), sessions, receipt: Vec::new(), reply, room: None, waits: false };
         if let Err(stopped) = self.shared.destination.intake.store(work) {
             tracing::debug!(%stopped, "the buffer has stopped, so these sessions are forgotten only after the next \
                  start");

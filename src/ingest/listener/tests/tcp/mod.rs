@@ -67,8 +67,8 @@ impl Site {
     fn start_slow(folder: &Path, settings: Listener, commit_delay: Duration) -> Self {
         let disk = settings::Buffer {
             sync: SyncMode::Normal,
-            commit_delay,
-            ..settings::example(BufferKeys::TABLE, BufferKeys::read).complete().unwrap()
+            commit_delay: Some(commit_delay),
+            ..settings::example(BufferKeys::TABLE, BufferKeys::read).complete(Duration::ZERO).unwrap()
         };
         let (buffer, recovered) = Buffer::open(disk, folder, &[]).unwrap();
         let running = buffer.start::<Receipts>(Pulse::new()).unwrap();
