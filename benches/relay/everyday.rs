@@ -3,6 +3,7 @@
 //!
 //! Cost and freshness are taken one after the other: a reader that looks all the time costs Kafka more than the readings do.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,7 +14,7 @@ use crate::load::{Load, Published};
 use crate::peer::{self, Peer};
 use crate::support::agent::{Agent, Build, Gateway};
 use crate::support::{Outcome, Trouble, kafka, mosquitto, wait_until};
-use crate::usage::{Usage, kafka_cpu_s, threads};
+use crate::usage::{Usage, cpu_s};
 
 /// Which program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,4 +242,30 @@ fn sent_ms(payload: &[u8]) -> Option<i64> {
     let text = std::str::from_utf8(payload).ok()?;
     let (_, after) = text.split_once("\"t\":")?;
     after.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// Nanoseconds on a processor by the name of the thread; of those that run now.
+fn threads(pid: u32) -> Outcome<BTreeMap<String, u64>> {
+    let mut all = BTreeMap::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let path = task?.path();
+        let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default().trim().to_owned();
+        let spent = std::fs::read_to_string(path.join("schedstat")).unwrap_or_default();
+        *all.entry(name).or_default() += spent.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    }
+    Ok(all)
+}
+
+/// CPU of the Kafka that this benchmark has started: its only child in Java.
+fn kafka_cpu_s() -> Outcome<f64> {
+    let mut all = 0.0;
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
+        if stat.contains("(java)") && parent == Some(std::process::id()) {
+            all += cpu_s(pid)?;
+        }
+    }
+    Ok(all)
 }

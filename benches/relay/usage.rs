@@ -1,7 +1,5 @@
 //! What an agent has used, and on what machine.
 
-use std::collections::BTreeMap;
-
 use crate::support::Outcome;
 use crate::support::agent::Agent;
 
@@ -47,20 +45,8 @@ impl Usage {
     }
 }
 
-/// Nanoseconds on a processor by the name of the thread; of those that run now.
-pub fn threads(pid: u32) -> Outcome<BTreeMap<String, u64>> {
-    let mut all = BTreeMap::new();
-    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let path = task?.path();
-        let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default().trim().to_owned();
-        let spent = std::fs::read_to_string(path.join("schedstat")).unwrap_or_default();
-        *all.entry(name).or_default() += spent.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
-    }
-    Ok(all)
-}
-
 /// User and system time of a process.
-fn cpu_s(pid: u32) -> Outcome<f64> {
+pub fn cpu_s(pid: u32) -> Outcome<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / TICKS)
@@ -70,20 +56,6 @@ fn cpu_s(pid: u32) -> Outcome<f64> {
 fn number(text: &str, name: &str) -> Option<u64> {
     let (_, after) = text.split_once(name)?;
     after.split_whitespace().next()?.parse().ok()
-}
-
-/// CPU of the Kafka that this benchmark has started: its only child in Java.
-pub fn kafka_cpu_s() -> Outcome<f64> {
-    let mut all = 0.0;
-    for entry in std::fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
-        if stat.contains("(java)") && parent == Some(std::process::id()) {
-            all += cpu_s(pid)?;
-        }
-    }
-    Ok(all)
 }
 
 /// What the figures were measured on.

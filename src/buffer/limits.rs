@@ -89,7 +89,7 @@ pub(super) const GATHER_SPACING: Duration = Duration::from_micros(250);
 /// After waits in vain, 2, 4, … up to 2^6 commits do not wait: who waits for each acknowledgement stays fast.
 pub(super) const GATHER_FUTILE: u32 = 6;
 
-/// With `commit_delay`, company up to this size is waited for; above, half of the intake is used and ingest would stall.
+/// With `commit_delay`, a commit waits for others up to this size; above, half of the intake is used and ingest would stall.
 pub(super) const DELAY_BYTES: usize = INTAKE_BYTES / 2;
 
 /// SQLite's page. Smaller pages write more per large chunk, larger ones more per small commit (measured: 4 KiB is best).

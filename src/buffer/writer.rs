@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!        ┌──────────────── serve ────────────────┐          recover
-//!  ──▶ wait ──▶ gather company ──▶ one commit ───┼─ failed ─▶ drop the connection, wait, open again,
+//!  ──▶ wait ──▶ gather others ───▶ one commit ───┼─ failed ─▶ drop the connection, wait, open again,
 //!        ▲                             │         │            write the log back, read the books:
 //!        └──── measure, publish ◀──────┘         │            found on disk → acknowledge, else store again
 //!                                                │                 │

@@ -207,7 +207,7 @@ impl Sender {
         self.producer().map_or(0, |producer| producer.in_flight().0)
     }
 
-    /// When there is something to do, whatever happens: `gathers_until` is when what waits for company goes.
+    /// When there is something to do, whatever happens: `gathers_until` is when what waits for others goes.
     pub(super) fn next_wake(&self, gathers_until: Option<Instant>, now: Instant) -> Option<Instant> {
         match self.phase {
             Phase::Flowing(_) => self.delivery.next_wake(gathers_until, now),

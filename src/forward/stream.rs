@@ -104,7 +104,7 @@ impl Stream {
                 || pending.bytes >= FULL_BYTES)
     }
 
-    /// When what waits for company goes, whatever comes.
+    /// When what waits for others goes, whatever comes.
     pub(super) fn gathers_until(&self) -> Option<Instant> {
         self.pending.gather_until
     }

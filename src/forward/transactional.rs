@@ -153,7 +153,7 @@ impl Transactional {
         self.session.as_ref().map(Session::closed)
     }
 
-    /// When there is something to do, whatever comes. `gathers_until`: what waits for company goes then.
+    /// When there is something to do, whatever comes. `gathers_until`: what waits for others goes then.
     pub(super) fn next_wake(&self, gathers_until: Option<Instant>, now: Instant) -> Option<Instant> {
         match self.state()? {
             State::Starting | State::Committing => now.checked_add(BETWEEN_SLICES),
