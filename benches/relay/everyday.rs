@@ -85,7 +85,7 @@ pub fn run(rates: &[f64], whos: &[Who]) -> Outcome<()> {
 
 /// What is measured: the agent, or a peer.
 enum Subject {
-    Agent(Gateway, Agent),
+    Agent(Box<(Gateway, Agent)>),
     Peer(Peer),
 }
 
@@ -110,19 +110,19 @@ impl Subject {
         if who == Who::Mosquitto {
             agent.wait_subscribed(1)?;
         }
-        Ok((Self::Agent(gateway, agent), to))
+        Ok((Self::Agent(Box::new((gateway, agent))), to))
     }
 
     fn pid(&self) -> u32 {
         match self {
-            Self::Agent(_, agent) => agent.pid(),
+            Self::Agent(both) => both.1.pid(),
             Self::Peer(peer) => peer.process.pid(),
         }
     }
 
     fn end(self) -> Outcome<()> {
         match self {
-            Self::Agent(_gateway, mut agent) => agent.stop(Duration::from_secs(20)).map(drop),
+            Self::Agent(mut both) => both.1.stop(Duration::from_secs(20)).map(drop),
             Self::Peer(peer) => peer.process.stop(),
         }
     }
